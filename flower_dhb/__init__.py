@@ -1,0 +1,91 @@
+"""Training without a server: decentralized heavy-ball SGD for Flower apps.
+
+Agents sit on a fixed communication graph and share parameters and momentum with their
+graph neighbors only (DMSGD: Balu et al., ICASSP 2021, arXiv 2010.11166).
+
+Public names load on first use: importing this package loads neither Flower, gRPC,
+torch nor matplotlib.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flower_dhb.algorithms import DSGD, Algorithm, HeavyBall, algorithm_from_config
+    from flower_dhb.config import RunConfig
+    from flower_dhb.errors import (
+        ConfigError,
+        FlowerDhbError,
+        GraphError,
+        PayloadError,
+        RoundError,
+        StateError,
+    )
+    from flower_dhb.flower.mod import consensus_mod, decentralize
+    from flower_dhb.flower.strategy import ServerlessResult, ServerlessStrategy
+    from flower_dhb.graph import Topology
+    from flower_dhb.metrics import consensus_distance
+    from flower_dhb.node import Node
+    from flower_dhb.reference import simulate
+    from flower_dhb.weights import lazy
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Algorithm": "algorithms",
+    "ConfigError": "errors",
+    "DSGD": "algorithms",
+    "FlowerDhbError": "errors",
+    "GraphError": "errors",
+    "HeavyBall": "algorithms",
+    "Node": "node",
+    "PayloadError": "errors",
+    "RoundError": "errors",
+    "RunConfig": "config",
+    "ServerlessResult": "flower.strategy",
+    "ServerlessStrategy": "flower.strategy",
+    "StateError": "errors",
+    "Topology": "graph",
+    "algorithm_from_config": "algorithms",
+    "consensus_distance": "metrics",
+    "consensus_mod": "flower.mod",
+    "decentralize": "flower.mod",
+    "lazy": "weights",
+    "simulate": "reference",
+}
+
+__all__ = [
+    "DSGD",
+    "Algorithm",
+    "ConfigError",
+    "FlowerDhbError",
+    "GraphError",
+    "HeavyBall",
+    "Node",
+    "PayloadError",
+    "RoundError",
+    "RunConfig",
+    "ServerlessResult",
+    "ServerlessStrategy",
+    "StateError",
+    "Topology",
+    "__version__",
+    "algorithm_from_config",
+    "consensus_distance",
+    "consensus_mod",
+    "decentralize",
+    "lazy",
+    "simulate",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,229 @@
+"""Payload to bytes and back: versioned, checked against what is expected, never unpickled.
+
+A frame is a fixed prefix (magic, version, header length, checksum), a JSON header (run,
+round, vertex, and name, dtype and length of each vector), and the vectors' bytes in
+little-endian order. The checksum is xxh3 over header and vectors: it finds accidents,
+not attackers, whom the transport keeps out.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from flower_dhb.errors import PayloadError
+
+__all__ = [
+    "VERSION",
+    "Header",
+    "VectorSpec",
+    "all_finite",
+    "checksum",
+    "decode",
+    "encode",
+    "encode_parts",
+    "read_header",
+]
+
+VERSION = 1
+_MAGIC = b"DHB\x00"
+_PREFIX = struct.Struct("<4sHxxIQ")  # magic, version, header length, checksum
+_HEADER_LIMIT_BYTES = 4096  # a header of four vectors takes about 250 bytes
+_DTYPES = ("float32", "float64")
+_FINITE_BLOCK = 2**16  # elements; the mask of a block stays in the cache
+
+if sys.byteorder != "little":  # pragma: no cover
+    raise ImportError("flower_dhb payloads are little-endian; this machine is not")
+
+
+@dataclass(frozen=True)
+class VectorSpec:
+    """Name, dtype name and number of elements of one vector of a payload."""
+
+    name: str
+    dtype: str
+    size: int
+
+    @property
+    def n_bytes(self) -> int:
+        """Length in bytes."""
+        return self.size * np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a frame says of itself, and what a receiver expects of it."""
+
+    run: str
+    round: int
+    vertex: int
+    vectors: tuple[VectorSpec, ...]
+
+    @classmethod
+    def of(
+        cls, payload: Mapping[str, NDArray[Any]], *, run: str, round: int, vertex: int
+    ) -> Header:
+        """Header of a payload. Raises PayloadError for a dtype that is not carried."""
+        for name, vector in payload.items():
+            if vector.ndim != 1 or vector.dtype.name not in _DTYPES:
+                raise PayloadError(
+                    f"vector '{name}' is {vector.dtype.name}{list(vector.shape)}; a payload "
+                    f"carries flat vectors of {' or '.join(_DTYPES)}"
+                )
+        return cls(
+            run,
+            round,
+            vertex,
+            tuple(VectorSpec(k, v.dtype.name, v.shape[0]) for k, v in payload.items()),
+        )
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all vectors."""
+        return sum(vector.n_bytes for vector in self.vectors)
+
+    @property
+    def sender(self) -> str:
+        """How messages name this frame."""
+        return f"round {self.round}, neighbor {self.vertex}"
+
+    def check(self, found: Header) -> None:
+        """Raise PayloadError unless `found` is what is expected here."""
+        for what in ("run", "round", "vertex"):
+            want, got = getattr(self, what), getattr(found, what)
+            if want != got:
+                raise PayloadError(
+                    f"{self.sender}: payload is of {what} {got!r}, expected {want!r}"
+                )
+        want_names = [v.name for v in self.vectors]
+        got_names = [v.name for v in found.vectors]
+        if want_names != got_names:
+            raise PayloadError(
+                f"{self.sender}: payload holds vectors {got_names}, expected {want_names}; "
+                "all agents must run the same algorithm"
+            )
+        for mine, theirs in zip(self.vectors, found.vectors, strict=True):
+            if mine != theirs:
+                raise PayloadError(
+                    f"{self.sender}: '{mine.name}' is {theirs.dtype}[{theirs.size}], expected "
+                    f"{mine.dtype}[{mine.size}]; all agents must run the same model"
+                )
+
+
+def encode(payload: Mapping[str, NDArray[Any]], *, run: str, round: int, vertex: int) -> bytes:
+    """One frame as bytes. Raises PayloadError for vectors that a payload cannot carry."""
+    return b"".join(encode_parts(payload, run=run, round=round, vertex=vertex))
+
+
+def encode_parts(
+    payload: Mapping[str, NDArray[Any]], *, run: str, round: int, vertex: int
+) -> list[bytes | memoryview]:
+    """One frame as buffers to be sent one after the other, the vectors not copied."""
+    header = Header.of(payload, run=run, round=round, vertex=vertex)
+    text = json.dumps(
+        {
+            "run": run,
+            "round": round,
+            "vertex": vertex,
+            "vectors": [[v.name, v.dtype, v.size] for v in header.vectors],
+        }
+    ).encode()
+    buffers = [np.ascontiguousarray(v).view(np.uint8).data for v in payload.values() if v.size]
+    prefix = _PREFIX.pack(_MAGIC, VERSION, len(text), checksum(text, *buffers))
+    return [prefix + text, *buffers]
+
+
+def decode(frame: bytes | bytearray | memoryview, expect: Header) -> dict[str, NDArray[Any]]:
+    """Vectors of a frame by name, read-only views into it.
+
+    Raises PayloadError that names round, sender and vector if version, length, header,
+    checksum or a value (NaN, infinity) is not as expected.
+    """
+    found, start = _split(frame, expect.sender)
+    expect.check(found)
+    body = memoryview(frame)[start:]
+    if len(body) != found.n_bytes:
+        raise PayloadError(
+            f"{expect.sender}: payload has {len(body)} bytes of vectors, expected {found.n_bytes}"
+        )
+    *_, claimed = _PREFIX.unpack_from(frame)
+    actual = checksum(memoryview(frame)[_PREFIX.size : start], body)
+    if claimed != actual:
+        raise PayloadError(
+            f"{expect.sender}: checksum is {actual:016x}, the header says {claimed:016x}; the "
+            "payload was damaged on its way"
+        )
+    vectors: dict[str, NDArray[Any]] = {}
+    at = 0
+    for spec in found.vectors:
+        vector = np.frombuffer(body[at : at + spec.n_bytes], dtype=spec.dtype)
+        vector.setflags(write=False)
+        if not all_finite(vector):
+            raise PayloadError(f"{expect.sender}: '{spec.name}' holds NaN or infinite values")
+        vectors[spec.name] = vector
+        at += spec.n_bytes
+    return vectors
+
+
+def read_header(frame: bytes | bytearray | memoryview) -> Header:
+    """Header of a frame, before anything else of it is believed."""
+    return _split(frame, "payload")[0]
+
+
+def checksum(*buffers: bytes | memoryview) -> int:
+    """64-bit xxh3 of the buffers one after the other."""
+    digest = xxhash.xxh3_64()
+    for buffer in buffers:
+        digest.update(buffer)
+    return digest.intdigest()
+
+
+def all_finite(vector: NDArray[Any]) -> bool:
+    """Whether a flat vector holds neither NaN nor infinity."""
+    return all(
+        bool(np.isfinite(vector[start : start + _FINITE_BLOCK]).all())
+        for start in range(0, vector.shape[0], _FINITE_BLOCK)
+    )
+
+
+def _split(frame: bytes | bytearray | memoryview, sender: str) -> tuple[Header, int]:
+    """Header of a frame and where its vectors begin."""
+    if len(frame) < _PREFIX.size:
+        raise PayloadError(f"{sender}: {len(frame)} bytes are too short for a payload")
+    magic, version, length, _ = _PREFIX.unpack_from(frame)
+    if magic != _MAGIC:
+        raise PayloadError(f"{sender}: not a payload of this package")
+    if version != VERSION:
+        raise PayloadError(
+            f"{sender}: payload version {version}, expected {VERSION}; all agents must run the "
+            "same version of flower_dhb"
+        )
+    start = _PREFIX.size + length
+    if length > _HEADER_LIMIT_BYTES or start > len(frame):
+        raise PayloadError(f"{sender}: header of {length} bytes does not fit its frame")
+    try:
+        header = _parse(bytes(memoryview(frame)[_PREFIX.size : start]))
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise PayloadError(f"{sender}: unreadable header: {error}") from None
+    return header, start
+
+
+def _parse(text: bytes) -> Header:
+    document = json.loads(text)
+    run, number, vertex = document["run"], document["round"], document["vertex"]
+    if type(run) is not str or type(number) is not int or type(vertex) is not int:
+        raise TypeError("run, round and vertex must be text, integer and integer")
+    vectors = []
+    for name, dtype, size in document["vectors"]:
+        if type(name) is not str or dtype not in _DTYPES or type(size) is not int or size < 0:
+            raise TypeError(f"vector {name!r} of {dtype!r}[{size!r}]")
+        vectors.append(VectorSpec(name, dtype, size))
+    return Header(run, number, vertex, tuple(vectors))

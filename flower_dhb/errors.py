@@ -1,0 +1,51 @@
+"""The error tree: every error that this package raises on purpose.
+
+Each message says who, when, what was found, what was expected, and the remedy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+__all__ = [
+    "ConfigError",
+    "FlowerDhbError",
+    "GraphError",
+    "PayloadError",
+    "RoundError",
+    "StateError",
+    "unknown",
+]
+
+
+class FlowerDhbError(Exception):
+    """Base of all errors of this package."""
+
+
+class ConfigError(FlowerDhbError, ValueError):
+    """A setting is not allowed, or two settings do not go together."""
+
+
+class GraphError(ConfigError):
+    """A communication graph or a mixing matrix is not usable."""
+
+
+class PayloadError(FlowerDhbError, ValueError):
+    """Arrays or bytes are not what an agent may share or accept."""
+
+
+class StateError(FlowerDhbError):
+    """An agent's stored state is absent, damaged, or of another round."""
+
+
+class RoundError(FlowerDhbError, RuntimeError):
+    """A round cannot be started or finished."""
+
+
+def unknown(what: str, name: object, known: Iterable[str]) -> str:
+    """Message for a name that is none of the known ones, with the nearest match."""
+    names = list(known)
+    close = get_close_matches(str(name), names, n=1)
+    hint = f", did you mean '{close[0]}'?" if close else "."
+    return f"unknown {what} '{name}'{hint} Known: {', '.join(names)}"

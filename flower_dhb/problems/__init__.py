@@ -1,0 +1,1 @@
+"""Problems that agents solve together: data and models, the same for every runtime."""

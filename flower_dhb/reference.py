@@ -1,0 +1,90 @@
+"""The plain reference driver: the law, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flower_dhb.algorithms.base import Algorithm
+from flower_dhb.errors import ConfigError
+from flower_dhb.graph import Topology
+
+__all__ = ["Edges", "simulate"]
+
+Edges: TypeAlias = Iterable[tuple[int, int]]
+Missing: TypeAlias = Callable[[int], Edges] | Mapping[int, Edges] | Sequence[Edges]
+
+
+def simulate(
+    algorithm: Algorithm,
+    topology: Topology,
+    start: NDArray[Any],
+    local_step: Callable[[NDArray[Any], int], NDArray[Any]],
+    rounds: int,
+    missing: Missing | None = None,
+) -> NDArray[Any]:
+    """Run a rule on a graph and return every agent's parameters after every round.
+
+    Parameters
+    ----------
+    start : (n, d)
+        Initial parameters, one row an agent; `(d,)` gives all agents the same.
+    local_step : callable
+        `local_step(x, round) -> z` maps the parameters `(n, d)` before the round to
+        the locally trained ones. Rounds count from 1.
+    rounds : int
+        Number of rounds.
+    missing : optional
+        The edges that fail, per round: a mapping by round, a function of the round, or
+        a sequence whose first entry is round 1. Their weight returns to both ends.
+
+    Returns
+    -------
+    (rounds + 1, n, d), in the dtype of `start`; entry k is the state after round k.
+
+    Raises
+    ------
+    ConfigError
+        If shapes do not fit, or the rule diverges on this graph for every step size.
+    """
+    if not rounds >= 0:
+        raise ConfigError(f"rounds must be at least 0, got {rounds}")
+    x = np.asarray(start)
+    if x.dtype.kind != "f":
+        x = x.astype(np.float64)
+    n = topology.n_agents
+    if x.ndim == 1:
+        x = np.broadcast_to(x, (n, len(x)))
+    if x.ndim != 2 or len(x) != n:
+        raise ConfigError(f"start must be ({n}, d), one row an agent; got shape {x.shape}")
+    algorithm.check(topology.eigenvalues)
+
+    state = algorithm.start(x.copy())
+    trajectory = np.empty((rounds + 1, *x.shape), x.dtype)
+    trajectory[0] = x
+    for k in range(1, rounds + 1):
+        trained = np.asarray(local_step(state.parameters.copy(), k), dtype=x.dtype)
+        if trained.shape != x.shape:
+            raise ConfigError(
+                f"round {k}: local_step returned shape {trained.shape}, expected {x.shape}"
+            )
+        weights = topology.with_missing(_missing_in(missing, k)).astype(x.dtype)
+        mixed = {
+            name: weights @ vector for name, vector in algorithm.outgoing(state, trained).items()
+        }
+        state = algorithm.combine(state, trained, mixed)
+        trajectory[k] = state.parameters
+    return trajectory
+
+
+def _missing_in(missing: Missing | None, k: int) -> Edges:
+    if missing is None:
+        return ()
+    if callable(missing):
+        return missing(k)
+    if isinstance(missing, Mapping):
+        return missing.get(k, ())
+    return missing[k - 1] if k <= len(missing) else ()

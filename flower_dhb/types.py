@@ -1,0 +1,200 @@
+"""The nouns that all layers share: State, Payload, and the Layout of a model's arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flower_dhb.errors import ConfigError, PayloadError
+
+__all__ = ["STATISTICS", "Entry", "Layout", "NDArrays", "Payload", "State", "Vector"]
+
+# A NumPy array or a torch tensor: `(d,)` for one agent, `(n, d)` for all of them.
+# Rules use only elementwise arithmetic, which both libraries spell alike.
+Vector: TypeAlias = Any
+
+# What an agent shares in one round: named vectors.
+Payload: TypeAlias = Mapping[str, Vector]
+
+NDArrays: TypeAlias = dict[str, NDArray[Any]]
+
+# Names of arrays that hold running statistics, as torch and Keras spell them.
+STATISTICS = ("*running_mean", "*running_var", "*moving_mean", "*moving_variance")
+
+Kind = Literal["parameter", "statistic", "local"]
+
+
+@dataclass(frozen=True)
+class State:
+    """One agent's (or all agents') parameters and what its rule remembers.
+
+    parameters: `(d,)` or `(n, d)`, the `x(k)` of the law. memory: vectors of the same
+    shape, by name; which ones there are is the rule's business.
+    """
+
+    parameters: Vector
+    memory: Mapping[str, Vector]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One array of a model: its name, shape, dtype, and what the law does with it."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    kind: Kind
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a model's named arrays lie in flat vectors.
+
+    Floating-point arrays are parameters, unless their name marks them as running
+    statistics; integer and boolean arrays stay local (`docs/algorithm.md`, "What is
+    not a parameter"). Parameters are concatenated in the order of the arrays, in their
+    common dtype and at least float32, so that half-precision models lose nothing in
+    the consensus arithmetic.
+    """
+
+    entries: tuple[Entry, ...]
+
+    @classmethod
+    def of(
+        cls, arrays: Mapping[str, NDArray[Any]], statistics: tuple[str, ...] = STATISTICS
+    ) -> Layout:
+        """Layout of `arrays`; `statistics` are shell-style name patterns.
+
+        Raises ConfigError if there is no parameter, or a dtype is neither real nor integer.
+        """
+        entries = tuple(
+            Entry(name, array.shape, array.dtype, _kind(name, array.dtype, statistics))
+            for name, array in arrays.items()
+        )
+        if not any(entry.kind == "parameter" and entry.size for entry in entries):
+            raise ConfigError(
+                f"no floating-point parameters among {len(entries)} arrays "
+                f"{[e.name for e in entries][:5]}; there is nothing to agree on"
+            )
+        return cls(entries)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Dtype of the parameter vector."""
+        return self._dtype("parameter")
+
+    @property
+    def size(self) -> int:
+        """Length `d` of the parameter vector."""
+        return self._size("parameter")
+
+    @property
+    def statistics_size(self) -> int:
+        """Length of the vector of running statistics, 0 for most models."""
+        return self._size("statistic")
+
+    def flatten(self, arrays: Mapping[str, NDArray[Any]]) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Copy `arrays` into (parameters, statistics), two flat vectors.
+
+        Raises PayloadError that names the first array which is missing, unknown, of
+        another shape or dtype, or not finite.
+        """
+        self._check(arrays)
+        return self._pack(arrays, "parameter"), self._pack(arrays, "statistic")
+
+    def unflatten(
+        self,
+        parameters: NDArray[Any],
+        statistics: NDArray[Any],
+        local: Mapping[str, NDArray[Any]],
+    ) -> NDArrays:
+        """Inverse of `flatten`: named arrays in the model's own shapes and dtypes."""
+        vectors = {"parameter": parameters, "statistic": statistics}
+        at = {"parameter": 0, "statistic": 0}
+        arrays: NDArrays = {}
+        for entry in self.entries:
+            if entry.kind == "local":
+                arrays[entry.name] = local[entry.name]
+                continue
+            start, stop = at[entry.kind], at[entry.kind] + entry.size
+            piece = vectors[entry.kind][start:stop].astype(entry.dtype, copy=False)
+            arrays[entry.name] = piece.reshape(entry.shape)
+            at[entry.kind] = stop
+        return arrays
+
+    def local(self, arrays: Mapping[str, NDArray[Any]]) -> NDArrays:
+        """The arrays that never leave the agent."""
+        return {e.name: arrays[e.name] for e in self.entries if e.kind == "local"}
+
+    def to_config(self) -> list[list[Any]]:
+        """Plain lists, for JSON: `[name, shape, dtype, kind]` per array."""
+        return [[e.name, list(e.shape), e.dtype.str, e.kind] for e in self.entries]
+
+    @classmethod
+    def from_config(cls, config: list[list[Any]]) -> Layout:
+        """Inverse of `to_config`."""
+        return cls(
+            tuple(
+                Entry(name, tuple(shape), np.dtype(dtype), kind)
+                for name, shape, dtype, kind in config
+            )
+        )
+
+    def _check(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        expected, found = {e.name for e in self.entries}, set(arrays)
+        if expected != found:
+            missing, unknown = sorted(expected - found), sorted(found - expected)
+            raise PayloadError(
+                f"arrays differ from the agent's model: missing {missing}, unknown {unknown}; "
+                "all agents must run the same model"
+            )
+        for e in self.entries:
+            array = arrays[e.name]
+            if array.shape != e.shape or array.dtype != e.dtype:
+                raise PayloadError(
+                    f"'{e.name}' is {array.dtype}{list(array.shape)}, expected "
+                    f"{e.dtype}{list(e.shape)}; all agents must run the same model"
+                )
+            if e.kind != "local" and not np.isfinite(array).all():
+                bad = int(array.size - np.count_nonzero(np.isfinite(array)))
+                raise PayloadError(
+                    f"'{e.name}' holds {bad} values that are not finite (NaN or infinite); "
+                    "a smaller learning rate is the usual remedy"
+                )
+
+    def _size(self, kind: Kind) -> int:
+        return sum(e.size for e in self.entries if e.kind == kind)
+
+    def _dtype(self, kind: Kind) -> np.dtype[Any]:
+        dtypes = [e.dtype for e in self.entries if e.kind == kind]
+        return np.result_type(np.float32, *dtypes)
+
+    def _pack(self, arrays: Mapping[str, NDArray[Any]], kind: Kind) -> NDArray[Any]:
+        vector = np.empty(self._size(kind), self._dtype(kind))
+        at = 0
+        for e in self.entries:
+            if e.kind == kind:
+                vector[at : at + e.size] = arrays[e.name].reshape(-1)
+                at += e.size
+        return vector
+
+
+def _kind(name: str, dtype: np.dtype[Any], statistics: tuple[str, ...]) -> Kind:
+    if dtype.kind in "iub":
+        return "local"
+    if dtype.kind != "f":
+        raise ConfigError(
+            f"array '{name}' is {dtype}; only real floating-point, integer and boolean "
+            "arrays are supported"
+        )
+    return "statistic" if any(fnmatchcase(name, p) for p in statistics) else "parameter"
