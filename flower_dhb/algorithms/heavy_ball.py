@@ -112,6 +112,10 @@ class HeavyBall(Algorithm):
     def shares_before_training(self) -> bool:
         return self.order == COMBINE_THEN_ADAPT
 
+    @property
+    def exact(self) -> bool:
+        return self.form == TRACKING
+
     def outgoing(self, state: State, trained: Vector) -> Payload:
         base = state.parameters if self.shares_before_training else trained
         if self.form == BUFFER:
