@@ -129,7 +129,7 @@ class HeavyBall(Algorithm):
             payload["folded"] = base + self._mixed_part * d
         else:
             payload["parameters"], payload["momentum"] = base, d
-        return payload
+        return {name: payload[name] for name in self.vectors}
 
     def combine(self, state: State, trained: Vector, mixed: Payload) -> State:
         if self.form == BUFFER:
