@@ -106,8 +106,9 @@ class DirectedTopology:
 
 
 def parse_topology(spec: str, weights: str = "metropolis") -> Topology | DirectedTopology:
-    """Graph from a short text: as `Topology.parse`, and `directed-ring:N` or
-    `directed-exponential:N`. Raises GraphError that names the nearest known form.
+    """Graph from a short text: as `Topology.parse`, or `directed-ring:N`, `directed-exponential:N`.
+
+    Raises GraphError that names the nearest known form.
     """
     kind, _, size = spec.strip().partition(":")
     if not kind.startswith("directed"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -99,8 +99,8 @@ class DigitsTask:
             if part == VALIDATION
             else (data.test_x, data.test_y)
         )
-        assert isinstance(engine.problem, Supervised)
-        found = [accuracy(engine.problem, agents, x, y) for agents in _with_average(engine)]
+        problem = cast(Supervised, engine.problem)
+        found = [accuracy(problem, agents, x, y) for agents in (engine.average(), engine.agents)]
         return Scores(float(found[0][0]), found[1])
 
 
@@ -150,10 +150,6 @@ def accuracy(
     x, y = x.to(device), y.to(device)
     right = [(output.argmax(-1) == y).double().mean(-1) for _, output in problem.outputs(agents, x)]
     return torch.cat(right).cpu().numpy()
-
-
-def _with_average(engine: Engine) -> tuple[Agents, Agents]:
-    return engine.average(), engine.agents
 
 
 def _digits(model: str) -> Callable[..., Task]:

@@ -15,7 +15,7 @@ from flower_dhb.engine.graph_passes import apply_updates, fuse_bias, is_random, 
 from flower_dhb.errors import ConfigError
 from flower_dhb.types import STATISTICS, Entry, Layout
 
-__all__ = ["Batched", "Loss", "LocalModel", "Looped", "cross_entropy"]
+__all__ = ["Batched", "LocalModel", "Looped", "Loss", "cross_entropy"]
 
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 Stack: TypeAlias = Sequence[Tensor]  # one tensor per array of the model, agents first
@@ -100,7 +100,9 @@ class Batched(LocalModel):
         self._traces: dict[Any, Callable[..., Any]] = {}
         self.may_draw = True  # until the first trace shows otherwise
 
-    def step(self, stack: Stack, x: Tensor, y: Tensor, learning_rate: float) -> None:
+    def step(  # noqa: D102 (in the base class)
+        self, stack: Stack, x: Tensor, y: Tensor, learning_rate: float
+    ) -> None:
         key = ("step", x.shape, x.dtype, x.device, y.shape)
         if key not in self._traces:
             self._traces[key] = self._trace_step(stack, x, y)
@@ -109,7 +111,7 @@ class Batched(LocalModel):
             if new is not tensor:
                 tensor.copy_(new)
 
-    def outputs(self, stack: Stack, x: Tensor) -> Tensor:
+    def outputs(self, stack: Stack, x: Tensor) -> Tensor:  # noqa: D102
         key = ("outputs", len(stack[0]), x.shape, x.dtype, x.device)
         if key not in self._traces:
             self._traces[key] = self._trace_outputs(stack, x)
@@ -172,7 +174,9 @@ class Batched(LocalModel):
 class Looped(LocalModel):
     """One agent after the other with plain autograd: slower, for any module at all."""
 
-    def step(self, stack: Stack, x: Tensor, y: Tensor, learning_rate: float) -> None:
+    def step(  # noqa: D102
+        self, stack: Stack, x: Tensor, y: Tensor, learning_rate: float
+    ) -> None:
         self.module.train()
         n_trained = len(self.trainable)
         for agent in range(len(x)):
@@ -187,7 +191,7 @@ class Looped(LocalModel):
                 if gradient is not None:
                     tensor.add_(gradient, alpha=-learning_rate)
 
-    def outputs(self, stack: Stack, x: Tensor) -> Tensor:
+    def outputs(self, stack: Stack, x: Tensor) -> Tensor:  # noqa: D102
         self.module.eval()
         agents = range(len(stack[0]))
         return torch.stack([self._call([t[agent] for t in stack], x) for agent in agents])

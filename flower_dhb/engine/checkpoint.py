@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
@@ -37,7 +36,8 @@ def read(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         raise StateError(f"{path}: no such checkpoint") from None
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise StateError(
-            f"{path}: not a checkpoint of this package, or damaged: {error}; delete it to begin anew"
+            f"{path}: not a checkpoint of this package, or damaged: {error}; "
+            "delete it to begin anew"
         ) from error
 
 

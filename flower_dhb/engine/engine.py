@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -16,7 +15,7 @@ from flower_dhb.digraph import DirectedTopology
 from flower_dhb.engine import checkpoint
 from flower_dhb.engine.mixer import CHUNK, Mixer
 from flower_dhb.engine.problem import Agents, Problem
-from flower_dhb.errors import ConfigError, GraphError, RoundError, StateError
+from flower_dhb.errors import ConfigError, GraphError, StateError
 from flower_dhb.graph import Topology
 from flower_dhb.types import State
 from flower_dhb.weights import Matrix
@@ -102,7 +101,7 @@ class Engine:
 
     @torch.no_grad()
     def step(self) -> None:
-        """One round of all agents: adapt, share, combine. Raises RoundError if it diverges."""
+        """One round of all agents: adapt, share, combine."""
         k = self.round + 1
         mixer, edges = self._mixer(k)
         self.problem.adapt(self.agents, k, self.learning_rate, self._trained)

@@ -30,7 +30,7 @@ def prefers_sparse(matrix: Matrix, device: str = "cpu") -> bool:
     """
     n = len(matrix)
     cost = SPARSE_COST.get(device, SPARSE_COST["cuda"])
-    return n >= SPARSE_FROM and cost * np.count_nonzero(matrix) < n * n
+    return n >= SPARSE_FROM and cost * int(np.count_nonzero(matrix)) < n * n
 
 
 class Mixer:

@@ -193,7 +193,7 @@ class Supervised:
             return agents.local[entry.name][block]
         rows = parameters if entry.kind == "parameter" else agents.statistics
         piece = rows[block, self._places[entry.name]]
-        return piece.unflatten(1, entry.shape) if entry.shape else piece.squeeze(1)
+        return piece.view(len(piece), *entry.shape)
 
     def _batches(self, round: int) -> Tensor:
         """Sample positions of all agents in a round: (n, local_steps, batch_size)."""

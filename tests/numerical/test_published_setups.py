@@ -1,4 +1,4 @@
-"""Set-ups that BlueFog publishes (examples/pytorch_optimization.py and pytorch_average_consensus.py).
+"""Set-ups that BlueFog publishes: `pytorch_optimization.py`, `pytorch_average_consensus.py`.
 
 Ring, weights 1/3; every agent draws its data from torch's generator seeded with a multiple
 of its rank; full gradients in float64; the error is that of agent 0. The optimum is found

@@ -13,7 +13,7 @@ import pytest
 
 from flower_dhb.algorithms import Algorithm, HeavyBall, method
 from flower_dhb.graph import Topology
-from flower_dhb.planning import best_averaging_momentum, averaging_rate, rate, stability_limit
+from flower_dhb.planning import averaging_rate, best_averaging_momentum, rate, stability_limit
 from flower_dhb.problems.quadratic import Quadratic
 from flower_dhb.reference import simulate
 
