@@ -66,7 +66,7 @@ class DigitsTask:
     metric: str = "accuracy"
     rising: bool = True
     targets: tuple[float, ...] = (0.9, 0.95)
-    grid: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0)
+    grid: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4, 0.8)
     rounds: int = 500
     splits: bool = True
     _batched: Batched | None = field(default=None, repr=False)
@@ -116,7 +116,7 @@ class AnalyticTask:
     metric: str = "error"
     rising: bool = False
     targets: tuple[float, ...] = (1e-2, 1e-6)
-    grid: tuple[float, ...] = (0.1, 0.3, 1.0)
+    grid: tuple[float, ...] = (0.1, 0.2, 0.4, 0.8)
     rounds: int = 500
     splits: bool = False
     _optima: dict[int, Any] = field(default_factory=dict, repr=False)
