@@ -48,7 +48,8 @@ def case_figure(outcomes: Sequence[Outcome], comparison: Comparison, case: Case)
         _curves(grid[0, 0], shown, "mean", "rounds")
         grid[0, 0].set(title=f"{task.metric.capitalize()}, mean over agents", xlabel="round")
         _curves(grid[0, 1], shown, "mean", "megabytes")
-        grid[0, 1].set(title="The same over traffic", xlabel="MB sent, all agents", xscale="log")
+        grid[0, 1].set(title="The same over traffic", xlabel="MB sent, all agents")
+        grid[0, 1].set_xlim(0.0, 1.02 * _least_traffic(shown))
         _curves(grid[1, 0], shown, "consensus", "rounds")
         grid[1, 0].set(title="Consensus distance", xlabel="round", yscale="log")
         _agents(grid[1, 1], shown)
@@ -64,6 +65,12 @@ def case_figure(outcomes: Sequence[Outcome], comparison: Comparison, case: Case)
         title = f"{comparison.problem} on {case.topology}"
         figure.suptitle(f"{title}, split {case.split}" if case.split else title, color=_INK)
     return figure
+
+
+def _least_traffic(outcomes: Sequence[Outcome]) -> float:
+    """Where the most frugal method ends: beyond it, not all methods can be compared."""
+    ends = [run.megabytes[-1] for outcome in outcomes for run in outcome.runs if run.megabytes]
+    return min(ends, default=1.0)
 
 
 def _score_axis(axes: Axes, rising: bool, targets: Sequence[float], axis: Any) -> None:

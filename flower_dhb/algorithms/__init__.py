@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from flower_dhb.algorithms.base import Algorithm
@@ -35,6 +36,7 @@ __all__ = [
     "QuasiGlobal",
     "algorithm_from_config",
     "method",
+    "settings_of",
 ]
 
 # Neighbor averaging on the agents' own links: these run in every runtime.
@@ -100,8 +102,13 @@ def algorithm_from_config(config: Mapping[str, Any]) -> Algorithm:
     name = settings.pop("name", None)
     if name not in ENGINE_ALGORITHMS:
         raise ConfigError(unknown("algorithm", name, ENGINE_ALGORITHMS))
-    known = set(ENGINE_ALGORITHMS[name].__dataclass_fields__)
+    known = settings_of(name)
     for setting in settings:
         if setting not in known:
-            raise ConfigError(unknown(f"setting of {name}", setting, sorted(known)))
+            raise ConfigError(unknown(f"setting of {name}", setting, known))
     return ENGINE_ALGORITHMS[name](**settings)
+
+
+def settings_of(name: str) -> list[str]:
+    """Names of a rule's settings."""
+    return [field.name for field in fields(ENGINE_ALGORITHMS[name])]
