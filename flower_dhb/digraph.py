@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flower_dhb.errors import GraphError, unknown
+from flower_dhb.fdla import FDLA, fastest_weights
 from flower_dhb.graph import Topology
-from flower_dhb.weights import Matrix
+from flower_dhb.weights import WEIGHTS, Matrix
 
 __all__ = ["DirectedTopology", "parse_topology"]
 
@@ -108,11 +109,14 @@ class DirectedTopology:
 def parse_topology(spec: str, weights: str = "metropolis") -> Topology | DirectedTopology:
     """Graph from a short text: as `Topology.parse`, or `directed-ring:N`, `directed-exponential:N`.
 
-    Raises GraphError that names the nearest known form.
+    weights: a name of `flower_dhb.weights`, or `fdla` for the fastest-mixing ones (a directed
+    graph has weights of its own). Raises GraphError that names the nearest known form.
     """
     kind, _, size = spec.strip().partition(":")
     if not kind.startswith("directed"):
-        return Topology.parse(spec, weights)
+        if weights in (*WEIGHTS, FDLA):
+            return Topology.parse(spec, fastest_weights if weights == FDLA else weights)
+        raise GraphError(unknown("weights", weights, (*WEIGHTS, FDLA)))
     if kind not in _KINDS:
         raise GraphError(unknown("topology", kind, _KINDS))
     if not size.isdecimal():

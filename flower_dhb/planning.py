@@ -10,6 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
+from math import comb
+from typing import TypeAlias
 
 import networkx as nx
 import numpy as np
@@ -27,6 +30,7 @@ __all__ = [
     "averaging_rate",
     "best_averaging_momentum",
     "best_rate",
+    "diameter",
     "halving_rounds",
     "mode_matrices",
     "rate",
@@ -35,6 +39,7 @@ __all__ = [
 ]
 
 Array = NDArray[np.float64]
+Edge: TypeAlias = tuple[int, int]
 
 _TINY = 1e-9
 _DIVERGED = 1.0 + 1e-7  # eigenvalues of these small matrices are accurate to about 1e-8
@@ -68,16 +73,24 @@ def _response(algorithm: Algorithm, mixing: Array, curvature: Array, unit: str) 
 def rate(algorithm: Algorithm, eigenvalues: Array, curvatures: Array | float) -> float:
     """Linear rate on a quadratic: the error shrinks by this factor each round.
 
-    The largest absolute eigenvalue over all modes, of what the rule can reach from its
-    start (gradient tracking, for one, keeps the sum of its trackers fixed, an eigenvalue 1
-    that no run excites). Above 1 it diverges.
+    The largest absolute eigenvalue over all modes that a run excites (gradient tracking,
+    for one, keeps the sum of its trackers fixed: an eigenvalue 1 that no run excites).
+    Above 1 it diverges.
 
     eigenvalues: of the mixing matrix. curvatures: step size times curvature.
     """
-    u, a = np.meshgrid(eigenvalues, np.atleast_1d(curvatures), indexing="ij")
-    matrices = mode_matrices(algorithm, u.ravel(), a.ravel())
-    pushes = _response(algorithm, u.ravel(), a.ravel(), "data")
-    return max(_reachable_radius(m, push) for m, push in zip(matrices, pushes, strict=True))
+    u, a = (g.ravel() for g in np.meshgrid(eigenvalues, np.atleast_1d(curvatures), indexing="ij"))
+    matrices = mode_matrices(algorithm, u, a)
+    # Sums over agents that a rule keeps fixed live in the modes of the constant vector.
+    kept = (np.abs(u - 1.0) <= _TINY) & algorithm.exact
+    radii = [0.0]
+    if not kept.all():
+        radii.append(float(np.abs(np.linalg.eigvals(matrices[~kept])).max()))
+    if kept.any():
+        pushes = _response(algorithm, u[kept], a[kept], "data")
+        pairs = zip(matrices[kept], pushes, strict=True)
+        radii += [_reachable_radius(matrix, push) for matrix, push in pairs]
+    return max(radii)
 
 
 def stability_limit(algorithm: Algorithm, eigenvalues: Array) -> float:
@@ -160,7 +173,7 @@ def halving_rounds(rate: float) -> float:
 
 @dataclass(frozen=True)
 class Link:
-    """A link worth adding, and the spectral gap once it is there (and those before it)."""
+    """A link worth adding, and the spectral gap once it and those before it are there."""
 
     edge: tuple[int, int]
     spectral_gap: float
@@ -169,27 +182,36 @@ class Link:
 def suggest_links(
     topology: Topology, count: int, weights: str | WeightRule = "metropolis"
 ) -> list[Link]:
-    """The links that raise the spectral gap most, one after the other (greedy).
+    """The links that together raise the spectral gap most, the most useful one first.
 
-    Each candidate is judged by its true gap where there are at most 2,000 of them; in
-    larger graphs by the 300 that join what the slowest mode keeps most apart (the
-    first-order change of an eigenvalue with eigenvector q is in (q_i - q_j)^2).
-    Raises ConfigError if `count` is below 1 or there are fewer missing links.
+    All choices of links are tried where there are at most 20,000 of them. Otherwise one
+    link after the other is chosen; and in graphs with more than 2,000 absent links only
+    among the 300 that join what the slowest mode keeps most apart (to first order, an
+    eigenvalue with eigenvector q changes with (q_i - q_j)^2).
+    Raises ConfigError if `count` is below 1 or there are fewer absent links.
     """
     if not count >= 1:
         raise ConfigError(f"the number of links to add must be at least 1, got {count}")
-    adjacency = topology.adjacency.copy()
-    absent = int((~adjacency).sum() - len(adjacency)) // 2
-    if count > absent:
-        raise ConfigError(f"'{topology.name}' lacks {absent} links only, cannot add {count}")
-    links = []
-    for _ in range(count):
-        candidates = _candidates(adjacency, mixing_matrix(adjacency, weights))
-        best = max(candidates, key=lambda edge: (_gap_with(adjacency, edge, weights), edge))
-        gap = _gap_with(adjacency, best, weights)
-        adjacency[best[0], best[1]] = adjacency[best[1], best[0]] = True
-        links.append(Link(best, gap))
-    return links
+    absent = _absent(topology.adjacency)
+    if count > len(absent):
+        raise ConfigError(f"'{topology.name}' lacks {len(absent)} links only, cannot add {count}")
+
+    def gap(edges: Sequence[Edge]) -> float:
+        matrix = mixing_matrix(_with_links(topology.adjacency, edges), weights)
+        return 1.0 - second_largest(np.linalg.eigvalsh(matrix))
+
+    def after(edges: Sequence[Edge], candidates: Sequence[Edge]) -> Edge:
+        return max(candidates, key=lambda edge: (round(gap([*edges, edge]), 12), edge[::-1]))
+
+    chosen: list[Edge] = []
+    if comb(len(absent), count) <= 20_000:
+        together = max(combinations(absent, count), key=lambda edges: round(gap(edges), 12))
+        while len(chosen) < count:
+            chosen.append(after(chosen, [edge for edge in together if edge not in chosen]))
+    while len(chosen) < count:
+        adjacency = _with_links(topology.adjacency, chosen)
+        chosen.append(after(chosen, _candidates(adjacency, mixing_matrix(adjacency, weights))))
+    return [Link(edge, gap(chosen[: at + 1])) for at, edge in enumerate(chosen)]
 
 
 def diameter(topology: Topology) -> int:
@@ -197,22 +219,25 @@ def diameter(topology: Topology) -> int:
     return int(nx.diameter(nx.from_numpy_array(topology.adjacency)))
 
 
-def _candidates(adjacency: NDArray[np.bool_], matrix: Matrix) -> Sequence[tuple[int, int]]:
+def _absent(adjacency: NDArray[np.bool_]) -> list[Edge]:
     rows, columns = np.nonzero(np.triu(~adjacency, k=1))
-    if len(rows) > 2000:
-        eigenvalues, vectors = np.linalg.eigh(matrix)
-        slowest = vectors[:, -2 if abs(eigenvalues[-2]) >= abs(eigenvalues[0]) else 0]
-        apart = np.argsort(-((slowest[rows] - slowest[columns]) ** 2), kind="stable")[:300]
-        rows, columns = rows[apart], columns[apart]
     return [(int(i), int(j)) for i, j in zip(rows, columns, strict=True)]
 
 
-def _gap_with(
-    adjacency: NDArray[np.bool_], edge: tuple[int, int], weights: str | WeightRule
-) -> float:
-    trial = adjacency.copy()
-    trial[edge] = trial[edge[::-1]] = True
-    return 1.0 - second_largest(np.linalg.eigvalsh(mixing_matrix(trial, weights)))
+def _with_links(adjacency: NDArray[np.bool_], edges: Sequence[Edge]) -> NDArray[np.bool_]:
+    found = adjacency.copy()
+    for i, j in edges:
+        found[i, j] = found[j, i] = True
+    return found
+
+
+def _candidates(adjacency: NDArray[np.bool_], matrix: Matrix) -> Sequence[Edge]:
+    absent = _absent(adjacency)
+    if len(absent) <= 2000:
+        return absent
+    eigenvalues, vectors = np.linalg.eigh(matrix)
+    slowest = vectors[:, -2 if abs(eigenvalues[-2]) >= abs(eigenvalues[0]) else 0]
+    return sorted(absent, key=lambda edge: -((slowest[edge[0]] - slowest[edge[1]]) ** 2))[:300]
 
 
 def _disagreement(eigenvalues: Array) -> Array:

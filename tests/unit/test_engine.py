@@ -264,7 +264,7 @@ def test_stop_and_resume_is_the_same_to_the_bit(tmp_path: Path) -> None:
         assert torch.equal(through.agents.statistics, resumed.agents.statistics)
         assert through.bytes_sent == resumed.bytes_sent
         other = Engine(digits_problem(module), GRAPH, method(name), learning_rate=0.2)
-        with pytest.raises(StateError, match="'learning_rate' is 0.1, expected 0.2"):
+        with pytest.raises(StateError, match=r"'learning_rate' is 0.1, expected 0.2"):
             other.load(tmp_path / "run.safetensors")
     assert [p.name for p in tmp_path.iterdir()] == ["run.safetensors"]
 
