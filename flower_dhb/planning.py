@@ -23,7 +23,7 @@ from flower_dhb.algorithms.heavy_ball import HeavyBall
 from flower_dhb.errors import ConfigError
 from flower_dhb.graph import Topology
 from flower_dhb.types import State
-from flower_dhb.weights import Matrix, WeightRule, mixing_matrix, second_largest
+from flower_dhb.weights import WeightRule, mixing_matrix, second_largest
 
 __all__ = [
     "Link",
@@ -184,10 +184,10 @@ def suggest_links(
 ) -> list[Link]:
     """The links that together raise the spectral gap most, the most useful one first.
 
-    All choices of links are tried where there are at most 20,000 of them. Otherwise one
-    link after the other is chosen; and in graphs with more than 2,000 absent links only
-    among the 300 that join what the slowest mode keeps most apart (to first order, an
-    eigenvalue with eigenvector q changes with (q_i - q_j)^2).
+    All choices of links are tried where there are at most 20,000 of them; otherwise all
+    choices among those links that join what the slowest modes keep most apart (to first
+    order an eigenvalue with eigenvector q changes with (q_i - q_j)^2), as many as give
+    5,000 choices. One link at a time would miss pairs that help only together.
     Raises ConfigError if `count` is below 1 or there are fewer absent links.
     """
     if not count >= 1:
@@ -203,14 +203,12 @@ def suggest_links(
     def after(edges: Sequence[Edge], candidates: Sequence[Edge]) -> Edge:
         return max(candidates, key=lambda edge: (round(gap([*edges, edge]), 12), edge[::-1]))
 
+    if comb(len(absent), count) > 20_000:
+        absent = _most_apart(topology, absent, count)
+    together = max(combinations(absent, count), key=lambda edges: round(gap(edges), 12))
     chosen: list[Edge] = []
-    if comb(len(absent), count) <= 20_000:
-        together = max(combinations(absent, count), key=lambda edges: round(gap(edges), 12))
-        while len(chosen) < count:
-            chosen.append(after(chosen, [edge for edge in together if edge not in chosen]))
     while len(chosen) < count:
-        adjacency = _with_links(topology.adjacency, chosen)
-        chosen.append(after(chosen, _candidates(adjacency, mixing_matrix(adjacency, weights))))
+        chosen.append(after(chosen, [edge for edge in together if edge not in chosen]))
     return [Link(edge, gap(chosen[: at + 1])) for at, edge in enumerate(chosen)]
 
 
@@ -231,13 +229,18 @@ def _with_links(adjacency: NDArray[np.bool_], edges: Sequence[Edge]) -> NDArray[
     return found
 
 
-def _candidates(adjacency: NDArray[np.bool_], matrix: Matrix) -> Sequence[Edge]:
-    absent = _absent(adjacency)
-    if len(absent) <= 2000:
-        return absent
-    eigenvalues, vectors = np.linalg.eigh(matrix)
-    slowest = vectors[:, -2 if abs(eigenvalues[-2]) >= abs(eigenvalues[0]) else 0]
-    return sorted(absent, key=lambda edge: -((slowest[edge[0]] - slowest[edge[1]]) ** 2))[:300]
+def _most_apart(topology: Topology, absent: Sequence[Edge], count: int) -> list[Edge]:
+    """The absent links across which the slowest modes differ most, for 5,000 choices."""
+    eigenvalues, vectors = np.linalg.eigh(topology.mixing_matrix)
+    sizes = np.abs(eigenvalues)
+    sizes[-1] = 0.0
+    slow = vectors[:, sizes >= sizes.max() - 1e-9]
+    i, j = np.array(absent).T
+    order = np.argsort(-np.round(((slow[i] - slow[j]) ** 2).sum(axis=1), 12), kind="stable")
+    many = count
+    while many < len(absent) and comb(many + 1, count) <= 5000:
+        many += 1
+    return [absent[k] for k in order[:many]]
 
 
 def _disagreement(eigenvalues: Array) -> Array:

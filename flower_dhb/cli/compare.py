@@ -104,7 +104,9 @@ def _print(outcomes: Sequence[Outcome], comparison: Comparison) -> None:
         header, *body = rows(outcomes, comparison, case)
         table = Table(title=f"{comparison.problem}, {case.name}", title_justify="left")
         for position, name in enumerate(header):
-            table.add_column(name, justify="left" if position == 0 else "right")
+            table.add_column(
+                name, justify="left" if position == 0 else "right", no_wrap=position == 0
+            )
         for row in body:
             table.add_row(*row)
         console.print(table)

@@ -118,9 +118,10 @@ def execute(run: Run) -> Curves:
         if k % run.evaluate_every and k != run.rounds:
             continue
         consensus = engine.consensus_distance() if engine.finite else float("nan")
-        if not np.isfinite(consensus):
+        now = task.scores(engine, run.part)
+        if not np.isfinite(consensus + now.average + now.agents.sum()):
             return Curves(**{**asdict(curves), "agents": scores.agents.tolist(), "diverged": True})
-        scores = task.scores(engine, run.part)
+        scores = now
         curves.rounds.append(k)
         curves.average.append(scores.average)
         curves.mean.append(float(scores.agents.mean()))

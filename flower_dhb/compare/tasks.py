@@ -138,8 +138,9 @@ class AnalyticTask:
         """Relative distance to the optimum."""
         _, optimum, scale = self._optima[id(engine.problem)]
         x = engine.parameters.double().cpu().numpy()
-        error = np.linalg.norm(x - optimum, axis=1) / scale
-        return Scores(float(np.linalg.norm(x.mean(axis=0) - optimum)) / scale, error)
+        with np.errstate(over="ignore"):  # a run may diverge
+            error = np.linalg.norm(x - optimum, axis=1) / scale
+            return Scores(float(np.linalg.norm(x.mean(axis=0) - optimum)) / scale, error)
 
 
 def accuracy(

@@ -81,5 +81,6 @@ class Analytic:
     def adapt(self, agents: Agents, round: int, learning_rate: float, trained: Tensor) -> None:
         """One gradient step."""
         x = agents.parameters.cpu().numpy()
-        step = x - learning_rate * self._gradient(x, round)
+        with np.errstate(over="ignore", invalid="ignore"):  # a run may diverge
+            step = x - learning_rate * self._gradient(x, round)
         trained.copy_(torch.from_numpy(np.ascontiguousarray(step, dtype=x.dtype)))
