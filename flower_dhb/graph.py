@@ -208,7 +208,8 @@ class Topology:
             raise GraphError(unknown("topology", kind, _FORMS) + ", or a graph file")
         builder, form = _FORMS[kind]
         fields = rest.replace("x", ":").split(":") if rest else []
-        types = [float if f == "P" else int for f in form.replace("x", ":").split(":")[1:]]
+        wanted = form.partition(":")[2].replace("x", ":").split(":")
+        types = [float if f == "P" else int for f in wanted]
         try:
             values = [parse(field) for parse, field in zip(types, fields, strict=True)]
         except ValueError:

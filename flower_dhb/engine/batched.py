@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from torch.func import functional_call, functionalize, grad, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from flower_dhb.engine.graph_passes import apply_updates, fuse_bias, is_random, simplify
+from flower_dhb.engine.graph_passes import (
+    apply_updates,
+    call_directly,
+    fold_constants,
+    fuse_bias,
+    is_random,
+    simplify,
+)
 from flower_dhb.errors import ConfigError
 from flower_dhb.types import STATISTICS, Entry, Layout
 
@@ -139,9 +146,11 @@ class Batched(LocalModel):
         module = self._record(gradients, [*stack, x, y])
         self.may_draw = is_random(module.graph)
         simplify(module)
+        fold_constants(module, x.device)
         fuse_bias(module)
         simplify(module)
         apply_updates(module, n_trained)
+        call_directly(module)
         module.recompile()
         return module.forward  # type: ignore[no-any-return]
 
@@ -154,6 +163,7 @@ class Batched(LocalModel):
         module = self._record(outputs, [*stack, x])
         simplify(module)
         fuse_bias(module)
+        call_directly(module)
         module.recompile()
         return module.forward  # type: ignore[no-any-return]
 

@@ -14,8 +14,16 @@ from typing import Any, cast
 
 import torch
 from torch.fx import Graph, GraphModule, Node
+from torch.fx.node import map_arg
 
-__all__ = ["apply_updates", "fuse_bias", "is_random", "simplify"]
+__all__ = [
+    "apply_updates",
+    "call_directly",
+    "fold_constants",
+    "fuse_bias",
+    "is_random",
+    "simplify",
+]
 
 aten = torch.ops.aten
 
@@ -26,6 +34,25 @@ _RESHAPES = {
     aten.reshape.default,
 }
 _COPIES = {aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default}
+_FILLS = {aten.ones_like.default, aten.zeros_like.default}
+_CREATES = {aten.scalar_tensor.default, aten.full.default}
+_DIRECT: dict[Any, Any] = {
+    aten._log_softmax.default: torch._log_softmax,
+    aten._log_softmax_backward_data.default: torch._log_softmax_backward_data,
+    aten.add.Tensor: torch.add,
+    aten.add_.Tensor: torch.Tensor.add_,
+    aten.baddbmm.default: torch.baddbmm,
+    aten.baddbmm_.default: torch.Tensor.baddbmm_,
+    aten.bmm.default: torch.bmm,
+    aten.gather.default: torch.gather,
+    aten.mul.Tensor: torch.mul,
+    aten.relu.default: torch.relu,
+    aten.scatter_add.default: torch.scatter_add,
+    aten.sum.dim_IntList: torch.sum,
+    aten.transpose.int: torch.transpose,
+    aten.unsqueeze.default: torch.unsqueeze,
+    aten.view.default: torch.Tensor.view,
+}
 _SWAP = aten.transpose.int
 _PRODUCT = aten.bmm.default
 
@@ -36,6 +63,46 @@ def simplify(module: GraphModule) -> None:
     while _drop_identities(graph) or _merge_equal(graph):
         graph.eliminate_dead_code()
     graph.eliminate_dead_code()
+
+
+def fold_constants(module: GraphModule, device: torch.device) -> None:
+    """Compute once what depends on no input: the start of the backward pass, for one.
+
+    Of `ones_like(x)` only the shape of x matters, so the value of the loss, which nobody
+    reads, is not computed at all.
+    """
+    graph = module.graph
+    values: dict[Node, Any] = {}
+    for node in list(graph.nodes):
+        if node.op != "call_function" or _mutates(node) or _draws(node):
+            continue
+        if node.target in _FILLS and isinstance(node.args[0], Node):
+            like = _example(node.args[0])
+            fill = 1.0 if node.target is aten.ones_like.default else 0.0
+            if like is not None:
+                values[node] = torch.full(like.shape, fill, dtype=like.dtype, device=device)
+            continue
+        inputs = node.all_input_nodes
+        if all(i in values for i in inputs) and (inputs or node.target in _CREATES):
+            args = map_arg((node.args, node.kwargs), lambda n: values[n])
+            values[node] = node.target(*args[0], **args[1])
+    for node, value in values.items():
+        if not isinstance(value, torch.Tensor) or all(user in values for user in node.users):
+            continue
+        name = f"constant_{node.name}"
+        module.register_buffer(name, value)
+        with graph.inserting_before(node):
+            constant = graph.get_attr(name)
+        constant.meta = dict(node.meta)
+        node.replace_all_uses_with(constant)
+    graph.eliminate_dead_code()
+
+
+def call_directly(module: GraphModule) -> None:
+    """Call torch's own functions, which are the same operations behind a shorter path."""
+    for node in module.graph.nodes:
+        if node.op == "call_function":
+            node.target = _DIRECT.get(node.target, node.target)
 
 
 def fuse_bias(module: GraphModule) -> None:
