@@ -99,6 +99,11 @@ class Layout:
         return self._size("parameter")
 
     @property
+    def statistics_dtype(self) -> np.dtype[Any]:
+        """Dtype of the vector of running statistics."""
+        return self._dtype("statistic")
+
+    @property
     def statistics_size(self) -> int:
         """Length of the vector of running statistics, 0 for most models."""
         return self._size("statistic")
@@ -118,23 +123,26 @@ class Layout:
         statistics: NDArray[Any],
         local: Mapping[str, NDArray[Any]],
     ) -> NDArrays:
-        """Inverse of `flatten`: named arrays in the model's own shapes and dtypes."""
+        """Inverse of `flatten`: named arrays in the model's own shapes and dtypes.
+
+        They are copies: an app that trains in place must not change the agent's state.
+        """
         vectors = {"parameter": parameters, "statistic": statistics}
         at = {"parameter": 0, "statistic": 0}
         arrays: NDArrays = {}
         for entry in self.entries:
             if entry.kind == "local":
-                arrays[entry.name] = local[entry.name]
+                arrays[entry.name] = local[entry.name].copy()
                 continue
             start, stop = at[entry.kind], at[entry.kind] + entry.size
-            piece = vectors[entry.kind][start:stop].astype(entry.dtype, copy=False)
+            piece = vectors[entry.kind][start:stop].astype(entry.dtype)
             arrays[entry.name] = piece.reshape(entry.shape)
             at[entry.kind] = stop
         return arrays
 
     def local(self, arrays: Mapping[str, NDArray[Any]]) -> NDArrays:
-        """The arrays that never leave the agent."""
-        return {e.name: arrays[e.name] for e in self.entries if e.kind == "local"}
+        """Copies of the arrays that never leave the agent."""
+        return {e.name: arrays[e.name].copy() for e in self.entries if e.kind == "local"}
 
     def to_config(self) -> list[list[Any]]:
         """Plain lists, for JSON: `[name, shape, dtype, kind]` per array."""
