@@ -204,12 +204,13 @@ class Topology:
         """
         kind, _, rest = spec.strip().partition(":")
         if kind not in _FORMS:
-            if any(mark in spec for mark in "./\\"):
+            if "." in kind or "/" in spec or "\\" in spec:
                 return cls.load(spec, weights)
             raise GraphError(unknown("topology", kind, _FORMS) + ", or a graph file")
         builder, form = _FORMS[kind]
         fields = rest.replace("x", ":").split(":") if rest else []
-        types = [float if f == "P" else int for f in form.replace("x", ":").split(":")[1:]]
+        names = form.partition(":")[2].replace("x", ":").split(":")
+        types = [float if name == "P" else int for name in names]
         try:
             values = [parse(field) for parse, field in zip(types, fields, strict=True)]
         except ValueError:

@@ -99,7 +99,7 @@ def test_an_isolated_agent_trains_on_alone(algorithm):
 
     def run(targets):
         return simulate(
-            algorithm, GRAPH, start, towards(targets), 6, missing={k: edges for k in range(1, 7)}
+            algorithm, GRAPH, start, towards(targets), 6, missing=dict.fromkeys(range(1, 7), edges)
         )
 
     found, changed = run(TARGETS), run(other)
