@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from flower_dhb.algorithms.base import Algorithm
@@ -10,7 +11,14 @@ from flower_dhb.algorithms.dsgd import DSGD
 from flower_dhb.algorithms.heavy_ball import HeavyBall
 from flower_dhb.errors import ConfigError, unknown
 
-__all__ = ["ALGORITHMS", "DSGD", "Algorithm", "HeavyBall", "algorithm_from_config"]
+__all__ = [
+    "ALGORITHMS",
+    "DSGD",
+    "Algorithm",
+    "HeavyBall",
+    "algorithm_from_config",
+    "setting_names",
+]
 
 ALGORITHMS: dict[str, type[Algorithm]] = {rule.name: rule for rule in (HeavyBall, DSGD)}
 
@@ -24,8 +32,13 @@ def algorithm_from_config(config: Mapping[str, Any]) -> Algorithm:
     name = settings.pop("name", None)
     if name not in ALGORITHMS:
         raise ConfigError(unknown("algorithm", name, ALGORITHMS))
-    known = set(ALGORITHMS[name].__dataclass_fields__)
+    known = setting_names(name)
     for setting in settings:
         if setting not in known:
-            raise ConfigError(unknown(f"setting of {name}", setting, sorted(known)))
+            raise ConfigError(unknown(f"setting of {name}", setting, known))
     return ALGORITHMS[name](**settings)
+
+
+def setting_names(name: str) -> tuple[str, ...]:
+    """Names of a rule's settings (of its class's fields `name` is none)."""
+    return tuple(field.name for field in fields(ALGORITHMS[name]))
