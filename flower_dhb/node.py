@@ -6,7 +6,6 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from flower_dhb import mixing
@@ -15,7 +14,7 @@ from flower_dhb.codec import VectorSpec
 from flower_dhb.errors import ConfigError, PayloadError, RoundError
 from flower_dhb.types import Layout, NDArrays, Payload, State
 
-__all__ = ["STATISTICS_VECTOR", "Node", "Pending", "Snapshot"]
+__all__ = ["STATISTICS_VECTOR", "Node", "Pending", "Snapshot", "parameter_vectors"]
 
 STATISTICS_VECTOR = "statistics"
 
@@ -128,7 +127,12 @@ class Node:
     @property
     def vectors(self) -> tuple[VectorSpec, ...]:
         """What each payload must hold."""
-        return _vectors(self.algorithm, self.layout)
+        return self.vectors_of(self.algorithm, self.layout)
+
+    @staticmethod
+    def vectors_of(algorithm: Algorithm, layout: Layout) -> tuple[VectorSpec, ...]:
+        """What each payload of a rule on a model must hold."""
+        return _specs(algorithm.vectors, layout)
 
     # --- a round --------------------------------------------------------------------
 
@@ -162,7 +166,8 @@ class Node:
     def payload(self) -> Payload:
         """The payload of the pending round; the same each time it is asked for."""
         pending = self._require_pending()
-        payload = dict(self.algorithm.outgoing(self._snapshot.state, pending.trained))
+        outgoing = self.algorithm.outgoing(self._snapshot.state, pending.trained)
+        payload = {name: outgoing[name] for name in self.algorithm.vectors}
         if self.layout.statistics_size:
             payload[STATISTICS_VECTOR] = pending.statistics
         return payload
@@ -229,7 +234,7 @@ class Node:
             who = f"round {round}, neighbor {j}"
             if j == vertex or j not in weights:
                 raise PayloadError(f"{who}: not a neighbor of agent {vertex}")
-            _check_payload(who, payload, _vectors(algorithm, layout))
+            _check_payload(who, payload, cls.vectors_of(algorithm, layout))
         total = sum(abs(weights[j]) for j in payloads)
         if not total > 0.0:
             raise RoundError(
@@ -242,7 +247,7 @@ class Node:
             return mixing.weighted_sum(shares, {j: p[name] for j, p in payloads.items()})
 
         parameters = average(algorithm.vectors[0])
-        statistics = np.zeros(0, parameters.dtype)
+        statistics = layout.empty_statistics()
         if layout.statistics_size:
             statistics = average(STATISTICS_VECTOR)
         snapshot = Snapshot(round, algorithm.start(parameters), statistics, local)
@@ -254,8 +259,13 @@ class Node:
         return self._snapshot.pending
 
 
-def _vectors(algorithm: Algorithm, layout: Layout) -> tuple[VectorSpec, ...]:
-    specs = [VectorSpec(name, layout.dtype.name, layout.size) for name in algorithm.vectors]
+def parameter_vectors(layout: Layout) -> tuple[VectorSpec, ...]:
+    """Vectors that hold a whole model, as opposed to a rule's payload."""
+    return _specs(("parameters",), layout)
+
+
+def _specs(names: tuple[str, ...], layout: Layout) -> tuple[VectorSpec, ...]:
+    specs = [VectorSpec(name, layout.dtype.name, layout.size) for name in names]
     if layout.statistics_size:
         dtype = layout.statistics_dtype.name
         specs.append(VectorSpec(STATISTICS_VECTOR, dtype, layout.statistics_size))

@@ -11,14 +11,7 @@ from flower_dhb.algorithms.dsgd import DSGD
 from flower_dhb.algorithms.heavy_ball import HeavyBall
 from flower_dhb.errors import ConfigError, unknown
 
-__all__ = [
-    "ALGORITHMS",
-    "DSGD",
-    "Algorithm",
-    "HeavyBall",
-    "algorithm_from_config",
-    "setting_names",
-]
+__all__ = ["ALGORITHMS", "DSGD", "Algorithm", "HeavyBall", "algorithm_from_config", "settings_of"]
 
 ALGORITHMS: dict[str, type[Algorithm]] = {rule.name: rule for rule in (HeavyBall, DSGD)}
 
@@ -32,13 +25,13 @@ def algorithm_from_config(config: Mapping[str, Any]) -> Algorithm:
     name = settings.pop("name", None)
     if name not in ALGORITHMS:
         raise ConfigError(unknown("algorithm", name, ALGORITHMS))
-    known = setting_names(name)
+    known = settings_of(name)
     for setting in settings:
         if setting not in known:
             raise ConfigError(unknown(f"setting of {name}", setting, known))
     return ALGORITHMS[name](**settings)
 
 
-def setting_names(name: str) -> tuple[str, ...]:
-    """Names of a rule's settings (of its class's fields `name` is none)."""
-    return tuple(field.name for field in fields(ALGORITHMS[name]))
+def settings_of(name: str) -> list[str]:
+    """Names of a rule's settings."""
+    return [field.name for field in fields(ALGORITHMS[name])]

@@ -128,7 +128,7 @@ class HeavyBall(Algorithm):
             payload["folded"] = base + self._mixed_part * d
         else:
             payload["parameters"], payload["momentum"] = base, d
-        return {name: payload[name] for name in self.vectors}
+        return payload
 
     def combine(self, state: State, trained: Vector, mixed: Payload) -> State:
         if self.form == BUFFER:

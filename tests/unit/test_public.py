@@ -21,6 +21,7 @@ PUBLIC = [
     "PayloadError",
     "RoundError",
     "RunConfig",
+    "RunFolder",
     "ServerlessResult",
     "ServerlessStrategy",
     "StateError",
@@ -60,6 +61,7 @@ def exists(module):
     )
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what Flower imports in turn
 @pytest.mark.parametrize("name", [name for name, home in homes().items() if exists(home)])
 def test_public_names_load(name):
     assert getattr(flower_dhb, name).__name__ == name
