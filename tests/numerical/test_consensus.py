@@ -161,6 +161,11 @@ def test_simulate_refuses(change, message):
         simulate(HeavyBall(), Topology.star(4), **(arguments | change))
 
 
+def test_simulate_refuses_a_rule_that_diverges_on_the_graph():
+    with pytest.raises(ConfigError, match="diverges for every step size"):
+        simulate(HeavyBall(momentum_mixing=1.0), Topology.torus(4, 4), np.zeros(2), untrained, 1)
+
+
 def test_simulate_hands_out_rounds_from_one_and_a_copy_it_may_spoil():
     rounds = []
 

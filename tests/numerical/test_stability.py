@@ -21,9 +21,8 @@ INSIDE, OUTSIDE = 0.99, 1.01
 def radius(form, order, matrix, omega, step, beta=BETA):
     """Spectral radius of one round of the law on `curvature x^2 / 2`, `step` = a * curvature.
 
-    The round is linear in the agents' pair of (x, momentum), so its matrix is found by
-    running the law on unit vectors. Two rounds from rest tell all of it: for parameters x
-    and displacement (or momentum) d, the state is a linear function of (x(1), x(2)).
+    The round is linear in the pair (x, x of the round before), or (x, v) in the buffer
+    forms; its matrix is written out here from the law.
     """
     n = len(matrix)
     mixing = (1 - omega) * np.eye(n) + omega * matrix

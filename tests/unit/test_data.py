@@ -50,6 +50,11 @@ def test_classes_per_agent_are_as_many_as_asked_for_and_shared_evenly(k):
     assert set(shares) == {30 // (2 * k), -(-30 // (2 * k))}
 
 
+def test_five_agents_of_two_classes_hold_all_ten():
+    parts = split(LABELS, 5, "classes:2", seed=0)
+    np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(len(LABELS)))
+
+
 def test_labels_need_not_be_numbered_from_zero():
     parts = split(np.repeat([3, 7], 5), 2, "classes:1", seed=0)
     assert sorted(part.tolist() for part in parts) == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
