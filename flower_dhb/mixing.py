@@ -89,9 +89,10 @@ def _accumulate(
     terms: list[tuple[float, NDArray[Any]]], total: NDArray[Any], scratch: NDArray[Any]
 ) -> NDArray[Any]:
     for position, (weight, vector) in enumerate(terms):
+        # A Python float keeps the arithmetic in the vector's dtype, a NumPy float64 does not.
         if position == 0:
-            np.multiply(vector, weight, out=total)
+            np.multiply(vector, float(weight), out=total)
         else:
-            np.multiply(vector, weight, out=scratch)
+            np.multiply(vector, float(weight), out=scratch)
             total += scratch
     return total
