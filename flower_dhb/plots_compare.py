@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from flower_dhb.compare.comparison import Outcome
@@ -20,6 +21,7 @@ __all__ = ["case_figure"]
 _INK, _MUTED, _GRID = "#1f2933", "#7b8794", "#e4e7eb"
 # Okabe & Ito's colors, told apart by color-blind readers too; line styles take turns.
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#1f2933")
+_BEYOND = 1.01  # so that 100% has a place
 _LINES = ("-", "--", ":")
 _STYLE: Any = {
     "font.size": 10,
@@ -77,10 +79,21 @@ def _score_axis(axes: Axes, rising: bool, targets: Sequence[float], axis: Any) -
     for target in targets:
         axes.axhline(target, color=_MUTED, linewidth=0.8, linestyle=(0, (1, 3)))
     if rising:
-        axes.set_ylim(0.0, 1.0)
-        axis.set_major_formatter(PercentFormatter(1.0))
+        # Stretched toward 100%, where good methods differ: equal ratios of the error.
+        axes.set_yscale("function", functions=(_stretch, _unstretch))
+        axes.set_ylim(0.0, 0.995)
+        axis.set_ticks([0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99])
+        axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     else:
         axes.set_yscale("log")
+
+
+def _stretch(accuracy: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(-np.log(np.maximum(_BEYOND - np.asarray(accuracy), 1e-3)))
+
+
+def _unstretch(height: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(_BEYOND - np.exp(-np.asarray(height)))
 
 
 def _curves(axes: Axes, outcomes: Sequence[Outcome], view: str, over: str) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flower_dhb.algorithms.base import COMPLETE, DIRECTED, Algorithm
 from flower_dhb.digraph import DirectedTopology
-from flower_dhb.engine import checkpoint
+from flower_dhb.engine.checkpoint import read, write
 from flower_dhb.engine.mixer import CHUNK, Mixer
 from flower_dhb.engine.problem import Agents, Problem
 from flower_dhb.errors import ConfigError, GraphError, StateError
@@ -190,14 +190,14 @@ class Engine:
         tensors |= {f"memory.{name}": t for name, t in self.memory.items()}
         tensors |= {f"local.{name}": t for name, t in self.agents.local.items()}
         arrays = {name: t.contiguous().cpu().numpy() for name, t in tensors.items()}
-        checkpoint.write(Path(path), arrays, self._description())
+        write(Path(path), arrays, self._description())
 
     def load(self, path: str | Path) -> None:
         """Go on from a checkpoint: the next round is the same to the bit.
 
         Raises StateError if the file is damaged or of another run.
         """
-        arrays, found = checkpoint.read(Path(path))
+        arrays, found = read(Path(path))
         wanted = self._description()
         for key in wanted:
             if key not in ("round", "bytes_sent") and found.get(key) != wanted[key]:
