@@ -67,7 +67,7 @@ class DigitsTask:
     rising: bool = True
     targets: tuple[float, ...] = (0.9, 0.95)
     grid: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4, 0.8)
-    rounds: int = 500
+    rounds: int = 300
     splits: bool = True
     _batched: Batched | None = field(default=None, repr=False)
     _problems: dict[tuple[int, str, int], Supervised] = field(default_factory=dict, repr=False)
