@@ -111,8 +111,13 @@ def _print(outcomes: Sequence[Outcome], comparison: Comparison) -> None:
             table.add_row(*row)
         console.print(table)
     seeds = f"median (range) over {comparison.seeds} seeds" if comparison.seeds > 1 else "one seed"
-    tuned = "learning rates tuned on validation data" if comparison.tune else "one learning rate"
-    console.print(f"{seeds}; {tuned}; scores are on test data.", highlight=False)
+    tuned = "tuned learning rates" if comparison.tune else "one learning rate"
+    source = (
+        "tuned on validation data, scores are on test data"
+        if comparison.task.rising
+        else "the optimum is known, so there is nothing to hold out"
+    )
+    console.print(f"{seeds}; {tuned}; {source}.", highlight=False)
 
 
 def _draw(outcomes: Sequence[Outcome], comparison: Comparison, out: Path) -> list[Path]:

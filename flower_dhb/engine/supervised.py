@@ -22,7 +22,7 @@ __all__ = ["BATCH_CACHE_BYTES", "BLOCK_BYTES", "Supervised"]
 # pay its overhead, until what a step touches no longer fits into a second-level cache;
 # a large model's weights are read several times a step and should stay in the cache
 # while all its local steps are done. Measured (benchmarks/engine.py blocks).
-BLOCK_BYTES = 5 * 2**17
+BLOCK_BYTES = 5 * 2**18
 FEW, FEW_BYTES = 4, 2**21
 
 BATCH_CACHE_BYTES = 2**27  # sample positions kept for the next run with the same seed
@@ -97,6 +97,8 @@ class Supervised:
         """The module's own values for every agent; the data move to the device."""
         self.inputs, self.targets = self.inputs.to(device), self.targets.to(device)
         self.block = min(self._wanted_block or self._good_block(device), self.n_agents)
+        # As many blocks, but of one size: a last block of one agent would cost as much.
+        self.block = -(-self.n_agents // -(-self.n_agents // self.block))
         layout, n = self.model.layout, self.n_agents
         dtype = torch.from_numpy(np.empty(0, layout.dtype)).dtype
 
