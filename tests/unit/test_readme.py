@@ -13,7 +13,7 @@ from flwr.clientapp import ClientApp
 from support.apps import flat, numpy_app, start_arrays
 from support.grid import LocalGrid
 
-from flower_dhb import ConfigError, RunConfig, ServerlessStrategy, Topology
+from flower_dhb import ConfigError, RunConfig, ServerlessStrategy, Topology, consensus_mod
 from flower_dhb.config import AUTO
 
 ROOT = Path(__file__).parents[2]
@@ -64,6 +64,12 @@ def test_blocks_without_flower_run_in_a_fresh_python(text, tmp_path):
         assert 0.0 < float(distance) < 1.0
 
 
+def executed(source, **names):
+    """Names that a program leaves."""
+    exec(source, names)  # noqa: S102
+    return names
+
+
 def train_on_a_grid(client_app, strategy, n):
     """Run an app for some rounds; its result and where it began."""
     initial, start = start_arrays(6)
@@ -79,18 +85,14 @@ def test_decentralize_wraps_the_app_as_shown(monkeypatch):
     module.app = numpy_app(8, 6)
     monkeypatch.setitem(sys.modules, "quickstart", package)
     monkeypatch.setitem(sys.modules, "quickstart.client_app", module)
-    names = {}
-    exec(the_block_with("quickstart"), names)
+    names = executed(the_block_with("quickstart"))
     train_on_a_grid(names["app"], ServerlessStrategy(Topology.ring(8)), 8)
 
 
 def test_the_strategy_with_all_its_arguments_gives_what_it_says():
-    names = {}
-    exec(the_block_with("average=True"), names)
-    from flower_dhb import consensus_mod
-
+    strategy = executed(the_block_with("average=True"))["strategy"]
     app = numpy_app(16, 6, mods=[consensus_mod])
-    result, start = train_on_a_grid(app, names["strategy"], 16)
+    result, start = train_on_a_grid(app, strategy, 16)
     assert sorted(result.models) == list(range(16))
     assert isinstance(result.arrays, ArrayRecord)
     assert abs(flat(result.arrays) - start).max() > 0
@@ -101,8 +103,7 @@ def test_the_lines_of_the_diff_decentralize_an_app():
     added = "\n".join(line[1:] for line in diff.splitlines() if line.startswith("+"))
     removed = [line[1:] for line in diff.splitlines() if line.startswith("-")]
     assert removed == ["app = ClientApp()", "strategy = FedAvg()"]
-    names = {"ClientApp": ClientApp}
-    exec(added, names)
+    names = executed(added, ClientApp=ClientApp)
     app = numpy_app(8, 6, mods=names["app"]._mods)
     train_on_a_grid(app, names["strategy"], 8)
 
