@@ -18,9 +18,10 @@ from flower_dhb.types import Payload, State
 
 __all__ = ["BLOCK", "combine", "weighted_sum"]
 
-# Elements per block. 1 MiB of float32 stays in a second-level cache; measured best of
-# 8 thousand to 512 thousand elements (benchmarks/mixing.py).
-BLOCK = 2**18
+# Elements per block: 512 KiB of float32, measured best of 8 thousand to 512 thousand
+# elements (benchmarks/mixing.py). About seven blocks are alive at once, so all extra
+# memory is below one million elements, however large the model.
+BLOCK = 2**17
 
 
 def combine(
