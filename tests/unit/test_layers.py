@@ -15,10 +15,13 @@ DOOR = "flower_dhb"  # loads public names from all layers on first use; belongs 
 # A name with a dot at its end is a folder: all modules below it.
 LAYERS = [
     ["errors", "types"],
-    ["graph", "digraph", "weights", "fdla", "algorithms.", "config", "data", "planning"],
+    [
+        *("graph", "graph_files", "digraph", "weights", "fdla"),
+        *("algorithms.", "config", "data", "planning"),
+    ],
     ["node", "mixing", "codec", "engine.", "metrics", "reference", "problems."],
     ["flower.", "peer."],
-    ["plots", "plots_compare", "compare.", "runs", "superlink", "cli."],
+    ["plots", "positions", "plots_compare", "compare.", "runs", "superlink", "cli."],
 ]
 
 # Third-party packages that a layer, and then single modules, may import.
