@@ -30,6 +30,7 @@ __all__ = [
     "decode",
     "encode",
     "encode_parts",
+    "read_checksum",
     "read_header",
 ]
 
@@ -176,6 +177,14 @@ def decode(frame: bytes | bytearray | memoryview, expect: Header) -> dict[str, N
 def read_header(frame: bytes | bytearray | memoryview) -> Header:
     """Header of a frame, before anything else of it is believed."""
     return _split(frame, "payload")[0]
+
+
+def read_checksum(frame: bytes | bytearray | memoryview) -> int:
+    """The checksum that a frame claims. Raises PayloadError if there is none."""
+    if len(frame) < _PREFIX.size:
+        raise PayloadError(f"{len(frame)} bytes are too short for a payload")
+    *_, claimed = _PREFIX.unpack_from(frame)
+    return int(claimed)
 
 
 def checksum(*buffers: bytes | memoryview) -> int:

@@ -1,0 +1,268 @@
+"""Frames on the wire: chunks out, checked payloads in, in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from google.protobuf.message import DecodeError
+
+from flower_dhb import codec
+from flower_dhb.codec import Header, VectorSpec
+from flower_dhb.errors import PayloadError
+from flower_dhb.peer import relay_pb2 as pb
+
+__all__ = [
+    "CHUNK_BYTES",
+    "MESSAGE_LIMIT_BYTES",
+    "VERSION",
+    "Assembler",
+    "Bytes",
+    "Outgoing",
+    "Refused",
+    "chunk_frame",
+    "header_of",
+    "parse",
+    "relabel",
+]
+
+VERSION = 1
+# Measured best on loopback, of 64 KiB to 4 MiB (docs/benchmarks-peers.md): larger pieces
+# leave the processor's cache between one copy and the next.
+CHUNK_BYTES = 256 * 1024
+# A payload up to this size travels inside its header's frame: one message, not two.
+WHOLE_BYTES = 64 * 1024
+# gRPC refuses larger messages before they are in memory.
+MESSAGE_LIMIT_BYTES = 1024 * 1024 + 64 * 1024
+
+# Beside its vectors, a codec frame has a prefix and a short header.
+_FRAME_OVERHEAD_BYTES = 4096 + 64
+_CHUNK_TAG = 0x1A  # field 3, length-delimited: see relay.proto
+
+Bytes: TypeAlias = bytes | bytearray | memoryview
+Reason = pb.Refusal.Reason
+
+
+class Refused(PayloadError):
+    """Something that a neighbor sent is not accepted."""
+
+    def __init__(self, reason: pb.Refusal.Reason, text: str, round: int = 0) -> None:
+        super().__init__(text)
+        self.reason = reason
+        self.round = round
+
+    @property
+    def kind(self) -> str:
+        """The reason's name, for counters and logs."""
+        return pb.Refusal.Reason.Name(self.reason).lower()
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """One payload on its way to the neighbors: its header, and its bytes, which are shared."""
+
+    header: Header
+    frame: Bytes
+    checksum: int
+
+    @classmethod
+    def of(cls, frame: Bytes) -> Outgoing:
+        """A codec frame, ready to be sent."""
+        return cls(codec.read_header(frame), frame, codec.read_checksum(frame))
+
+    def pieces(self, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
+        """Serialized frames: the header, then the chunks."""
+        message = pb.Header(
+            run=self.header.run,
+            round=self.header.round,
+            vertex=self.header.vertex,
+            vectors=[pb.Vector(name=v.name, dtype=v.dtype, size=v.size) for v in self.header.vectors],
+            bytes=len(self.frame),
+            checksum=self.checksum,
+        )
+        small = len(self.frame) <= WHOLE_BYTES
+        if small:
+            message.whole = bytes(self.frame)
+        yield pb.Frame(header=message).SerializeToString()
+        if not small:
+            view = memoryview(self.frame)
+            for start in range(0, len(view), chunk_bytes):
+                yield chunk_frame(view[start : start + chunk_bytes])
+
+
+def chunk_frame(data: Bytes) -> bytes:
+    """A frame that holds one chunk: what protobuf would write, with one copy."""
+    size, length = len(data), bytearray()
+    while size > 0x7F:
+        length.append(size & 0x7F | 0x80)
+        size >>= 7
+    length.append(size)
+    return b"".join((bytes((_CHUNK_TAG,)), length, data))
+
+
+def parse(raw: bytes) -> pb.Frame | memoryview:
+    """A frame; for a chunk its bytes, not copied. Raises Refused if it is none."""
+    data = _chunk(raw)
+    if data is not None:
+        return data
+    try:
+        frame = pb.Frame.FromString(raw)
+    except DecodeError as error:
+        raise Refused(Reason.MALFORMED, f"not a frame: {error}") from None
+    if frame.WhichOneof("kind") == "chunk":
+        return memoryview(frame.chunk)
+    return frame
+
+
+def _chunk(raw: bytes) -> memoryview | None:
+    if not raw or raw[0] != _CHUNK_TAG:
+        return None
+    size, shift = 0, 0
+    for at in range(1, min(len(raw), 6)):
+        size |= (raw[at] & 0x7F) << shift
+        shift += 7
+        if raw[at] < 0x80:
+            return memoryview(raw)[at + 1 :] if len(raw) - at - 1 == size else None
+    return None
+
+
+def header_of(message: pb.Header) -> Header:
+    """A header as the codec knows it. Raises Refused if it cannot be one."""
+    if len(message.vectors) > 16:
+        raise Refused(Reason.SIZE, f"header lists {len(message.vectors)} vectors", message.round)
+    vectors = tuple(VectorSpec(v.name[:64], v.dtype[:16], v.size) for v in message.vectors)
+    return Header(message.run[:128], message.round, message.vertex, vectors)
+
+
+def relabel(frame: Bytes, round: int) -> bytes:
+    """The same payload under another round number."""
+    header = codec.read_header(frame)
+    payload = codec.decode(frame, header)
+    return codec.encode(payload, run=header.run, round=round, vertex=header.vertex)
+
+
+class Assembler:
+    """Puts one neighbor's chunks together; at most one payload is under way.
+
+    expect: run, vertex and vectors that every payload must have; its round is the
+    receiver's business.
+    """
+
+    def __init__(self, run: str, neighbor: int, vectors: tuple[VectorSpec, ...]) -> None:
+        self._run = run
+        self._neighbor = neighbor
+        self._vectors = vectors
+        self._expect: Header | None = None
+        self._claimed = 0
+        self._buffer = bytearray()
+        self._filled = 0
+        self._skip = 0
+
+    @property
+    def round(self) -> int | None:
+        """The round of the payload that is under way."""
+        return self._expect.round if self._expect else None
+
+    def check(self, message: pb.Header) -> Header:
+        """Hold a header against what every payload of this neighbor must be.
+
+        No memory is taken. Raises Refused; the chunks that follow a refused header are
+        passed over.
+        """
+        self.drop()
+        expect = Header(self._run, message.round, self._neighbor, self._vectors)
+        who = expect.sender
+        if not expect.n_bytes < message.bytes <= expect.n_bytes + _FRAME_OVERHEAD_BYTES:
+            raise Refused(
+                Reason.SIZE,
+                f"{who}: header announces {message.bytes} bytes, expected {expect.n_bytes} of "
+                "vectors and a short header; all agents must run the same model",
+                message.round,
+            )
+        if not message.whole:
+            self._skip = message.bytes
+        try:
+            expect.check(header_of(message))
+        except Refused:
+            raise
+        except PayloadError as error:
+            raise Refused(_why(message, expect), str(error), message.round) from None
+        return expect
+
+    def begin(self, message: pb.Header, expect: Header) -> bytes | None:
+        """Take the memory for a payload whose header was accepted.
+
+        Returns the payload if it came inside its header.
+        """
+        self._skip = 0
+        self._claimed = message.checksum
+        if message.whole:
+            if len(message.whole) != message.bytes:
+                raise Refused(
+                    Reason.SIZE,
+                    f"{expect.sender}: header announces {message.bytes} bytes and holds "
+                    f"{len(message.whole)}",
+                    message.round,
+                )
+            return bytes(_verified(message.whole, expect, message.checksum))
+        self._expect, self._buffer, self._filled = expect, bytearray(message.bytes), 0
+        return None
+
+    def chunk(self, data: memoryview) -> Bytes | None:
+        """Add the next bytes. Returns the payload when it is complete. Raises Refused."""
+        if self._expect is None:
+            if 0 < len(data) <= self._skip:
+                self._skip -= len(data)
+                return None
+            self._skip = 0
+            raise Refused(
+                Reason.MALFORMED, f"neighbor {self._neighbor}: a chunk without a payload"
+            )
+        expect, end = self._expect, self._filled + len(data)
+        if len(data) == 0 or end > len(self._buffer):
+            total = len(self._buffer)
+            self.drop()
+            raise Refused(
+                Reason.SIZE,
+                f"{expect.sender}: chunk of {len(data)} bytes at {end - len(data)}, the header "
+                f"announced {total} in all",
+                expect.round,
+            )
+        self._buffer[self._filled : end] = data
+        self._filled = end
+        if end < len(self._buffer):
+            return None
+        buffer = self._buffer
+        self.drop()
+        return _verified(buffer, expect, self._claimed)
+
+    def drop(self) -> None:
+        """Forget the payload that is under way."""
+        self._expect, self._buffer, self._filled, self._skip = None, bytearray(), 0, 0
+
+
+def _verified(frame: Bytes, expect: Header, claimed: int) -> Bytes:
+    try:
+        inside = codec.read_checksum(frame)
+        if inside != claimed:
+            raise Refused(
+                Reason.CHECKSUM,
+                f"{expect.sender}: checksum is {inside:016x}, the header says {claimed:016x}",
+                expect.round,
+            )
+        codec.decode(frame, expect)
+    except Refused:
+        raise
+    except PayloadError as error:
+        reason = Reason.CHECKSUM if "checksum" in str(error) else Reason.CONTENT
+        raise Refused(reason, str(error), expect.round) from None
+    return frame
+
+
+def _why(found: pb.Header, expect: Header) -> pb.Refusal.Reason:
+    if found.run != expect.run:
+        return Reason.AGREEMENT
+    if found.vertex != expect.vertex:
+        return Reason.IDENTITY
+    return Reason.SIZE
