@@ -1,0 +1,1 @@
+"""The Flower App's client side: one file per workload."""

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from flower_dhb.metrics import consensus_distance
     from flower_dhb.node import Node
     from flower_dhb.reference import simulate
+    from flower_dhb.runs import RunFolder
     from flower_dhb.weights import lazy
 
 __version__ = "0.1.0"
@@ -44,6 +45,7 @@ _HOMES = {
     "PayloadError": "errors",
     "RoundError": "errors",
     "RunConfig": "config",
+    "RunFolder": "runs",
     "ServerlessResult": "flower.strategy",
     "ServerlessStrategy": "flower.strategy",
     "StateError": "errors",
@@ -67,6 +69,7 @@ __all__ = [
     "PayloadError",
     "RoundError",
     "RunConfig",
+    "RunFolder",
     "ServerlessResult",
     "ServerlessStrategy",
     "StateError",

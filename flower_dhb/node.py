@@ -6,7 +6,6 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from flower_dhb import mixing
@@ -15,7 +14,7 @@ from flower_dhb.codec import VectorSpec
 from flower_dhb.errors import ConfigError, PayloadError, RoundError
 from flower_dhb.types import Layout, NDArrays, Payload, State
 
-__all__ = ["STATISTICS_VECTOR", "Node", "Pending", "Snapshot"]
+__all__ = ["STATISTICS_VECTOR", "Node", "Pending", "Snapshot", "parameter_vectors"]
 
 STATISTICS_VECTOR = "statistics"
 
@@ -128,12 +127,12 @@ class Node:
     @property
     def vectors(self) -> tuple[VectorSpec, ...]:
         """What each payload must hold."""
-        dtype, size = self.layout.dtype.name, self.layout.size
-        specs = [VectorSpec(name, dtype, size) for name in self.algorithm.vectors]
-        if self.layout.statistics_size:
-            statistics = self._snapshot.statistics
-            specs.append(VectorSpec(STATISTICS_VECTOR, statistics.dtype.name, statistics.size))
-        return tuple(specs)
+        return self.vectors_of(self.algorithm, self.layout)
+
+    @staticmethod
+    def vectors_of(algorithm: Algorithm, layout: Layout) -> tuple[VectorSpec, ...]:
+        """What each payload of a rule on a model must hold."""
+        return _specs(algorithm.vectors, layout)
 
     # --- a round --------------------------------------------------------------------
 
@@ -167,7 +166,8 @@ class Node:
     def payload(self) -> Payload:
         """The payload of the pending round; the same each time it is asked for."""
         pending = self._require_pending()
-        payload = dict(self.algorithm.outgoing(self._snapshot.state, pending.trained))
+        outgoing = self.algorithm.outgoing(self._snapshot.state, pending.trained)
+        payload = {name: outgoing[name] for name in self.algorithm.vectors}
         if self.layout.statistics_size:
             payload[STATISTICS_VECTOR] = pending.statistics
         return payload
@@ -246,7 +246,7 @@ class Node:
             return mixing.weighted_sum(shares, {j: p[name] for j, p in payloads.items()})
 
         parameters = average(algorithm.vectors[0])
-        statistics = np.zeros(0, parameters.dtype)
+        statistics = layout.empty_statistics()
         if layout.statistics_size:
             statistics = average(STATISTICS_VECTOR)
         snapshot = Snapshot(round, algorithm.start(parameters), statistics, local)
@@ -256,3 +256,16 @@ class Node:
         if self._snapshot.pending is None:
             raise RoundError(f"agent {self.vertex}: no round is pending; call adapt first")
         return self._snapshot.pending
+
+
+def parameter_vectors(layout: Layout) -> tuple[VectorSpec, ...]:
+    """Vectors that hold a whole model, as opposed to a rule's payload."""
+    return _specs(("parameters",), layout)
+
+
+def _specs(names: tuple[str, ...], layout: Layout) -> tuple[VectorSpec, ...]:
+    specs = [VectorSpec(name, layout.dtype.name, layout.size) for name in names]
+    if layout.statistics_size:
+        dtype = layout.statistics_dtype.name
+        specs.append(VectorSpec(STATISTICS_VECTOR, dtype, layout.statistics_size))
+    return tuple(specs)

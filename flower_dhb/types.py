@@ -103,6 +103,15 @@ class Layout:
         """Length of the vector of running statistics, 0 for most models."""
         return self._size("statistic")
 
+    @property
+    def statistics_dtype(self) -> np.dtype[Any]:
+        """Dtype of the vector of running statistics."""
+        return self._dtype("statistic")
+
+    def empty_statistics(self) -> NDArray[Any]:
+        """Vector of running statistics of a model that has none."""
+        return np.zeros(0, self.statistics_dtype)
+
     def flatten(self, arrays: Mapping[str, NDArray[Any]]) -> tuple[NDArray[Any], NDArray[Any]]:
         """Copy `arrays` into (parameters, statistics), two flat vectors.
 

@@ -41,9 +41,8 @@ def load_digits() -> Digits:
     order = np.random.default_rng(_SHUFFLE_SEED).permutation(len(images))
     x = torch.from_numpy((images[order] / 16.0).astype(np.float32))
     y = torch.from_numpy(labels[order].astype(np.int64))
-    sizes = [TRAIN, VALIDATION, TEST]
-    (x1, x2, x3), (y1, y2, y3) = x.split(sizes), y.split(sizes)
-    return Digits(x1, y1, x2, y2, x3, y3)
+    a, b = TRAIN, TRAIN + VALIDATION
+    return Digits(x[:a], y[:a], x[a:b], y[a:b], x[b : b + TEST], y[b : b + TEST])
 
 
 def _logistic() -> nn.Module:

@@ -1,0 +1,136 @@
+"""What each agent is due: which payloads it must still combine, and what it may rejoin from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from flwr.app import Array
+from numpy.typing import NDArray
+
+from flower_dhb import codec
+from flower_dhb.algorithms import Algorithm
+from flower_dhb.codec import Header
+from flower_dhb.flower.records import (
+    START_VERTEX,
+    Answer,
+    Ask,
+    Instruction,
+    frame_array,
+    npy_array,
+)
+from flower_dhb.graph import Topology
+from flower_dhb.node import STATISTICS_VECTOR, Node, parameter_vectors
+from flower_dhb.types import Layout
+
+__all__ = ["Ledger"]
+
+
+@dataclass
+class _Due:
+    """An agent's parameters are of `round` once it has combined `payloads`."""
+
+    round: int = 0
+    payloads: dict[int, Array] = field(default_factory=dict)
+    uncertain: bool = False  # its state may be lost: let it rejoin
+
+
+class Ledger:
+    """The relay's books. It keeps frames until their receivers have combined them.
+
+    An edge counts in a round only if both its ends delivered, so a lost payload never
+    changes the network average. What an agent is due stays due until it has answered:
+    an agent that crashed in the middle combines later what its neighbors have combined.
+    """
+
+    def __init__(
+        self,
+        topology: Topology,
+        algorithm: Algorithm,
+        layout: Layout,
+        arrays: Mapping[str, NDArray[Any]],
+        *,
+        run: str,
+        arrays_key: str,
+        config_key: str,
+    ) -> None:
+        self._topology = topology
+        self._algorithm = algorithm
+        self._layout = layout
+        self._run = run
+        self._keys = {"arrays_key": arrays_key, "config_key": config_key}
+        parameters, statistics = layout.flatten(arrays)
+        start = {"parameters": parameters}
+        if layout.statistics_size:
+            start[STATISTICS_VECTOR] = statistics
+        self._start = frame_array(codec.encode(start, run=run, round=0, vertex=START_VERTEX))
+        self._local = {name: npy_array(array) for name, array in layout.local(arrays).items()}
+        self._due = {v: _Due() for v in range(topology.n_agents)}
+        self._newest: dict[int, tuple[int, Array]] = {}
+
+    def instruction(self, vertex: int, ask: Ask, round: int, *, report: bool) -> Instruction:
+        """What to tell an agent now; payloads of its graph neighbors and of nobody else."""
+        due = self._due[vertex]
+        neighbors = self._topology.neighbors(vertex)
+        row = self._topology.row(vertex)
+        rejoin = {}
+        if due.uncertain and due.round > 0:
+            rejoin = {j: self._newest[j] for j in neighbors if j in self._newest}
+        return Instruction(
+            ask=ask,
+            run=self._run,
+            round=round,
+            vertex=vertex,
+            state_round=due.round,
+            weights={j: float(row[j]) for j in sorted((vertex, *neighbors))},
+            algorithm=self._algorithm,
+            layout=self._layout,
+            payloads=due.payloads,
+            rejoin=rejoin,
+            start=self._start if due.round == 0 else None,
+            local=self._local,
+            report=report,
+            **self._keys,
+        )
+
+    def check(self, vertex: int, round: int, frame: Array) -> None:
+        """Raise PayloadError unless the frame is this agent's payload of this round."""
+        specs = Node.vectors_of(self._algorithm, self._layout)
+        codec.decode(frame.data, Header(self._run, round, vertex, specs))
+
+    def parameters(self, answer: Answer) -> dict[str, NDArray[Any]]:
+        """Vectors of a report. Raises PayloadError if the frame is not as it should be."""
+        if answer.parameters is None:
+            return {}
+        specs = parameter_vectors(self._layout)
+        header = Header(self._run, answer.state_round, answer.vertex, specs)
+        return codec.decode(answer.parameters.data, header)
+
+    def acknowledge(self, answer: Answer) -> None:
+        """Note that an agent has combined what it was due.
+
+        What it has trained since counts for itself alone, unless `deliver` follows.
+        """
+        if answer.state_round < 0:
+            self._due[answer.vertex].uncertain = True
+            return
+        trained = answer.payload is not None
+        self._due[answer.vertex] = _Due(answer.round if trained else answer.state_round)
+
+    def doubt(self, vertex: int) -> None:
+        """An agent has not answered: it may have lost its state."""
+        self._due[vertex].uncertain = True
+
+    def deliver(self, round: int, frames: Mapping[int, Array]) -> dict[int, int]:
+        """Close a round: the frames that came in time go to the neighbors that came too.
+
+        Returns the bytes that each sender's payload took over its edges.
+        """
+        sent = {}
+        for vertex, frame in frames.items():
+            partners = [j for j in self._topology.neighbors(vertex) if j in frames]
+            self._due[vertex] = _Due(round, {j: frames[j] for j in partners})
+            self._newest[vertex] = (round, frame)
+            sent[vertex] = len(frame.data) * len(partners)
+        return sent

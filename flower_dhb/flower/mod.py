@@ -1,0 +1,332 @@
+"""The client side: a Flower Mod that does consensus and momentum around an app's own train.
+
+The app inside sees what it would see under FedAvg: one ArrayRecord to train from and
+one ConfigRecord. It knows neither the graph nor the rule.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from logging import ERROR, WARNING
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import ClientAppCallable
+from flwr.common import log
+
+from flower_dhb import codec
+from flower_dhb.codec import Header, VectorSpec
+from flower_dhb.errors import ConfigError, FlowerDhbError, PayloadError, RoundError, StateError
+from flower_dhb.flower.records import (
+    PROTOCOL,
+    START_VERTEX,
+    Answer,
+    Instruction,
+    Question,
+    array_record,
+    failure_text,
+    frame_array,
+    named_arrays,
+    read_request,
+)
+from flower_dhb.flower.store import open_store
+from flower_dhb.node import STATISTICS_VECTOR, Node, Snapshot, parameter_vectors
+from flower_dhb.types import NDArrays, Payload
+
+__all__ = ["consensus_mod", "decentralize"]
+
+
+def consensus_mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Make a ClientApp an agent of a communication graph.
+
+    Use it as the first mod, so that other mods (Flower's differential-privacy mods among
+    them) see the plain records: `ClientApp(mods=[consensus_mod])`. On each message the
+    agent combines its neighbors' payloads, lets the app train or evaluate, and answers
+    with its own payload. Messages of another strategy pass through untouched.
+
+    An app that raises or returns unusable arrays costs its agent the round, not its
+    state: the answer says what happened.
+    """
+    try:
+        request = read_request(message.content)
+    except FlowerDhbError as error:
+        answer = Answer(ask="vertex", vertex=-1, failure=str(error))
+        return Message(answer.to_records(), reply_to=message)
+    if request is None:
+        return call_next(message, context)
+    if isinstance(request, Question):
+        answer = _who(context)
+    else:
+        answer = _Turn(request, context).take(message, call_next)
+    return Message(answer.to_records(), reply_to=message)
+
+
+def decentralize(client_app: ClientApp) -> ClientApp:
+    """Wrap a ClientApp that must not be touched: the same as `consensus_mod` in its mods.
+
+    Example: `app = decentralize(their_package.client_app.app)`.
+    """
+    if not isinstance(client_app, ClientApp):
+        raise ConfigError(f"decentralize wraps a flwr ClientApp, got {type(client_app).__name__}")
+    return _Decentralized(client_app)
+
+
+class _Decentralized(ClientApp):
+    def __init__(self, inner: ClientApp) -> None:
+        super().__init__()
+        self._inner = inner
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        return consensus_mod(message, context, self._inner)
+
+
+def _who(context: Context) -> Answer:
+    """Answer the question which vertex this node is."""
+    try:
+        return Answer(ask="vertex", vertex=_vertex(context))
+    except FlowerDhbError as error:
+        return Answer(ask="vertex", vertex=-1, failure=str(error))
+
+
+def _vertex(context: Context) -> int:
+    value = context.node_config.get("vertex", context.node_config.get("partition-id"))
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ConfigError(
+            f"node {context.node_id}: node config must name its vertex as an integer >= 0, "
+            f"'vertex' or 'partition-id'; got {value!r}. For a SuperNode: --node-config vertex=3"
+        )
+    return value
+
+
+@dataclass
+class _Turn:
+    """One message's work: restore, combine, call the app, answer."""
+
+    instruction: Instruction
+    context: Context
+    refused: list[str] = field(default_factory=list)
+    rejoined: bool = False
+
+    def take(self, message: Message, call_next: ClientAppCallable) -> Answer:
+        """Do what the instruction asks; whatever goes wrong ends up in the answer."""
+        ask = self.instruction
+        try:
+            vertex = _vertex(self.context)
+            if vertex != ask.vertex:
+                raise StateError(f"message is for vertex {ask.vertex}, this node is {vertex}")
+            self.store = open_store(self.context, ask.run, vertex)
+            node = self._restore()
+            if node.pending_round is not None:
+                self._combine(node)
+        except FlowerDhbError as error:
+            log(ERROR, "agent %s, round %s: %s", ask.vertex, ask.round, error)
+            return Answer(
+                ask=ask.ask,
+                vertex=ask.vertex,
+                round=ask.round,
+                state_round=-1,
+                failure=str(error),
+                refused=tuple(self.refused),
+            )
+        return self._act(node, message, call_next)
+
+    # --- state ----------------------------------------------------------------------
+
+    def _restore(self) -> Node:
+        """The agent as it was, at its start, or begun again from its neighbors."""
+        snapshot = self._load()
+        if snapshot is not None:
+            return self._node(snapshot)
+        if self.instruction.start is not None:
+            return self._start(self.instruction.start)
+        return self._rejoin()
+
+    def _load(self) -> Snapshot | None:
+        """The stored state, None if it is lost or older than what the relay knows of."""
+        ask = self.instruction
+        try:
+            snapshot = self.store.load(ask.algorithm, ask.layout)
+        except StateError as error:
+            self._note(f"state is lost: {error}")
+            return None
+        if snapshot is None:
+            if ask.state_round > 0:
+                self._note("state is lost: nothing is stored")
+            return None
+        newest = snapshot.pending.round if snapshot.pending else snapshot.round
+        if newest < ask.state_round:
+            self._note(f"state is of round {newest}, expected {ask.state_round}")
+            return None
+        return snapshot
+
+    def _node(self, snapshot: Snapshot) -> Node:
+        ask = self.instruction
+        return Node(ask.vertex, ask.algorithm, ask.weights, ask.layout, snapshot)
+
+    def _start(self, start: Array) -> Node:
+        ask = self.instruction
+        specs = parameter_vectors(ask.layout)
+        vectors = codec.decode(start.data, Header(ask.run, 0, START_VERTEX, specs))
+        return self._node(
+            Snapshot(
+                0,
+                ask.algorithm.start(vectors["parameters"]),
+                vectors.get(STATISTICS_VECTOR, ask.layout.empty_statistics()),
+                self._local(),
+            )
+        )
+
+    def _rejoin(self) -> Node:
+        ask = self.instruction
+        newest: dict[int, tuple[int, Payload]] = {}
+        specs = Node.vectors_of(ask.algorithm, ask.layout)
+        frames = {j: (ask.state_round, frame) for j, frame in ask.payloads.items()} | dict(
+            ask.rejoin
+        )
+        for j, (number, frame) in sorted(frames.items()):
+            payload = self._decode(j, number, frame, specs)
+            if payload is not None:
+                newest[j] = (number, payload)
+        number = max((number for number, _ in newest.values()), default=ask.state_round)
+        node = Node.rejoin(
+            ask.vertex,
+            ask.algorithm,
+            ask.weights,
+            ask.layout,
+            self._local(),
+            number,
+            {j: payload for j, (_, payload) in newest.items()},
+        )
+        self.rejoined = True
+        return node
+
+    def _local(self) -> NDArrays:
+        return named_arrays(self.instruction.local)
+
+    # --- combine --------------------------------------------------------------------
+
+    def _combine(self, node: Node) -> None:
+        """End the pending round with the payloads that came, or alone if none belong to it.
+
+        A pending round that is newer than what the relay knows of was trained but
+        never delivered: its neighbors went on without it, and so must it.
+        """
+        pending = node.pending_round
+        if pending == self.instruction.state_round:
+            for j, frame in sorted(self.instruction.payloads.items()):
+                payload = self._decode(j, pending, frame, node.vectors)
+                if payload is None:
+                    continue
+                try:
+                    node.offer(j, pending, payload)
+                except PayloadError as error:
+                    self._refuse(str(error))
+        node.combine()
+
+    def _decode(
+        self, sender: int, number: int, frame: Array, specs: tuple[VectorSpec, ...]
+    ) -> Payload | None:
+        """A neighbor's payload, or None if it is refused."""
+        try:
+            if sender not in self.instruction.weights:
+                raise PayloadError(f"round {number}: {sender} is not a neighbor")
+            return codec.decode(frame.data, Header(self.instruction.run, number, sender, specs))
+        except PayloadError as error:
+            self._refuse(str(error))
+            return None
+
+    def _refuse(self, text: str) -> None:
+        self.refused.append(text)
+        log(WARNING, "agent %s refused a payload: %s", self.instruction.vertex, text)
+
+    def _note(self, text: str) -> None:
+        log(
+            WARNING, "agent %s, round %s: %s", self.instruction.vertex, self.instruction.round, text
+        )
+
+    # --- the app --------------------------------------------------------------------
+
+    def _act(self, node: Node, message: Message, call_next: ClientAppCallable) -> Answer:
+        ask = self.instruction
+        failure, metrics, payload = "", RecordDict(), None
+        # Framed before training, since training may take the node a round further.
+        parameters = self._parameters(node) if ask.report else None
+        if ask.ask in ("train", "evaluate"):
+            try:
+                content = self._call_app(node, message, call_next)
+                metrics = RecordDict(dict(content.metric_records.items()))
+                if ask.ask == "train":
+                    trained = node.adapt(ask.round, named_arrays(_only_arrays(content)))
+                    payload = self._frame(trained, ask.round)
+            except Exception as error:  # the app's own code: anything may come out of it
+                failure = failure_text(error)
+                log(ERROR, "agent %s, round %s: %s", ask.vertex, ask.round, failure)
+                if not isinstance(error, FlowerDhbError):
+                    log(ERROR, "%s", traceback.format_exc())
+        state_round = node.round
+        try:
+            self.store.save(node.snapshot, node.algorithm)
+        except OSError as error:  # a full disk, say: what is not kept must not be sent
+            failure, payload, state_round = f"state cannot be kept: {error}", None, -1
+            log(ERROR, "agent %s, round %s: %s", ask.vertex, ask.round, failure)
+        return Answer(
+            ask=ask.ask,
+            vertex=ask.vertex,
+            round=ask.round,
+            state_round=state_round,
+            failure=failure,
+            rejoined=self.rejoined,
+            refused=tuple(self.refused),
+            payload=payload,
+            parameters=parameters,
+            metrics=metrics,
+        )
+
+    def _call_app(self, node: Node, message: Message, call_next: ClientAppCallable) -> RecordDict:
+        """What the app answers to the message that FedAvg would have sent."""
+        ask = self.instruction
+        config = message.content.get(ask.config_key)
+        message.content = RecordDict(
+            {
+                ask.arrays_key: array_record(node.arrays()),
+                ask.config_key: config if isinstance(config, ConfigRecord) else ConfigRecord(),
+            }
+        )
+        with _hidden(self.context.state):
+            reply = call_next(message, self.context)
+        if reply.has_error():
+            raise RoundError(f"the app answered with an error: {reply.error.reason}")
+        return reply.content
+
+    def _parameters(self, node: Node) -> Array:
+        vectors = {"parameters": node.parameters}
+        if node.layout.statistics_size:
+            vectors[STATISTICS_VECTOR] = node.snapshot.statistics
+        return self._frame(vectors, node.round)
+
+    def _frame(self, vectors: Payload, number: int) -> Array:
+        ask = self.instruction
+        return frame_array(codec.encode(vectors, run=ask.run, round=number, vertex=ask.vertex))
+
+
+def _only_arrays(content: RecordDict) -> ArrayRecord:
+    records = content.array_records
+    if len(records) != 1:
+        raise PayloadError(
+            f"the app's train must return exactly one ArrayRecord, got {sorted(records)}"
+        )
+    return next(iter(records.values()))
+
+
+@contextmanager
+def _hidden(state: RecordDict) -> Iterator[None]:
+    """Keep the agent's own records out of the app's sight while it runs."""
+    ours = {key: state.pop(key) for key in list(state) if key.startswith(f"{PROTOCOL}.")}
+    try:
+        yield
+    finally:
+        for key, record in ours.items():
+            state[key] = record

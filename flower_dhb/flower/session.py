@@ -1,0 +1,163 @@
+"""One run of the relay: messages out, answers sorted, payloads delivered, events noted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from logging import WARNING
+from typing import Any
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message
+from flwr.common import log
+from numpy.typing import NDArray
+
+from flower_dhb.errors import PayloadError
+from flower_dhb.flower.ledger import Ledger
+from flower_dhb.flower.members import Members
+from flower_dhb.flower.records import Answer, Ask, array_record
+from flower_dhb.flower.relay import Relay, Sent
+from flower_dhb.graph import Topology
+from flower_dhb.metrics import RoundRecord
+from flower_dhb.mixing import weighted_sum
+from flower_dhb.node import STATISTICS_VECTOR
+from flower_dhb.types import Layout, NDArrays
+
+__all__ = ["Session"]
+
+
+@dataclass
+class Session:
+    """One run: its relay, its nodes, its books, and the record of the current round."""
+
+    relay: Relay
+    members: Members
+    ledger: Ledger
+    layout: Layout
+    local: NDArrays
+    topology: Topology
+    record: RoundRecord = field(default_factory=lambda: RoundRecord(round=0))
+    parameters: dict[int, dict[str, NDArray[Any]]] = field(default_factory=dict)
+    parameters_round: int = 0
+    wants_parameters: bool = False
+
+    def messages(self, ask: Ask, round: int, config: ConfigRecord) -> list[Message]:
+        """One message for each agent that is connected and not busy."""
+        busy = self.relay.busy
+        messages = []
+        for vertex in range(self.topology.n_agents):
+            node = self.members.node(vertex)
+            if node is None:
+                self.note(vertex, "not connected")
+                self.ledger.doubt(vertex)
+            elif vertex in busy:
+                self.note(vertex, "still busy with an earlier message")
+            else:
+                report = self.wants_parameters and ask != "train"
+                instruction = self.ledger.instruction(vertex, ask, round, report=report)
+                kind = "evaluate" if ask == "evaluate" else "train"
+                message = Message(instruction.to_records(config), node, kind, group_id=str(round))
+                self.relay.address(message, Sent(node, vertex, ask, round))
+                messages.append(message)
+        return messages
+
+    def exchange(self, messages: Sequence[Message], limit: float) -> list[Message]:
+        """Send messages and wait for their replies until the deadline."""
+        refused, waiting = self.relay.send(messages)
+        for sent in refused:
+            self.note(sent.vertex, "Flower did not accept the message for its node")
+        replies = self.relay.collect({sent.vertex for sent in waiting}, limit)
+        for sent in waiting:
+            if sent.vertex in self.relay.busy:
+                self.note(sent.vertex, f"no answer to '{sent.ask}' within {limit:g} s")
+                self.ledger.doubt(sent.vertex)
+        return replies
+
+    def sort(self, replies: Iterable[Message], ask: Ask) -> dict[int, Answer]:
+        """Answers to this round's messages by vertex; everything else is dealt with here."""
+        current: dict[int, Answer] = {}
+        for message in replies:
+            sent = self.relay.origin(message)
+            if sent is None:
+                continue
+            if sent.ask == "vertex":
+                self.note(sent.vertex, self.members.claim(sent, message))
+                continue
+            answer = self._answer(sent, message)
+            if answer is None:
+                self.ledger.doubt(sent.vertex)
+                continue
+            self.ledger.acknowledge(answer)
+            for text in answer.refused:
+                self.note(sent.vertex, f"refused a payload: {text}")
+            if answer.failure:
+                self.note(sent.vertex, answer.failure)
+            if answer.rejoined:
+                self.record.rejoined.append(sent.vertex)
+                self.note(sent.vertex, f"state was lost; rejoined at round {answer.state_round}")
+            if (sent.ask, sent.round) == (ask, self.record.round):
+                current[sent.vertex] = answer
+            else:
+                self.note(sent.vertex, f"late answer to '{sent.ask}' of round {sent.round}")
+        return dict(sorted(current.items()))
+
+    def _answer(self, sent: Sent, message: Message) -> Answer | None:
+        if message.has_error():
+            self.note(sent.vertex, f"error: {' '.join(str(message.error.reason).split())[:500]}")
+            return None
+        answer = Answer.from_records(message.content)
+        if answer is None or (answer.vertex, answer.ask) != (sent.vertex, sent.ask):
+            self.note(sent.vertex, "its node did not answer as this agent")
+            return None
+        return answer
+
+    def deliver(self, round: int, answers: Mapping[int, Answer]) -> None:
+        """Hand each valid payload to those neighbors that delivered too."""
+        frames: dict[int, Array] = {}
+        for vertex, answer in answers.items():
+            if answer.payload is None:
+                continue
+            try:
+                self.ledger.check(vertex, round, answer.payload)
+            except PayloadError as error:
+                self.note(vertex, f"payload refused: {error}")
+                continue
+            frames[vertex] = answer.payload
+        self.record.bytes_by_agent = self.ledger.deliver(round, frames)
+        self.record.bytes_sent = sum(self.record.bytes_by_agent.values())
+        self.record.missing = [v for v in range(self.topology.n_agents) if v not in frames]
+
+    def take_parameters(self, answers: Mapping[int, Answer], round: int) -> None:
+        """Keep the parameters that agents report."""
+        self.parameters = {}
+        self.parameters_round = round
+        for vertex, answer in answers.items():
+            try:
+                vectors = self.ledger.parameters(answer)
+            except PayloadError as error:
+                self.note(vertex, f"report refused: {error}")
+                continue
+            if vectors:
+                self.parameters[vertex] = vectors
+
+    def average(self) -> ArrayRecord:
+        """The network average of the reported parameters, as the model's arrays."""
+        shares = dict.fromkeys(self.parameters, 1.0 / len(self.parameters))
+
+        def mean(name: str) -> NDArray[Any]:
+            return weighted_sum(shares, {v: p[name] for v, p in self.parameters.items()})
+
+        statistics = self.layout.empty_statistics()
+        if self.layout.statistics_size:
+            statistics = mean(STATISTICS_VECTOR)
+        return array_record(self.layout.unflatten(mean("parameters"), statistics, self.local))
+
+    def model(self, vertex: int) -> ArrayRecord:
+        """One agent's model; arrays that stay with the agent have their initial values."""
+        vectors = self.parameters[vertex]
+        statistics = vectors.get(STATISTICS_VECTOR, self.layout.empty_statistics())
+        return array_record(self.layout.unflatten(vectors["parameters"], statistics, self.local))
+
+    def note(self, vertex: int, text: str) -> None:
+        """Write an event into the round's record."""
+        self.record.events.append((vertex, text))
+        log(WARNING, "round %d, agent %d: %s", self.record.round, vertex, text)

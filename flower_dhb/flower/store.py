@@ -1,0 +1,120 @@
+"""Where an agent's state rests between rounds: Flower's context, or a file.
+
+Flower keeps a context in memory only, so a restarted SuperNode has lost it. Where the
+node config names a `state-dir`, the state lies in a file there, written atomically.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import safetensors
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, RecordDict
+from numpy.typing import NDArray
+from safetensors.numpy import save
+
+from flower_dhb.algorithms import Algorithm
+from flower_dhb.errors import StateError
+from flower_dhb.flower.records import load_snapshot, snapshot_vectors
+from flower_dhb.node import Snapshot
+from flower_dhb.types import Layout
+
+__all__ = ["Store", "open_store"]
+
+_STATE, _ABOUT = "flower_dhb.state", "flower_dhb.state_about"
+_RAW = "flower_dhb.raw"
+STATE_DIR = "state-dir"
+
+
+class Store(Protocol):
+    """Keeps one agent's snapshot."""
+
+    def load(self, algorithm: Algorithm, layout: Layout) -> Snapshot | None:
+        """The stored snapshot, None if there is none.
+
+        Raises StateError if there is one that cannot be used.
+        """
+
+    def save(self, snapshot: Snapshot, algorithm: Algorithm) -> None:
+        """Replace the stored snapshot."""
+
+
+def open_store(context: Context, run: str, vertex: int) -> Store:
+    """The store that an agent's node config asks for."""
+    directory = context.node_config.get(STATE_DIR)
+    if directory is None:
+        return _ContextStore(context.state, run)
+    return _FileStore(Path(str(directory)) / f"run-{run}-vertex-{vertex}.safetensors", run)
+
+
+class _ContextStore:
+    def __init__(self, state: RecordDict, run: str) -> None:
+        self._state = state
+        self._run = run
+
+    def load(self, algorithm: Algorithm, layout: Layout) -> Snapshot | None:
+        record, about = self._state.get(_STATE), self._state.get(_ABOUT)
+        if not isinstance(record, ArrayRecord) or not isinstance(about, ConfigRecord):
+            return None
+        arrays = {name: _from_raw(array) for name, array in record.items()}
+        document = json.loads(str(about["json"]))
+        return load_snapshot(document, arrays, algorithm=algorithm, layout=layout, run=self._run)
+
+    def save(self, snapshot: Snapshot, algorithm: Algorithm) -> None:
+        document, arrays = snapshot_vectors(snapshot, algorithm, self._run)
+        record = ArrayRecord()
+        for name, array in arrays.items():
+            record[name] = Array(
+                str(array.dtype), tuple(array.shape), _RAW, np.asarray(array, order="C").tobytes()
+            )
+        self._state[_STATE] = record
+        self._state[_ABOUT] = ConfigRecord({"json": json.dumps(document)})
+
+
+class _FileStore:
+    def __init__(self, path: Path, run: str) -> None:
+        self._path = path
+        self._run = run
+
+    def load(self, algorithm: Algorithm, layout: Layout) -> Snapshot | None:
+        if not self._path.exists():
+            return None
+        try:
+            with safetensors.safe_open(self._path, framework="numpy") as file:
+                document = json.loads(file.metadata()["about"])
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, ValueError, TypeError, KeyError, safetensors.SafetensorError) as error:
+            raise StateError(f"{self._path}: damaged state file: {error}") from None
+        return load_snapshot(document, arrays, algorithm=algorithm, layout=layout, run=self._run)
+
+    def save(self, snapshot: Snapshot, algorithm: Algorithm) -> None:
+        document, arrays = snapshot_vectors(snapshot, algorithm, self._run)
+        contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        data = save(contiguous, metadata={"about": json.dumps(document)})
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self._path.with_suffix(".tmp")
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self._path)
+        _sync_directory(self._path.parent)
+
+
+def _sync_directory(path: Path) -> None:
+    # The rename itself must reach the disk before the reply leaves.
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _from_raw(array: Array) -> NDArray[Any]:
+    if array.stype != _RAW:
+        raise StateError(f"stored state has serialization '{array.stype}', expected '{_RAW}'")
+    return np.frombuffer(array.data, dtype=array.dtype).reshape(array.shape)

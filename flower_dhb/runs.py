@@ -1,0 +1,144 @@
+"""What a run leaves behind: a folder with its history, its config, its pictures, its models."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from flower_dhb.errors import ConfigError
+from flower_dhb.graph import Topology
+from flower_dhb.metrics import LOWER_IS_BETTER, RoundRecord, summarize
+from flower_dhb.types import NDArrays
+
+__all__ = ["RunFolder"]
+
+_ALWAYS = ("accuracy", "loss")  # metrics whose keys are there even if an app lacks them
+_WEIGHT = "num-examples"
+_COLUMNS = {
+    "accuracy_mean": "accuracy, mean",
+    "accuracy_worst": "worst agent",
+    "accuracy_best": "best agent",
+    "accuracy_average_model": "average model",
+    "consensus_distance": "distance",
+}
+
+
+class RunFolder:
+    """Folder `<time>-<name>` of one run, written as the run goes on.
+
+    `history.jsonl` gets one line a round, flushed at once, so whatever ends the run,
+    the finished rounds are there. Pass `append` as a strategy's `on_round`.
+    """
+
+    def __init__(
+        self, parent: str | Path, name: str, topology: Topology, config: Mapping[str, Any]
+    ) -> None:
+        if not name or any(mark in name for mark in "/\\") or name.startswith("."):
+            raise ConfigError(f"a run's name becomes part of a folder name, got {name!r}")
+        self.path = _fresh(Path(parent), f"{time.strftime('%Y%m%d-%H%M%S')}-{name}")
+        self.topology = topology
+        self.rows: list[dict[str, Any]] = []
+        self._history = self.path / "history.jsonl"
+        self._history.touch()
+        (self.path / "config.toml").write_text(_toml(config), encoding="utf-8")
+        if find_spec("matplotlib") is not None:
+            topology.picture.savefig(self.path / "topology.png", dpi=150)
+
+    def append(self, record: RoundRecord) -> None:
+        """Write one finished round."""
+        row = history_row(record, self.topology.n_agents)
+        self.rows.append(row)
+        with self._history.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def finish(self, models: Mapping[int, NDArrays], title: str = "") -> None:
+        """Draw how the run converged and save each agent's final model as safetensors."""
+        for vertex, arrays in models.items():
+            contiguous = {name: np.ascontiguousarray(a) for name, a in arrays.items()}
+            save_file(contiguous, self.path / f"agent-{vertex:03d}.safetensors")
+        if find_spec("matplotlib") is not None:
+            from flower_dhb.plots import convergence_figure
+
+            figure = convergence_figure(self.rows, title)
+            figure.savefig(self.path / "convergence.png", dpi=150)
+
+    def table(self) -> list[str]:
+        """Short plain table: the first, the best and the last evaluated round."""
+        rows = [row for row in self.rows if row["accuracy_mean"] is not None]
+        if not rows:
+            return []
+        best = max(rows, key=lambda row: float(row["accuracy_worst"]))
+        head = ("round", *_COLUMNS.values())
+        lines = [" " * 6 + "".join(f"{title:>16}" for title in head)]
+        for name, row in (("first", rows[0]), ("best", best), ("last", rows[-1])):
+            cells = [f"{row[key]:.4g}" if row[key] is not None else "-" for key in _COLUMNS]
+            lines.append(f"{name:6}" + "".join(f"{c:>16}" for c in (row["round"], *cells)))
+        return lines
+
+
+def history_row(record: RoundRecord, n_agents: int) -> dict[str, Any]:
+    """One line of `history.jsonl`: plain values, None for what was not measured.
+
+    For each metric of the app's evaluation: `NAME_mean` (weighted by num-examples),
+    `NAME_worst`, `NAME_best`, and `NAME`, a list with one value per agent.
+    """
+    row: dict[str, Any] = {"round": record.round}
+    weights = {}
+    for vertex, metrics in record.evaluate.items():
+        weight = metrics.get(_WEIGHT, 1)
+        weights[vertex] = float(weight) if isinstance(weight, int | float) else 1.0
+    summary = summarize(record.evaluate, weights, LOWER_IS_BETTER)
+    names = {n for metrics in record.evaluate.values() for n in metrics} - {_WEIGHT}
+    for name in sorted(names | set(_ALWAYS)):
+        key = name.replace("-", "_")
+        row[f"{key}_mean"] = _number(summary.get(name))
+        row[f"{key}_worst"] = _number(summary.get(f"{name}-worst"))
+        row[f"{key}_best"] = _number(summary.get(f"{name}-best"))
+        row[key] = [_number(value) for value in record.values(name, range(n_agents))]
+    observed = record.evaluate_average_model or {}
+    for name in sorted({"accuracy", *observed} - {_WEIGHT}):
+        row[f"{name.replace('-', '_')}_average_model"] = _number(observed.get(name))
+    return row | {
+        "consensus_distance": _number(record.consensus_distance),
+        "bytes_sent": record.bytes_sent,
+        "bytes_sent_by_agent": [record.bytes_by_agent.get(v, 0) for v in range(n_agents)],
+        "missing": record.missing,
+        "rejoined": record.rejoined,
+        "events": [{"agent": vertex, "what": what} for vertex, what in record.events],
+        "seconds": round(record.seconds, 6),
+    }
+
+
+def _number(value: object) -> float | None:
+    # NaN is no JSON; a loss that is not finite is "not measured", and an event tells why.
+    if isinstance(value, int | float) and math.isfinite(value):
+        return float(value)
+    return None
+
+
+def _fresh(parent: Path, name: str) -> Path:
+    """A folder that did not exist, even if two runs begin in the same second."""
+    for suffix in ("", *(f"-{i}" for i in range(2, 1000))):
+        path = parent / f"{name}{suffix}"
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return path
+    raise ConfigError(f"{parent / name} and 998 like it exist already")
+
+
+def _toml(config: Mapping[str, Any]) -> str:
+    # Run configs are flat; a JSON text, number or boolean is also a TOML one.
+    return "".join(
+        f"{key} = {json.dumps(value, ensure_ascii=False)}\n"
+        for key, value in sorted(config.items())
+    )

@@ -1,0 +1,64 @@
+"""The ServerApp: it starts the relay and writes down what happens. It averages nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from logging import INFO
+from typing import Any
+
+from flwr.app import ArrayRecord, Context, MetricRecord
+from flwr.common import log
+from flwr.serverapp import Grid, ServerApp
+
+from clients.client_app import load_workload
+from clients.workload import Workload, evaluate
+from flower_dhb import RunConfig, RunFolder, ServerlessStrategy
+from flower_dhb.config import get_text
+
+__all__ = ["app"]
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the rounds that the run config asks for."""
+    values = context.run_config
+    config = RunConfig.of(values)
+    workload = load_workload(values, config.topology.n_agents)
+    folder = RunFolder(get_text(values, "runs-dir", "runs"), config.name, config.topology, values)
+    log(INFO, "this run leaves its results in %s", folder.path.resolve())
+    strategy = ServerlessStrategy(
+        config.topology,
+        config.algorithm,
+        round_timeout_s=config.round_timeout_s or None,
+        evaluate_every=config.evaluate_every,
+        collect_models=True,
+        on_round=folder.append,
+    )
+    result = strategy.start(
+        grid,
+        initial_arrays=ArrayRecord(workload.make_model().state_dict()),
+        num_rounds=config.rounds,
+        evaluate_fn=_observer(workload) if config.observe_average else None,
+    )
+    models = {v: _numpy(record) for v, record in result.models.items()}
+    folder.finish(models, f"{config.name}: {config.algorithm.name} on {config.topology.name}")
+    for line in folder.table():
+        log(INFO, "%s", line)
+
+
+def _observer(workload: Workload) -> Callable[[int, ArrayRecord], MetricRecord]:
+    """Test the average model, which no agent ever has."""
+
+    def observe(round: int, arrays: ArrayRecord) -> MetricRecord:  # noqa: ARG001
+        model = workload.make_model()
+        model.load_state_dict(arrays.to_torch_state_dict())
+        loss, accuracy = evaluate(model, workload.test_x, workload.test_y)
+        return MetricRecord({"loss": loss, "accuracy": accuracy})
+
+    return observe
+
+
+def _numpy(record: ArrayRecord) -> dict[str, Any]:
+    return {name: array.numpy() for name, array in record.items()}
