@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from flower_dhb.algorithms import ALGORITHMS, Algorithm, algorithm_from_config
+from flower_dhb.algorithms import ALGORITHMS, Algorithm, algorithm_from_config, settings_of
 from flower_dhb.errors import ConfigError, GraphError, unknown
 from flower_dhb.graph import Topology
 
@@ -136,7 +136,7 @@ def _algorithm(values: Values) -> Algorithm:
     name = get_choice(values, "algorithm", "heavy-ball", ALGORITHMS)
     settings = {
         field: values[field.replace("_", "-")]
-        for field in ALGORITHMS[name].__dataclass_fields__
+        for field in settings_of(name)
         if values.get(field.replace("_", "-"), AUTO) != AUTO
     }
     try:

@@ -18,7 +18,7 @@ from flower_dhb.graph import Topology
 from flower_dhb.metrics import LOWER_IS_BETTER, RoundRecord, summarize
 from flower_dhb.types import NDArrays
 
-__all__ = ["RunFolder"]
+__all__ = ["RunFolder", "history_row", "toml_text"]
 
 _ALWAYS = ("accuracy", "loss")  # metrics whose keys are there even if an app lacks them
 _WEIGHT = "num-examples"
@@ -48,7 +48,7 @@ class RunFolder:
         self.rows: list[dict[str, Any]] = []
         self._history = self.path / "history.jsonl"
         self._history.touch()
-        (self.path / "config.toml").write_text(_toml(config), encoding="utf-8")
+        (self.path / "config.toml").write_text(toml_text(config), encoding="utf-8")
         if find_spec("matplotlib") is not None:
             topology.picture.savefig(self.path / "topology.png", dpi=150)
 
@@ -136,7 +136,8 @@ def _fresh(parent: Path, name: str) -> Path:
     raise ConfigError(f"{parent / name} and 998 like it exist already")
 
 
-def _toml(config: Mapping[str, Any]) -> str:
+def toml_text(config: Mapping[str, Any]) -> str:
+    """A run config as TOML."""
     # Run configs are flat; a JSON text, number or boolean is also a TOML one.
     return "".join(
         f"{key} = {json.dumps(value, ensure_ascii=False)}\n"

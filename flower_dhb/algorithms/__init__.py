@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from flower_dhb.algorithms.base import Algorithm
@@ -10,7 +11,7 @@ from flower_dhb.algorithms.dsgd import DSGD
 from flower_dhb.algorithms.heavy_ball import HeavyBall
 from flower_dhb.errors import ConfigError, unknown
 
-__all__ = ["ALGORITHMS", "DSGD", "Algorithm", "HeavyBall", "algorithm_from_config"]
+__all__ = ["ALGORITHMS", "DSGD", "Algorithm", "HeavyBall", "algorithm_from_config", "settings_of"]
 
 ALGORITHMS: dict[str, type[Algorithm]] = {rule.name: rule for rule in (HeavyBall, DSGD)}
 
@@ -24,8 +25,13 @@ def algorithm_from_config(config: Mapping[str, Any]) -> Algorithm:
     name = settings.pop("name", None)
     if name not in ALGORITHMS:
         raise ConfigError(unknown("algorithm", name, ALGORITHMS))
-    known = set(ALGORITHMS[name].__dataclass_fields__)
+    known = settings_of(name)
     for setting in settings:
         if setting not in known:
-            raise ConfigError(unknown(f"setting of {name}", setting, sorted(known)))
+            raise ConfigError(unknown(f"setting of {name}", setting, known))
     return ALGORITHMS[name](**settings)
+
+
+def settings_of(name: str) -> list[str]:
+    """Names of a rule's settings."""
+    return [field.name for field in fields(ALGORITHMS[name])]

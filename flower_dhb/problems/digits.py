@@ -22,7 +22,11 @@ _SHUFFLE_SEED = 2021  # one fixed division; a run's seed must not choose its own
 
 @dataclass(frozen=True)
 class Digits:
-    """Images `(m, 64)` float32 in [0, 1] and labels `(m,)` int64, in three disjoint parts."""
+    """Images `(m, 64)` float32 and labels `(m,)` int64, in three disjoint parts.
+
+    Pixels are standardized by the mean and the deviation of all training pixels, as is
+    the custom for MNIST.
+    """
 
     train_x: Tensor
     train_y: Tensor
@@ -42,6 +46,7 @@ def load_digits() -> Digits:
     x = torch.from_numpy((images[order] / 16.0).astype(np.float32))
     y = torch.from_numpy(labels[order].astype(np.int64))
     a, b = TRAIN, TRAIN + VALIDATION
+    x = (x - x[:a].mean()) / x[:a].std()
     return Digits(x[:a], y[:a], x[a:b], y[a:b], x[b : b + TEST], y[b : b + TEST])
 
 

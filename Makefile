@@ -1,0 +1,41 @@
+# Two commands do all the set-up: `make demo` and `make test`.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+AGENTS ?= 16
+export FLWR_HOME := $(CURDIR)/.flwr
+export FLWR_TELEMETRY_ENABLED := 0
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test check install help
+
+help:
+	@echo "make demo    train 16 agents on a ring with no aggregating server"
+	@echo "make test    run all tests"
+	@echo "make check   lint, types, fast tests"
+
+demo: install
+	@$(BIN)/flower-dhb run . --run-config 'topology="ring:$(AGENTS)" observe-average=true name="demo"'
+
+test: install
+	@$(BIN)/python -m pytest
+
+check: install
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/bandit -q -r flower_dhb strategies clients -c pyproject.toml
+	@$(BIN)/python -m pytest -m "not slow"
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "make: '$(PYTHON)' is missing: install Python 3.11 or newer, or set PYTHON=..."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: $(PYTHON) is $$($(PYTHON) -V 2>&1), needed is Python 3.11 or newer; set PYTHON=..."; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "make: Python's venv module is missing: install it (Debian: apt-get install python3-venv)"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV) (the first time this takes some minutes: torch is large) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' || { echo "make: the installation failed; see the lines above"; exit 1; }
+	@touch $(STAMP)

@@ -1,0 +1,183 @@
+"""A SuperLink of one's own: free ports, its state in a chosen folder, gone when it is done."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import psutil
+
+from flower_dhb.errors import ConfigError, RoundError
+from flower_dhb.runs import toml_text
+
+__all__ = ["SuperLink", "local_superlink"]
+
+_START_S, _STOP_S, _COMMAND_S = 60.0, 10.0, 120.0
+
+
+@dataclass(frozen=True)
+class SuperLink:
+    """A running local SuperLink in simulation mode, and the environment to reach it."""
+
+    environment: Mapping[str, str]
+    log_path: Path
+
+    def submit(
+        self, app: Path, n_agents: int, settings: Mapping[str, Any], cpus_per_agent: float = 1
+    ) -> str:
+        """Start a run of a Flower App; returns its run id.
+
+        settings: overrides of the app's run config. Raises ConfigError with Flower's own
+        words if the app or a setting is refused.
+        """
+        federation = f"num-supernodes={n_agents} client-resources-num-cpus={cpus_per_agent:g}"
+        words = ["run", str(app), "--format", "json", "--federation-config", federation]
+        if settings:
+            # One file, since Flower takes either one file or pairs.
+            path = self.log_path.with_name("run-config.toml")
+            path.write_text(toml_text(settings), encoding="utf-8")
+            words += ["--run-config", str(path)]
+        answer = self._flwr(words)
+        if not answer.get("success"):
+            raise ConfigError(f"flwr run: {answer.get('error-message') or answer}")
+        return str(answer["run-id"])
+
+    @contextmanager
+    def log(self, run_id: str) -> Iterator[IO[str]]:
+        """Lines that a run prints, as they come; they end with the run."""
+        process = subprocess.Popen(
+            [_executable("flwr"), "log", run_id, "--stream"],
+            env=dict(self.environment),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
+        try:
+            if process.stdout is None:  # pragma: no cover (PIPE was asked for)
+                raise RoundError("flwr log has no output")
+            yield process.stdout
+        finally:
+            _end([psutil.Process(process.pid)] if process.poll() is None else [])
+            process.wait()
+
+    def status(self, run_id: str) -> tuple[str, str]:
+        """Status of a run (such as `finished:completed`), and details."""
+        runs = self._flwr(["list", "--run-id", run_id, "--format", "json"]).get("runs") or [{}]
+        return str(runs[0].get("status")), str(runs[0].get("status-details", ""))
+
+    def _flwr(self, words: Sequence[str]) -> dict[str, Any]:
+        done = subprocess.run(
+            [_executable("flwr"), *words],
+            env=dict(self.environment),
+            capture_output=True,
+            text=True,
+            timeout=_COMMAND_S,
+            check=False,
+        )
+        start = done.stdout.find("{")
+        try:
+            answer, _ = json.JSONDecoder().raw_decode(done.stdout[max(start, 0) :])
+        except ValueError:
+            raise ConfigError(
+                f"flwr {words[0]} failed: {(done.stderr or done.stdout).strip()[-2000:]}"
+            ) from None
+        return dict(answer)
+
+
+@contextmanager
+def local_superlink(home: Path) -> Iterator[SuperLink]:
+    """Start a SuperLink on free loopback ports with its state below `home`; end it after.
+
+    All that it started ends with it. Raises ConfigError if Flower is not installed here,
+    RoundError if the SuperLink does not come up.
+    """
+    home.mkdir(parents=True, exist_ok=True)
+    api, control = _free_ports(2)
+    environment = os.environ | {
+        "FLWR_HOME": str(home),
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(api),
+        "FLWR_LOCAL_CONTROL_API_PORT": str(control),
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        "PYTHONUNBUFFERED": "1",
+    }
+    log_path = home / "superlink.log"
+    command = [_executable("flower-superlink"), "--insecure", "--simulation"]
+    command += ["--isolation", "subprocess", "--host", "127.0.0.1", "--port", str(api)]
+    command += ["--control-api-address", f"127.0.0.1:{control}"]
+    with log_path.open("ab") as output:
+        process = subprocess.Popen(
+            command, env=environment, stdout=output, stderr=output, stdin=subprocess.DEVNULL
+        )
+    try:
+        _wait_until_up(process, api, log_path)
+        yield SuperLink(environment, log_path)
+    finally:
+        family = [psutil.Process(process.pid)] if process.poll() is None else []
+        _end([child for parent in family for child in parent.children(recursive=True)] + family)
+        process.wait()
+
+
+def _wait_until_up(process: subprocess.Popen[bytes], port: int, log_path: Path) -> None:
+    deadline = time.monotonic() + _START_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            break
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1.0).close()
+        except OSError:
+            time.sleep(0.1)
+        else:
+            return
+    raise RoundError(
+        f"the SuperLink did not come up (exit status {process.poll()}); see {log_path}"
+    )
+
+
+def _end(processes: Sequence[psutil.Process]) -> None:
+    """Ask processes to end, then make them."""
+    for process in processes:
+        try:
+            process.terminate()
+        except psutil.NoSuchProcess:
+            continue
+    _, alive = psutil.wait_procs(processes, timeout=_STOP_S)
+    for process in alive:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+    psutil.wait_procs(alive, timeout=_STOP_S)
+
+
+def _free_ports(count: int) -> list[int]:
+    # Held open together, so that they differ.
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [int(each.getsockname()[1]) for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+def _executable(name: str) -> str:
+    path = Path(sys.executable).with_name(name)
+    found = str(path) if path.exists() else shutil.which(name)
+    if found is None:
+        raise ConfigError(f"'{name}' is not installed beside {sys.executable}: pip install flwr")
+    return found
