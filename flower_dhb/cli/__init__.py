@@ -16,6 +16,9 @@ __all__ = ["main"]
 # only when its command is typed.
 _COMMANDS = {
     "run": "run a Flower App on this machine and watch its agents agree",
+    "peer": "take part in a mesh, on one device",
+    "mesh": "create a mesh of peers, renew certificates, run it here, ask how it is",
+    "replay": "compute a recorded run of peers again and say who followed the law",
 }
 
 

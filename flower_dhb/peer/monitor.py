@@ -84,6 +84,7 @@ def set_up_logging(form: str, stream: TextIO | None = None) -> None:
     """Write this package's events as `text` or `json` lines, one each."""
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(_JsonLines() if form == "json" else _Lines())
-    LOGGER.handlers[:] = [handler]
-    LOGGER.setLevel(logging.INFO)
-    LOGGER.propagate = False
+    for logger in (LOGGER, logging.getLogger("flwr")):
+        logger.handlers[:] = [handler]
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
