@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
+import subprocess  # nosec B404
 import sys
 import time
 import tomllib
@@ -38,7 +38,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--run-config", action="append", default=[], metavar="KEY=VALUE", help="TOML value; repeat"
     )
     create.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE",
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
         help="a key of peer.toml, such as timing.ceiling-s=5 or record='payloads'; repeat",
     )
     create.add_argument("--start", help="initial arrays: FILE.safetensors or module:function")
@@ -64,7 +67,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def execute(arguments: argparse.Namespace) -> int:
     """Do what was asked. Returns the exit status."""
     return int(
-        {"create": _create, "renew": _renew, "up": _up, "status": _status}[arguments.action](arguments)
+        {"create": _create, "renew": _renew, "up": _up, "status": _status}[arguments.action](
+            arguments
+        )
     )
 
 
@@ -121,7 +126,7 @@ def _up(arguments: argparse.Namespace) -> int:
             log = (home / "peer.log").open("ab")
             logs.append(log)
             processes.append(
-                subprocess.Popen(  # noqa: S603 (our own command)
+                subprocess.Popen(  # noqa: S603  # nosec B603 (our own command)
                     [sys.executable, "-c", _PEER, "peer", str(home / "peer.toml"), "--log", "json"],
                     stdout=log,
                     stderr=log,
@@ -188,8 +193,19 @@ def _table(found: FleetStatus) -> Group:
     from rich.text import Text
 
     table = Table()
-    for title in ("vertex", "round", "phase", "s/round", "neighbors", "sent", "received", "metrics"):
-        table.add_column(title, justify="left" if title in ("phase", "neighbors", "metrics") else "right")
+    for title in (
+        "vertex",
+        "round",
+        "phase",
+        "s/round",
+        "neighbors",
+        "sent",
+        "received",
+        "metrics",
+    ):
+        table.add_column(
+            title, justify="left" if title in ("phase", "neighbors", "metrics") else "right"
+        )
     for vertex, reply in sorted(found.replies.items()):
         neighbors = " ".join(
             f"[green]{n.vertex}[/green]" if n.up else f"[red]{n.vertex}✗[/red]"

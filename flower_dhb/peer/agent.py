@@ -110,7 +110,7 @@ class Agent:
         """Begin again from the neighbors' average, with zero momentum."""
         for key in [k for k in self._context.state if k.startswith(_PROTOCOL_RECORDS)]:
             del self._context.state[key]
-        newest_round = max(round for round, _ in newest.values())
+        newest_round = max(k for k, _ in newest.values())
         answer = self._ask("report", newest_round, state_round=newest_round, newest=newest)
         if not answer.rejoined:
             raise StateError(f"agent {self.vertex}: could not rejoin: {answer.failure}")

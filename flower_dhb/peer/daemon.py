@@ -243,7 +243,7 @@ class Peer:
             train_s=round(trained_s, 4),
             wait_s=round(waited_s, 4),
             missing=missing,
-            **{n: round(v, 5) for n, v in flat.items() if isinstance(v, float)},
+            metrics={n: round(v, 5) for n, v in flat.items() if isinstance(v, float)},
         )
         if self._recorder.on:
             self._recorder.combined(label, self.agent.snapshot())

@@ -29,7 +29,7 @@ from typing import Protocol
 
 from flower_dhb.codec import Header
 from flower_dhb.peer import relay_pb2 as pb
-from flower_dhb.peer.frames import Bytes, Outgoing, Reason, Refused, relabel
+from flower_dhb.peer.frames import Bytes, Outgoing, Reason, RefusedError, relabel
 from flower_dhb.peer.monitor import Monitor
 from flower_dhb.peer.patience import Patience
 
@@ -119,9 +119,7 @@ class Exchange:
         self.edges: dict[int, Edge] = {
             j: Edge(
                 j,
-                Patience(
-                    factor=timing.factor, least_s=timing.least_s, ceiling_s=timing.ceiling_s
-                ),
+                Patience(factor=timing.factor, least_s=timing.least_s, ceiling_s=timing.ceiling_s),
                 down_since=now,
             )
             for j in neighbors
@@ -199,24 +197,24 @@ class Exchange:
     # --- what neighbors say -----------------------------------------------------------
 
     def admit(self, neighbor: int, header: Header) -> None:
-        """Decide on a payload before its bytes are taken. Raises Refused."""
+        """Decide on a payload before its bytes are taken. Raises RefusedError."""
         with self._changed:
             edge, k = self.edges[neighbor], header.round
             who = header.sender
             if k <= self.closed or k <= max(edge.lost, edge.released):
-                raise Refused(
+                raise RefusedError(
                     Reason.STALE, f"{who}: agent {self.vertex} has closed round {self.closed}", k
                 )
             if k > self.rounds:
-                raise Refused(Reason.AHEAD, f"{who}: the run has {self.rounds} rounds", k)
+                raise RefusedError(Reason.AHEAD, f"{who}: the run has {self.rounds} rounds", k)
             if k in edge.held:
                 if edge.link is not None:  # a neighbor that has restarted asks for it again
                     edge.link.send(pb.Frame(ack=pb.Ack(round=k)))
-                raise Refused(
+                raise RefusedError(
                     Reason.REPEATED, f"{who}: a payload of this round is here already", k
                 )
             if edge.held and k < max(edge.held):
-                raise Refused(
+                raise RefusedError(
                     Reason.STALE, f"{who}: came after its payload of round {max(edge.held)}", k
                 )
             # At most two in memory: the open round's, and the newest.
@@ -245,8 +243,9 @@ class Exchange:
         with self._changed:
             edge = self.edges[neighbor]
             if round > self.round:
-                raise Refused(
-                    Reason.AHEAD, f"neighbor {neighbor} acknowledges round {round}, never sent",
+                raise RefusedError(
+                    Reason.AHEAD,
+                    f"neighbor {neighbor} acknowledges round {round}, never sent",
                     round,
                 )
             if round == self.round and self.closed < round and edge.released != round:
@@ -258,8 +257,9 @@ class Exchange:
         with self._changed:
             edge = self.edges[neighbor]
             if round > self.rounds:
-                raise Refused(
-                    Reason.AHEAD, f"neighbor {neighbor} releases round {round} of {self.rounds}",
+                raise RefusedError(
+                    Reason.AHEAD,
+                    f"neighbor {neighbor} releases round {round} of {self.rounds}",
                     round,
                 )
             edge.wants = max(edge.wants, min(round + 1, self.rounds))
@@ -346,9 +346,7 @@ class Exchange:
         end = self._clock() + timeout_s
         with self._changed:
             while not self._stopped:
-                waiting = [
-                    e for e in self.edges.values() if e.link and not e.held and not e.done
-                ]
+                waiting = [e for e in self.edges.values() if e.link and not e.held and not e.done]
                 left = end - self._clock()
                 if (not waiting and self.up()) or left <= 0.0:
                     break

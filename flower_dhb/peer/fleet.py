@@ -89,7 +89,9 @@ class Fleet:
             raise ConfigError(f"{path}: {error.strerror}; 'mesh create' writes it") from None
         self.document: dict[str, Any] = document
         self.edges = tuple((e["between"][0], e["between"][1]) for e in document["edges"])
-        self.hosts: dict[int, str | None] = {h["vertex"]: h.get("address") for h in document["hosts"]}
+        self.hosts: dict[int, str | None] = {
+            h["vertex"]: h.get("address") for h in document["hosts"]
+        }
         self._tls: TlsFiles | None = None
         if not document["plaintext"]:
             home = directory / "operator"
@@ -136,7 +138,10 @@ class Fleet:
     def _open(self, vertex: int) -> grpc.Channel:
         address = self.hosts[vertex]
         options: list[tuple[str, Any]] = [("grpc.use_local_subchannel_pool", 1)]
-        options += [("grpc.initial_reconnect_backoff_ms", 200), ("grpc.max_reconnect_backoff_ms", 2000)]
+        options += [
+            ("grpc.initial_reconnect_backoff_ms", 200),
+            ("grpc.max_reconnect_backoff_ms", 2000),
+        ]
         if self._tls is None:
             return grpc.insecure_channel(address, options)
         options.append(("grpc.ssl_target_name_override", self._tls.server_name(vertex)))

@@ -20,7 +20,7 @@ __all__ = [
     "Assembler",
     "Bytes",
     "Outgoing",
-    "Refused",
+    "RefusedError",
     "chunk_frame",
     "header_of",
     "parse",
@@ -44,7 +44,7 @@ Bytes: TypeAlias = bytes | bytearray | memoryview
 Reason = pb.Refusal.Reason
 
 
-class Refused(PayloadError):
+class RefusedError(PayloadError):
     """Something that a neighbor sent is not accepted."""
 
     def __init__(self, reason: pb.Refusal.Reason, text: str, round: int = 0) -> None:
@@ -77,8 +77,10 @@ class Outgoing:
             run=self.header.run,
             round=self.header.round,
             vertex=self.header.vertex,
-            vectors=[pb.Vector(name=v.name, dtype=v.dtype, size=v.size) for v in self.header.vectors],
-            bytes=len(self.frame),
+            vectors=[
+                pb.Vector(name=v.name, dtype=v.dtype, size=v.size) for v in self.header.vectors
+            ],
+            total_bytes=len(self.frame),
             checksum=self.checksum,
         )
         small = len(self.frame) <= WHOLE_BYTES
@@ -102,14 +104,14 @@ def chunk_frame(data: Bytes) -> bytes:
 
 
 def parse(raw: bytes) -> pb.Frame | memoryview:
-    """A frame; for a chunk its bytes, not copied. Raises Refused if it is none."""
+    """A frame; for a chunk its bytes, not copied. Raises RefusedError if it is none."""
     data = _chunk(raw)
     if data is not None:
         return data
     try:
         frame = pb.Frame.FromString(raw)
     except DecodeError as error:
-        raise Refused(Reason.MALFORMED, f"not a frame: {error}") from None
+        raise RefusedError(Reason.MALFORMED, f"not a frame: {error}") from None
     if frame.WhichOneof("kind") == "chunk":
         return memoryview(frame.chunk)
     return frame
@@ -128,9 +130,11 @@ def _chunk(raw: bytes) -> memoryview | None:
 
 
 def header_of(message: pb.Header) -> Header:
-    """A header as the codec knows it. Raises Refused if it cannot be one."""
+    """A header as the codec knows it. Raises RefusedError if it cannot be one."""
     if len(message.vectors) > 16:
-        raise Refused(Reason.SIZE, f"header lists {len(message.vectors)} vectors", message.round)
+        raise RefusedError(
+            Reason.SIZE, f"header lists {len(message.vectors)} vectors", message.round
+        )
     vectors = tuple(VectorSpec(v.name[:64], v.dtype[:16], v.size) for v in message.vectors)
     return Header(message.run[:128], message.round, message.vertex, vectors)
 
@@ -167,27 +171,27 @@ class Assembler:
     def check(self, message: pb.Header) -> Header:
         """Hold a header against what every payload of this neighbor must be.
 
-        No memory is taken. Raises Refused; the chunks that follow a refused header are
+        No memory is taken. Raises RefusedError; the chunks that follow a refused header are
         passed over.
         """
         self.drop()
         expect = Header(self._run, message.round, self._neighbor, self._vectors)
         who = expect.sender
-        if not expect.n_bytes < message.bytes <= expect.n_bytes + _FRAME_OVERHEAD_BYTES:
-            raise Refused(
+        if not expect.n_bytes < message.total_bytes <= expect.n_bytes + _FRAME_OVERHEAD_BYTES:
+            raise RefusedError(
                 Reason.SIZE,
-                f"{who}: header announces {message.bytes} bytes, expected {expect.n_bytes} of "
-                "vectors and a short header; all agents must run the same model",
+                f"{who}: header announces {message.total_bytes} bytes, expected {expect.n_bytes} "
+                "of vectors and a short header; all agents must run the same model",
                 message.round,
             )
         if not message.whole:
-            self._skip = message.bytes
+            self._skip = message.total_bytes
         try:
             expect.check(header_of(message))
-        except Refused:
+        except RefusedError:
             raise
         except PayloadError as error:
-            raise Refused(_why(message, expect), str(error), message.round) from None
+            raise RefusedError(_why(message, expect), str(error), message.round) from None
         return expect
 
     def begin(self, message: pb.Header, expect: Header) -> bytes | None:
@@ -198,32 +202,32 @@ class Assembler:
         self._skip = 0
         self._claimed = message.checksum
         if message.whole:
-            if len(message.whole) != message.bytes:
-                raise Refused(
+            if len(message.whole) != message.total_bytes:
+                raise RefusedError(
                     Reason.SIZE,
-                    f"{expect.sender}: header announces {message.bytes} bytes and holds "
+                    f"{expect.sender}: header announces {message.total_bytes} bytes and holds "
                     f"{len(message.whole)}",
                     message.round,
                 )
             return bytes(_verified(message.whole, expect, message.checksum))
-        self._expect, self._buffer, self._filled = expect, bytearray(message.bytes), 0
+        self._expect, self._buffer, self._filled = expect, bytearray(message.total_bytes), 0
         return None
 
     def chunk(self, data: memoryview) -> Bytes | None:
-        """Add the next bytes. Returns the payload when it is complete. Raises Refused."""
+        """Add the next bytes. Returns the payload when it is complete. Raises RefusedError."""
         if self._expect is None:
             if 0 < len(data) <= self._skip:
                 self._skip -= len(data)
                 return None
             self._skip = 0
-            raise Refused(
+            raise RefusedError(
                 Reason.MALFORMED, f"neighbor {self._neighbor}: a chunk without a payload"
             )
         expect, end = self._expect, self._filled + len(data)
         if len(data) == 0 or end > len(self._buffer):
             total = len(self._buffer)
             self.drop()
-            raise Refused(
+            raise RefusedError(
                 Reason.SIZE,
                 f"{expect.sender}: chunk of {len(data)} bytes at {end - len(data)}, the header "
                 f"announced {total} in all",
@@ -246,17 +250,17 @@ def _verified(frame: Bytes, expect: Header, claimed: int) -> Bytes:
     try:
         inside = codec.read_checksum(frame)
         if inside != claimed:
-            raise Refused(
+            raise RefusedError(
                 Reason.CHECKSUM,
                 f"{expect.sender}: checksum is {inside:016x}, the header says {claimed:016x}",
                 expect.round,
             )
         codec.decode(frame, expect)
-    except Refused:
+    except RefusedError:
         raise
     except PayloadError as error:
         reason = Reason.CHECKSUM if "checksum" in str(error) else Reason.CONTENT
-        raise Refused(reason, str(error), expect.round) from None
+        raise RefusedError(reason, str(error), expect.round) from None
     return frame
 
 

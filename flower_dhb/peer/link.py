@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 from flower_dhb.peer import relay_pb2 as pb
 from flower_dhb.peer.exchange import Exchange
-from flower_dhb.peer.frames import Assembler, Outgoing, Reason, Refused, parse
+from flower_dhb.peer.frames import Assembler, Outgoing, Reason, RefusedError, parse
 from flower_dhb.peer.monitor import Monitor
 
 __all__ = ["Allowance", "StreamLink"]
@@ -41,7 +41,7 @@ class StreamLink:
     """The frames of one stream, in both directions.
 
     `pieces` is what gRPC sends; `receive` takes what it delivers. greet checks the
-    neighbor's Hello and raises Refused if the two do not belong together.
+    neighbor's Hello and raises RefusedError if the two do not belong together.
     """
 
     def __init__(
@@ -151,10 +151,10 @@ class StreamLink:
         self._monitor.count("bytes-received", self.neighbor, len(raw))
         try:
             self._dispatch(parse(raw))
-        except Refused as error:
+        except RefusedError as error:
             self.refuse(error)
 
-    def refuse(self, error: Refused) -> None:
+    def refuse(self, error: RefusedError) -> None:
         """Count a refusal, log it, and tell the neighbor."""
         self._monitor.count(f"refused.{error.kind}", self.neighbor)
         self._monitor.warning(
@@ -190,7 +190,9 @@ class StreamLink:
             if self.greeted:
                 self._exchange.left(self.neighbor, frame.goodbye.done)
             self._monitor.event(
-                "goodbye", neighbor=self.neighbor, done=frame.goodbye.done,
+                "goodbye",
+                neighbor=self.neighbor,
+                done=frame.goodbye.done,
                 why=frame.goodbye.text[:200],
             )
         elif kind == "header":
@@ -203,17 +205,17 @@ class StreamLink:
             self._require_greeting()
             self._exchange.freed(self.neighbor, frame.release.round)
         elif kind is None:
-            raise Refused(Reason.MALFORMED, f"neighbor {self.neighbor}: an empty frame")
+            raise RefusedError(Reason.MALFORMED, f"neighbor {self.neighbor}: an empty frame")
 
     def _require_greeting(self) -> None:
         if not self.greeted:
-            raise Refused(
+            raise RefusedError(
                 Reason.MALFORMED, f"neighbor {self.neighbor}: spoke before its Hello was accepted"
             )
 
     def _hello(self, hello: pb.Hello) -> None:
         if self.greeted:
-            raise Refused(Reason.MALFORMED, f"neighbor {self.neighbor}: a second Hello")
+            raise RefusedError(Reason.MALFORMED, f"neighbor {self.neighbor}: a second Hello")
         self._greet(hello)
         self.greeted = True
         self._exchange.joined(self.neighbor, self, hello)

@@ -340,4 +340,3 @@ def check_empty(out: Path, *, force: bool) -> None:
     if not (out / "mesh.toml").exists() and any(out.iterdir()):
         raise ConfigError(f"{out}: holds something else than a mesh; choose another directory")
     shutil.rmtree(out)
-

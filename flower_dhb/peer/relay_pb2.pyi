@@ -58,22 +58,22 @@ class Hello(_message.Message):
     def __init__(self, version: _Optional[int] = ..., run: _Optional[str] = ..., vertex: _Optional[int] = ..., neighbor: _Optional[int] = ..., agreement: _Optional[_Mapping[str, str]] = ..., round: _Optional[int] = ..., closed: _Optional[int] = ..., holds: _Optional[int] = ..., done: bool = ..., doubts: _Optional[int] = ...) -> None: ...
 
 class Header(_message.Message):
-    __slots__ = ("run", "round", "vertex", "vectors", "bytes", "checksum", "whole")
+    __slots__ = ("run", "round", "vertex", "vectors", "total_bytes", "checksum", "whole")
     RUN_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     VERTEX_FIELD_NUMBER: _ClassVar[int]
     VECTORS_FIELD_NUMBER: _ClassVar[int]
-    BYTES_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
     CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     WHOLE_FIELD_NUMBER: _ClassVar[int]
     run: str
     round: int
     vertex: int
     vectors: _containers.RepeatedCompositeFieldContainer[Vector]
-    bytes: int
+    total_bytes: int
     checksum: int
     whole: bytes
-    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., vertex: _Optional[int] = ..., vectors: _Optional[_Iterable[_Union[Vector, _Mapping]]] = ..., bytes: _Optional[int] = ..., checksum: _Optional[int] = ..., whole: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., vertex: _Optional[int] = ..., vectors: _Optional[_Iterable[_Union[Vector, _Mapping]]] = ..., total_bytes: _Optional[int] = ..., checksum: _Optional[int] = ..., whole: _Optional[bytes] = ...) -> None: ...
 
 class Vector(_message.Message):
     __slots__ = ("name", "dtype", "size")

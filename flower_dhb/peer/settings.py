@@ -65,12 +65,13 @@ class PeerSettings:
             raise ConfigError(f"vertex {self.vertex}: needs its own weight and one neighbor")
         if not set(self.dial) <= neighbors:
             raise ConfigError(
-                f"vertex {self.vertex}: dials {sorted(self.dial)}, neighbors are {sorted(neighbors)}"
+                f"vertex {self.vertex}: dials {sorted(self.dial)}, its neighbors are "
+                f"{sorted(neighbors)}"
             )
         if self.listen is None and set(self.dial) != neighbors:
             raise ConfigError(
-                f"vertex {self.vertex}: neighbors {sorted(neighbors - set(self.dial))} dial it, but "
-                "it has no 'listen' address"
+                f"vertex {self.vertex}: neighbors {sorted(neighbors - set(self.dial))} dial it, "
+                "but it has no 'listen' address"
             )
         for name in ("rounds", "checkpoint_every", "away_rounds"):
             if not getattr(self, name) >= 1:
@@ -97,7 +98,9 @@ class PeerSettings:
         try:
             document = tomllib.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
-            raise ConfigError(f"{path}: {error.strerror}; 'flower-dhb mesh create' writes it") from None
+            raise ConfigError(
+                f"{path}: {error.strerror}; 'flower-dhb mesh create' writes it"
+            ) from None
         except tomllib.TOMLDecodeError as error:
             raise ConfigError(f"{path}: not readable as TOML: {error}") from None
         try:

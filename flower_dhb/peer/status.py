@@ -117,7 +117,9 @@ def serve_metrics(
                 gauge.add_metric([vertex], value)
                 yield gauge
             for name, number in list(progress.metrics.items()):
-                gauge = GaugeMetricFamily("flower_dhb_app", "The app's own", labels=["vertex", "name"])
+                gauge = GaugeMetricFamily(
+                    "flower_dhb_app", "The app's own", labels=["vertex", "name"]
+                )
                 gauge.add_metric([vertex, name], number)
                 yield gauge
             events = CounterMetricFamily(
@@ -128,7 +130,7 @@ def serve_metrics(
             yield events
 
     registry = CollectorRegistry()
-    registry.register(Collector())  # type: ignore[arg-type]
+    registry.register(Collector())
     server, thread = start_http_server(port, addr="127.0.0.1", registry=registry)
 
     def stop() -> None:

@@ -17,7 +17,7 @@ from flower_dhb.errors import ConfigError
 from flower_dhb.peer import relay_pb2 as pb
 from flower_dhb.peer.certificates import OPERATOR, Identity
 from flower_dhb.peer.exchange import Exchange
-from flower_dhb.peer.frames import MESSAGE_LIMIT_BYTES, VERSION, Assembler, Reason, Refused
+from flower_dhb.peer.frames import MESSAGE_LIMIT_BYTES, VERSION, Assembler, Reason, RefusedError
 from flower_dhb.peer.link import Allowance, StreamLink
 from flower_dhb.peer.monitor import Monitor
 from flower_dhb.peer.tls import TlsFiles, peer_identity
@@ -160,7 +160,9 @@ class Transport:
                 credentials = self.tls.server_credentials(self.monitor)
                 self.port = self._server.add_secure_port(address, credentials)
         except RuntimeError as error:
-            raise ConfigError(f"vertex {self.vertex}: cannot listen on {address}: {error}") from None
+            raise ConfigError(
+                f"vertex {self.vertex}: cannot listen on {address}: {error}"
+            ) from None
         self._server.start()
 
     def _exchange(self, requests: Iterator[bytes], context: Any) -> Iterator[bytes]:
@@ -305,25 +307,25 @@ class Transport:
         """Refuse a neighbor that does not belong to the same run."""
         who = f"neighbor {neighbor}"
         if hello.version != VERSION:
-            raise Refused(
+            raise RefusedError(
                 Reason.AGREEMENT,
                 f"{who} speaks version {hello.version} of the protocol, expected {VERSION}; all "
                 "peers must run the same version of flower_dhb",
             )
         if (hello.vertex, hello.neighbor) != (neighbor, self.vertex):
-            raise Refused(
+            raise RefusedError(
                 Reason.IDENTITY,
                 f"{who} says that it is vertex {hello.vertex} and wants vertex {hello.neighbor}; "
                 f"its certificate is of vertex {neighbor}, this is vertex {self.vertex}",
             )
         if hello.run != self.run:
-            raise Refused(
+            raise RefusedError(
                 Reason.AGREEMENT,
                 f"{who} is in run '{hello.run[:64]}', expected '{self.run}'",
             )
         for part, digest in self.agreement.items():
             if hello.agreement.get(part, "") != digest:
-                raise Refused(
+                raise RefusedError(
                     Reason.AGREEMENT,
                     f"{who} has another {part} (digest {hello.agreement.get(part, '')[:32]!r}, "
                     f"expected {digest!r}); all peers must be configured from the same mesh",
