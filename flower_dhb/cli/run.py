@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from flower_dhb.errors import ConfigError, RoundError
+from flower_dhb.errors import ConfigError, RoundError, unknown
 from flower_dhb.graph import Topology
 from flower_dhb.superlink import SuperLink, local_superlink
 
@@ -57,6 +57,9 @@ def execute(arguments: argparse.Namespace) -> int:
     console = Console()
     app = Path(arguments.app).resolve()
     defaults, overrides = _app_config(app), _overrides(arguments.run_config)
+    for key in overrides:
+        if key not in defaults:
+            raise ConfigError(unknown("run-config key", key, sorted(defaults)))
     n_agents = arguments.agents or _agents_of({**defaults, **overrides})
     home = (arguments.home or app / ".flwr").resolve()
     if "runs-dir" in defaults:

@@ -1,0 +1,1 @@
+"""An app whose agents fail in every way."""

@@ -1,0 +1,105 @@
+"""Apps that know nothing of us train decentralized, alone and with Flower's own mods inside."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+from flwr.app import ArrayRecord, ConfigRecord
+from flwr.clientapp import ClientApp
+from flwr.clientapp.mod import LocalDpMod, fixedclipping_mod, message_size_mod
+from support.grid import LocalGrid
+from support.torch_app import initial_arrays, make_app
+
+from flower_dhb import HeavyBall, ServerlessStrategy, Topology, consensus_mod, decentralize
+
+N = 5
+GRAPH = Topology.from_edges([(0, 1), (1, 2), (2, 3), (3, 0), (0, 4)])
+
+
+def run(app: ClientApp, rounds: int = 40, **config: float):
+    strategy = ServerlessStrategy(GRAPH, HeavyBall(momentum=0.8), collect_models=True)
+    return strategy.start(
+        LocalGrid(app, N),
+        initial_arrays(),
+        rounds,
+        train_config=ConfigRecord({"lr": 0.2, **config}),
+    )
+
+
+@pytest.mark.parametrize(
+    "app", [make_app([consensus_mod]), decentralize(make_app())], ids=["two lines", "none"]
+)
+def test_a_quickstart_app_with_batch_norm_learns(app: ClientApp) -> None:
+    result = run(app)
+    first, last = (result.evaluate_metrics_clientapp[k] for k in (1, 40))
+    assert float(last["eval_acc"]) > 0.9 > float(first["eval_acc"])  # type: ignore[arg-type]
+    assert float(last["eval_loss-worst"]) >= float(last["eval_loss"])  # type: ignore[arg-type]
+    assert all(r.missing == [] and r.events == [] for r in result.history)
+
+
+def test_running_statistics_agree_and_stay_valid_while_counters_stay_local() -> None:
+    result = run(make_app([consensus_mod]), rounds=30)
+    arrays = [{k: a.numpy() for k, a in result.models[i].items()} for i in range(N)]
+    assert list(arrays[0]) == list(initial_arrays())
+    variances = np.stack([a["norm.running_var"] for a in arrays])
+    means = np.stack([a["norm.running_mean"] for a in arrays])
+    assert (variances > 0).all()
+    # The agents' inputs are shifted by 0.3 each; unmixed means would differ as much.
+    assert np.ptp(means, axis=0).max() < 0.5 * np.abs(means).max()
+    assert {a["norm.num_batches_tracked"].dtype for a in arrays} == {np.dtype(np.int64)}
+
+
+def test_counters_count_on_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    from flower_dhb.flower import mod
+
+    seen = []
+    original = mod._Turn._call_app
+
+    def watch(self, node, message, call_next):
+        if self.instruction.ask == "train":
+            seen.append((node.vertex, int(node.arrays()["norm.num_batches_tracked"])))
+        return original(self, node, message, call_next)
+
+    monkeypatch.setattr(mod._Turn, "_call_app", watch)
+    run(make_app([consensus_mod]), rounds=3)
+    assert [count for vertex, count in seen if vertex == 2] == [0, 1, 2]
+
+
+def test_message_size_mod_inside_sees_plain_messages(caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("flwr")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(caplog.handler)
+    try:
+        result = run(make_app([consensus_mod, message_size_mod]), rounds=2)
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert all(r.missing == [] for r in result.history)
+    sizes = {r.getMessage() for r in caplog.records if "Incoming message size" in r.getMessage()}
+    assert sizes
+
+
+def test_fixed_clipping_inside_bounds_the_local_step() -> None:
+    norm = 0.01
+    result = run(make_app([consensus_mod, fixedclipping_mod]), rounds=1, clipping_norm=norm)
+    assert all(r.missing == [] for r in result.history)
+    start = _parameters(initial_arrays())
+    for vertex in range(N):
+        # One round from equal starts: each agent moves by an average of clipped steps.
+        moved = np.linalg.norm(_parameters(result.models[vertex]) - start)
+        assert 0.0 < moved <= norm * 1.001
+
+
+def test_local_differential_privacy_inside_adds_its_noise() -> None:
+    private = LocalDpMod(clipping_norm=1.0, sensitivity=0.01, epsilon=10.0, delta=1e-5)
+    noisy = run(make_app([consensus_mod, private]), rounds=2)
+    plain = run(make_app([consensus_mod]), rounds=2)
+    assert all(r.missing == [] for r in noisy.history)
+    difference = _parameters(noisy.models[0]) - _parameters(plain.models[0])
+    assert 0.0 < np.abs(difference).max() < 1.0
+
+
+def _parameters(record: ArrayRecord) -> np.ndarray:
+    names = [k for k in record if "running" not in k and "num_batches" not in k]
+    return np.concatenate([record[k].numpy().ravel() for k in names])

@@ -1,0 +1,147 @@
+"""What the ServerApp's side sees and does: it relays along edges, and averages nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from flwr.app import ArrayRecord, MetricRecord
+from support.apps import flat, numpy_app, start_arrays
+from support.grid import LocalGrid
+
+from flower_dhb import HeavyBall, ServerlessStrategy, Topology, consensus_mod
+from flower_dhb.flower import session
+
+N, D = 6, 4
+STAR_AND_TAIL = Topology.from_edges([(0, 1), (0, 2), (0, 3), (3, 4), (4, 5)])
+
+
+def start(strategy: ServerlessStrategy, rounds: int = 4, **kwargs: object):
+    grid = LocalGrid(numpy_app(N, D, mods=[consensus_mod]), N)
+    return grid, strategy.start(grid, start_arrays(D)[0], rounds, **kwargs)  # type: ignore[arg-type]
+
+
+def test_a_message_holds_payloads_of_graph_neighbors_and_of_nobody_else() -> None:
+    grid, _ = start(ServerlessStrategy(STAR_AND_TAIL, evaluate_every=0))
+    frames: dict[int, set[bytes]] = {v: set() for v in range(N)}
+    for vertex, reply in grid.replies:
+        record = reply.content.array_records.get("flower_dhb.payload")
+        if record is not None:
+            frames[vertex].add(record["payload"].data)
+    deliveries = 0
+    for vertex, message in grid.messages:
+        records = message.content.array_records
+        record = records.get("flower_dhb.payloads", ArrayRecord())
+        senders = {int(key) for key in record}
+        assert senders <= set(STAR_AND_TAIL.neighbors(vertex))
+        for sender, array in record.items():
+            assert array.data in frames[int(sender)]
+            deliveries += 1
+        allowed = {"flower_dhb.payloads", "flower_dhb.start"}
+        assert set(records) <= allowed, "nothing else may carry arrays"
+    assert deliveries == 3 * 2 * len(STAR_AND_TAIL.edges)  # rounds 2 to 4, both ways
+
+
+def test_a_message_holds_its_agents_row_and_no_other_weights() -> None:
+    import json
+
+    grid, _ = start(ServerlessStrategy(STAR_AND_TAIL))
+    for vertex, message in grid.messages:
+        document = json.loads(str(message.content.config_records["flower_dhb"]["json"]))
+        if document["ask"] == "vertex":
+            continue
+        row = STAR_AND_TAIL.row(vertex)
+        assert document["weights"] == {str(j): row[j] for j in np.flatnonzero(row)}
+
+
+def test_nothing_is_averaged_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("an average was formed")
+
+    monkeypatch.setattr(session, "weighted_sum", refuse)
+    _, result = start(ServerlessStrategy(STAR_AND_TAIL, collect_models=True))
+    assert len(result.arrays) == 0
+    assert len(result.models) == N
+    with pytest.raises(AssertionError, match="an average was formed"):
+        start(ServerlessStrategy(STAR_AND_TAIL, average=True))
+    with pytest.raises(AssertionError, match="an average was formed"):
+        start(ServerlessStrategy(STAR_AND_TAIL), evaluate_fn=lambda *_: None)
+
+
+def test_parameters_are_reported_only_if_something_needs_them() -> None:
+    grid, result = start(ServerlessStrategy(STAR_AND_TAIL, measure_consensus=False))
+    assert all("flower_dhb.parameters" not in reply.content for _, reply in grid.replies)
+    assert result.history[-1].consensus_distance is None
+    assert "consensus-distance" not in result.evaluate_metrics_clientapp[1]
+
+
+def test_the_observer_sees_the_average_of_each_evaluated_round() -> None:
+    seen = {}
+
+    def observe(round: int, arrays: ArrayRecord) -> MetricRecord:
+        seen[round] = flat(arrays)
+        return MetricRecord({"norm": float(np.linalg.norm(seen[round]))})
+
+    _, result = start(
+        ServerlessStrategy(STAR_AND_TAIL, evaluate_every=2, average=True),
+        rounds=5,
+        evaluate_fn=observe,
+    )
+    assert sorted(seen) == [0, 2, 4, 5]
+    assert np.array_equal(seen[0], start_arrays(D)[1])
+    assert np.array_equal(seen[5], flat(result.arrays))
+    observed = result.evaluate_metrics_serverapp
+    assert observed[4]["norm"] == pytest.approx(np.linalg.norm(seen[4]))
+    assert result.history[3].evaluate_average_model == {"norm": observed[4]["norm"]}
+
+
+def test_the_users_config_reaches_the_app_with_the_round() -> None:
+    from flwr.app import ConfigRecord, Message, RecordDict
+    from flwr.clientapp import ClientApp
+
+    seen = []
+    app = ClientApp(mods=[consensus_mod])
+
+    @app.train()
+    def train(message: Message, context: object) -> Message:
+        seen.append(dict(message.content.config_records["settings"].items()))
+        assert list(message.content) == ["weights", "settings"]
+        arrays = message.content.array_records["weights"]
+        metrics = MetricRecord({"num-examples": 1})
+        return Message(RecordDict({"weights": arrays, "m": metrics}), reply_to=message)
+
+    strategy = ServerlessStrategy(
+        Topology.path(2), evaluate_every=0, arrayrecord_key="weights", configrecord_key="settings"
+    )
+    grid = LocalGrid(app, 2)
+    strategy.start(grid, start_arrays(D)[0], 2, train_config=ConfigRecord({"lr": 0.5}))
+    assert seen == [{"lr": 0.5, "server-round": k} for k in (1, 1, 2, 2)]
+
+
+def test_custom_aggregation_of_metrics_is_called_as_fedavg_calls_it() -> None:
+    def count(records: list, key: str) -> MetricRecord:
+        assert key == "num-examples"
+        return MetricRecord({"agents": len(records), "norm": -1.0})
+
+    _, result = start(ServerlessStrategy(STAR_AND_TAIL, evaluate_metrics_aggr_fn=count))
+    metrics = result.evaluate_metrics_clientapp[2]
+    assert (metrics["agents"], metrics["norm"]) == (N, -1.0)
+    assert "norm-worst" in metrics
+
+
+def test_on_round_is_called_once_a_round_in_order() -> None:
+    rounds = []
+    start(ServerlessStrategy(STAR_AND_TAIL, on_round=lambda record: rounds.append(record.round)))
+    assert rounds == [1, 2, 3, 4]
+
+
+def test_messages_of_other_strategies_pass_through_the_mod() -> None:
+    from flwr.serverapp.strategy import FedAvg
+
+    app = numpy_app(N, D, mods=[consensus_mod])
+    result = FedAvg(min_available_nodes=N).start(LocalGrid(app, N), start_arrays(D)[0], 2)
+    assert len(result.arrays) == 2
+    assert "train_loss" in result.train_metrics_clientapp[2]
+
+
+def test_default_rule_is_the_papers() -> None:
+    assert ServerlessStrategy(STAR_AND_TAIL).algorithm == HeavyBall()
