@@ -105,7 +105,9 @@ class Peer:
                     self.settings.metrics_port, self.progress, self.exchange, self.monitor
                 )
             self.progress.phase = "connecting"
-            missing = self.exchange.wait_for_all(self.settings.start_timeout_s)
+            # Whoever comes back finds a run under way: one neighbor is enough to go on.
+            least = 1 if self.exchange.closed else len(self.exchange.edges)
+            missing = self.exchange.wait_for(least, self.settings.start_timeout_s)
             if missing:
                 self.monitor.warning("starting-without", neighbors=missing)
             while self.exchange.closed < self.settings.rounds and not self._stopping.is_set():

@@ -182,14 +182,14 @@ class Exchange:
         with self._changed:
             return tuple(j for j, edge in self.edges.items() if edge.link is not None)
 
-    def wait_for_all(self, timeout_s: float) -> tuple[int, ...]:
-        """Wait until every neighbor is connected. Returns those that are not."""
+    def wait_for(self, least: int, timeout_s: float) -> tuple[int, ...]:
+        """Wait until so many neighbors are connected. Returns those that are not."""
         end = self._clock() + timeout_s
         with self._changed:
             while not self._stopped:
                 left = end - self._clock()
                 missing = tuple(j for j, edge in self.edges.items() if edge.link is None)
-                if not missing or left <= 0.0:
+                if len(self.edges) - len(missing) >= least or left <= 0.0:
                     return missing
                 self._changed.wait(left)
             return ()

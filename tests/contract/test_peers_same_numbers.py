@@ -46,7 +46,7 @@ def test_peers_give_the_numbers_of_simulate(rule, tmp_path):
         mesh.finish(75)
         found = mesh.parameters()
         assert not mesh.missing_edges()
-    start = quadratics.start({"seed": 0, "size": SIZE})
+    start = quadratics.start({"seed": 0, "size": SIZE})["x"]
 
     def local_step(x, _):
         return np.stack([quadratics.local_step(x[i], i, RATE) for i in range(7)])

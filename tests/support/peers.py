@@ -99,7 +99,6 @@ class Mesh:
         self.out = out
         self.changed = threading.Condition()
         self.processes: dict[int, Process] = {}
-        self.past: dict[int, list[Event]] = {}
         config = {key.replace("_", "-"): value for key, value in overrides.items()}
         plan = MeshPlan(
             app=app,
@@ -123,7 +122,7 @@ class Mesh:
     def start(self, *vertices: int, prefix: Callable[[int], list[str]] | None = None) -> None:
         for v in vertices or self.paths:
             if v in self.processes:
-                self.past.setdefault(v, []).extend(self.processes[v].events)
+                self.processes[v].end()
             self.processes[v] = Process(self.paths[v], self.changed, prefix(v) if prefix else [])
 
     def kill(self, vertex: int) -> None:
