@@ -31,7 +31,7 @@ from flower_dhb.flower.records import (
 )
 from flower_dhb.flower.store import open_store
 from flower_dhb.node import STATISTICS_VECTOR, Node, Snapshot
-from flower_dhb.peer.flwr_adapter import make_context, make_message, take_identity
+from flower_dhb.peer.flwr_adapter import frame_view, make_context, make_message, take_identity
 from flower_dhb.peer.frames import Bytes
 from flower_dhb.types import Layout, NDArrays
 
@@ -169,8 +169,8 @@ class Agent:
             weights=self._weights,
             algorithm=self.algorithm,
             layout=self.layout,
-            payloads={j: frame_array(bytes(f)) for j, f in (payloads or {}).items()},
-            rejoin={j: (k, frame_array(bytes(f))) for j, (k, f) in (newest or {}).items()},
+            payloads={j: frame_view(f) for j, f in (payloads or {}).items()},
+            rejoin={j: (k, frame_view(f)) for j, (k, f) in (newest or {}).items()},
             start=self._start if state_round == 0 else None,
             local=self._local,
         )

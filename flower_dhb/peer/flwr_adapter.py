@@ -11,17 +11,17 @@ import importlib
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Array, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.supercore.task_identity import TaskIdentity
 
 from flower_dhb.errors import ConfigError
 
-__all__ = ["load_client_app", "make_context", "make_message", "take_identity"]
+__all__ = ["frame_view", "load_client_app", "make_context", "make_message", "take_identity"]
 
-_SERVER_NODE = 1  # whom the app's replies are addressed to; nobody reads it here
+_FRAME = "flower_dhb.frame"
 
 
 def take_identity(run: int, node: int) -> None:
@@ -45,6 +45,17 @@ def make_context(run: int, node: int, vertex: int, run_config: Mapping[str, Any]
 def make_message(content: RecordDict, kind: str, round: int, node: int) -> Message:
     """A message as the relay's: `train` or `evaluate`, in the group of its round."""
     return Message(content, dst_node_id=node, message_type=kind, group_id=str(round))
+
+
+def frame_view(frame: bytes | bytearray | memoryview) -> Array:
+    """A codec frame as one Flower array that is a view of it, for use in this process only.
+
+    Flower's constructor takes `bytes` alone, which would copy every payload once more.
+    """
+    array = Array.__new__(Array)
+    array.dtype, array.shape, array.stype = "uint8", (len(frame),), _FRAME
+    array.data = cast(bytes, frame)
+    return array
 
 
 def load_client_app(directory: Path, reference: str) -> ClientApp:

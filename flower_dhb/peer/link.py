@@ -73,6 +73,7 @@ class StreamLink:
         self._payload: Iterator[bytes] | None = None
         self._closing = False
         self._arriving = 0
+        self._bytes_in = self._bytes_out = 0
         self.ended = threading.Event()
 
     # --- out --------------------------------------------------------------------------
@@ -127,7 +128,10 @@ class StreamLink:
                         return
                     beat = pb.Heartbeat(round=self._exchange.round)
                     piece = pb.Frame(heartbeat=beat).SerializeToString()
-            self._monitor.count("bytes-sent", self.neighbor, len(piece))
+            self._bytes_out += len(piece)
+            if self._payload is None:
+                self._monitor.count("bytes-sent", self.neighbor, self._bytes_out)
+                self._bytes_out = 0
             yield piece
 
     def _next(self) -> bytes | None:
@@ -148,9 +152,13 @@ class StreamLink:
         A neighbor whose frames are refused again and again is cut off.
         """
         self.heard_at = time.monotonic()
-        self._monitor.count("bytes-received", self.neighbor, len(raw))
+        self._bytes_in += len(raw)
         try:
-            self._dispatch(parse(raw))
+            frame = parse(raw)
+            if not isinstance(frame, memoryview):  # not for every chunk: counting takes a lock
+                self._monitor.count("bytes-received", self.neighbor, self._bytes_in)
+                self._bytes_in = 0
+            self._dispatch(frame)
         except RefusedError as error:
             self.refuse(error)
 
