@@ -20,7 +20,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def execute(arguments: argparse.Namespace) -> int:
     """Run until the last round is over, or SIGINT or SIGTERM."""
     from flower_dhb.peer.monitor import Monitor, set_up_logging
-    from flower_dhb.peer.native_log import capture_native_log
+    from flower_dhb.peer.native_log import capture_native_log, let_native_log_speak
+
+    let_native_log_speak()
     from flower_dhb.peer.settings import PeerSettings
 
     settings = PeerSettings.load(arguments.settings)

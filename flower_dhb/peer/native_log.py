@@ -14,7 +14,7 @@ import threading
 
 from flower_dhb.peer.monitor import Monitor
 
-__all__ = ["capture_native_log", "handshake_reason"]
+__all__ = ["capture_native_log", "handshake_reason", "let_native_log_speak"]
 
 _REASONS = {
     "certificate has expired": "its certificate has expired, or this clock is wrong",
@@ -27,6 +27,9 @@ _REASONS = {
     "WRONG_VERSION_NUMBER": "it does not speak TLS",
     "HTTP_REQUEST": "it does not speak TLS",
 }
+# Information that is none, a dialing end's own refusal (which it logs itself), and a remark
+# on the log level.
+_CHATTER = re.compile(r"I\d{4} |.*No match found for server name|.*Log level INFO")
 _CODE = re.compile(r"SSL routines:OPENSSL_internal:([A-Z0-9_]+)")
 
 
@@ -39,6 +42,15 @@ def handshake_reason(line: str) -> str | None:
             return reason
     code = _CODE.search(line)
     return code.group(1) if code else "the TLS handshake failed"
+
+
+def let_native_log_speak() -> None:
+    """Have the C library tell of refused handshakes; to be called before gRPC is imported.
+
+    Flower asks the library to keep them to itself, also for the processes that it starts.
+    """
+    if os.environ.get("GRPC_VERBOSITY", "error").lower() in ("error", "none"):
+        os.environ["GRPC_VERBOSITY"] = "info"
 
 
 def capture_native_log(monitor: Monitor) -> None:
@@ -63,5 +75,5 @@ def _read(reader: int, monitor: Monitor) -> None:
             if reason is not None:
                 monitor.count("turned-away.handshake")
                 monitor.warning("turned-away", reason="handshake", why=reason)
-            elif text and "No match found for server name" not in text:
+            elif text and not _CHATTER.match(text):
                 monitor.event("native", text=text[:500])

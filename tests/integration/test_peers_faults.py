@@ -1,6 +1,5 @@
 """Peers that die, lag, lose each other and come back: real processes, real TLS."""
 
-import os
 import shutil
 import signal
 
@@ -8,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.support.net import CUTS
-from tests.support.peers import APP, Mesh, environment
+from tests.support.peers import APP, Mesh
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(110)]
 
@@ -103,19 +102,18 @@ def test_a_slow_peer_does_not_hold_up_the_others(tmp_path):
 
 def test_clocks_may_jump(tmp_path):
     """The wall clock goes a day ahead and back in mid-run: nobody notices."""
-    hook = tmp_path / "hook"
-    hook.mkdir()
-    (hook / "sitecustomize.py").write_text(
-        "import time\n"
-        "real, begin = time.time, time.monotonic()\n"
-        "def jumping():\n"
-        "    phase = int((time.monotonic() - begin) * 5) % 3\n"
-        "    return real() + (0, 86400, -86400)[phase]\n"
-        "time.time = jumping\n"
-    )
-    path = os.pathsep.join([str(hook), environment()["PYTHONPATH"]])
-    with Mesh(tmp_path / "m", n=4, topology="ring:4", rounds=40, step_s=0.05) as mesh:
-        mesh.start(prefix=lambda _: ["env", f"PYTHONPATH={path}"])
+    app = tmp_path / "app"
+    shutil.copytree(APP, app)
+    with (app / "quadratics.py").open("a") as source:
+        source.write(
+            "\n\n_real, _begin = time.time, time.monotonic()\n"
+            "def _jumping():\n"
+            "    phase = int((time.monotonic() - _begin) * 5) % 3\n"
+            "    return _real() + (0, 86400, -86400)[phase]\n"
+            "time.time = _jumping\n"
+        )
+    with Mesh(tmp_path / "m", app=app, n=4, topology="ring:4", rounds=40, step_s=0.05) as mesh:
+        mesh.start()
         mesh.finish(60)
         assert not mesh.missing_edges()
 

@@ -290,5 +290,5 @@ def test_plaintext_on_loopback_and_prometheus(tmp_path):
         assert 'flower_dhb_events_total{event="payloads-received",neighbor="0",vertex="1"}' in text
         for v in mesh.paths:
             os.kill(mesh.processes[v].popen.pid, 15)
-        mesh.wait(lambda: all(p.popen.poll() is not None for p in mesh.processes.values()), 30, "")
-        assert {p.popen.returncode for p in mesh.processes.values()} == {3}  # stopped, not done
+        mesh.wait(lambda: all(mesh.named(v, "ended") for v in mesh.paths), 30, "all to stop")
+        assert {p.popen.wait() for p in mesh.processes.values()} == {3}  # stopped, not done
