@@ -138,7 +138,12 @@ def encode_parts(
             "vectors": [[v.name, v.dtype, v.size] for v in header.vectors],
         }
     ).encode()
-    buffers = [np.ascontiguousarray(v).view(np.uint8).data for v in payload.values() if v.size]
+    if len(text) > _HEADER_LIMIT_BYTES:
+        raise PayloadError(
+            f"{header.sender}: header of {len(text)} bytes, at most {_HEADER_LIMIT_BYTES} are "
+            "carried; use shorter names"
+        )
+    buffers = [_little_endian(v).view(np.uint8).data for v in payload.values() if v.size]
     prefix = _PREFIX.pack(_MAGIC, VERSION, len(text), checksum(text, *buffers))
     return [prefix + text, *buffers]
 
@@ -251,6 +256,11 @@ def all_finite(vector: NDArray[Any]) -> bool:
         bool(np.isfinite(vector[start : start + _FINITE_BLOCK]).all())
         for start in range(0, vector.shape[0], _FINITE_BLOCK)
     )
+
+
+def _little_endian(vector: NDArray[Any]) -> NDArray[Any]:
+    """The vector itself wherever it is contiguous and little-endian already."""
+    return np.ascontiguousarray(vector, dtype=vector.dtype.newbyteorder("<"))
 
 
 def _split(frame: bytes | bytearray | memoryview, sender: str) -> tuple[Header, int]:

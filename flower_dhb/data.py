@@ -72,10 +72,14 @@ def batches(
 
     Drawn without replacement within a step; an agent with fewer samples than
     `batch_size` sees each of them equally often, give or take one. Depends on seed,
-    vertex and round alone. Raises ConfigError if there is no sample.
+    vertex and round alone. Raises ConfigError if there is no sample or nothing to draw.
     """
     if n_samples < 1:
         raise ConfigError(f"agent {vertex} has no samples to train on")
+    if batch_size < 1 or local_steps < 1:
+        raise ConfigError(
+            f"batch size and local steps must be at least 1, got {batch_size} and {local_steps}"
+        )
     rng = np.random.default_rng([seed, vertex, round])
     repeats = -(-batch_size // n_samples)
     steps = [

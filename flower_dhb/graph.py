@@ -45,7 +45,8 @@ class Topology:
         self.name: Final = name
         self.labels: Final = _check_graph(graph)
         order = {label: vertex for vertex, label in enumerate(self.labels)}
-        edges = sorted(tuple(sorted((order[a], order[b]))) for a, b in graph.edges())
+        # A set: a multigraph may hold an edge twice.
+        edges = sorted({tuple(sorted((order[a], order[b]))) for a, b in graph.edges()})
         self.edges: Final[tuple[tuple[int, int], ...]] = tuple((a, b) for a, b in edges)
         adjacency = np.zeros((len(self.labels),) * 2, dtype=np.bool_)
         for a, b in self.edges:
@@ -203,12 +204,13 @@ class Topology:
         """
         kind, _, rest = spec.strip().partition(":")
         if kind not in _FORMS:
-            if any(mark in spec for mark in "./\\"):
+            if "." in kind or "/" in spec or "\\" in spec:
                 return cls.load(spec, weights)
             raise GraphError(unknown("topology", kind, _FORMS) + ", or a graph file")
         builder, form = _FORMS[kind]
         fields = rest.replace("x", ":").split(":") if rest else []
-        types = [float if f == "P" else int for f in form.replace("x", ":").split(":")[1:]]
+        names = form.partition(":")[2].replace("x", ":").split(":")
+        types = [float if name == "P" else int for name in names]
         try:
             values = [parse(field) for parse, field in zip(types, fields, strict=True)]
         except ValueError:
@@ -303,19 +305,20 @@ def _check_graph(graph: nx.Graph[Any]) -> tuple[Hashable, ...]:
             f"the graph is disconnected: {len(parts)} parts that can never agree, the smallest "
             f"is {parts[0][:8]}; add an edge between the parts"
         )
-    if all(isinstance(label, int) for label in labels):
-        if sorted(labels) != list(range(len(labels))):
+    if all(isinstance(label, int | np.integer) for label in labels):
+        integers = sorted(int(label) for label in labels)
+        if integers != list(range(len(integers))):
             raise GraphError(
-                f"integer vertices must be 0 … {len(labels) - 1}, got {sorted(labels)[:8]} …"
+                f"integer vertices must be 0 … {len(integers) - 1}, got {integers[:8]} …"
             )
-        return tuple(sorted(labels))
+        return tuple(integers)
     return tuple(sorted(labels, key=lambda label: (str(type(label)), label)))
 
 
 def _read_edge_list(path: Path) -> nx.Graph[Any]:
     # A line with one vertex would silently lose an agent, so lines are checked here.
     graph: nx.Graph[Any] = nx.Graph()
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
         fields = line.partition("#")[0].replace(",", " ").split()
         if not fields:
             continue
@@ -338,7 +341,10 @@ def _read_json(path: Path) -> nx.Graph[Any]:
 def _integer_labels(graph: nx.Graph[Any]) -> nx.Graph[Any]:
     """Files hold text: turn labels into integers where all of them are."""
     if all(str(label).isdecimal() for label in graph.nodes()):
-        graph = nx.relabel_nodes(graph, {label: int(label) for label in graph.nodes()})
+        integers = {label: int(label) for label in graph.nodes()}
+        if len(set(integers.values())) < len(integers):
+            raise ValueError("two labels are the same integer, such as '1' and '01'")
+        graph = nx.relabel_nodes(graph, integers)
     return graph
 
 
@@ -346,9 +352,10 @@ def _random(
     cls: type[Topology], graph: nx.Graph[Any], weights: Weights, name: str, remedy: str
 ) -> Topology:
     try:
-        return cls(graph, weights, name=name)
+        _check_graph(graph)
     except GraphError as error:
         raise GraphError(f"{name}: {error}, or choose {remedy}") from None
+    return cls(graph, weights, name=name)
 
 
 def _at_least(what: str, value: int, least: int, remedy: str = "") -> None:

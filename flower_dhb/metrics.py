@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
+from math import isnan
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -52,7 +53,7 @@ def summarize(
 
     per_agent: metrics by vertex. weights: by vertex, such as numbers of examples. A
     metric that some agents lack is averaged over those that have it. A list is averaged
-    element by element; worst and best are for single numbers.
+    element by element; worst and best are for single numbers, NaN being the worst.
     """
     names = list(dict.fromkeys(name for m in per_agent.values() for name in m))
     summary: dict[str, Scalar | list[Scalar]] = {}
@@ -67,9 +68,9 @@ def summarize(
             continue
         numbers = {v: float(value) for v, value in values.items()}  # type: ignore[arg-type]
         summary[name] = sum(numbers[v] * shares[v] for v in numbers)
-        low, high = min(numbers.values()), max(numbers.values())
         less = any(fnmatchcase(name.lower(), pattern) for pattern in lower_is_better)
-        summary[f"{name}-worst"], summary[f"{name}-best"] = (high, low) if less else (low, high)
+        ranked = sorted(numbers.values(), key=lambda x: (isnan(x), x if less else -x))
+        summary[f"{name}-worst"], summary[f"{name}-best"] = ranked[-1], ranked[0]
     return summary
 
 

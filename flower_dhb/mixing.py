@@ -18,9 +18,10 @@ from flower_dhb.types import Payload, State
 
 __all__ = ["BLOCK", "combine", "weighted_sum"]
 
-# Elements per block. 1 MiB of float32 stays in a second-level cache; measured best of
-# 8 thousand to 512 thousand elements (benchmarks/mixing.py).
-BLOCK = 2**18
+# Elements per block: 512 KiB of float32, measured best of 8 thousand to 512 thousand
+# elements (benchmarks/mixing.py). About seven blocks are alive at once, so all extra
+# memory is below one million elements, however large the model.
+BLOCK = 2**17
 
 
 def combine(
@@ -89,9 +90,10 @@ def _accumulate(
     terms: list[tuple[float, NDArray[Any]]], total: NDArray[Any], scratch: NDArray[Any]
 ) -> NDArray[Any]:
     for position, (weight, vector) in enumerate(terms):
+        # A Python float keeps the arithmetic in the vector's dtype, a NumPy float64 does not.
         if position == 0:
-            np.multiply(vector, weight, out=total)
+            np.multiply(vector, float(weight), out=total)
         else:
-            np.multiply(vector, weight, out=scratch)
+            np.multiply(vector, float(weight), out=scratch)
             total += scratch
     return total

@@ -186,12 +186,7 @@ class Node:
             raise PayloadError(f"{who}: agent {self.vertex} is in round {pending.round}")
         if sender in self._arrived:
             raise PayloadError(f"{who}: a payload of this round has been accepted already")
-        found = tuple(VectorSpec(k, v.dtype.name, v.size) for k, v in payload.items())
-        if found != self.vectors:
-            raise PayloadError(
-                f"{who}: payload holds {found}, expected {self.vectors}; all agents must run the "
-                "same model and algorithm"
-            )
+        _check_payload(who, payload, self.vectors)
         self._arrived[sender] = payload
 
     def combine(self, use: Collection[int] | None = None) -> tuple[int, ...]:
@@ -213,7 +208,7 @@ class Node:
         if self.layout.statistics_size:
             vectors = {j: p[STATISTICS_VECTOR] for j, p in used.items()}
             vectors[self.vertex] = pending.statistics
-            statistics = mixing.weighted_sum(weights, vectors)
+            statistics = mixing.weighted_sum(_convex(weights), vectors)
         self._snapshot = Snapshot(pending.round, state, statistics, s.local)
         self._arrived = {}
         return missing
@@ -232,15 +227,21 @@ class Node:
         """Node of an agent that has lost its state: its neighbors' average, zero momentum.
 
         The average is weighted as the mixing matrix weights them. round: the round of
-        the payloads. Raises RoundError if there is no payload to begin from.
+        the payloads. Raises RoundError if there is no payload to begin from, PayloadError
+        if one is not of a neighbor or holds other vectors.
         """
-        total = sum(weights[j] for j in payloads)
+        for j, payload in payloads.items():
+            who = f"round {round}, neighbor {j}"
+            if j == vertex or j not in weights:
+                raise PayloadError(f"{who}: not a neighbor of agent {vertex}")
+            _check_payload(who, payload, cls.vectors_of(algorithm, layout))
+        total = sum(abs(weights[j]) for j in payloads)
         if not total > 0.0:
             raise RoundError(
                 f"round {round}, agent {vertex}: state is lost and no neighbor's payload is here "
                 "to rejoin from"
             )
-        shares = {j: weights[j] / total for j in payloads}
+        shares = {j: abs(weights[j]) / total for j in payloads}
 
         def average(name: str) -> NDArray[Any]:
             return mixing.weighted_sum(shares, {j: p[name] for j, p in payloads.items()})
@@ -269,3 +270,25 @@ def _specs(names: tuple[str, ...], layout: Layout) -> tuple[VectorSpec, ...]:
         dtype = layout.statistics_dtype.name
         specs.append(VectorSpec(STATISTICS_VECTOR, dtype, layout.statistics_size))
     return tuple(specs)
+
+
+def _check_payload(who: str, payload: Payload, expected: tuple[VectorSpec, ...]) -> None:
+    found = tuple(VectorSpec(k, v.dtype.name, v.size) for k, v in payload.items())
+    if found != expected or any(v.ndim != 1 for v in payload.values()):
+        shapes = [f"{k} {v.dtype.name}{list(v.shape)}" for k, v in payload.items()]
+        wanted = [f"{e.name} {e.dtype}[{e.size}]" for e in expected]
+        raise PayloadError(
+            f"{who}: payload holds {shapes}, expected {wanted}; all agents must run the same "
+            "model and algorithm"
+        )
+
+
+def _convex(weights: Mapping[int, float]) -> Mapping[int, float]:
+    """The weights, or their absolute shares where one is negative.
+
+    A variance mixed with a negative weight could turn negative itself.
+    """
+    if min(weights.values()) >= 0.0:
+        return weights
+    total = sum(abs(w) for w in weights.values())
+    return {j: abs(w) / total for j, w in weights.items()}

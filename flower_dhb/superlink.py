@@ -55,21 +55,20 @@ class SuperLink:
     @contextmanager
     def log(self, run_id: str) -> Iterator[IO[str]]:
         """Lines that a run prints, as they come; they end with the run."""
-        process = subprocess.Popen(
+        with subprocess.Popen(
             [_executable("flwr"), "log", run_id, "--stream"],
             env=dict(self.environment),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-        )
-        try:
+        ) as process:
             if process.stdout is None:  # pragma: no cover (PIPE was asked for)
                 raise RoundError("flwr log has no output")
-            yield process.stdout
-        finally:
-            _end([psutil.Process(process.pid)] if process.poll() is None else [])
-            process.wait()
+            try:
+                yield process.stdout
+            finally:
+                _end([psutil.Process(process.pid)] if process.poll() is None else [])
 
     def status(self, run_id: str) -> tuple[str, str]:
         """Status of a run (such as `finished:completed`), and details."""

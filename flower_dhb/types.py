@@ -127,23 +127,26 @@ class Layout:
         statistics: NDArray[Any],
         local: Mapping[str, NDArray[Any]],
     ) -> NDArrays:
-        """Inverse of `flatten`: named arrays in the model's own shapes and dtypes."""
+        """Inverse of `flatten`: named arrays in the model's own shapes and dtypes.
+
+        They are copies: an app that trains in place must not change the agent's state.
+        """
         vectors = {"parameter": parameters, "statistic": statistics}
         at = {"parameter": 0, "statistic": 0}
         arrays: NDArrays = {}
         for entry in self.entries:
             if entry.kind == "local":
-                arrays[entry.name] = local[entry.name]
+                arrays[entry.name] = local[entry.name].copy()
                 continue
             start, stop = at[entry.kind], at[entry.kind] + entry.size
-            piece = vectors[entry.kind][start:stop].astype(entry.dtype, copy=False)
+            piece = vectors[entry.kind][start:stop].astype(entry.dtype)
             arrays[entry.name] = piece.reshape(entry.shape)
             at[entry.kind] = stop
         return arrays
 
     def local(self, arrays: Mapping[str, NDArray[Any]]) -> NDArrays:
-        """The arrays that never leave the agent."""
-        return {e.name: arrays[e.name] for e in self.entries if e.kind == "local"}
+        """Copies of the arrays that never leave the agent."""
+        return {e.name: arrays[e.name].copy() for e in self.entries if e.kind == "local"}
 
     def to_config(self) -> list[list[Any]]:
         """Plain lists, for JSON: `[name, shape, dtype, kind]` per array."""

@@ -83,6 +83,9 @@ class HeavyBall(Algorithm):
         _check_number("momentum_mixing", self.momentum_mixing, "in [0, 1]")
         if not 0.0 <= self.momentum_mixing <= 1.0:
             raise ConfigError(f"momentum_mixing must be in [0, 1], got {self.momentum_mixing}")
+        # A NumPy float64 would lift float32 vectors to float64; a Python float does not.
+        object.__setattr__(self, "momentum", float(self.momentum))
+        object.__setattr__(self, "momentum_mixing", float(self.momentum_mixing))
         if self.payload is None:
             object.__setattr__(self, "payload", SEPARATE if self.form == BUFFER else FOLDED)
         check_choice("payload", self.payload, (FOLDED, SEPARATE))

@@ -150,7 +150,8 @@ class _Turn:
         try:
             snapshot = self.store.load(ask.algorithm, ask.layout)
         except StateError as error:
-            self._note(f"state is lost: {error}")
+            if ask.start is None:
+                self._note(f"state is lost: {error}")
             return None
         if snapshot is None:
             if ask.state_round > 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from logging import INFO
@@ -31,6 +32,9 @@ from flower_dhb.metrics import (
 from flower_dhb.types import STATISTICS, Layout
 
 __all__ = ["ServerlessResult", "ServerlessStrategy"]
+
+# How often `start` was called in a run: each is a run of its own for the agents.
+_starts: Counter[int] = Counter()
 
 AggregateMetrics = Callable[[list[RecordDict], str], MetricRecord]
 
@@ -295,13 +299,15 @@ evaluate_metrics_aggr_fn
     def _open(self, grid: Grid, arrays: ArrayRecord) -> Session:
         initial = named_arrays(arrays)
         layout = Layout.of(initial, self.statistics)
+        run_id = grid.run.run_id
+        _starts[run_id] += 1
         try:
             ledger = Ledger(
                 self.topology,
                 self.algorithm,
                 layout,
                 initial,
-                run=str(grid.run.run_id),
+                run=str(run_id) if _starts[run_id] == 1 else f"{run_id}.{_starts[run_id]}",
                 arrays_key=self.arrayrecord_key,
                 config_key=self.configrecord_key,
             )

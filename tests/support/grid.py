@@ -7,6 +7,7 @@ raises leaves its context as it was.
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Iterable
 from uuid import uuid4
 
@@ -16,7 +17,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-RUN_ID = 77
+_run_ids = itertools.count(77)
 
 
 class LocalGrid(Grid):
@@ -35,7 +36,8 @@ class LocalGrid(Grid):
         intercept: Callable[[int, Message], Exception | None] | None = None,
         hold: Callable[[int, Message], int] | None = None,
     ) -> None:
-        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, RUN_ID, 1
+        self.run_id = next(_run_ids)
+        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, self.run_id, 1
         self.app_of = app if not isinstance(app, ClientApp) else lambda _: app
         self.intercept = intercept or (lambda _vertex, _message: None)
         self.hold = hold or (lambda _vertex, _message: 0)
@@ -51,7 +53,7 @@ class LocalGrid(Grid):
     def add_node(self, vertex: int, node_id: int) -> None:
         self.vertex_of[node_id] = vertex
         self.contexts[node_id] = Context(
-            RUN_ID,
+            self.run_id,
             node_id,
             self._config(vertex),
             RecordDict(),
@@ -69,7 +71,7 @@ class LocalGrid(Grid):
 
     @property
     def run(self) -> Run:
-        return Run.create_empty(RUN_ID)
+        return Run.create_empty(self.run_id)
 
     def set_run(self, run: Run) -> None: ...
 

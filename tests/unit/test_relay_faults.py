@@ -306,7 +306,7 @@ def test_state_in_a_file_survives_a_restart_of_the_node(tmp_path: Path) -> None:
     result = run(HeavyBall(), grid, on_round=restart)
     assert all(r.rejoined == [] for r in result.history)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        f"run-77-vertex-{v}.safetensors" for v in range(N)
+        f"run-{grid.run_id}-vertex-{v}.safetensors" for v in range(N)
     ]
 
 
@@ -315,11 +315,20 @@ def test_a_damaged_state_file_is_reported_and_the_agent_rejoins(tmp_path: Path) 
 
     def damage(record) -> None:
         if record.round == 3:
-            path = tmp_path / f"run-77-vertex-{VICTIM}.safetensors"
+            path = tmp_path / f"run-{grid.run_id}-vertex-{VICTIM}.safetensors"
             path.write_bytes(path.read_bytes()[:-5])
 
     result = run(HeavyBall(), grid, on_round=damage)
     assert result.history[3].rejoined == [VICTIM]
+
+
+def test_a_second_start_in_the_same_run_begins_anew() -> None:
+    app = numpy_app(N, D, rate=RATE, mods=[consensus_mod])
+    grid = LocalGrid(app, N)
+    first, second = (run(HeavyBall(), grid) for _ in range(2))
+    assert all(r.events == [] and r.rejoined == [] for r in second.history)
+    for vertex in range(N):
+        assert np.array_equal(flat(first.models[vertex]), flat(second.models[vertex]))
 
 
 def test_a_node_that_dies_after_saving_but_before_answering_goes_on_alone(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from flower_dhb import consensus_mod
 
 RAISES, NAN, SHAPES, SLOW, FORGETS = 1, 2, 3, 4, 5
 ROUND_OF = {RAISES: 3, NAN: 4, SHAPES: 5, SLOW: 6, FORGETS: 9}
-SLEEP_S = 8.0
+SLEEP_S = 5.0
 
 
 def forget(message: Message, context: Context, call_next):
