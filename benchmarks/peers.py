@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import statistics
@@ -47,9 +48,7 @@ def mesh(home: Path, vertices: range, **config: Any) -> Iterator[list[subprocess
     for v in vertices:
         log = (home / f"{v}.log").open("wb")
         command = [sys.executable, "-c", PEER, "peer", str(paths[v]), "--log", "json"]
-        processes.append(
-            subprocess.Popen(command, stdout=log, stderr=log, env=environment())
-        )
+        processes.append(subprocess.Popen(command, stdout=log, stderr=log, env=environment()))
         log.close()
     try:
         yield processes
@@ -78,7 +77,7 @@ def peers_round(home: Path, hidden: str, rounds: int) -> dict[str, float]:
             if '"event": "round"' in line
         ]
         ends.append([time_of(s) for s in stamps])
-    gaps = [b - a for row in ends for a, b in zip(row[5:-1], row[6:], strict=True)]
+    gaps = [b - a for row in ends for a, b in itertools.pairwise(row[5:])]
     overall = statistics.mean((row[-1] - row[5]) / (len(row) - 6) for row in ends)
     return {
         "seconds per round": overall,

@@ -121,7 +121,7 @@ def peer(
         listen=None if address else "127.0.0.1:0",
         dial={1 - vertex: address} if address else {},
         tls=files if tls else None,
-        status=lambda request: None,  # type: ignore[arg-type, return-value]
+        status=lambda _: None,  # type: ignore[arg-type, return-value]
         limits=Limits(),
     )
     transport.start()
@@ -131,7 +131,7 @@ def peer(
 def serve_peer(pipe: Connection, repeats: int, home: Path, tls: bool) -> None:
     """Receives the large payload; shares nothing, so that only one way is measured."""
     LOGGER.disabled = True
-    exchange, transport = peer(0, TOTAL // 4, home, tls, None)
+    _, transport = peer(0, TOTAL // 4, home, tls, None)
     pipe.send(transport.port)
     pipe.recv()
     transport.stop()

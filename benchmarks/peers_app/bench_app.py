@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import time
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import torch
-from flwr.app import ArrayRecord, MetricRecord, RecordDict, Message
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
@@ -31,7 +32,7 @@ def model(hidden, seed):
     torch.manual_seed(seed)
     sizes = [64, *map(int, hidden.split(",")), 10]
     layers = []
-    for a, b in zip(sizes[:-1], sizes[1:], strict=True):
+    for a, b in pairwise(sizes):
         layers += [torch.nn.Linear(a, b), torch.nn.ReLU()]
     return torch.nn.Sequential(*layers[:-1])
 
@@ -78,7 +79,7 @@ def main(grid, context):
     strategy = ServerlessStrategy(config.topology, config.algorithm, evaluate_every=0)
     times = []
     begin = time.monotonic()
-    strategy.on_round = lambda record: times.append(time.monotonic())
+    strategy.on_round = lambda _: times.append(time.monotonic())
     strategy.start(
         grid,
         initial_arrays=ArrayRecord(start(context.run_config)),

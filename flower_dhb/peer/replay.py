@@ -1,4 +1,4 @@
-"""Compute a recorded run again: did every peer do what the law says?
+"""Compute a recorded run again, and say whether every peer did what the law says.
 
 Needs what the flight recorder wrote with `record = "payloads"`, of all peers or of some.
 Each round of each peer is one check by itself, from recorded payloads and the recorded
@@ -62,7 +62,7 @@ def read_record(directory: Path, vertex: int) -> Record:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(
-            f"{path}: {error.strerror}; set record = \"payloads\" in the device's peer.toml"
+            f'{path}: {error.strerror}; set record = "payloads" in the device\'s peer.toml'
         ) from None
     lines: dict[int, Mapping[str, Any]] = {}
     for line in text.splitlines():
@@ -111,7 +111,7 @@ class Replay:
     def _check_edges(self, vertex: int, k: int, line: Mapping[str, Any]) -> Iterator[Finding]:
         for name, received in line["received"].items():
             j = int(name)
-            if not self._matrix[vertex, j] != 0.0 or j == vertex:
+            if self._matrix[vertex, j] == 0.0 or j == vertex:
                 yield Finding(vertex, k, f"used a payload of {j}, which is no neighbor")
             other = self._records.get(j)
             if other is None:
@@ -179,6 +179,6 @@ def of_mesh(document: Mapping[str, Any], directory: Path) -> Replay:
         if path.exists():
             records[v] = read_record(path, v)
     if not records:
-        raise ConfigError(f"{directory}: no records; set record = \"payloads\" in peer.toml")
+        raise ConfigError(f'{directory}: no records; set record = "payloads" in peer.toml')
     matrix = np.array(document["weights"], np.float64)
     return Replay(records, matrix, algorithm_from_config(document["algorithm"]))

@@ -17,7 +17,14 @@ from flower_dhb.errors import ConfigError
 from flower_dhb.peer import relay_pb2 as pb
 from flower_dhb.peer.certificates import OPERATOR, Identity
 from flower_dhb.peer.exchange import Exchange
-from flower_dhb.peer.frames import CHUNK_BYTES, MESSAGE_LIMIT_BYTES, VERSION, Assembler, Reason, RefusedError
+from flower_dhb.peer.frames import (
+    CHUNK_BYTES,
+    MESSAGE_LIMIT_BYTES,
+    VERSION,
+    Assembler,
+    Reason,
+    RefusedError,
+)
 from flower_dhb.peer.link import Allowance, StreamLink
 from flower_dhb.peer.monitor import Monitor
 from flower_dhb.peer.tls import TlsFiles, peer_identity

@@ -10,7 +10,7 @@ from flower_dhb.algorithms import algorithm_from_config
 from tests.support.peers import APP, Mesh
 
 sys.path.insert(0, str(APP))
-import quadratics  # noqa: E402
+import quadratics
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(90)]
 

@@ -185,7 +185,9 @@ def test_network_split_in_two_and_joined_again(how, tmp_path):
             assert healed_at < 100
             mesh.finish(90)
             missing = mesh.missing_edges()
-            doubts = sum(e.get("event") == "one-sided" for p in mesh.processes.values() for e in p.events)
+            doubts = sum(
+                e.get("event") == "one-sided" for p in mesh.processes.values() for e in p.events
+            )
     finally:
         net.close()
     across = {frozenset((3, 4)), frozenset((0, 7))}

@@ -58,8 +58,8 @@ def open_stream(mesh, vertex, files, frames, name=None):
     replies = []
     with grpc.secure_channel(address(mesh, vertex), credentials, options) as channel:
         try:
-            for raw in channel.stream_stream(EXCHANGE)(iter(frames), timeout=20):
-                replies.append(pb.Frame.FromString(raw))
+            stream = channel.stream_stream(EXCHANGE)(iter(frames), timeout=20)
+            replies.extend(pb.Frame.FromString(raw) for raw in stream)
         except grpc.RpcError as error:
             return error.code(), error.details(), replies
     return grpc.StatusCode.OK, "", replies
@@ -277,7 +277,9 @@ def test_other_start_is_refused_by_the_neighbors(tmp_path):
 def test_plaintext_on_loopback_and_prometheus(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    with Mesh(tmp_path / "m", n=3, topology="ring:3", rounds=100000, step_s=0.02, plaintext=True) as mesh:
+    with Mesh(
+        tmp_path / "m", n=3, topology="ring:3", rounds=100000, step_s=0.02, plaintext=True
+    ) as mesh:
         path = mesh.paths[1]
         document = tomllib.loads(path.read_text())
         document["metrics-port"] = port

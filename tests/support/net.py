@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -94,7 +95,9 @@ class Proxies:
         for v, path in mesh.paths.items():
             document = tomllib.loads(path.read_text())
             for neighbor in document["neighbors"]:
-                if "address" in neighbor and (v in self.first) != (neighbor["vertex"] in self.first):
+                if "address" in neighbor and (v in self.first) != (
+                    neighbor["vertex"] in self.first
+                ):
                     neighbor["address"] = self._proxy(neighbor["address"])
             Path(path).write_text(tomli_w.dumps(document))
 
@@ -120,7 +123,9 @@ class Proxies:
         host, _, port = address.rpartition(":")
         listener = socket.create_server(("127.0.0.1", 0))
         self._listeners.append(listener)
-        threading.Thread(target=self._serve, args=(listener, (host, int(port))), daemon=True).start()
+        threading.Thread(
+            target=self._serve, args=(listener, (host, int(port))), daemon=True
+        ).start()
         return f"127.0.0.1:{listener.getsockname()[1]}"
 
     def _serve(self, listener: socket.socket, target: tuple[str, int]) -> None:
@@ -146,10 +151,8 @@ class Proxies:
 
 
 def _shut(end: socket.socket) -> None:
-    try:
+    with contextlib.suppress(OSError):
         end.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        pass
     end.close()
 
 

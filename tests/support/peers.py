@@ -159,9 +159,7 @@ class Mesh:
             f"round {k} of vertex {vertex}",
         )
 
-    def wait_event(
-        self, vertex: int, name: str, timeout: float = 60.0, **fields: object
-    ) -> Event:
+    def wait_event(self, vertex: int, name: str, timeout: float = 60.0, **fields: object) -> Event:
         def found() -> list[Event]:
             return [
                 e

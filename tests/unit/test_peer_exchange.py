@@ -224,7 +224,13 @@ def test_a_dead_neighbor_costs_less_and_less():
 
 @pytest.mark.parametrize(
     ("round", "held", "reason"),
-    [(1, (), "stale"), (2, (), "stale"), (51, (), "ahead"), (3, (3,), "repeated"), (3, (4,), "stale")],
+    [
+        (1, (), "stale"),
+        (2, (), "stale"),
+        (51, (), "ahead"),
+        (3, (3,), "repeated"),
+        (3, (4,), "stale"),
+    ],
 )
 def test_rounds_that_cannot_be(round, held, reason):
     a = exchange(0, [1])
