@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
+import subprocess  # nosec B404
 import sys
 import time
 import tomllib
@@ -126,7 +126,7 @@ def _up(arguments: argparse.Namespace) -> int:
             log = (home / "peer.log").open("ab")
             logs.append(log)
             processes.append(
-                subprocess.Popen(  # our own command
+                subprocess.Popen(  # noqa: S603  # nosec B603
                     [sys.executable, "-c", _PEER, "peer", str(home / "peer.toml"), "--log", "json"],
                     stdout=log,
                     stderr=log,
