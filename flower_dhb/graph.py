@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Hashable, Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flower_dhb.errors import GraphError, unknown
+from flower_dhb.graph_files import read_graph
 from flower_dhb.weights import Matrix, WeightRule, mixing_matrix, second_largest
 
 if TYPE_CHECKING:
@@ -184,12 +184,7 @@ class Topology:
         Raises GraphError that names the file.
         """
         path = Path(path)
-        try:
-            graph = _READERS.get(path.suffix.lower(), _read_edge_list)(path)
-        except FileNotFoundError:
-            raise GraphError(f"{path}: no such file") from None
-        except Exception as error:  # each reader raises its own kinds
-            raise GraphError(f"{path}: not a readable graph file: {error}") from error
+        graph = read_graph(path)
         try:
             return cls(graph, weights, name=path.stem)
         except GraphError as error:
@@ -315,39 +310,6 @@ def _check_graph(graph: nx.Graph[Any]) -> tuple[Hashable, ...]:
     return tuple(sorted(labels, key=lambda label: (str(type(label)), label)))
 
 
-def _read_edge_list(path: Path) -> nx.Graph[Any]:
-    # A line with one vertex would silently lose an agent, so lines are checked here.
-    graph: nx.Graph[Any] = nx.Graph()
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
-        fields = line.partition("#")[0].replace(",", " ").split()
-        if not fields:
-            continue
-        if len(fields) != 2:
-            raise ValueError(f"line {number}: expected two vertices, got {line.strip()!r}")
-        graph.add_edge(*fields)
-    return _integer_labels(graph)
-
-
-def _read_graphml(path: Path) -> nx.Graph[Any]:
-    return _integer_labels(nx.read_graphml(path))
-
-
-def _read_json(path: Path) -> nx.Graph[Any]:
-    document = json.loads(path.read_text(encoding="utf-8"))
-    links = "links" if "links" in document else "edges"
-    return _integer_labels(nx.node_link_graph(document, edges=links))
-
-
-def _integer_labels(graph: nx.Graph[Any]) -> nx.Graph[Any]:
-    """Files hold text: turn labels into integers where all of them are."""
-    if all(str(label).isdecimal() for label in graph.nodes()):
-        integers = {label: int(label) for label in graph.nodes()}
-        if len(set(integers.values())) < len(integers):
-            raise ValueError("two labels are the same integer, such as '1' and '01'")
-        graph = nx.relabel_nodes(graph, integers)
-    return graph
-
-
 def _random(
     cls: type[Topology], graph: nx.Graph[Any], weights: Weights, name: str, remedy: str
 ) -> Topology:
@@ -381,12 +343,6 @@ def _frozen(array: A) -> A:
     array.setflags(write=False)
     return array
 
-
-_READERS: dict[str, Callable[[Path], nx.Graph[Any]]] = {
-    ".graphml": _read_graphml,
-    ".xml": _read_graphml,
-    ".json": _read_json,
-}
 
 # name: (builder, form); P is a probability, everything else an integer.
 _FORMS: dict[str, tuple[str, str]] = {

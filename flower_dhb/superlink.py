@@ -20,7 +20,15 @@ import psutil
 from flower_dhb.errors import ConfigError, RoundError
 from flower_dhb.runs import toml_text
 
-__all__ = ["SuperLink", "local_superlink"]
+__all__ = [
+    "SuperLink",
+    "end_family",
+    "end_processes",
+    "executable",
+    "free_ports",
+    "local_superlink",
+    "wait_until_up",
+]
 
 _START_S, _STOP_S, _COMMAND_S = 60.0, 10.0, 120.0
 
@@ -56,7 +64,7 @@ class SuperLink:
     def log(self, run_id: str) -> Iterator[IO[str]]:
         """Lines that a run prints, as they come; they end with the run."""
         with subprocess.Popen(
-            [_executable("flwr"), "log", run_id, "--stream"],
+            [executable("flwr"), "log", run_id, "--stream"],
             env=dict(self.environment),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -68,7 +76,7 @@ class SuperLink:
             try:
                 yield process.stdout
             finally:
-                _end([psutil.Process(process.pid)] if process.poll() is None else [])
+                end_processes([psutil.Process(process.pid)] if process.poll() is None else [])
 
     def status(self, run_id: str) -> tuple[str, str]:
         """Status of a run (such as `finished:completed`), and details."""
@@ -77,7 +85,7 @@ class SuperLink:
 
     def _flwr(self, words: Sequence[str]) -> dict[str, Any]:
         done = subprocess.run(
-            [_executable("flwr"), *words],
+            [executable("flwr"), *words],
             env=dict(self.environment),
             capture_output=True,
             text=True,
@@ -102,35 +110,32 @@ def local_superlink(home: Path) -> Iterator[SuperLink]:
     RoundError if the SuperLink does not come up.
     """
     home.mkdir(parents=True, exist_ok=True)
-    api, control = _free_ports(2)
+    port = free_ports(1)[0]
     environment = os.environ | {
         "FLWR_HOME": str(home),
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(api),
-        "FLWR_LOCAL_CONTROL_API_PORT": str(control),
+        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(port),
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         "PYTHONUNBUFFERED": "1",
     }
     log_path = home / "superlink.log"
-    command = [_executable("flower-superlink"), "--insecure", "--simulation"]
-    command += ["--isolation", "subprocess", "--host", "127.0.0.1", "--port", str(api)]
-    command += ["--control-api-address", f"127.0.0.1:{control}"]
+    command = [executable("flower-superlink"), "--insecure", "--simulation"]
+    command += ["--isolation", "subprocess", "--host", "127.0.0.1", "--port", str(port)]
     with log_path.open("ab") as output:
         process = subprocess.Popen(
             command, env=environment, stdout=output, stderr=output, stdin=subprocess.DEVNULL
         )
     try:
-        _wait_until_up(process, api, log_path)
+        wait_until_up(process, port, log_path)
         yield SuperLink(environment, log_path)
     finally:
-        family = [psutil.Process(process.pid)] if process.poll() is None else []
-        _end([child for parent in family for child in parent.children(recursive=True)] + family)
-        process.wait()
+        end_family(process)
 
 
-def _wait_until_up(process: subprocess.Popen[bytes], port: int, log_path: Path) -> None:
+def wait_until_up(process: subprocess.Popen[bytes], port: int, log_path: Path) -> None:
+    """Wait until a process listens on a port. Raises RoundError if it does not."""
     deadline = time.monotonic() + _START_S
     while time.monotonic() < deadline:
         if process.poll() is not None:
@@ -141,12 +146,18 @@ def _wait_until_up(process: subprocess.Popen[bytes], port: int, log_path: Path) 
             time.sleep(0.1)
         else:
             return
-    raise RoundError(
-        f"the SuperLink did not come up (exit status {process.poll()}); see {log_path}"
-    )
+    raise RoundError(f"port {port} did not come up (exit status {process.poll()}); see {log_path}")
 
 
-def _end(processes: Sequence[psutil.Process]) -> None:
+def end_family(process: subprocess.Popen[bytes]) -> None:
+    """End a process and all that it started."""
+    if process.poll() is None:
+        parent = psutil.Process(process.pid)
+        end_processes([*parent.children(recursive=True), parent])
+    process.wait()
+
+
+def end_processes(processes: Sequence[psutil.Process]) -> None:
     """Ask processes to end, then make them."""
     for process in processes:
         try:
@@ -162,7 +173,8 @@ def _end(processes: Sequence[psutil.Process]) -> None:
     psutil.wait_procs(alive, timeout=_STOP_S)
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Loopback ports that nobody listens on."""
     # Held open together, so that they differ.
     sockets = [socket.socket() for _ in range(count)]
     try:
@@ -174,7 +186,8 @@ def _free_ports(count: int) -> list[int]:
             each.close()
 
 
-def _executable(name: str) -> str:
+def executable(name: str) -> str:
+    """Path of a program that is installed beside this Python."""
     path = Path(sys.executable).with_name(name)
     found = str(path) if path.exists() else shutil.which(name)
     if found is None:

@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 
 from flower_dhb.algorithms import Algorithm, algorithm_from_config
 from flower_dhb.errors import FlowerDhbError, PayloadError, StateError
-from flower_dhb.node import Pending, Snapshot
-from flower_dhb.types import Layout, NDArrays, State
+from flower_dhb.types import Layout, NDArrays
 
 __all__ = [
     "START_VERTEX",
@@ -31,11 +30,9 @@ __all__ = [
     "array_record",
     "failure_text",
     "frame_array",
-    "load_snapshot",
     "named_arrays",
     "npy_array",
     "read_request",
-    "snapshot_vectors",
 ]
 
 PROTOCOL = "flower_dhb"
@@ -295,61 +292,6 @@ def _document(records: RecordDict) -> dict[str, Any] | None:
             f"{PROTOCOL_VERSION}; relay and agents must run the same version of flower_dhb"
         )
     return document
-
-
-# --- an agent's state ---------------------------------------------------------------
-
-
-def snapshot_vectors(
-    snapshot: Snapshot, algorithm: Algorithm, run: str
-) -> tuple[dict[str, Any], NDArrays]:
-    """A snapshot as a small plain document and named arrays, to be stored anywhere."""
-    arrays: NDArrays = {"parameters": snapshot.state.parameters, "statistics": snapshot.statistics}
-    arrays |= {f"memory/{name}": vector for name, vector in snapshot.state.memory.items()}
-    arrays |= {f"local/{name}": array for name, array in snapshot.local.items()}
-    document: dict[str, Any] = {
-        "run": run,
-        "round": snapshot.round,
-        "pending_round": None,
-        "algorithm": algorithm.to_config(),
-    }
-    if snapshot.pending is not None:
-        document["pending_round"] = snapshot.pending.round
-        arrays["trained"] = snapshot.pending.trained
-        arrays["trained_statistics"] = snapshot.pending.statistics
-    return document, arrays
-
-
-def load_snapshot(
-    document: Mapping[str, Any],
-    arrays: Mapping[str, NDArray[Any]],
-    *,
-    algorithm: Algorithm,
-    layout: Layout,
-    run: str,
-) -> Snapshot:
-    """Inverse of `snapshot_vectors`.
-
-    Raises StateError if the state is of another run, rule or model, or incomplete.
-    """
-    try:
-        if document["run"] != run:
-            raise StateError(f"state is of run {document['run']}, expected {run}")
-        if document["algorithm"] != algorithm.to_config():
-            raise StateError(f"state is of rule {document['algorithm']}, expected {algorithm}")
-        memory = {name: arrays[f"memory/{name}"] for name in algorithm.memory}
-        state = State(arrays["parameters"], memory)
-        if any(v.shape != (layout.size,) for v in (state.parameters, *memory.values())):
-            raise StateError(f"state is of another model, expected {layout.size} parameters")
-        local = {e.name: arrays[f"local/{e.name}"] for e in layout.entries if e.kind == "local"}
-        pending = None
-        if document["pending_round"] is not None:
-            pending = Pending(
-                document["pending_round"], arrays["trained"], arrays["trained_statistics"]
-            )
-        return Snapshot(document["round"], state, arrays["statistics"], local, pending)
-    except KeyError as error:
-        raise StateError(f"state lacks {error}") from None
 
 
 def failure_text(error: BaseException) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,11 +20,10 @@ from safetensors.numpy import save
 
 from flower_dhb.algorithms import Algorithm
 from flower_dhb.errors import StateError
-from flower_dhb.flower.records import load_snapshot, snapshot_vectors
-from flower_dhb.node import Snapshot
-from flower_dhb.types import Layout
+from flower_dhb.node import Pending, Snapshot
+from flower_dhb.types import Layout, NDArrays, State
 
-__all__ = ["Store", "open_store"]
+__all__ = ["Store", "load_snapshot", "open_store", "snapshot_vectors"]
 
 _STATE, _ABOUT = "flower_dhb.state", "flower_dhb.state_about"
 _RAW = "flower_dhb.raw"
@@ -118,3 +118,55 @@ def _from_raw(array: Array) -> NDArray[Any]:
     if array.stype != _RAW:
         raise StateError(f"stored state has serialization '{array.stype}', expected '{_RAW}'")
     return np.frombuffer(array.data, dtype=array.dtype).reshape(array.shape)
+
+
+def snapshot_vectors(
+    snapshot: Snapshot, algorithm: Algorithm, run: str
+) -> tuple[dict[str, Any], NDArrays]:
+    """A snapshot as a small plain document and named arrays, to be stored anywhere."""
+    arrays: NDArrays = {"parameters": snapshot.state.parameters, "statistics": snapshot.statistics}
+    arrays |= {f"memory/{name}": vector for name, vector in snapshot.state.memory.items()}
+    arrays |= {f"local/{name}": array for name, array in snapshot.local.items()}
+    document: dict[str, Any] = {
+        "run": run,
+        "round": snapshot.round,
+        "pending_round": None,
+        "algorithm": algorithm.to_config(),
+    }
+    if snapshot.pending is not None:
+        document["pending_round"] = snapshot.pending.round
+        arrays["trained"] = snapshot.pending.trained
+        arrays["trained_statistics"] = snapshot.pending.statistics
+    return document, arrays
+
+
+def load_snapshot(
+    document: Mapping[str, Any],
+    arrays: Mapping[str, NDArray[Any]],
+    *,
+    algorithm: Algorithm,
+    layout: Layout,
+    run: str,
+) -> Snapshot:
+    """Inverse of `snapshot_vectors`.
+
+    Raises StateError if the state is of another run, rule or model, or incomplete.
+    """
+    try:
+        if document["run"] != run:
+            raise StateError(f"state is of run {document['run']}, expected {run}")
+        if document["algorithm"] != algorithm.to_config():
+            raise StateError(f"state is of rule {document['algorithm']}, expected {algorithm}")
+        memory = {name: arrays[f"memory/{name}"] for name in algorithm.memory}
+        state = State(arrays["parameters"], memory)
+        if any(v.shape != (layout.size,) for v in (state.parameters, *memory.values())):
+            raise StateError(f"state is of another model, expected {layout.size} parameters")
+        local = {e.name: arrays[f"local/{e.name}"] for e in layout.entries if e.kind == "local"}
+        pending = None
+        if document["pending_round"] is not None:
+            pending = Pending(
+                document["pending_round"], arrays["trained"], arrays["trained_statistics"]
+            )
+        return Snapshot(document["round"], state, arrays["statistics"], local, pending)
+    except KeyError as error:
+        raise StateError(f"state lacks {error}") from None

@@ -15,7 +15,7 @@ DOOR = "flower_dhb"  # loads public names from all layers on first use; belongs 
 # A name with a dot at its end is a folder: all modules below it.
 LAYERS = [
     ["errors", "types"],
-    ["graph", "weights", "algorithms.", "config", "data"],
+    ["graph", "graph_files", "weights", "algorithms.", "config", "data"],
     ["node", "mixing", "codec", "engine", "metrics", "reference", "problems."],
     ["flower.", "peer."],
     ["plots", "runs", "superlink", "cli."],
