@@ -397,3 +397,23 @@ def test_any_record_of_the_context_survives():
     assert dict(back["m"].items()) == dict(records["m"].items())
     assert dict(back["c"].items()) == dict(records["c"].items())
     np.testing.assert_array_equal(back["a"]["0"].numpy(), records["a"]["0"].numpy())
+
+
+def test_combine_then_adapt_is_shared_before_training():
+    app = flwr_adapter.load_client_app(APP, "quadratics:app")
+    from flower_dhb import HeavyBall
+
+    agent = Agent(
+        app,
+        vertex=0,
+        run="r",
+        algorithm=HeavyBall(order="combine-then-adapt"),
+        weights={0: 0.5, 1: 0.5},
+        arrays={"x": np.arange(12.0)},
+        run_config={"rate": 0.1, "slow-vertex": -1, "slow-s": 0.0, "step-s": 0.0},
+    )
+    for k in (1, 2, 3):
+        early = agent.early(k)
+        assert early is not None
+        assert agent.train(k).frame == early
+        agent.combine(k, {}, evaluate=False)
