@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import networkx as nx
 import numpy as np
 
 from flower_dhb.errors import ConfigError
@@ -45,11 +44,14 @@ class FleetStatus:
 
         An edge holds if either end says so; a peer that did not answer holds none of its own.
         """
-        graph: nx.Graph[int] = nx.Graph()
-        graph.add_nodes_from(self.replies)
+        part_of = {v: {v} for v in self.replies}
         for vertex, reply in self.replies.items():
-            graph.add_edges_from((vertex, n.vertex) for n in reply.neighbors if n.up)
-        return sorted((sorted(part) for part in nx.connected_components(graph)), key=len)[::-1]
+            for neighbor in reply.neighbors:
+                if neighbor.up:
+                    whole = part_of[vertex] | part_of.get(neighbor.vertex, {neighbor.vertex})
+                    part_of |= dict.fromkeys(whole, whole)
+        parts = {tuple(sorted(part)) for part in part_of.values()}
+        return [list(part) for part in sorted(parts, key=lambda part: (-len(part), part))]
 
     @property
     def warnings(self) -> list[str]:

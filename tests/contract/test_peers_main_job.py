@@ -27,7 +27,7 @@ def test_same_accuracy_as_under_flwr_run(tmp_path):
     runs = tmp_path / "runs"
     with local_superlink(tmp_path / "home") as superlink:
         settings = {**SETTINGS, "evaluate-every": 10, "runs-dir": str(runs)}
-        run_id = superlink.submit(ROOT, 8, settings, 0.25)
+        run_id = superlink.submit(ROOT, 8, settings)
         with superlink.log(run_id) as lines:
             text = lines.read()
     folders = list(runs.iterdir())
