@@ -131,7 +131,7 @@ def deployment_round(home: Path, hidden: str, rounds: int) -> float:
     ]  # fmt: skip
     commands += [
         [str(bin_dir / "flower-supernode"), "--insecure", "--superlink", address,
-         "--clientappio-api-address", f"127.0.0.1:{ports[3 + i]}",
+         "--host", "127.0.0.1", "--port", str(ports[3 + i]),
          "--node-config", f"partition-id={i} num-partitions={N}"]
         for i in range(N)
     ]  # fmt: skip
