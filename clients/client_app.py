@@ -56,7 +56,7 @@ def train_locally(message: Message, context: Context) -> Message:
     )
     model = workload.make_model()
     model.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict())
-    rate = get_number(values, "learning-rate", 0.3, above=0.0)
+    rate = get_number(values, "learning-rate", 0.4, above=0.0)
     loss = train(model, workload.train_x, workload.train_y, part[steps], rate)
     metrics = MetricRecord({"train_loss": loss, "num-examples": len(part)})
     return _reply(message, {"arrays": ArrayRecord(model.state_dict()), "metrics": metrics})

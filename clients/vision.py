@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from functools import cache
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -51,11 +50,11 @@ def _read(dataset: str, data_dir: str, *, train: bool) -> tuple[Tensor, Tensor]:
         data = getattr(datasets, kind)(data_dir, train=train, download=False)
     except RuntimeError:
         raise ConfigError(
-            f"workload '{dataset}': no {kind} files in '{data_dir}'. Fetch them once: "
-            f'python -c "from torchvision.datasets import {kind}; '
-            f"{kind}('{data_dir}', download=True)\""
+            f"workload '{dataset}': no {kind} files in '{data_dir}', or damaged ones. Fetch them "
+            f'once: python -c "from torchvision.datasets import {kind}; '
+            f'{kind}({data_dir!r}, download=True)"'
         ) from None
-    images = torch.from_numpy(np.array(data.data, dtype=np.float32) / 255.0)
+    images = torch.as_tensor(data.data).to(torch.float32) / 255.0
     images = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
     return images, torch.as_tensor(data.targets, dtype=torch.int64)
 

@@ -33,7 +33,7 @@ class RunConfig:
     algorithm: Algorithm
     rounds: int = 100
     seed: int = 0
-    round_timeout_s: float = 60.0
+    round_timeout_s: float = 300.0
     evaluate_every: int = 1
     observe_average: bool = False
     name: str = "run"
@@ -55,7 +55,7 @@ class RunConfig:
             algorithm=algorithm,
             rounds=get_integer(values, "rounds", 100, least=1),
             seed=get_integer(values, "seed", 0, least=0),
-            round_timeout_s=get_number(values, "round-timeout-s", 60.0, least=0.0),
+            round_timeout_s=get_number(values, "round-timeout-s", 300.0, least=0.0),
             evaluate_every=get_integer(values, "evaluate-every", 1, least=0),
             observe_average=get_flag(values, "observe-average", False),
             name=get_text(values, "name", "run"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -138,8 +139,18 @@ def _fresh(parent: Path, name: str) -> Path:
 
 def toml_text(config: Mapping[str, Any]) -> str:
     """A run config as TOML."""
-    # Run configs are flat; a JSON text, number or boolean is also a TOML one.
     return "".join(
-        f"{key} = {json.dumps(value, ensure_ascii=False)}\n"
+        f"{key if _BARE_KEY.fullmatch(key) else _toml_value(key)} = {_toml_value(value)}\n"
         for key, value in sorted(config.items())
     )
+
+
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # nan, inf and -inf are TOML, but no JSON
+    # Run configs are flat. A JSON text, number or boolean is also a TOML one, but for
+    # the control character that JSON leaves as it is.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from logging import INFO
 from typing import Any
@@ -31,7 +32,7 @@ def main(grid: Grid, context: Context) -> None:
     strategy = ServerlessStrategy(
         config.topology,
         config.algorithm,
-        round_timeout_s=config.round_timeout_s or None,
+        round_timeout_s=config.round_timeout_s or math.inf,
         evaluate_every=config.evaluate_every,
         collect_models=True,
         on_round=folder.append,

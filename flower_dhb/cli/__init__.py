@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -37,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             modules[name] = import_module(f"{__name__}.{name}")
             modules[name].configure(command)
     parsed = parser.parse_args(words)
+    signal.signal(signal.SIGTERM, _interrupt)  # so that what was started is ended, too
     try:
         return int(modules[parsed.command].execute(parsed))
     except FlowerDhbError as error:
@@ -45,3 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"flower-dhb {parsed.command}: stopped", file=sys.stderr)
         return 130
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt

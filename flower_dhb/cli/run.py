@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import click
-from flwr.common.config import parse_config_args
+from flwr.common.config import flatten_dict, parse_config_args
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -29,6 +29,7 @@ _FOLDER = re.compile(r"leaves its results in (?P<path>/.*|[A-Za-z]:.*)$")
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _LEVEL = re.compile(r"^(INFO|WARNING|ERROR|DEBUG)\s*:\s*")
 _ROUND = re.compile(r"^round \d+/\d+ ")
+_PAIR = re.compile(r"""\S+?=('[^']*'|"[^"]*"|\S+)""")  # as Flower reads them
 _POLL_S = 0.25
 
 
@@ -60,11 +61,13 @@ def execute(arguments: argparse.Namespace) -> int:
     for key in overrides:
         if key not in defaults:
             raise ConfigError(unknown("run-config key", key, sorted(defaults)))
-    n_agents = arguments.agents or _agents_of({**defaults, **overrides})
+    overrides |= _paths_in(app, {**defaults, **overrides})
+    n_agents = arguments.agents
+    if n_agents is None:
+        n_agents = _agents_of({**defaults, **overrides})
+    if not n_agents >= 1:
+        raise ConfigError(f"--agents must be at least 1, got {n_agents}")
     home = (arguments.home or app / ".flwr").resolve()
-    if "runs-dir" in defaults:
-        # The app runs from a copy of itself; its results belong here.
-        overrides["runs-dir"] = str(app / str(overrides.get("runs-dir", defaults["runs-dir"])))
     console.print(f"Starting {n_agents} agents; no server averages anything.", highlight=False)
     with local_superlink(home) as superlink:
         run_id = superlink.submit(app, n_agents, overrides)
@@ -123,7 +126,7 @@ class _Plain:
     def __exit__(self, *_: object) -> None: ...
 
     def show(self, line: str, folder: Path | None) -> None:  # noqa: ARG002
-        if line and (self._verbose or _ROUND.match(line) or "Error" in line):
+        if line and (self._verbose or _ROUND.match(line) or _tells_of_failure(line)):
             self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -149,12 +152,18 @@ class _Live:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def show(self, line: str, folder: Path | None) -> None:  # noqa: ARG002
+    def show(self, line: str, folder: Path | None) -> None:
+        if _tells_of_failure(line):
+            self._progress.console.print(line, highlight=False, markup=False, soft_wrap=True)
         row = _last_row(folder)
         if row is not None:
             self._progress.update(
                 self._task, completed=row["round"], total=_rounds(folder), state=_state(row)
             )
+
+
+def _tells_of_failure(line: str) -> bool:
+    return "Error" in line and not _ROUND.match(line)
 
 
 def _state(row: dict[str, Any]) -> str:
@@ -219,8 +228,8 @@ def _final_status(superlink: SuperLink, run_id: str) -> tuple[str, str]:
 def _app_config(app: Path) -> dict[str, Any]:
     try:
         document = tomllib.loads((app / "pyproject.toml").read_text(encoding="utf-8"))
-        return dict(document["tool"]["flwr"]["app"].get("config", {}))
-    except (OSError, KeyError, tomllib.TOMLDecodeError) as error:
+        return flatten_dict(document["tool"]["flwr"]["app"].get("config", {}))
+    except (OSError, KeyError, ValueError) as error:
         raise ConfigError(f"{app} is not a Flower App: {error!r}") from None
 
 
@@ -229,10 +238,23 @@ def _overrides(settings: list[str]) -> dict[str, Any]:
     overrides: dict[str, Any] = {}
     for setting in settings:
         try:
+            if not setting.endswith(".toml") and (left := _PAIR.sub("", setting).strip()):
+                raise ValueError(f"{left!r} is neither KEY=VALUE nor a .toml file")
             overrides |= parse_config_args([setting])
         except (OSError, ValueError, click.ClickException) as error:
             raise ConfigError(f"--run-config {setting!r}: {error}") from None
     return overrides
+
+
+def _paths_in(app: Path, config: Mapping[str, Any]) -> dict[str, str]:
+    """Absolute paths of the settings that are paths, which are relative to the app.
+
+    The app runs from a copy of itself, in which they would point to nowhere.
+    """
+    paths = {key: str(app / str(config[key])) for key in ("runs-dir", "data-dir") if key in config}
+    if "topology" in config and (app / str(config["topology"])).is_file():
+        paths["topology"] = str(app / str(config["topology"]))
+    return paths
 
 
 def _agents_of(config: Mapping[str, Any]) -> int:

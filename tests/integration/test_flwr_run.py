@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -157,6 +159,29 @@ def test_the_command_shows_rounds_and_leaves_nothing_behind(tmp_path: Path) -> N
     assert "round 1/2 | " in done.stdout
     assert "worst agent" in done.stdout
     assert f"Results: {tmp_path}/r/" in done.stdout.replace("\n", "")
+    assert _processes_of(home) == []
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_command_leaves_finished_rounds_and_no_process(
+    tmp_path: Path, how: signal.Signals
+) -> None:
+    home, runs = tmp_path / "home", tmp_path / "runs"
+    command = [sys.executable, "-m", "flower_dhb.cli", "run", str(ROOT), "--home", str(home)]
+    command += ["-c", f'topology="path:2" rounds=100000 split="iid" runs-dir="{runs}"']
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        try:
+            deadline = time.monotonic() + 120
+            while not any(len(history(f)) >= 2 for f in runs.glob("*")):
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+            process.send_signal(how)
+            assert process.wait(timeout=60) == 130
+        finally:
+            process.kill()
+    rows = history(next(runs.iterdir()))
+    assert [row["round"] for row in rows] == list(range(1, len(rows) + 1))
     assert _processes_of(home) == []
 
 

@@ -12,7 +12,7 @@ def test_an_empty_run_config_is_all_defaults():
     config = RunConfig.of({})
     assert config.topology.name == "ring:16"
     assert config.algorithm == HeavyBall(momentum=0.9, momentum_mixing=0.5)
-    assert (config.rounds, config.seed, config.round_timeout_s) == (100, 0, 60.0)
+    assert (config.rounds, config.seed, config.round_timeout_s) == (100, 0, 300.0)
     assert (config.evaluate_every, config.observe_average, config.name) == (1, False, "run")
 
 

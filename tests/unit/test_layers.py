@@ -18,7 +18,7 @@ LAYERS = [
     ["graph", "graph_files", "weights", "algorithms.", "config", "data"],
     ["node", "mixing", "codec", "engine", "metrics", "reference", "problems."],
     ["flower.", "peer."],
-    ["plots", "runs", "superlink", "cli."],
+    ["plots", "positions", "runs", "superlink", "cli."],
 ]
 
 # Third-party packages that a layer, and then single modules, may import.

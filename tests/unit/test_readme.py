@@ -1,0 +1,251 @@
+"""README.md: its Python runs, and what it names exists."""
+
+import re
+import subprocess
+import sys
+import tomllib
+import types
+from pathlib import Path
+
+import pytest
+from flwr.app import ArrayRecord
+from flwr.clientapp import ClientApp
+from support.apps import flat, numpy_app, start_arrays
+from support.grid import LocalGrid
+
+from flower_dhb import ConfigError, RunConfig, ServerlessStrategy, Topology, consensus_mod
+from flower_dhb.config import AUTO
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+CONFIG = PROJECT["tool"]["flwr"]["app"]["config"]
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+PYTHON = blocks("python")
+
+
+def the_block_with(text):
+    (block,) = [block for block in PYTHON if text in block]
+    return block
+
+
+# --- Python blocks ------------------------------------------------------------------------
+
+
+def test_every_python_block_is_run_by_one_of_these_tests():
+    assert len(PYTHON) == 4
+    for text in ("quickstart", "average=True", "def local_step", "from_edges"):
+        assert the_block_with(text)
+
+
+@pytest.mark.parametrize("text", ["def local_step", "from_edges"])
+def test_blocks_without_flower_run_in_a_fresh_python(text, tmp_path):
+    program = the_block_with(text)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    if text == "from_edges":
+        assert "('hub', 'north', 'south')" in done.stdout
+        assert (tmp_path / "grid.png").read_bytes().startswith(b"\x89PNG")
+    else:
+        shape, error, distance = done.stdout.splitlines()
+        assert shape == "(201, 16, 3)"
+        assert float(error) < 1e-3  # "the average has arrived"
+        assert 0.0 < float(distance) < 1.0
+
+
+def executed(source, **names):
+    """Names that a program leaves."""
+    exec(source, names)  # noqa: S102
+    return names
+
+
+def train_on_a_grid(client_app, strategy, n):
+    """Run an app for some rounds; its result and where it began."""
+    initial, start = start_arrays(6)
+    result = strategy.start(LocalGrid(client_app, n), initial, num_rounds=5)
+    assert [record.missing for record in result.history] == [[]] * 5
+    assert result.history[-1].consensus_distance > 0
+    return result, start
+
+
+def test_decentralize_wraps_the_app_as_shown(monkeypatch):
+    package = types.ModuleType("quickstart")
+    module = types.ModuleType("quickstart.client_app")
+    module.app = numpy_app(8, 6)
+    monkeypatch.setitem(sys.modules, "quickstart", package)
+    monkeypatch.setitem(sys.modules, "quickstart.client_app", module)
+    names = executed(the_block_with("quickstart"))
+    train_on_a_grid(names["app"], ServerlessStrategy(Topology.ring(8)), 8)
+
+
+def test_the_strategy_with_all_its_arguments_gives_what_it_says():
+    strategy = executed(the_block_with("average=True"))["strategy"]
+    app = numpy_app(16, 6, mods=[consensus_mod])
+    result, start = train_on_a_grid(app, strategy, 16)
+    assert sorted(result.models) == list(range(16))
+    assert isinstance(result.arrays, ArrayRecord)
+    assert abs(flat(result.arrays) - start).max() > 0
+
+
+def test_the_lines_of_the_diff_decentralize_an_app():
+    (diff,) = blocks("diff")
+    added = "\n".join(line[1:] for line in diff.splitlines() if line.startswith("+"))
+    removed = [line[1:] for line in diff.splitlines() if line.startswith("-")]
+    assert removed == ["app = ClientApp()", "strategy = FedAvg()"]
+    names = executed(added, ClientApp=ClientApp)
+    app = numpy_app(8, 6, mods=names["app"]._mods)
+    train_on_a_grid(app, names["strategy"], 8)
+
+
+# --- the table of the run config ----------------------------------------------------------
+
+
+def table_rows(title):
+    """Cells of the table below a heading."""
+    section = README.split(f"\n{title}\n", 1)[1].split("\n#", 1)[0]
+    rows = [line for line in section.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows[2:]]
+
+
+def documented_config():
+    """`{key: (default, text of the allowed values)}`"""
+    return {
+        key.strip("`"): (tomllib.loads(f"x = {default.strip('`')}")["x"], allowed)
+        for key, default, allowed in table_rows("### Run config")
+    }
+
+
+def test_the_table_equals_the_apps_run_config():
+    documented = {key: default for key, (default, _) in documented_config().items()}
+    assert documented == CONFIG
+    assert {k: type(v) for k, v in documented.items()} == {k: type(v) for k, v in CONFIG.items()}
+
+
+def test_the_table_equals_the_defaults_of_the_library():
+    documented, default = vars(RunConfig.of(CONFIG)).copy(), vars(RunConfig.of({})).copy()
+    ours, theirs = documented.pop("topology"), default.pop("topology")
+    assert documented == default
+    assert ours.name == theirs.name
+    assert (ours.mixing_matrix == theirs.mixing_matrix).all()
+
+
+def test_the_table_equals_the_defaults_in_the_apps_own_code():
+    source = "".join(
+        (ROOT / path).read_text(encoding="utf-8")
+        for path in ("clients/client_app.py", "strategies/server_app.py")
+    )
+    found = re.findall(r'get_\w+\(\s*\w+, "([a-z-]+)", ("[^"]*"|[\d.]+)', source)
+    assert {key for key, _ in found} >= {"learning-rate", "batch-size", "split", "runs-dir"}
+    for key, default in found:
+        assert CONFIG[key] == tomllib.loads(f"x = {default}")["x"], key
+
+
+NAMES = ["topology", "weights", "algorithm", "form", "order", "payload", "workload", "model"]
+
+
+def known_names(key):
+    """The names that the code takes for a key."""
+    from clients.client_app import WORKLOADS
+    from flower_dhb.algorithms import ALGORITHMS
+    from flower_dhb.graph import _FORMS
+    from flower_dhb.problems.digits import MODELS
+    from flower_dhb.weights import WEIGHTS
+
+    return {
+        "topology": {form for _, form in _FORMS.values()},
+        "weights": set(WEIGHTS),
+        "algorithm": set(ALGORITHMS),
+        "form": {"displacement", "buffer", "tracking"},
+        "order": {"adapt-then-combine", "combine-then-adapt"},
+        "payload": {AUTO, "folded", "separate"},
+        "workload": set(WORKLOADS),
+        "model": {"digits", *MODELS},
+    }[key]
+
+
+@pytest.mark.parametrize("key", NAMES)
+def test_the_table_names_what_the_code_takes(key):
+    _, allowed = documented_config()[key]
+    assert set(re.findall(r"`([^`]+)`", allowed)) == known_names(key)
+
+
+@pytest.mark.parametrize("key", ["form", "order", "payload"])
+def test_all_documented_names_of_the_rule_are_taken_and_no_others(key):
+    for name in known_names(key):
+        RunConfig.of({key: name})
+    with pytest.raises(ConfigError):
+        RunConfig.of({key: "another"})
+
+
+# --- names of files and commands ------------------------------------------------------------
+
+
+def test_every_make_target_exists_with_its_variables():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    named = re.findall(r"\bmake ([a-z]+)((?: [A-Z]+=\S+)*)", "\n".join([*blocks("sh"), *code()]))
+    assert {target for target, _ in named} >= {"demo", "test", "check"}
+    for target, variables in named:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+        for variable in re.findall(r"([A-Z]+)=", variables):
+            assert re.search(rf"^{variable} \?= ", makefile, re.MULTILINE), variable
+
+
+def code():
+    """All inline code."""
+    return re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", README, flags=re.DOTALL))
+
+
+def paths():
+    """Files of this repository that README names: links, pictures, commands, inline code."""
+    targets = re.findall(r"\]\(([^)#]+)\)", README) + re.findall(r'src="([^"]+)"', README)
+    words = "\n".join([*blocks("sh"), *code()])
+    folders = r"(?<![\w/.-])(?:strategies|clients|docs|tests|benchmarks|flower_dhb)/[\w./-]*"
+    return sorted({t for t in targets if "://" not in t} | set(re.findall(folders, words)))
+
+
+def test_readme_names_files():
+    assert {"LICENSE", "docs/algorithm.md", "strategies/cdmsgd.toml"} <= set(paths())
+
+
+@pytest.mark.parametrize("path", paths())
+def test_every_file_that_it_names_exists(path):
+    assert (ROOT / path).exists()
+
+
+def test_all_presets_are_listed_and_set_known_keys_only():
+    listed = {row[0].strip("`") for row in table_rows("## Run the Flower App of this repository")}
+    presets = sorted((ROOT / "strategies").glob("*.toml"))
+    assert {f"strategies/{path.name}" for path in presets} <= listed
+    for path in presets:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        assert values.keys() <= CONFIG.keys(), path
+        RunConfig.of(CONFIG | values)
+
+
+@pytest.mark.parametrize("command", [c for block in blocks("sh") for c in block.splitlines()])
+def test_run_config_keys_in_commands_exist(command):
+    from flwr.common.config import parse_config_args
+
+    for quoted in re.findall(r"(?:-c|--run-config) '([^']+)'", command):
+        values = parse_config_args([quoted])
+        assert values
+        assert values.keys() <= CONFIG.keys()
+        RunConfig.of(CONFIG | values)
+
+
+@pytest.mark.parametrize("picture", ["convergence.png", "topology.png"])
+def test_pictures_are_small(picture):
+    data = (ROOT / "docs" / "images" / picture).read_bytes()
+    assert data.startswith(b"\x89PNG")
+    assert 10_000 < len(data) < 200_000
