@@ -107,7 +107,7 @@ def simulation_round(home: Path, hidden: str, rounds: int) -> float:
 def deployment_round(home: Path, hidden: str, rounds: int) -> float:
     """Median seconds of a round in Flower's deployment: a SuperLink and 8 SuperNodes."""
     out = home / "seconds.json"
-    ports = [int(h.address.rpartition(":")[2]) for h in local_hosts(3 + N) if h.address]
+    ports = [int(h.address.rpartition(":")[2]) for h in local_hosts(1 + N) if h.address]
     flwr_home = home / "flwr"
     flwr_home.mkdir(parents=True)
     address = f"127.0.0.1:{ports[0]}"
@@ -119,19 +119,18 @@ def deployment_round(home: Path, hidden: str, rounds: int) -> float:
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
     }
     (flwr_home / "config.toml").write_text(
-        f'[superlink]\ndefault = "here"\n\n[superlink.here]\naddress = "127.0.0.1:{ports[1]}"\n'
+        f'[superlink]\ndefault = "here"\n\n[superlink.here]\naddress = "{address}"\n'
         "insecure = true\n"
     )
     log = (home / "deployment.log").open("wb")
     bin_dir = Path(sys.executable).parent
     commands = [
-        [str(bin_dir / "flower-superlink"), "--insecure", "--fleet-api-address", address,
-         "--control-api-address", f"127.0.0.1:{ports[1]}", "--host", "127.0.0.1",
-         "--port", str(ports[2])]
+        [str(bin_dir / "flower-superlink"), "--insecure", "--host", "127.0.0.1",
+         "--port", str(ports[0])]
     ]  # fmt: skip
     commands += [
         [str(bin_dir / "flower-supernode"), "--insecure", "--superlink", address,
-         "--host", "127.0.0.1", "--port", str(ports[3 + i]),
+         "--host", "127.0.0.1", "--port", str(ports[1 + i]),
          "--node-config", f"partition-id={i} num-partitions={N}"]
         for i in range(N)
     ]  # fmt: skip

@@ -33,7 +33,7 @@ def test_same_accuracy_as_under_flwr_run(tmp_path):
     folders = list(runs.iterdir())
     assert folders, text[-2000:]
     history = [json.loads(line) for line in (folders[0] / "history.jsonl").read_text().splitlines()]
-    theirs = [history[-1]["evaluate"][str(v)]["accuracy"] for v in range(8)]
+    theirs = history[-1]["accuracy"]
     # The same code in the same order on the same machine: no tolerance.
     assert mine == theirs
     for v, model in enumerate(peers):
