@@ -175,7 +175,7 @@ def idle_share(home: Path, seconds: float = 10.0) -> float:
         ):
             assert time.monotonic() < end
             time.sleep(0.5)
-        time.sleep(2)
+        time.sleep(20)  # those with all neighbors train their first round, then wait
         inner = psutil.Process(processes[2].pid)  # both of its neighbors are up
         begin, used = time.monotonic(), inner.cpu_times()
         time.sleep(seconds)
