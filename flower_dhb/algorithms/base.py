@@ -18,6 +18,10 @@ ADAPT_THEN_COMBINE = "adapt-then-combine"
 COMBINE_THEN_ADAPT = "combine-then-adapt"
 Order = str
 
+# The graphs that rules run on: a symmetric mixing matrix on the agents' own links; one
+# whose columns alone sum to 1, so that links may be one-way; or everyone with everyone.
+UNDIRECTED, DIRECTED, COMPLETE = "undirected", "directed", "complete"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Algorithm(ABC):
@@ -34,6 +38,7 @@ class Algorithm(ABC):
     """
 
     name: ClassVar[str]
+    graph: ClassVar[str] = UNDIRECTED
 
     @property
     @abstractmethod
@@ -49,6 +54,21 @@ class Algorithm(ABC):
     def shares_before_training(self) -> bool:
         """Whether `outgoing` does not depend on `z`, so that sending can overlap training."""
         return False
+
+    @property
+    def scalars(self) -> tuple[str, ...]:
+        """Names of what a payload carries beside its vectors: one number each, shape `(..., 1)`."""
+        return ()
+
+    @property
+    def exact(self) -> bool:
+        """Whether full gradients lead every agent to the optimum, however the data differ."""
+        return False
+
+    @property
+    def preserves_average(self) -> bool:
+        """Whether the average over agents moves as if one agent took the average local step."""
+        return True
 
     def start(self, parameters: Vector) -> State:
         """State at round 0: the common initial parameters, and zero memory."""
@@ -84,3 +104,15 @@ def check_choice(what: str, value: object, choices: tuple[str, ...]) -> None:
     """Raise ConfigError unless `value` is one of the choices."""
     if value not in choices:
         raise ConfigError(f"{what} must be one of {', '.join(choices)}; got {value!r}")
+
+
+def check_fraction(what: str, value: object) -> None:
+    """Raise ConfigError unless `value` is a number in [0, 1)."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value < 1.0:
+        raise ConfigError(f"{what} must be a number in [0, 1), got {value!r}")
+
+
+def check_flag(what: str, value: object) -> None:
+    """Raise ConfigError unless `value` is true or false."""
+    if not isinstance(value, bool):
+        raise ConfigError(f"{what} must be true or false, got {value!r}")

@@ -115,6 +115,10 @@ class HeavyBall(Algorithm):
     def shares_before_training(self) -> bool:
         return self.order == COMBINE_THEN_ADAPT
 
+    @property
+    def exact(self) -> bool:
+        return self.form == TRACKING
+
     def outgoing(self, state: State, trained: Vector) -> Payload:
         base = state.parameters if self.shares_before_training else trained
         if self.form == BUFFER:
@@ -128,7 +132,7 @@ class HeavyBall(Algorithm):
             payload["folded"] = base + self._mixed_part * d
         else:
             payload["parameters"], payload["momentum"] = base, d
-        return payload
+        return {name: payload[name] for name in self.vectors}
 
     def combine(self, state: State, trained: Vector, mixed: Payload) -> State:
         if self.form == BUFFER:

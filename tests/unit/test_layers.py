@@ -15,17 +15,22 @@ DOOR = "flower_dhb"  # loads public names from all layers on first use; belongs 
 # A name with a dot at its end is a folder: all modules below it.
 LAYERS = [
     ["errors", "types"],
-    ["graph", "graph_files", "weights", "algorithms.", "config", "data"],
-    ["node", "mixing", "codec", "engine", "metrics", "reference", "problems."],
+    [
+        *("graph", "graph_files", "digraph", "weights", "fdla"),
+        *("algorithms.", "config", "data", "planning"),
+    ],
+    ["node", "mixing", "codec", "engine.", "metrics", "reference", "problems."],
     ["flower.", "peer."],
-    ["plots", "positions", "runs", "superlink", "cli."],
+    ["plots", "positions", "plots_compare", "compare.", "runs", "superlink", "cli."],
 ]
 
 # Third-party packages that a layer, and then single modules, may import.
 EXTERNAL = [{"numpy"}, {"numpy", "networkx"}, {"numpy"}]
 EXTERNAL_OF = {
     "codec": {"xxhash"},
-    "engine": {"torch"},
+    "engine.": {"torch", "safetensors"},
+    "digraph": {"numpy", "networkx"},
+    "planning": {"numpy", "networkx"},
     "problems.": {"torch", "sklearn"},
     "graph": {"matplotlib"},  # the type of a picture
     "flower.": {"numpy", "flwr", "xxhash", "safetensors"},

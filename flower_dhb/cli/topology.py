@@ -1,0 +1,266 @@
+"""`flower-dhb topology`: what a communication graph can do, and how to make it better."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from flower_dhb.algorithms import HeavyBall
+from flower_dhb.algorithms.base import ADAPT_THEN_COMBINE, COMBINE_THEN_ADAPT
+from flower_dhb.digraph import parse_topology
+from flower_dhb.engine.checkpoint import write_bytes
+from flower_dhb.errors import ConfigError, GraphError
+from flower_dhb.fdla import FDLA, fastest_weights
+from flower_dhb.graph import Topology
+from flower_dhb.planning import (
+    averaging_rate,
+    best_averaging_momentum,
+    best_rate,
+    diameter,
+    halving_rounds,
+    stability_limit,
+    suggest_links,
+)
+from flower_dhb.weights import WEIGHTS
+
+__all__ = ["configure", "execute"]
+
+_FORMS = (
+    ("displacement", ADAPT_THEN_COMBINE),
+    ("displacement", COMBINE_THEN_ADAPT),
+    ("buffer", ADAPT_THEN_COMBINE),
+    ("buffer", COMBINE_THEN_ADAPT),
+    ("tracking", ADAPT_THEN_COMBINE),
+)
+_SHOWN_EIGENVALUES = 16
+_WEIGHTS = ", ".join((*WEIGHTS, FDLA))
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the subcommands and their arguments."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    show = _action(actions, "show", "spectrum, traffic, stability limits, predicted rates")
+    show.add_argument("--momentum", type=float, default=0.9)
+    show.add_argument("--momentum-mixing", type=float, default=None, help="default: the form's own")
+    size = show.add_mutually_exclusive_group()
+    size.add_argument("--model", default="mlp", help="model of the digits app, for the traffic")
+    size.add_argument("--parameters", type=int, help="or its number of float32 parameters")
+    show.add_argument("--condition", type=float, default=100.0, help="condition number")
+    show.add_argument("--picture", type=Path, metavar="FILE", help="draw the graph (.png, .svg)")
+    optimize = _action(actions, "optimize", "fastest-mixing weights, and what they gain")
+    optimize.add_argument("--out", type=Path, metavar="FILE", help="write the matrix as JSON")
+    suggest = _action(actions, "suggest", "the links that raise the spectral gap most")
+    suggest.add_argument("--add", type=int, default=1, metavar="N", help="how many (default 1)")
+
+
+def execute(arguments: argparse.Namespace) -> int:
+    """Run the subcommand."""
+    action: Callable[[argparse.Namespace, Topology], dict[str, Any]] = {
+        "show": _show,
+        "optimize": _optimize,
+        "suggest": _suggest,
+    }[arguments.action]
+    topology = parse_topology(arguments.topology, arguments.weights)
+    if not isinstance(topology, Topology):
+        raise GraphError(f"'{topology.name}' is directed; this command plans undirected graphs")
+    facts = action(arguments, topology)
+    if arguments.json:
+        print(json.dumps(_finite(facts), indent=1))
+    else:
+        _print(facts)
+    return 0
+
+
+def _action(actions: Any, name: str, summary: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = actions.add_parser(name, help=summary, description=summary)
+    parser.add_argument("topology", help="such as ring:16, torus:4x4, or a graph file")
+    parser.add_argument("--weights", default="metropolis", help=f"one of {_WEIGHTS}")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    return parser
+
+
+def _show(arguments: argparse.Namespace, topology: Topology) -> dict[str, Any]:
+    mixing = 0.5 if arguments.momentum_mixing is None else arguments.momentum_mixing
+    forms = _forms(arguments, topology)
+    degrees = topology.adjacency.sum(axis=1)
+    eigenvalues = topology.eigenvalues
+    best, fastest = best_averaging_momentum(eigenvalues, mixing)
+    own = averaging_rate(eigenvalues, arguments.momentum, mixing)
+    size = _parameters(arguments)
+    links = 2 * len(topology.edges)
+    facts = {
+        "topology": topology.name,
+        "weights": arguments.weights,
+        "agents": topology.n_agents,
+        "links": len(topology.edges),
+        "degree": {"least": int(degrees.min()), "most": int(degrees.max())},
+        "diameter": diameter(topology),
+        "eigenvalues": [float(v) for v in eigenvalues],
+        "spectral gap": topology.spectral_gap,
+        "averaging": [
+            _averaging("without momentum", 0.0, topology.second_eigenvalue),
+            _averaging("best momentum", best, fastest),
+            _averaging("given momentum", arguments.momentum, own),
+        ],
+        "traffic": {
+            "parameters": size,
+            "bytes per round, all links": links * size * 4,
+            "bytes per round, busiest agent": int(degrees.max()) * size * 4,
+            "bytes per round, all links, tracking": 2 * links * size * 4,
+        },
+        "condition number": arguments.condition,
+        "forms": forms,
+    }
+    if arguments.picture:
+        facts["picture"] = _draw(topology, arguments.picture)
+    return facts
+
+
+def _forms(arguments: argparse.Namespace, topology: Topology) -> list[dict[str, Any]]:
+    """Stability limit and predicted rate of every form; a form that never converges says so."""
+    found = []
+    for form, order in _FORMS:
+        settings = {"momentum": arguments.momentum, "form": form, "order": order}
+        if arguments.momentum_mixing is not None:
+            settings["momentum_mixing"] = arguments.momentum_mixing
+        rule = HeavyBall(**settings)
+        limit = stability_limit(rule, topology.eigenvalues)
+        rate, step = best_rate(rule, topology.eigenvalues, arguments.condition)
+        found.append(
+            {
+                "form": form,
+                "order": order,
+                "momentum": rule.momentum,
+                "momentum mixing": rule.momentum_mixing,
+                "largest stable step x curvature": limit,
+                "best rate on a quadratic": rate,
+                "step x curvature for it": step,
+                "rounds per digit": math.log(0.1) / math.log(rate) if 0 < rate < 1 else math.inf,
+            }
+        )
+    return found
+
+
+def _averaging(what: str, momentum: float, rate: float) -> dict[str, Any]:
+    return {
+        "what": what,
+        "momentum": momentum,
+        "rate": rate,
+        "rounds to halve disagreement": halving_rounds(rate),
+    }
+
+
+def _parameters(arguments: argparse.Namespace) -> int:
+    if arguments.parameters is not None:
+        if arguments.parameters < 1:
+            raise ConfigError(f"--parameters must be at least 1, got {arguments.parameters}")
+        return int(arguments.parameters)
+    from flower_dhb.problems.digits import make_model
+
+    return sum(p.numel() for p in make_model(arguments.model, 0).parameters())
+
+
+def _draw(topology: Topology, path: Path) -> str:
+    try:
+        figure = topology.picture
+    except ImportError:
+        raise ConfigError(
+            "pictures need the 'plot' extra: pip install 'flower-dhb[plot]'"
+        ) from None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    return str(path)
+
+
+def _optimize(arguments: argparse.Namespace, topology: Topology) -> dict[str, Any]:
+    fastest = parse_topology(arguments.topology, FDLA)
+    before, after = topology.second_eigenvalue, fastest.second_eigenvalue
+    facts: dict[str, Any] = {
+        "topology": topology.name,
+        "gain": [
+            {"weights": name, "spectral gap": 1.0 - value, **_halving(value)}
+            for name, value in ((arguments.weights, before), (FDLA, after))
+        ],
+        "rounds saved": 1.0 - halving_rounds(after) / halving_rounds(before) if before > 0 else 0.0,
+        "link weights": [
+            {"link": f"{a}-{b}", "weight": float(fastest.mixing_matrix[a, b])}
+            for a, b in topology.edges
+        ],
+        "own weights": [float(v) for v in fastest.mixing_matrix.diagonal()],
+    }
+    if arguments.out:
+        document = {"topology": topology.name, "mixing_matrix": fastest.mixing_matrix.tolist()}
+        write_bytes(arguments.out, json.dumps(document).encode())
+        facts["written"] = str(arguments.out)
+    return facts
+
+
+def _suggest(arguments: argparse.Namespace, topology: Topology) -> dict[str, Any]:
+    rule = fastest_weights if arguments.weights == FDLA else arguments.weights
+    links = suggest_links(topology, arguments.add, rule)
+    gaps = [topology.spectral_gap, *(link.spectral_gap for link in links)]
+    return {
+        "topology": topology.name,
+        "spectral gap": gaps[0],
+        "links to add": [
+            {
+                "link": f"{link.edge[0]}-{link.edge[1]}",
+                "spectral gap with it": link.spectral_gap,
+                **_halving(1.0 - link.spectral_gap),
+            }
+            for link in links
+        ],
+    }
+
+
+def _halving(rate: float) -> dict[str, float]:
+    return {"rounds to halve disagreement": halving_rounds(rate)}
+
+
+def _print(facts: Mapping[str, Any]) -> None:
+    console = Console(highlight=False, width=None if Console().is_terminal else 140)
+    for name, value in facts.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            table = Table(title=name, title_justify="left", box=None, header_style="bold")
+            for column in value[0]:
+                table.add_column(column)
+            for row in value:
+                table.add_row(*(_text(v) for v in row.values()))
+            console.print()
+            console.print(table)
+        elif isinstance(value, Mapping):
+            console.print(f"{name}: " + ", ".join(f"{k} {_text(v)}" for k, v in value.items()))
+        elif isinstance(value, list):
+            console.print(f"{name}: {_eigenvalues(value)}")
+        else:
+            console.print(f"{name}: {_text(value)}")
+
+
+def _eigenvalues(values: list[float]) -> str:
+    if len(values) <= _SHOWN_EIGENVALUES:
+        return " ".join(f"{v:.4f}" for v in values)
+    half = _SHOWN_EIGENVALUES // 2
+    ends = [" ".join(f"{v:.4f}" for v in part) for part in (values[:half], values[-half:])]
+    return " … ".join(ends)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return "never" if math.isinf(value) else f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity: null."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,1 @@
+"""Comparing methods: the same problem, graph, data and tuning for all of them."""

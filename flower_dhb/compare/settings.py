@@ -1,0 +1,141 @@
+"""What to compare, checked where it is made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from flower_dhb.algorithms import METHODS, Algorithm, algorithm_from_config, method
+from flower_dhb.compare.runs import Run
+from flower_dhb.compare.tasks import TEST, Task, make_task
+from flower_dhb.digraph import parse_topology
+from flower_dhb.engine import mixing_matrix_of
+from flower_dhb.errors import ConfigError, FlowerDhbError
+
+__all__ = ["Case", "Comparison", "parse_method"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One graph and one split: a table of its own."""
+
+    topology: str
+    split: str
+
+    @property
+    def name(self) -> str:
+        """For headings and file names."""
+        return f"{self.topology} {self.split}".strip()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Methods on cases, with the same seeds, rounds, batches and tuning for all.
+
+    methods: names, each with settings after colons (`dmsgd:momentum=0.8`). targets:
+    scores to reach. grid: learning rates; with `tune`, each method takes the one that is
+    best on validation data, otherwise the first. failures: probability that a link
+    fails in a round.
+
+    Raises ConfigError that names the value found, the values allowed and the nearest one.
+    """
+
+    problem: str
+    topologies: Sequence[str]
+    splits: Sequence[str]
+    methods: Sequence[str]
+    seeds: int = 3
+    rounds: int = 0
+    tune: bool = False
+    grid: Sequence[float] = ()
+    targets: Sequence[float] = ()
+    evaluate_every: int = 5
+    batch_size: int = 32
+    local_steps: int = 1
+    weights: str = "metropolis"
+    failures: float = 0.0
+
+    def __post_init__(self) -> None:
+        task = self.task
+        for name, default in (("grid", task.grid), ("targets", task.targets)):
+            object.__setattr__(self, name, tuple(getattr(self, name)) or default)
+        object.__setattr__(self, "rounds", self.rounds or task.rounds)
+        if not task.splits:
+            object.__setattr__(self, "splits", ("",))
+        for name in ("topologies", "splits", "methods"):
+            values = getattr(self, name)
+            if not values or len(set(values)) != len(values):
+                raise ConfigError(f"{name} must be different and at least one, got {list(values)}")
+        for name in ("seeds", "rounds", "evaluate_every", "batch_size", "local_steps"):
+            if not getattr(self, name) >= 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not all(0.0 < rate < float("inf") for rate in self.grid):
+            raise ConfigError(f"learning rates must be finite and above 0, got {list(self.grid)}")
+        if not 0.0 <= self.failures < 1.0:
+            raise ConfigError(f"failures must be in [0, 1), got {self.failures}")
+        self._check_cases()
+
+    def _check_cases(self) -> None:
+        """Try every graph with every rule and every split, before hours are spent."""
+        for spec in self.topologies:
+            topology = parse_topology(spec, self.weights)
+            for name in self.methods:
+                try:
+                    mixing_matrix_of(parse_method(name), topology)
+                except FlowerDhbError as error:
+                    raise ConfigError(f"method '{name}' on '{spec}': {error}") from None
+            for how in self.splits:
+                self.task.problem(topology.n_agents, how, 0)
+
+    @property
+    def task(self) -> Task:
+        """What is solved and how it is scored."""
+        return make_task(self.problem, self.batch_size, self.local_steps)
+
+    @property
+    def cases(self) -> list[Case]:
+        """All pairs of graph and split."""
+        return [Case(topology=t, split=s) for t in self.topologies for s in self.splits]
+
+    def run(self, case: Case, name: str, learning_rate: float, seed: int, part: str = TEST) -> Run:
+        """One run of a method on a case."""
+        return Run(
+            problem=self.problem,
+            topology=case.topology,
+            weights=self.weights,
+            split=case.split,
+            algorithm=parse_method(name).to_config(),
+            learning_rate=learning_rate,
+            seed=seed,
+            rounds=self.rounds,
+            evaluate_every=self.evaluate_every,
+            batch_size=self.batch_size,
+            local_steps=self.local_steps,
+            part=part,
+            failures=self.failures,
+        )
+
+
+def parse_method(text: str) -> Algorithm:
+    """Rule from a method's name and settings: `dmsgd`, `dmsgd:momentum=0.8:order=...`."""
+    name, *settings = text.split(":")
+    rule = method(name)
+    if not settings:
+        return rule
+    values: dict[str, Any] = dict(METHODS[name])
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise ConfigError(f"method '{text}': '{setting}' is not of the form setting=value")
+        values[key.replace("-", "_")] = _value(value)
+    return algorithm_from_config(values)
+
+
+def _value(text: str) -> Any:
+    if text in ("true", "false"):
+        return text == "true"
+    try:
+        return float(text)
+    except ValueError:
+        return text

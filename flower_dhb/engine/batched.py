@@ -1,0 +1,252 @@
+"""Local steps of many agents in one call: the model batched over agents, traced once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, functionalize, grad, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from flower_dhb.engine.graph_passes import (
+    apply_updates,
+    call_directly,
+    fold_constants,
+    fuse_bias,
+    is_random,
+    simplify,
+)
+from flower_dhb.errors import ConfigError
+from flower_dhb.types import STATISTICS, Entry, Layout
+
+__all__ = ["Batched", "LocalModel", "Looped", "Loss", "cross_entropy"]
+
+Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+Stack: TypeAlias = Sequence[Tensor]  # one tensor per array of the model, agents first
+
+
+def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
+    """Mean cross-entropy of class scores `(m, classes)` and labels `(m,)`.
+
+    The number of `torch.nn.functional.cross_entropy`, without its ignored labels, which
+    would cost as many operations as a small model.
+    """
+    scores = torch.log_softmax(output, dim=-1)
+    return -scores.gather(-1, target.unsqueeze(-1)).mean()
+
+
+class LocalModel:
+    """A module seen as named arrays, and what agents do with it; the arrays lie outside.
+
+    layout: the arrays in the order of `state_dict`, with what the law does with each;
+    the same as in the other runtimes. A subclass says how many agents step at once.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        loss: Loss = cross_entropy,
+        statistics: tuple[str, ...] = STATISTICS,
+    ) -> None:
+        self.module = module
+        self.loss = loss
+        arrays = module.state_dict()
+        self.layout = Layout.of(
+            {name: np.empty(t.shape, _numpy(t.dtype)) for name, t in arrays.items()}, statistics
+        )
+        trained = {
+            name for name, p in module.named_parameters(remove_duplicate=False) if p.requires_grad
+        }
+        self.twins = _twins(module)
+        self.trainable: tuple[Entry, ...] = tuple(
+            e for e in self.layout.entries if e.name in trained and e.name not in self.twins
+        )
+        self.other: tuple[Entry, ...] = tuple(
+            e for e in self.layout.entries if e.name not in trained
+        )
+        if not self.trainable:
+            raise ConfigError(f"{type(module).__name__} has no parameter that requires a gradient")
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """Arrays that a stack holds: those trained, then the others; twins not repeated."""
+        return self.trainable + self.other
+
+    def step(self, stack: Stack, x: Tensor, y: Tensor, learning_rate: float) -> None:
+        """One SGD step of all agents of a stack, in place: `p -= learning_rate * gradient`."""
+        raise NotImplementedError
+
+    def outputs(self, stack: Stack, x: Tensor) -> Tensor:
+        """Every agent's output on the same inputs, in evaluation mode: (agents, m, …)."""
+        raise NotImplementedError
+
+    def _call(self, arrays: Sequence[Tensor], x: Tensor) -> Tensor:
+        named = dict(zip((e.name for e in self.entries), arrays, strict=True))
+        output: Tensor = functional_call(self.module, named, (x,))
+        return output
+
+
+class Batched(LocalModel):
+    """All agents of a stack in one call: `torch.func.vmap`, traced once per shape.
+
+    Tracing records the operations of the batched gradient and replays them without the
+    Python code of the model, of autograd and of vmap. A module whose Python code
+    branches on data cannot be recorded: ConfigError names it.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        loss: Loss = cross_entropy,
+        statistics: tuple[str, ...] = STATISTICS,
+    ) -> None:
+        super().__init__(module, loss, statistics)
+        self._traces: dict[Any, Callable[..., Any]] = {}
+        self.may_draw = True  # until the first trace shows otherwise
+
+    def step(  # noqa: D102 (in the base class)
+        self, stack: Stack, x: Tensor, y: Tensor, learning_rate: float
+    ) -> None:
+        key = ("step", x.shape, x.dtype, x.device, y.shape)
+        if key not in self._traces:
+            self._traces[key] = self._trace_step(stack, x, y)
+        fresh = self._traces[key](*stack, x, y, -learning_rate)
+        for tensor, new in zip(stack[len(self.trainable) :], fresh, strict=True):
+            if new is not tensor:
+                tensor.copy_(new)
+
+    def outputs(self, stack: Stack, x: Tensor) -> Tensor:  # noqa: D102
+        key = ("outputs", len(stack[0]), x.shape, x.dtype, x.device)
+        if key not in self._traces:
+            self._traces[key] = self._trace_outputs(stack, x)
+        result: Tensor = self._traces[key](*stack, x)[0]
+        return result
+
+    def _trace_step(self, stack: Stack, x: Tensor, y: Tensor) -> Callable[..., Any]:
+        n_trained = len(self.trainable)
+
+        def loss(trained: list[Tensor], other: list[Tensor], x: Tensor, y: Tensor) -> Any:
+            fresh = [tensor.clone() for tensor in other]
+            return self.loss(self._call([*trained, *fresh], x), y), fresh
+
+        def gradients(*values: Tensor) -> list[Tensor]:
+            def one(*agent: Tensor) -> Any:
+                arrays, batch = agent[:-2], agent[-2:]
+                return grad(loss, has_aux=True)(
+                    list(arrays[:n_trained]), list(arrays[n_trained:]), *batch
+                )
+
+            found, fresh = vmap(one, randomness="different")(*values)
+            return [*found, *fresh]
+
+        self.module.train()
+        module = self._record(gradients, [*stack, x, y])
+        self.may_draw = is_random(module.graph)
+        simplify(module)
+        fold_constants(module, x.device)
+        fuse_bias(module)
+        simplify(module)
+        apply_updates(module, n_trained)
+        call_directly(module)
+        module.recompile()
+        return module.forward  # type: ignore[no-any-return]
+
+    def _trace_outputs(self, stack: Stack, x: Tensor) -> Callable[..., Any]:
+        def outputs(*values: Tensor) -> list[Tensor]:
+            *arrays, inputs = values
+            return [vmap(lambda *agent: self._call(agent, inputs))(*arrays)]
+
+        self.module.eval()
+        module = self._record(outputs, [*stack, x])
+        simplify(module)
+        fuse_bias(module)
+        call_directly(module)
+        module.recompile()
+        return module.forward  # type: ignore[no-any-return]
+
+    def _record(self, function: Callable[..., Any], example: list[Tensor]) -> Any:
+        # Tracing draws from the generator too; the steps must not notice.
+        with _Watched(self.module) as inside, torch.random.fork_rng():
+            try:
+                return make_fx(functionalize(function))(*example)
+            except Exception as error:  # torch raises its own kinds, one per obstacle
+                first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+                raise ConfigError(
+                    f"{inside.where()} cannot be batched over agents: {first} Python code that "
+                    "branches on data is the usual cause. Choose the slower path that trains "
+                    "one agent after the other: backend='loop'"
+                ) from error
+
+
+class Looped(LocalModel):
+    """One agent after the other with plain autograd: slower, for any module at all."""
+
+    def step(  # noqa: D102
+        self, stack: Stack, x: Tensor, y: Tensor, learning_rate: float
+    ) -> None:
+        self.module.train()
+        n_trained = len(self.trainable)
+        for agent in range(len(x)):
+            arrays = [tensor[agent] for tensor in stack]
+            with torch.inference_mode(False), torch.enable_grad():
+                trained = [tensor.detach().requires_grad_() for tensor in arrays[:n_trained]]
+                output = self._call([*trained, *arrays[n_trained:]], x[agent])
+                gradients = torch.autograd.grad(
+                    self.loss(output, y[agent]), trained, allow_unused=True
+                )
+            for tensor, gradient in zip(arrays, gradients, strict=False):
+                if gradient is not None:
+                    tensor.add_(gradient, alpha=-learning_rate)
+
+    def outputs(self, stack: Stack, x: Tensor) -> Tensor:  # noqa: D102
+        self.module.eval()
+        agents = range(len(stack[0]))
+        return torch.stack([self._call([t[agent] for t in stack], x) for agent in agents])
+
+
+class _Watched:
+    """Remembers which submodule was running when an error came."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.inside: list[str] = []
+
+    def __enter__(self) -> _Watched:
+        self._hooks = []
+        for name, part in self.module.named_modules():
+            label = f"module '{name}' ({type(part).__name__})" if name else type(part).__name__
+            self._hooks += [
+                part.register_forward_pre_hook(lambda *_, label=label: self.inside.append(label)),
+                part.register_forward_hook(lambda *_: self._leave()),
+            ]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def _leave(self) -> None:
+        self.inside.pop()
+
+    def where(self) -> str:
+        return self.inside[-1] if self.inside else type(self.module).__name__
+
+
+def _twins(module: nn.Module) -> Mapping[str, str]:
+    """Second names of shared parameters, with the first name of each."""
+    first: dict[int, str] = {}
+    twins: dict[str, str] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        other = first.setdefault(id(parameter), name)
+        if other != name:
+            twins[name] = other
+    return twins
+
+
+def _numpy(dtype: torch.dtype) -> np.dtype[Any]:
+    if dtype is torch.bfloat16:
+        raise ConfigError("the engine computes in float32 or float64; got bfloat16: .float() it")
+    return np.dtype(str(dtype).removeprefix("torch."))

@@ -1,0 +1,283 @@
+"""All agents at once: one stacked tensor, mixing is one product with the mixing matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flower_dhb.algorithms.base import COMPLETE, DIRECTED, Algorithm
+from flower_dhb.digraph import DirectedTopology
+from flower_dhb.engine.checkpoint import read, write
+from flower_dhb.engine.mixer import CHUNK, Mixer
+from flower_dhb.engine.problem import Agents, Problem
+from flower_dhb.errors import ConfigError, GraphError, StateError
+from flower_dhb.graph import Topology
+from flower_dhb.types import State
+from flower_dhb.weights import Matrix
+
+__all__ = ["AnyTopology", "Engine", "Missing", "mixing_matrix_of", "random_failures"]
+
+AnyTopology: TypeAlias = Topology | DirectedTopology
+Edges: TypeAlias = Iterable[tuple[int, int]]
+Missing: TypeAlias = Callable[[int], Edges] | Mapping[int, Edges] | Sequence[Edges]
+
+
+class Engine:
+    """One run: a problem, a graph, a rule, and the state of all agents after `round` rounds.
+
+    Parameters
+    ----------
+    problem : Problem
+        Where agents start and how they train locally.
+    topology : Topology or DirectedTopology, or a sequence of them
+        Of a sequence, round k uses entry k - 1, and it begins anew at its end.
+    algorithm : Algorithm
+        The rule.
+    learning_rate : float
+        Of the local steps.
+    missing : optional
+        Edges that fail, per round: a mapping by round, a function of the round, or a
+        sequence whose first entry is round 1. Their weight returns to both ends.
+    mixing : str
+        `dense`, `sparse`, or `auto` for the faster one.
+    device : str
+        Where the agents live: `cpu`, `cuda`, `cuda:1`, …
+
+    Raises
+    ------
+    ConfigError
+        If the rule needs another kind of graph, diverges on this one for every step
+        size, or the number of agents differs.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        topology: AnyTopology | Sequence[AnyTopology],
+        algorithm: Algorithm,
+        *,
+        learning_rate: float = 0.1,
+        missing: Missing | None = None,
+        mixing: str = "auto",
+        device: str = "cpu",
+    ) -> None:
+        if not 0.0 <= learning_rate < float("inf"):
+            raise ConfigError(f"learning_rate must be finite and >= 0, got {learning_rate}")
+        single = isinstance(topology, Topology | DirectedTopology)
+        self.topologies: tuple[AnyTopology, ...] = (topology,) if single else tuple(topology)  # type: ignore[arg-type, assignment]
+        if not self.topologies:
+            raise ConfigError("the sequence of topologies is empty")
+        for one in self.topologies:
+            if one.n_agents != problem.n_agents:
+                raise ConfigError(
+                    f"topology '{one.name}' has {one.n_agents} agents, but the problem's data "
+                    f"are split among {problem.n_agents}"
+                )
+            mixing_matrix_of(algorithm, one)
+        self.problem, self.algorithm = problem, algorithm
+        self.learning_rate, self.missing, self.mixing = learning_rate, missing, mixing
+        self.device = torch.device(device)
+        self.round = 0
+        self.agents = problem.start(self.device)
+        self.memory: dict[str, Tensor] = dict(algorithm.start(self.agents.parameters).memory)
+        self._trained = torch.empty_like(self.agents.parameters)
+        self._mixers: dict[int, Mixer] = {}
+        self._bytes = [0] * len(self.topologies)
+        self.bytes_sent = 0
+
+    # --- rounds ---------------------------------------------------------------------
+
+    def run(self, rounds: int, after: Callable[[Engine], object] | None = None) -> None:
+        """Do `rounds` rounds; `after(engine)` is called at the end of each."""
+        for _ in range(rounds):
+            self.step()
+            if after is not None:
+                after(self)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One round of all agents: adapt, share, combine."""
+        k = self.round + 1
+        mixer, edges = self._mixer(k)
+        self.problem.adapt(self.agents, k, self.learning_rate, self._trained)
+        self._combine(mixer)
+        if self.agents.statistics.shape[1]:
+            self.agents.statistics = mixer(self.agents.statistics)
+        self.round = k
+        self.bytes_sent += edges * self.bytes_per_edge
+
+    def _combine(self, mixer: Mixer) -> None:
+        """The rule on some columns of all agents at a time: intermediates stay in the cache."""
+        x, z = self.agents.parameters, self._trained
+        n, d = x.shape
+        width = max(1, CHUNK // n)
+        scalars = {name: m for name, m in self.memory.items() if name in self.algorithm.scalars}
+        for first in range(0, d, width):
+            part = slice(first, first + width)
+            memory = {name: m if name in scalars else m[:, part] for name, m in self.memory.items()}
+            state = State(x[:, part], memory)
+            trained = z[:, part]
+            payload = self.algorithm.outgoing(state, trained)
+            mixed = {name: mixer(vector) for name, vector in payload.items()}
+            new = self.algorithm.combine(state, trained, mixed)
+            x[:, part] = new.parameters
+            for name in self.memory:
+                if name not in scalars:
+                    self.memory[name][:, part] = new.memory[name]
+        for name in scalars:
+            self.memory[name] = new.memory[name]
+
+    def _mixer(self, k: int) -> tuple[Mixer, int]:
+        """Mixing of round k, and how many messages it takes."""
+        at = (k - 1) % len(self.topologies)
+        topology = self.topologies[at]
+        failing = list(_edges(self.missing, k))
+        if failing:
+            matrix = mixing_matrix_of(self.algorithm, topology, failing)
+            return self._new_mixer(matrix), messages(self.algorithm, topology, failing)
+        if at not in self._mixers:
+            self._mixers[at] = self._new_mixer(mixing_matrix_of(self.algorithm, topology))
+        return self._mixers[at], messages(self.algorithm, topology)
+
+    def _new_mixer(self, matrix: Matrix) -> Mixer:
+        return Mixer(matrix, self.agents.parameters.dtype, self.device, self.mixing)
+
+    # --- what it is -----------------------------------------------------------------
+
+    @property
+    def parameters(self) -> Tensor:
+        """All agents' parameters after the last round, `(n, d)`."""
+        return self.agents.parameters
+
+    @property
+    def bytes_per_edge(self) -> int:
+        """Payload bytes that one agent sends to one neighbor each round."""
+        x, s = self.agents.parameters, self.agents.statistics
+        values = len(self.algorithm.vectors) * x.shape[1] + len(self.algorithm.scalars)
+        return int(values * x.element_size() + s.shape[1] * s.element_size())
+
+    def average(self) -> Agents:
+        """The network average as a single agent, formed for an observer."""
+        a = self.agents
+        local = {name: tensor[:1] for name, tensor in a.local.items()}
+        return Agents(a.parameters.mean(0, keepdim=True), a.statistics.mean(0, keepdim=True), local)
+
+    def consensus_distance(self) -> float:
+        """Root mean square over agents of the distance to their mean."""
+        x = self.agents.parameters
+        total = 0.0
+        width = max(1, CHUNK // len(x))
+        for first in range(0, x.shape[1], width):
+            block = x[:, first : first + width].double()
+            total += float((block - block.mean(0)).square().sum())
+        return float(np.sqrt(total / len(x)))
+
+    @property
+    def finite(self) -> bool:
+        """Whether no parameter is NaN or infinite."""
+        return bool(torch.isfinite(self.agents.parameters.sum()))
+
+    # --- checkpoints ----------------------------------------------------------------
+
+    def save(self, path: str | Path) -> None:
+        """Write everything that the next round needs, atomically; never pickled."""
+        tensors = {"parameters": self.agents.parameters, "statistics": self.agents.statistics}
+        tensors |= {f"memory.{name}": t for name, t in self.memory.items()}
+        tensors |= {f"local.{name}": t for name, t in self.agents.local.items()}
+        arrays = {name: t.contiguous().cpu().numpy() for name, t in tensors.items()}
+        write(Path(path), arrays, self._description())
+
+    def load(self, path: str | Path) -> None:
+        """Go on from a checkpoint: the next round is the same to the bit.
+
+        Raises StateError if the file is damaged or of another run.
+        """
+        arrays, found = read(Path(path))
+        wanted = self._description()
+        for key in wanted:
+            if key not in ("round", "bytes_sent") and found.get(key) != wanted[key]:
+                raise StateError(
+                    f"{path}: checkpoint of another run: '{key}' is {found.get(key)!r}, "
+                    f"expected {wanted[key]!r}"
+                )
+
+        def restore(name: str, old: Tensor) -> Tensor:
+            array = arrays.get(name)
+            if array is None or tuple(array.shape) != tuple(old.shape):
+                shape = None if array is None else array.shape
+                raise StateError(f"{path}: '{name}' is {shape}, expected {tuple(old.shape)}")
+            return torch.from_numpy(array.copy()).to(self.device, old.dtype)
+
+        a = self.agents
+        agents = Agents(
+            restore("parameters", a.parameters),
+            restore("statistics", a.statistics),
+            {name: restore(f"local.{name}", t) for name, t in a.local.items()},
+        )
+        memory = {name: restore(f"memory.{name}", t) for name, t in self.memory.items()}
+        self.agents, self.memory = agents, memory
+        self.round, self.bytes_sent = int(found["round"]), int(found["bytes_sent"])
+
+    def _description(self) -> dict[str, Any]:
+        return {
+            "version": 1,
+            "algorithm": self.algorithm.to_config(),
+            "topologies": [topology.name for topology in self.topologies],
+            "learning_rate": self.learning_rate,
+            "seed": getattr(self.problem, "seed", None),
+            "round": self.round,
+            "bytes_sent": self.bytes_sent,
+        }
+
+
+def mixing_matrix_of(algorithm: Algorithm, topology: AnyTopology, failing: Edges = ()) -> Matrix:
+    """Mixing matrix that a rule uses on a graph, in a round in which some edges fail.
+
+    Raises ConfigError if the rule needs another kind of graph, or diverges on this one.
+    """
+    if algorithm.graph == COMPLETE:
+        n = topology.n_agents
+        return np.full((n, n), 1.0 / n)
+    if isinstance(topology, DirectedTopology) and algorithm.graph != DIRECTED:
+        raise GraphError(
+            f"'{algorithm.name}' needs an undirected graph with a doubly stochastic mixing matrix; "
+            f"'{topology.name}' is directed. Only push-sum ('sgp') runs on one-way links"
+        )
+    if algorithm.graph != DIRECTED:
+        algorithm.check(topology.eigenvalues)
+    return topology.with_missing(failing)
+
+
+def messages(algorithm: Algorithm, topology: AnyTopology, failing: Sequence[Any] = ()) -> int:
+    """Payloads sent in one round over all links; by way of a server for the centralized rule."""
+    if algorithm.graph == COMPLETE:
+        return 2 * topology.n_agents
+    both_ways = 1 if isinstance(topology, DirectedTopology) else 2
+    return both_ways * (len(topology.edges) - len(set(failing)))
+
+
+def random_failures(topology: AnyTopology, probability: float, seed: int) -> Missing:
+    """Edges that fail independently with a probability each round, drawn from seed and round."""
+    if not 0.0 <= probability <= 1.0:
+        raise ConfigError(f"failure probability must be in [0, 1], got {probability}")
+
+    def failing(round: int) -> Edges:
+        draws = np.random.default_rng([seed, round]).random(len(topology.edges))
+        return [e for e, draw in zip(topology.edges, draws, strict=True) if draw < probability]
+
+    return failing
+
+
+def _edges(missing: Missing | None, k: int) -> Edges:
+    if missing is None:
+        return ()
+    if callable(missing):
+        return missing(k)
+    if isinstance(missing, Mapping):
+        return missing.get(k, ())
+    return missing[k - 1] if k <= len(missing) else ()

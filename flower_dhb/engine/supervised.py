@@ -1,0 +1,244 @@
+"""Supervised learning on split data: every agent does SGD steps on batches of its own part."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from flower_dhb.data import Indices, batches
+from flower_dhb.engine.batched import Batched, LocalModel, Looped, Loss, cross_entropy
+from flower_dhb.engine.problem import Agents
+from flower_dhb.errors import ConfigError
+from flower_dhb.types import STATISTICS, Entry
+
+__all__ = ["BATCH_CACHE_BYTES", "BLOCK_BYTES", "Supervised"]
+
+# Parameters of the agents that step together. Small models need many agents in a call to
+# pay its overhead, until what a step touches no longer fits into a second-level cache;
+# a large model's weights are read several times a step and should stay in the cache
+# while all its local steps are done. Measured (benchmarks/engine.py blocks).
+BLOCK_BYTES = 5 * 2**18
+FEW, FEW_BYTES = 4, 2**21
+
+BATCH_CACHE_BYTES = 2**27  # sample positions kept for the next run with the same seed
+
+
+class Supervised:
+    """Data, model and schedule of a supervised problem.
+
+    Parameters
+    ----------
+    module : nn.Module
+        The model; its values are every agent's initial ones. Float32 or float64.
+    inputs, targets : Tensor
+        All training samples, `(m, …)`.
+    parts : sequence of index arrays
+        Which samples each agent holds (`flower_dhb.data.split`).
+    batch_size, local_steps, seed
+        Batches are those of `flower_dhb.data.batches`, the same as in every runtime.
+    loss : callable
+        `loss(output, target)`, the mean over a batch.
+    backend : str
+        `batched`, or `loop` for modules that cannot be batched.
+    block : int, optional
+        Agents that step together, which changes the speed and not the numbers. None
+        chooses by the model's size, as measured; `measure_block` measures here and now.
+    model : LocalModel, optional
+        A model to share with other problems, so that it is traced only once.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        inputs: Tensor,
+        targets: Tensor,
+        parts: Sequence[Indices],
+        *,
+        batch_size: int = 32,
+        local_steps: int = 1,
+        seed: int = 0,
+        loss: Loss = cross_entropy,
+        backend: str = "batched",
+        block: int | None = None,
+        statistics: tuple[str, ...] = STATISTICS,
+        model: LocalModel | None = None,
+    ) -> None:
+        if backend not in ("batched", "loop"):
+            raise ConfigError(f"backend must be batched or loop, got {backend!r}")
+        for what, value in (("batch_size", batch_size), ("local_steps", local_steps)):
+            if not value >= 1:
+                raise ConfigError(f"{what} must be at least 1, got {value}")
+        if block is not None and not block >= 1:
+            raise ConfigError(f"block must be at least 1, got {block}")
+        kind = Batched if backend == "batched" else Looped
+        self.model = model or kind(module, loss, statistics)
+        self.parts = [torch.from_numpy(np.asarray(part, np.int64)) for part in parts]
+        self.inputs, self.targets = inputs, targets
+        self.batch_size, self.local_steps, self.seed = batch_size, local_steps, seed
+        self._wanted_block = block
+        self.block = len(self.parts)
+        self._initial = {name: t.detach().clone() for name, t in module.state_dict().items()}
+        self._places = _places(self.model.layout.entries)
+        self._schedule: dict[int, Tensor] = {}
+        # The block that is being trained; kept, since fresh memory costs page faults.
+        self._stacks: dict[tuple[int, torch.device], list[Tensor]] = {}
+
+    @property
+    def n_agents(self) -> int:
+        """Number of agents that hold data."""
+        return len(self.parts)
+
+    def start(self, device: torch.device) -> Agents:
+        """The module's own values for every agent; the data move to the device."""
+        self.inputs, self.targets = self.inputs.to(device), self.targets.to(device)
+        self.block = min(self._wanted_block or self._good_block(device), self.n_agents)
+        # As many blocks, but of one size: a last block of one agent would cost as much.
+        self.block = -(-self.n_agents // -(-self.n_agents // self.block))
+        layout, n = self.model.layout, self.n_agents
+        dtype = torch.from_numpy(np.empty(0, layout.dtype)).dtype
+
+        def rows(kind: str) -> Tensor:
+            found = [self._initial[e.name].flatten() for e in layout.entries if e.kind == kind]
+            row = torch.cat(found).to(dtype) if found else torch.zeros(0, dtype=dtype)
+            return row.to(device).expand(n, -1).clone()
+
+        local = {
+            e.name: self._initial[e.name].to(device).expand(n, *e.shape).clone()
+            for e in layout.entries
+            if e.kind == "local"
+        }
+        return Agents(rows("parameter"), rows("statistic"), local)
+
+    def adapt(self, agents: Agents, round: int, learning_rate: float, trained: Tensor) -> None:
+        """`local_steps` SGD steps of every agent, block by block."""
+        positions = self._batches(round)
+        for first in range(0, self.n_agents, self.block):
+            block = slice(first, min(first + self.block, self.n_agents))
+            stack = self._load(agents, block)
+            with self._seeded(round, first, trained.device):
+                for step in range(self.local_steps):
+                    index = positions[block, step].to(trained.device)
+                    x = self.inputs[index]
+                    self.model.step(stack, x, self.targets[index], learning_rate)
+            self._store(stack, agents, trained, block)
+
+    def outputs(self, agents: Agents, inputs: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Outputs of every agent on the same inputs, block by block: `(agents, m, …)`."""
+        n = len(agents.parameters)
+        with torch.no_grad():
+            for first in range(0, n, self.block):
+                block = slice(first, min(first + self.block, n))
+                yield block, self.model.outputs(self._load(agents, block), inputs)
+
+    def measure_block(self, device: str = "cpu") -> int:
+        """Choose the block by timing a round of local steps for each size; returns it.
+
+        The numbers do not depend on the block, so a run still repeats to the bit.
+        """
+        agents = self.start(torch.device(device))
+        seconds: dict[int, float] = {}
+        size = 1
+        while size <= self.n_agents:
+            seconds[size] = self._time_block(agents, size)
+            size *= 2
+        self.block = self._wanted_block = min(seconds, key=lambda s: seconds[s])
+        return self.block
+
+    @torch.no_grad()
+    def _time_block(self, agents: Agents, size: int) -> float:
+        """Seconds per agent of a block's local steps, the best of three."""
+        block, best = slice(0, size), float("inf")
+        index = self._batches(1)[block]
+        for trial in range(4):  # the first one traces
+            began = time.perf_counter()
+            stack = self._load(agents, block)
+            for step in range(self.local_steps):
+                at = index[:, step].to(self.inputs.device)
+                self.model.step(stack, self.inputs[at], self.targets[at], 0.0)
+            if agents.parameters.device.type == "cuda":
+                torch.cuda.synchronize()
+            if trial:
+                best = min(best, (time.perf_counter() - began) / size)
+        return best
+
+    def _good_block(self, device: torch.device) -> int:
+        if device.type != "cpu":
+            return self.n_agents  # a GPU's cost is the number of calls
+        size = self.model.layout.size * self.model.layout.dtype.itemsize
+        return max(BLOCK_BYTES // size, min(FEW, FEW_BYTES // size), 1)
+
+    def _load(self, agents: Agents, block: slice) -> list[Tensor]:
+        size, device = block.stop - block.start, agents.parameters.device
+        if (size, device) not in self._stacks:
+            self._stacks[size, device] = [
+                torch.empty(size, *e.shape, dtype=_torch(e), device=device)
+                for e in self.model.entries
+            ]
+        stack = self._stacks[size, device]
+        for tensor, entry in zip(stack, self.model.entries, strict=True):
+            tensor.copy_(self._rows(agents, agents.parameters, entry, block))
+        return stack
+
+    def _store(self, stack: list[Tensor], agents: Agents, trained: Tensor, block: slice) -> None:
+        named = dict(zip((e.name for e in self.model.entries), stack, strict=True))
+        for entry in self.model.layout.entries:
+            name = self.model.twins.get(entry.name, entry.name)
+            self._rows(agents, trained, entry, block).copy_(named[name])
+
+    def _rows(self, agents: Agents, parameters: Tensor, entry: Entry, block: slice) -> Tensor:
+        if entry.kind == "local":
+            return agents.local[entry.name][block]
+        rows = parameters if entry.kind == "parameter" else agents.statistics
+        piece = rows[block, self._places[entry.name]]
+        return piece.view(len(piece), *entry.shape)
+
+    def _batches(self, round: int) -> Tensor:
+        """Sample positions of all agents in a round: (n, local_steps, batch_size)."""
+        if round in self._schedule:
+            return self._schedule[round]
+        drawn = torch.empty(self.n_agents, self.local_steps, self.batch_size, dtype=torch.int64)
+        for vertex, part in enumerate(self.parts):
+            chosen = batches(
+                len(part),
+                self.batch_size,
+                self.local_steps,
+                seed=self.seed,
+                vertex=vertex,
+                round=round,
+            )
+            drawn[vertex] = part[torch.from_numpy(chosen)]
+        if (len(self._schedule) + 1) * drawn.nbytes <= BATCH_CACHE_BYTES:
+            self._schedule[round] = drawn
+        return drawn
+
+    @contextmanager
+    def _seeded(self, round: int, first: int, device: torch.device) -> Iterator[None]:
+        """Torch's generator seeded for models that draw from it, and left as it was."""
+        if isinstance(self.model, Batched) and not self.model.may_draw:
+            yield
+            return
+        devices = [device] if device.type == "cuda" else []
+        entropy = np.random.SeedSequence([self.seed, round, first]).generate_state(1, np.uint64)
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(int(entropy[0]) >> 1)
+            yield
+
+
+def _places(entries: tuple[Entry, ...]) -> dict[str, slice]:
+    """Columns of each array within the vector of its kind."""
+    ends: dict[str, int] = {}
+    places = {}
+    for entry in entries:
+        start = ends.get(entry.kind, 0)
+        ends[entry.kind] = start + entry.size
+        places[entry.name] = slice(start, start + entry.size)
+    return places
+
+
+def _torch(entry: Entry) -> torch.dtype:
+    return torch.from_numpy(np.empty(0, entry.dtype)).dtype
