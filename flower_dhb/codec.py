@@ -25,11 +25,13 @@ __all__ = [
     "VERSION",
     "Header",
     "VectorSpec",
+    "Verifier",
     "all_finite",
     "checksum",
     "decode",
     "encode",
     "encode_parts",
+    "read_checksum",
     "read_header",
 ]
 
@@ -146,9 +148,12 @@ def encode_parts(
     return [prefix + text, *buffers]
 
 
-def decode(frame: bytes | bytearray | memoryview, expect: Header) -> dict[str, NDArray[Any]]:
+def decode(
+    frame: bytes | bytearray | memoryview, expect: Header, *, verified: bool = False
+) -> dict[str, NDArray[Any]]:
     """Vectors of a frame by name, read-only views into it.
 
+    verified: whether a `Verifier` has found checksum and values good as they arrived.
     Raises PayloadError that names round, sender and vector if version, length, header,
     checksum or a value (NaN, infinity) is not as expected.
     """
@@ -159,28 +164,82 @@ def decode(frame: bytes | bytearray | memoryview, expect: Header) -> dict[str, N
         raise PayloadError(
             f"{expect.sender}: payload has {len(body)} bytes of vectors, expected {found.n_bytes}"
         )
-    *_, claimed = _PREFIX.unpack_from(frame)
-    actual = checksum(memoryview(frame)[_PREFIX.size : start], body)
-    if claimed != actual:
-        raise PayloadError(
-            f"{expect.sender}: checksum is {actual:016x}, the header says {claimed:016x}; the "
-            "payload was damaged on its way"
-        )
+    if not verified:
+        _check_sum(expect, read_checksum(frame), checksum(memoryview(frame)[_PREFIX.size :]))
     vectors: dict[str, NDArray[Any]] = {}
     at = 0
     for spec in found.vectors:
         vector = np.frombuffer(body[at : at + spec.n_bytes], dtype=spec.dtype)
         vector.setflags(write=False)
-        if not all_finite(vector):
+        if not verified and not all_finite(vector):
             raise PayloadError(f"{expect.sender}: '{spec.name}' holds NaN or infinite values")
         vectors[spec.name] = vector
         at += spec.n_bytes
     return vectors
 
 
+class Verifier:
+    """Checks a frame piece by piece while it arrives, each while it is in the cache.
+
+    frame: where the pieces are put together, of its full length.
+    """
+
+    def __init__(self, frame: memoryview, expect: Header) -> None:
+        self._frame, self._expect = frame, expect
+        self._digest = xxhash.xxh3_64()
+        self._hashed = _PREFIX.size
+        self._pieces: list[tuple[str, str, int, int]] = []  # name, dtype, begin, end
+        at = len(frame) - expect.n_bytes
+        for spec in expect.vectors:
+            self._pieces.append((spec.name, spec.dtype, at, at + spec.n_bytes))
+            at += spec.n_bytes
+
+    def advance(self, end: int) -> None:
+        """All bytes before `end` are there. Raises PayloadError for NaN or infinity."""
+        if end > self._hashed:
+            self._digest.update(self._frame[self._hashed : end])
+            self._hashed = end
+        while self._pieces:
+            name, dtype, at, stop = self._pieces[0]
+            itemsize = np.dtype(dtype).itemsize
+            count = (min(end, stop) - at) // itemsize
+            if count > 0:
+                values = np.frombuffer(self._frame, dtype, count, at)
+                if not all_finite(values):
+                    raise PayloadError(
+                        f"{self._expect.sender}: '{name}' holds NaN or infinite values"
+                    )
+                at += count * itemsize
+            self._pieces[0] = (name, dtype, at, stop)
+            if at < stop:
+                return
+            del self._pieces[0]
+
+    def finish(self) -> dict[str, NDArray[Any]]:
+        """The vectors, once all bytes are there. Raises PayloadError as `decode` does."""
+        _check_sum(self._expect, read_checksum(self._frame), self._digest.intdigest())
+        return decode(self._frame, self._expect, verified=True)
+
+
+def _check_sum(expect: Header, claimed: int, actual: int) -> None:
+    if claimed != actual:
+        raise PayloadError(
+            f"{expect.sender}: checksum is {actual:016x}, the header says {claimed:016x}; the "
+            "payload was damaged on its way"
+        )
+
+
 def read_header(frame: bytes | bytearray | memoryview) -> Header:
     """Header of a frame, before anything else of it is believed."""
     return _split(frame, "payload")[0]
+
+
+def read_checksum(frame: bytes | bytearray | memoryview) -> int:
+    """The checksum that a frame claims. Raises PayloadError if there is none."""
+    if len(frame) < _PREFIX.size:
+        raise PayloadError(f"{len(frame)} bytes are too short for a payload")
+    *_, claimed = _PREFIX.unpack_from(frame)
+    return int(claimed)
 
 
 def checksum(*buffers: bytes | memoryview) -> int:

@@ -19,6 +19,9 @@ _COMMANDS = {
     "compare": "compare methods on the same problem, graph and data",
     "topology": "show what a communication graph can do, and make it better",
     "run": "run a Flower App on this machine and watch its agents agree",
+    "peer": "take part in a mesh, on one device",
+    "mesh": "create a mesh of peers, renew certificates, run it here, ask how it is",
+    "replay": "compute a recorded run of peers again and say who followed the law",
 }
 
 

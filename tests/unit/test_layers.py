@@ -34,13 +34,23 @@ EXTERNAL_OF = {
     "problems.": {"torch", "sklearn"},
     "graph": {"matplotlib"},  # the type of a picture
     "flower.": {"numpy", "flwr", "xxhash", "safetensors"},
-    "peer.": {"numpy", "flwr", "grpc", "google", "cryptography", "xxhash", "safetensors"},
+    "peer.": {
+        "cryptography",
+        "flwr",
+        "google",
+        "grpc",
+        "numpy",
+        "prometheus_client",
+        "safetensors",
+        "tomli_w",
+        "xxhash",
+    },
 }
 
 # A topology draws itself.
 EXCEPTIONS = {("graph", "plots")}
-# Side by side in layer 3: the daemon calls the app as Flower does, nothing else crosses over.
-ACROSS = {("peer.daemon", "flower.")}
+# Side by side in layer 3: a peer's agent calls the app as Flower does, nothing else crosses over.
+ACROSS = {("peer.agent", "flower.")}
 
 
 def modules():

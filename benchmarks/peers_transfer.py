@@ -1,0 +1,222 @@
+"""Payload transfer between two processes: this package, a bare gRPC stream, raw TCP.
+
+`python -m benchmarks.peers_transfer --json` prints MiB/s of each, measured in turn, in
+one run, best of several. The sender is one process, the receiver another; the time runs
+from the first byte sent until the receiver has acknowledged the last one (for this
+package: held, checked, and acknowledged).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing as mp
+import socket
+import tempfile
+import threading
+import time
+from concurrent import futures
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import grpc
+import numpy as np
+
+from flower_dhb import codec
+from flower_dhb.codec import VectorSpec
+from flower_dhb.peer.certificates import Authority, Identity, write_private
+from flower_dhb.peer.exchange import Exchange, Timing
+from flower_dhb.peer.monitor import LOGGER, Monitor
+from flower_dhb.peer.tls import TlsFiles
+from flower_dhb.peer.transport import Limits, Transport
+
+MIB = 2**20
+TOTAL = 256 * MIB
+CHUNKS = (64 * 1024, 256 * 1024, MIB, 4 * MIB)
+OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+
+
+# --- raw TCP --------------------------------------------------------------------------
+
+
+def serve_tcp(pipe: Connection, repeats: int) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        pipe.send(listener.getsockname()[1])
+        connection, _ = listener.accept()
+        buffer = bytearray(MIB)
+        with connection:
+            for _ in range(repeats):
+                left = TOTAL
+                while left:
+                    left -= connection.recv_into(buffer, min(left, MIB))
+                connection.sendall(b"!")
+
+
+def send_tcp(port: int, data: memoryview, repeats: int) -> list[float]:
+    times = []
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        for _ in range(repeats):
+            begin = time.perf_counter()
+            connection.sendall(data)
+            connection.recv(1)
+            times.append(time.perf_counter() - begin)
+    return times
+
+
+# --- a bare gRPC stream ---------------------------------------------------------------
+
+
+def serve_grpc(pipe: Connection, repeats: int) -> None:
+    over = threading.Semaphore(0)
+
+    def count(pieces: object, context: object) -> object:
+        total = sum(len(piece) for piece in pieces)  # type: ignore[attr-defined]
+        yield str(total).encode()
+        over.release()
+
+    server = grpc.server(futures.ThreadPoolExecutor(2), options=OPTIONS)
+    handler = {"Send": grpc.stream_stream_rpc_method_handler(count)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("bench.Bare", handler),))
+    pipe.send(server.add_insecure_port("127.0.0.1:0"))
+    server.start()
+    for _ in range(repeats):
+        over.acquire()
+    server.stop(1).wait()
+
+
+def send_grpc(port: int, data: memoryview, repeats: int, chunk: int) -> list[float]:
+    times = []
+    with grpc.insecure_channel(f"127.0.0.1:{port}", OPTIONS) as channel:
+        grpc.channel_ready_future(channel).result(10)
+        for _ in range(repeats):
+            begin = time.perf_counter()
+            pieces = (bytes(data[i : i + chunk]) for i in range(0, len(data), chunk))
+            reply = b"".join(channel.stream_stream("/bench.Bare/Send")(pieces))
+            times.append(time.perf_counter() - begin)
+            assert int(reply) == len(data)
+    return times
+
+
+# --- this package ---------------------------------------------------------------------
+
+
+def peer(
+    vertex: int, size: int, home: Path, tls: bool, address: str | None
+) -> tuple[Exchange, Transport]:
+    """One end of an edge, with nothing but its transport."""
+    monitor = Monitor(vertex)
+    exchange = Exchange(
+        vertex, (1 - vertex,), rounds=1000, timing=Timing(ceiling_s=600.0), monitor=monitor
+    )
+    files = TlsFiles(
+        Identity("bench", vertex), home / f"key-{vertex}", home / f"cert-{vertex}", home / "ca"
+    )
+    transport = Transport(
+        vertex=vertex,
+        run="bench",
+        vectors=(VectorSpec("folded", "float32", size),),
+        agreement={},
+        exchange=exchange,
+        monitor=monitor,
+        listen=None if address else "127.0.0.1:0",
+        dial={1 - vertex: address} if address else {},
+        tls=files if tls else None,
+        status=lambda _: None,  # type: ignore[arg-type, return-value]
+        limits=Limits(),
+    )
+    transport.start()
+    return exchange, transport
+
+
+def serve_peer(pipe: Connection, repeats: int, home: Path, tls: bool) -> None:
+    """Receives the large payload; shares nothing, so that only one way is measured."""
+    LOGGER.disabled = True
+    _, transport = peer(0, TOTAL // 4, home, tls, None)
+    pipe.send(transport.port)
+    pipe.recv()
+    transport.stop()
+
+
+def send_peer(port: int, repeats: int, home: Path, tls: bool) -> list[float]:
+    LOGGER.disabled = True
+    exchange, transport = peer(1, TOTAL // 4, home, tls, f"127.0.0.1:{port}")
+    exchange.wait_for(1, 10.0)
+    vector = np.random.default_rng(0).random(TOTAL // 4, dtype=np.float32)
+    times = []
+    edge = exchange.edges[0]
+    for k in range(1, repeats + 1):
+        frame = codec.encode({"folded": vector}, run="bench", round=k, vertex=1)
+        begin = time.perf_counter()
+        exchange.share(k, frame)
+        with exchange._changed:
+            exchange._changed.wait_for(lambda k=k: edge.acked == k, 120)
+        times.append(time.perf_counter() - begin)
+        exchange.skip(k)
+    transport.stop()
+    return times
+
+
+def certificates(home: Path) -> None:
+    authority = Authority.create("bench", 2)
+    (home / "ca").write_bytes(authority.pem)
+    for vertex in (0, 1):
+        key, certificate = authority.issue(vertex, 1)
+        write_private(home / f"key-{vertex}", key)
+        (home / f"cert-{vertex}").write_bytes(certificate)
+
+
+def measure(repeats: int) -> dict[str, float]:
+    """MiB/s of each way, best of `repeats`."""
+    context = mp.get_context("spawn")
+    data = memoryview(np.random.default_rng(0).bytes(TOTAL))
+    found: dict[str, float] = {}
+
+    def timed(name: str, serve: object, send: object, *extra: object) -> None:
+        near, far = context.Pipe()
+        process = context.Process(target=serve, args=(far, repeats, *extra))
+        process.start()
+        times = send(near.recv())  # type: ignore[operator]
+        near.send("done")
+        process.join(20)
+        found[name] = TOTAL / MIB / min(times)
+
+    with tempfile.TemporaryDirectory() as directory:
+        home = Path(directory)
+        certificates(home)
+        timed("raw TCP", serve_tcp, lambda p: send_tcp(p, data, repeats))
+        for chunk in CHUNKS:
+            timed(
+                f"bare gRPC, {chunk // 1024} KiB chunks",
+                serve_grpc,
+                lambda p, chunk=chunk: send_grpc(p, data, repeats, chunk),
+            )
+        for tls in (False, True):
+            timed(
+                f"peers, {'mutual TLS' if tls else 'plaintext'}",
+                serve_peer,
+                lambda p, tls=tls: send_peer(p, repeats, home, tls),
+                home,
+                tls,
+            )
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    found = measure(arguments.repeats)
+    if arguments.json:
+        print(json.dumps(found))
+        return
+    bare = max(v for name, v in found.items() if name.startswith("bare"))
+    for name, speed in found.items():
+        print(
+            f"{name:32} {speed:7.0f} MiB/s   {speed / bare:5.2f} of bare gRPC   "
+            f"{speed / found['raw TCP']:5.2f} of TCP"
+        )
+
+
+if __name__ == "__main__":
+    main()

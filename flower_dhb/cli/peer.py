@@ -1,0 +1,40 @@
+"""`flower-dhb peer`: take part in a mesh, on one device."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+__all__ = ["configure", "execute"]
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("settings", type=Path, help="the device's peer.toml")
+    parser.add_argument("--log", choices=("text", "json"), help="form of the log lines")
+    parser.add_argument("--metrics-port", type=int, help="loopback port for Prometheus")
+
+
+def execute(arguments: argparse.Namespace) -> int:
+    """Run until the last round is over, or SIGINT or SIGTERM."""
+    from flower_dhb.peer.monitor import Monitor, set_up_logging
+    from flower_dhb.peer.native_log import capture_native_log, let_native_log_speak
+
+    let_native_log_speak()
+    from flower_dhb.peer.settings import PeerSettings
+
+    settings = PeerSettings.load(arguments.settings)
+    if arguments.metrics_port is not None:
+        settings = replace(settings, metrics_port=arguments.metrics_port)
+    monitor = Monitor(settings.vertex)
+    capture_native_log(monitor)
+    # Flower adds a log handler of its own on import, so ours comes after.
+    from flower_dhb.peer.daemon import Peer
+
+    set_up_logging(arguments.log or settings.log)
+    peer = Peer(settings, monitor)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: peer.stop())
+    return 0 if peer.run() else 3

@@ -1,0 +1,237 @@
+"""Who is who: the mesh's authority, and certificates whose identity is the vertex."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from flower_dhb.errors import ConfigError
+
+__all__ = [
+    "OPERATOR",
+    "Authority",
+    "Identity",
+    "check_own",
+    "host_name",
+    "identity_of",
+    "identity_uri",
+    "private_bytes",
+    "write_private",
+]
+
+OPERATOR = -1  # the identity that may ask for status and nothing else
+_SCHEME = "flower-dhb"
+_SKEW = datetime.timedelta(minutes=5)  # between the clocks of two devices
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Mesh and vertex that a certificate names; the vertex is OPERATOR for the operator."""
+
+    mesh: str
+    vertex: int
+
+    def __str__(self) -> str:
+        return "the operator" if self.vertex == OPERATOR else f"vertex {self.vertex}"
+
+
+def identity_uri(identity: Identity) -> str:
+    """The identity as it stands in a certificate: `flower-dhb://MESH/vertex/3`."""
+    path = "operator" if identity.vertex == OPERATOR else f"vertex/{identity.vertex}"
+    return f"{_SCHEME}://{identity.mesh}/{path}"
+
+
+def host_name(identity: Identity) -> str:
+    """The name that TLS checks the dialed end against; no address needs to be in it."""
+    who = "operator" if identity.vertex == OPERATOR else f"vertex-{identity.vertex}"
+    return f"{who}.{identity.mesh}.{_SCHEME}"
+
+
+def identity_of(uri: str) -> Identity | None:
+    """Inverse of `identity_uri`; None for anything else."""
+    prefix = f"{_SCHEME}://"
+    if not uri.startswith(prefix):
+        return None
+    match uri[len(prefix) :].split("/"):
+        case [mesh, "operator"]:
+            return Identity(mesh, OPERATOR)
+        case [mesh, "vertex", number] if number.isdecimal() and number == str(int(number)):
+            return Identity(mesh, int(number))
+    return None
+
+
+class Authority:
+    """Signs the certificates of one mesh. Its key belongs on no device."""
+
+    def __init__(self, mesh: str, key: ec.EllipticCurvePrivateKey, certificate: x509.Certificate):
+        self.mesh = mesh
+        self._key = key
+        self.certificate = certificate
+
+    @classmethod
+    def create(cls, mesh: str, days: int) -> Authority:
+        """A new authority, valid for `days`."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{mesh} authority")])
+        builder = (
+            _builder(name, name, key.public_key(), _now() - _SKEW, days)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(_key_usage(signs_certificates=True), critical=True)
+        )
+        return cls(mesh, key, builder.sign(key, hashes.SHA256()))
+
+    @classmethod
+    def load(cls, directory: Path) -> Authority:
+        """The authority that `save` wrote. Raises ConfigError if it cannot be read."""
+        try:
+            key = serialization.load_pem_private_key(
+                private_bytes(directory / "authority-key.pem"), password=None
+            )
+            certificate = x509.load_pem_x509_certificate((directory / "authority.pem").read_bytes())
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{directory}: not a mesh authority: {error}") from None
+        if not isinstance(key, ec.EllipticCurvePrivateKey):
+            raise ConfigError(f"{directory}: the authority's key is no elliptic-curve key")
+        name = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value
+        return cls(str(name).removesuffix(" authority"), key, certificate)
+
+    def save(self, directory: Path) -> None:
+        """Write key and certificate; the key is readable by its owner only."""
+        write_private(directory / "authority-key.pem", _pem(self._key))
+        (directory / "authority.pem").write_bytes(self.pem)
+
+    @property
+    def pem(self) -> bytes:
+        """The certificate that all devices trust."""
+        return self.certificate.public_bytes(serialization.Encoding.PEM)
+
+    def issue(
+        self, vertex: int, days: int, start: datetime.datetime | None = None
+    ) -> tuple[bytes, bytes]:
+        """A new key and a certificate for one vertex, both PEM. start: now, if not given."""
+        identity = Identity(self.mesh, vertex)
+        key = ec.generate_private_key(ec.SECP256R1())
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host_name(identity))])
+        names = [
+            x509.UniformResourceIdentifier(identity_uri(identity)),
+            x509.DNSName(host_name(identity)),
+        ]
+        begin = (start or _now()) - _SKEW
+        usages = [ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH]
+        certificate = (
+            _builder(name, self.certificate.subject, key.public_key(), begin, days)
+            .add_extension(x509.SubjectAlternativeName(names), critical=False)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(_key_usage(signs_certificates=False), critical=True)
+            .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
+            .sign(self._key, hashes.SHA256())
+        )
+        return _pem(key), certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def check_own(key: bytes, certificate: bytes, authority: bytes, identity: Identity) -> None:
+    """Refuse a device's own files before it talks to anyone.
+
+    Raises ConfigError that says which of them is wrong, why, and what to do.
+    """
+    remedy = f"issue new files with 'flower-dhb mesh renew --vertex {identity.vertex}'"
+    try:
+        own = x509.load_pem_x509_certificate(certificate)
+        root = x509.load_pem_x509_certificate(authority)
+        secret = serialization.load_pem_private_key(key, password=None)
+    except ValueError as error:
+        raise ConfigError(f"key or certificate of {identity} is unreadable: {error}") from None
+    if secret.public_key() != own.public_key():
+        raise ConfigError(f"certificate of {identity} does not belong to its key; {remedy}")
+    try:
+        own.verify_directly_issued_by(root)
+    except (ValueError, TypeError, InvalidSignature):
+        raise ConfigError(
+            f"certificate of {identity} is not signed by the authority of mesh {identity.mesh}; "
+            f"{remedy}"
+        ) from None
+    now = _now()
+    if not own.not_valid_before_utc <= now <= own.not_valid_after_utc:
+        raise ConfigError(
+            f"certificate of {identity} is valid from {own.not_valid_before_utc:%Y-%m-%d %H:%M} "
+            f"to {own.not_valid_after_utc:%Y-%m-%d %H:%M} UTC, now it is "
+            f"{now:%Y-%m-%d %H:%M}; {remedy}, or set the clock"
+        )
+    found = own.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    uris = found.get_values_for_type(x509.UniformResourceIdentifier)
+    if identity_uri(identity) not in uris:
+        raise ConfigError(f"certificate is of {uris}, expected {identity_uri(identity)}; {remedy}")
+
+
+def private_bytes(path: Path) -> bytes:
+    """Contents of a key file. Raises ConfigError if others may read or write it."""
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & 0o077:
+        raise ConfigError(
+            f"{path}: mode {mode:04o} lets others at a private key, expected 0600; chmod 600 it, "
+            "and issue a new key if the device has other users"
+        )
+    return path.read_bytes()
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Write a file that nobody but its owner could read at any moment."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.unlink(missing_ok=True)
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(handle, "wb") as file:
+        file.write(data)
+    temporary.replace(path)
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)
+
+
+def _builder(
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: ec.EllipticCurvePublicKey,
+    begin: datetime.datetime,
+    days: int,
+) -> x509.CertificateBuilder:
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(begin)
+        .not_valid_after(begin + datetime.timedelta(days=days) + _SKEW)
+    )
+
+
+def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not signs_certificates,
+        key_cert_sign=signs_certificates,
+        crl_sign=signs_certificates,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )

@@ -1,0 +1,55 @@
+"""How long to wait for one neighbor: as long as it usually takes, and no longer."""
+
+from __future__ import annotations
+
+from collections import deque
+from statistics import median
+
+__all__ = ["Patience"]
+
+_WINDOW = 16  # rounds that "usually" looks back
+_MISSES_TO_NOTHING = 5  # 3 % of the deadline: a peer that is gone no longer costs time
+
+
+class Patience:
+    """The deadline for one neighbor's payload, in seconds after one's own was sent.
+
+    It is `factor` times the median time of the neighbor's recent rounds, at least
+    `least_s` and at most `ceiling_s`; `ceiling_s` while nothing is known. A neighbor
+    that misses it gets half the time in the next round. Being in time halves the count of
+    misses, so one slip is forgiven at once, and a neighbor that is in time now and then
+    only does not make each of its appearances expensive.
+    """
+
+    def __init__(self, *, factor: float, least_s: float, ceiling_s: float) -> None:
+        self._factor = factor
+        self._least_s = min(least_s, ceiling_s)
+        self._ceiling_s = ceiling_s
+        self._times: deque[float] = deque(maxlen=_WINDOW)
+        self._last: tuple[int, float] | None = None
+        self.misses = 0
+
+    @property
+    def deadline_s(self) -> float:
+        """Seconds to wait in the next round."""
+        if self.misses > _MISSES_TO_NOTHING:
+            return 0.0
+        usual = self._ceiling_s
+        if self._times:
+            usual = min(max(self._factor * median(self._times), self._least_s), self._ceiling_s)
+        return float(usual * 0.5**self.misses)
+
+    def arrived(self, round: int, now: float) -> None:
+        """The neighbor's payload of a round arrived in time. now: monotonic seconds."""
+        if self._last is not None and self._last[0] == round - 1:
+            self._times.append(now - self._last[1])
+        self._last = (round, now)
+        self.misses //= 2
+
+    def returned(self) -> None:
+        """The neighbor was away and is connected again: it gets half of the full time."""
+        self.misses = min(self.misses, 1)
+
+    def missed(self) -> None:
+        """The round was closed without the neighbor."""
+        self.misses += 1

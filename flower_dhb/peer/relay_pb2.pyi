@@ -1,0 +1,212 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Frame(_message.Message):
+    __slots__ = ("hello", "header", "chunk", "ack", "refusal", "goodbye", "release", "heartbeat")
+    HELLO_FIELD_NUMBER: _ClassVar[int]
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    ACK_FIELD_NUMBER: _ClassVar[int]
+    REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    GOODBYE_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
+    hello: Hello
+    header: Header
+    chunk: bytes
+    ack: Ack
+    refusal: Refusal
+    goodbye: Goodbye
+    release: Release
+    heartbeat: Heartbeat
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., header: _Optional[_Union[Header, _Mapping]] = ..., chunk: _Optional[bytes] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ...) -> None: ...
+
+class Hello(_message.Message):
+    __slots__ = ("version", "run", "vertex", "neighbor", "agreement", "round", "closed", "holds", "done", "doubts")
+    class AgreementEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    VERTEX_FIELD_NUMBER: _ClassVar[int]
+    NEIGHBOR_FIELD_NUMBER: _ClassVar[int]
+    AGREEMENT_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    CLOSED_FIELD_NUMBER: _ClassVar[int]
+    HOLDS_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    DOUBTS_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    run: str
+    vertex: int
+    neighbor: int
+    agreement: _containers.ScalarMap[str, str]
+    round: int
+    closed: int
+    holds: int
+    done: bool
+    doubts: int
+    def __init__(self, version: _Optional[int] = ..., run: _Optional[str] = ..., vertex: _Optional[int] = ..., neighbor: _Optional[int] = ..., agreement: _Optional[_Mapping[str, str]] = ..., round: _Optional[int] = ..., closed: _Optional[int] = ..., holds: _Optional[int] = ..., done: bool = ..., doubts: _Optional[int] = ...) -> None: ...
+
+class Header(_message.Message):
+    __slots__ = ("run", "round", "vertex", "vectors", "total_bytes", "checksum", "whole")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    VERTEX_FIELD_NUMBER: _ClassVar[int]
+    VECTORS_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
+    WHOLE_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    round: int
+    vertex: int
+    vectors: _containers.RepeatedCompositeFieldContainer[Vector]
+    total_bytes: int
+    checksum: int
+    whole: bytes
+    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., vertex: _Optional[int] = ..., vectors: _Optional[_Iterable[_Union[Vector, _Mapping]]] = ..., total_bytes: _Optional[int] = ..., checksum: _Optional[int] = ..., whole: _Optional[bytes] = ...) -> None: ...
+
+class Vector(_message.Message):
+    __slots__ = ("name", "dtype", "size")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    dtype: str
+    size: int
+    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., size: _Optional[int] = ...) -> None: ...
+
+class Ack(_message.Message):
+    __slots__ = ("round",)
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    round: int
+    def __init__(self, round: _Optional[int] = ...) -> None: ...
+
+class Release(_message.Message):
+    __slots__ = ("round",)
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    round: int
+    def __init__(self, round: _Optional[int] = ...) -> None: ...
+
+class Refusal(_message.Message):
+    __slots__ = ("round", "reason", "text")
+    class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        OTHER: _ClassVar[Refusal.Reason]
+        MALFORMED: _ClassVar[Refusal.Reason]
+        IDENTITY: _ClassVar[Refusal.Reason]
+        AGREEMENT: _ClassVar[Refusal.Reason]
+        STALE: _ClassVar[Refusal.Reason]
+        AHEAD: _ClassVar[Refusal.Reason]
+        REPEATED: _ClassVar[Refusal.Reason]
+        SIZE: _ClassVar[Refusal.Reason]
+        CHECKSUM: _ClassVar[Refusal.Reason]
+        CONTENT: _ClassVar[Refusal.Reason]
+        BUSY: _ClassVar[Refusal.Reason]
+    OTHER: Refusal.Reason
+    MALFORMED: Refusal.Reason
+    IDENTITY: Refusal.Reason
+    AGREEMENT: Refusal.Reason
+    STALE: Refusal.Reason
+    AHEAD: Refusal.Reason
+    REPEATED: Refusal.Reason
+    SIZE: Refusal.Reason
+    CHECKSUM: Refusal.Reason
+    CONTENT: Refusal.Reason
+    BUSY: Refusal.Reason
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    round: int
+    reason: Refusal.Reason
+    text: str
+    def __init__(self, round: _Optional[int] = ..., reason: _Optional[_Union[Refusal.Reason, str]] = ..., text: _Optional[str] = ...) -> None: ...
+
+class Goodbye(_message.Message):
+    __slots__ = ("done", "text")
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    done: bool
+    text: str
+    def __init__(self, done: bool = ..., text: _Optional[str] = ...) -> None: ...
+
+class Heartbeat(_message.Message):
+    __slots__ = ("round",)
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    round: int
+    def __init__(self, round: _Optional[int] = ...) -> None: ...
+
+class StatusRequest(_message.Message):
+    __slots__ = ("sketch",)
+    SKETCH_FIELD_NUMBER: _ClassVar[int]
+    sketch: int
+    def __init__(self, sketch: _Optional[int] = ...) -> None: ...
+
+class StatusReply(_message.Message):
+    __slots__ = ("vertex", "run", "round", "rounds", "phase", "seconds_per_round", "bytes_sent", "bytes_received", "neighbors", "sketch", "counts", "metrics", "software", "uptime_s")
+    class CountsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    class MetricsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    VERTEX_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    ROUNDS_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_PER_ROUND_FIELD_NUMBER: _ClassVar[int]
+    BYTES_SENT_FIELD_NUMBER: _ClassVar[int]
+    BYTES_RECEIVED_FIELD_NUMBER: _ClassVar[int]
+    NEIGHBORS_FIELD_NUMBER: _ClassVar[int]
+    SKETCH_FIELD_NUMBER: _ClassVar[int]
+    COUNTS_FIELD_NUMBER: _ClassVar[int]
+    METRICS_FIELD_NUMBER: _ClassVar[int]
+    SOFTWARE_FIELD_NUMBER: _ClassVar[int]
+    UPTIME_S_FIELD_NUMBER: _ClassVar[int]
+    vertex: int
+    run: str
+    round: int
+    rounds: int
+    phase: str
+    seconds_per_round: float
+    bytes_sent: int
+    bytes_received: int
+    neighbors: _containers.RepeatedCompositeFieldContainer[Neighbor]
+    sketch: _containers.RepeatedScalarFieldContainer[float]
+    counts: _containers.ScalarMap[str, int]
+    metrics: _containers.ScalarMap[str, float]
+    software: str
+    uptime_s: float
+    def __init__(self, vertex: _Optional[int] = ..., run: _Optional[str] = ..., round: _Optional[int] = ..., rounds: _Optional[int] = ..., phase: _Optional[str] = ..., seconds_per_round: _Optional[float] = ..., bytes_sent: _Optional[int] = ..., bytes_received: _Optional[int] = ..., neighbors: _Optional[_Iterable[_Union[Neighbor, _Mapping]]] = ..., sketch: _Optional[_Iterable[float]] = ..., counts: _Optional[_Mapping[str, int]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., software: _Optional[str] = ..., uptime_s: _Optional[float] = ...) -> None: ...
+
+class Neighbor(_message.Message):
+    __slots__ = ("vertex", "up", "round", "deadline_s", "misses")
+    VERTEX_FIELD_NUMBER: _ClassVar[int]
+    UP_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    DEADLINE_S_FIELD_NUMBER: _ClassVar[int]
+    MISSES_FIELD_NUMBER: _ClassVar[int]
+    vertex: int
+    up: bool
+    round: int
+    deadline_s: float
+    misses: int
+    def __init__(self, vertex: _Optional[int] = ..., up: bool = ..., round: _Optional[int] = ..., deadline_s: _Optional[float] = ..., misses: _Optional[int] = ...) -> None: ...

@@ -1,0 +1,166 @@
+"""One device's configuration: `peer.toml` to a frozen dataclass; bad values are refused here."""
+
+from __future__ import annotations
+
+import ipaddress
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from flower_dhb.algorithms import Algorithm, algorithm_from_config
+from flower_dhb.errors import ConfigError, unknown
+from flower_dhb.peer.certificates import Identity
+from flower_dhb.peer.exchange import Timing
+from flower_dhb.peer.tls import TlsFiles
+from flower_dhb.peer.transport import Limits
+
+__all__ = ["PeerSettings", "check_loopback"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeerSettings:
+    """Everything that one peer knows of the mesh: itself and its neighbors.
+
+    weights: mixing weight by vertex, its own and its neighbors'. dial: addresses of the
+    neighbors that it dials; the others dial `listen`. graph: digest of topology and
+    weights. start: file of the initial arrays. away_rounds: a peer that missed more
+    rounds takes its neighbors' average. checkpoint_every: rounds between two
+    checkpoints. record: `off`, `checksums` or `payloads`. metrics_port: of Prometheus,
+    on loopback.
+    """
+
+    mesh: str
+    run: str
+    vertex: int
+    rounds: int
+    weights: Mapping[int, float]
+    algorithm: Algorithm
+    graph: str
+    app: Path
+    client_app: str
+    start: Path
+    state_dir: Path
+    listen: str | None = None
+    dial: Mapping[int, str] = field(default_factory=dict)
+    tls: TlsFiles | None = None
+    run_config: Mapping[str, Any] = field(default_factory=dict)
+    timing: Timing = field(default_factory=Timing)
+    limits: Limits = field(default_factory=Limits)
+    evaluate_every: int = 1
+    checkpoint_every: int = 1
+    away_rounds: int = 10
+    start_timeout_s: float = 120.0
+    linger_s: float = 10.0
+    record: str = "off"
+    metrics_port: int = 0
+    log: str = "text"
+
+    def __post_init__(self) -> None:
+        neighbors = set(self.weights) - {self.vertex}
+        if self.vertex not in self.weights or not neighbors:
+            raise ConfigError(f"vertex {self.vertex}: needs its own weight and one neighbor")
+        if not set(self.dial) <= neighbors:
+            raise ConfigError(
+                f"vertex {self.vertex}: dials {sorted(self.dial)}, its neighbors are "
+                f"{sorted(neighbors)}"
+            )
+        if self.listen is None and set(self.dial) != neighbors:
+            raise ConfigError(
+                f"vertex {self.vertex}: neighbors {sorted(neighbors - set(self.dial))} dial it, "
+                "but it has no 'listen' address"
+            )
+        for name in ("rounds", "checkpoint_every", "away_rounds"):
+            if not getattr(self, name) >= 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.evaluate_every >= 0:
+            raise ConfigError(f"evaluate_every must be at least 0, got {self.evaluate_every}")
+        if self.record not in ("off", "checksums", "payloads"):
+            raise ConfigError(unknown("record", self.record, ("off", "checksums", "payloads")))
+        if self.log not in ("text", "json"):
+            raise ConfigError(unknown("log", self.log, ("text", "json")))
+        if self.tls is None:
+            for address in [*([self.listen] if self.listen else []), *self.dial.values()]:
+                check_loopback(address)
+
+    @property
+    def neighbors(self) -> tuple[int, ...]:
+        """Vertices that it exchanges payloads with, ascending."""
+        return tuple(sorted(set(self.weights) - {self.vertex}))
+
+    @classmethod
+    def load(cls, path: str | Path) -> PeerSettings:
+        """Read a `peer.toml`. Raises ConfigError that names the file and the key."""
+        path = Path(path)
+        try:
+            document = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(
+                f"{path}: {error.strerror}; 'flower-dhb mesh create' writes it"
+            ) from None
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"{path}: not readable as TOML: {error}") from None
+        try:
+            return cls._of(document, path.resolve().parent)
+        except KeyError as error:
+            raise ConfigError(f"{path}: lacks {error}") from None
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{path}: {error}") from None
+
+    @classmethod
+    def _of(cls, document: dict[str, Any], home: Path) -> PeerSettings:
+        values = dict(document)
+        vertex, mesh = values["vertex"], values["mesh"]
+        neighbors = values.pop("neighbors")
+        weights = {n["vertex"]: float(n["weight"]) for n in neighbors}
+        weights[vertex] = float(values.pop("own-weight"))
+        tls, plaintext = values.pop("tls", None), values.pop("plaintext", False)
+        if (tls is None) != (plaintext is True):
+            raise ConfigError(
+                "needs a [tls] table, or 'plaintext = true' on loopback addresses; not both"
+            )
+        known = {f.name.replace("_", "-") for f in fields(cls)}
+        for key in values:
+            if key not in known:
+                raise ConfigError(unknown("key", key, known))
+        for key in ("app", "start", "state-dir"):
+            values[key] = home / values[key]
+        values["timing"] = _table(Timing, "timing", values.get("timing", {}))
+        values["limits"] = _table(Limits, "limits", values.get("limits", {}))
+        values["algorithm"] = algorithm_from_config(values["algorithm"])
+        return cls(
+            **{key.replace("-", "_"): value for key, value in values.items()},
+            weights=weights,
+            dial={n["vertex"]: n["address"] for n in neighbors if "address" in n},
+            tls=tls and TlsFiles(Identity(mesh, vertex), **{k: home / f for k, f in tls.items()}),
+        )
+
+
+def check_loopback(address: str) -> None:
+    """Raise ConfigError unless a plaintext address is a loopback address."""
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        is_loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        is_loopback = host == "localhost"
+    if not is_loopback:
+        raise ConfigError(
+            f"plaintext on {address}: allowed on loopback addresses only; configure [tls]"
+        )
+
+
+def _table(kind: type[T], name: str, table: Mapping[str, Any]) -> T:
+    known = {f.name.replace("_", "-"): f.type for f in fields(kind)}  # type: ignore[arg-type]
+    settings: dict[str, Any] = {}
+    for key, value in table.items():
+        if key not in known:
+            raise ConfigError(unknown(f"key of [{name}]", key, known))
+        pair = isinstance(value, list) and len(value) == 2
+        for number in value if pair else [value]:
+            if isinstance(number, bool) or not isinstance(number, int | float) or not number > 0:
+                raise ConfigError(f"[{name}] {key} must be above 0, got {value!r}")
+        settings[key.replace("-", "_")] = tuple(value) if pair else float(value)
+    return kind(**settings)

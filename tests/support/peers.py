@@ -1,0 +1,208 @@
+"""A mesh of real peer processes on this machine, watched through their log lines."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from flower_dhb.peer.mesh import Host, MeshPlan, create_mesh, local_hosts
+from flower_dhb.peer.settings import PeerSettings
+
+ROOT = Path(__file__).resolve().parents[2]
+APP = Path(__file__).resolve().parent / "peer_app"
+COMMAND = "from flower_dhb.cli import main; raise SystemExit(main())"
+
+Event = dict[str, Any]
+
+
+def run_cli(*arguments: object, timeout: float = 60.0) -> subprocess.CompletedProcess[str]:
+    """One command of the command line, as a process."""
+    return subprocess.run(
+        [sys.executable, "-c", COMMAND, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=environment(),
+        check=False,
+    )
+
+
+def environment() -> dict[str, str]:
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+
+
+class Process:
+    """One peer: its process and everything that it has logged."""
+
+    def __init__(self, settings: Path, changed: threading.Condition, prefix: list[str]) -> None:
+        self.events: list[Event] = []
+        self._changed = changed
+        self.popen = subprocess.Popen(
+            [*prefix, sys.executable, "-c", COMMAND, "peer", str(settings), "--log", "json"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(),
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.popen.stderr is not None
+        for line in self.popen.stderr:
+            try:
+                event = json.loads(line)
+            except ValueError:
+                event = {"event": "text", "text": line}
+            with self._changed:
+                self.events.append(event)
+                self._changed.notify_all()
+        with self._changed:
+            self.events.append({"event": "ended"})
+            self._changed.notify_all()
+
+    def end(self) -> None:
+        if self.popen.poll() is None:
+            self.popen.kill()
+        self.popen.wait()
+        self._reader.join()
+        assert self.popen.stderr is not None
+        self.popen.stderr.close()
+
+
+class Mesh:
+    """A mesh in a directory, whose peers can be started, killed, stopped and started again."""
+
+    def __init__(
+        self,
+        out: Path,
+        *,
+        app: Path = APP,
+        hosts: list[Host] | None = None,
+        n: int = 8,
+        plaintext: bool = False,
+        peer: Mapping[str, Any] | None = None,
+        **overrides: Any,
+    ) -> None:
+        self.out = out
+        self.changed = threading.Condition()
+        self.processes: dict[int, Process] = {}
+        config = {key.replace("_", "-"): value for key, value in overrides.items()}
+        plan = MeshPlan(
+            app=app,
+            out=out,
+            hosts=hosts or local_hosts(n),
+            overrides=config,
+            plaintext=plaintext,
+            peer=peer,
+        )
+        self.paths = dict(enumerate(create_mesh(plan)))
+
+    def __enter__(self) -> Mesh:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.processes.values():
+            process.end()
+
+    # --- processes --------------------------------------------------------------------
+
+    def start(self, *vertices: int, prefix: Callable[[int], list[str]] | None = None) -> None:
+        for v in vertices or self.paths:
+            if v in self.processes:
+                self.processes[v].end()
+            self.processes[v] = Process(self.paths[v], self.changed, prefix(v) if prefix else [])
+
+    def kill(self, vertex: int) -> None:
+        """As `kill -9` does."""
+        self.signal(vertex, signal.SIGKILL)
+        self.processes[vertex].popen.wait()
+
+    def signal(self, vertex: int, number: int) -> None:
+        os.kill(self.processes[vertex].popen.pid, number)
+
+    def finish(self, timeout: float = 60.0) -> None:
+        """Wait until all peers have ended, and well."""
+        self.wait(
+            lambda: all(_ended(p) for p in self.processes.values()), timeout, "the run to be over"
+        )
+        codes = {v: p.popen.wait() for v, p in self.processes.items()}
+        assert set(codes.values()) == {0}, (codes, self.tail())
+
+    # --- what they say ----------------------------------------------------------------
+
+    def wait(self, holds: Callable[[], bool], timeout: float, what: str) -> None:
+        end = time.monotonic() + timeout
+        with self.changed:
+            while not holds():
+                left = end - time.monotonic()
+                assert left > 0.0, f"waited {timeout:g} s for {what}: {self.tail()}"
+                self.changed.wait(left)
+
+    def wait_round(self, vertex: int, k: int, timeout: float = 60.0) -> None:
+        """Until a peer has finished round k."""
+        self.wait(
+            lambda: any(e["round"] >= k for e in self.named(vertex, "round")),
+            timeout,
+            f"round {k} of vertex {vertex}",
+        )
+
+    def wait_event(self, vertex: int, name: str, timeout: float = 60.0, **fields: object) -> Event:
+        def found() -> list[Event]:
+            return [
+                e
+                for e in self.named(vertex, name)
+                if all(str(value) in str(e.get(key)) for key, value in fields.items())
+            ]
+
+        self.wait(lambda: bool(found()), timeout, f"'{name}' {fields} of vertex {vertex}")
+        return found()[0]
+
+    def named(self, vertex: int, name: str) -> list[Event]:
+        process = self.processes.get(vertex)
+        return [e for e in (process.events if process else []) if e.get("event") == name]
+
+    def tail(self) -> str:
+        return "\n".join(
+            f"{v}: {event}" for v, p in self.processes.items() for event in list(p.events)[-4:]
+        )
+
+    # --- what they leave --------------------------------------------------------------
+
+    def settings(self, vertex: int) -> PeerSettings:
+        return PeerSettings.load(self.paths[vertex])
+
+    def model(self, vertex: int) -> dict[str, np.ndarray]:
+        return dict(load_file(self.out / f"vertex-{vertex}" / "state" / "model.safetensors"))
+
+    def parameters(self) -> np.ndarray:
+        return np.stack([self.model(v)["x"] for v in self.paths])
+
+    def history(self, vertex: int) -> list[dict[str, Any]]:
+        path = self.out / f"vertex-{vertex}" / "state" / "history.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()]
+
+    def missing_edges(self) -> dict[int, set[tuple[int, int]]]:
+        """Edges that did not count, by round, as both ends tell it; they must agree."""
+        missing: dict[int, set[tuple[int, int]]] = {}
+        for v in self.paths:
+            for entry in self.history(v):
+                for j in entry.get("missing", []):
+                    missing.setdefault(entry["round"], set()).add((v, j))
+        return missing
+
+
+def _ended(process: Process) -> bool:
+    return any(e.get("event") == "ended" for e in process.events)
