@@ -3,15 +3,22 @@
 Parameters of real models do not fit into a processor's cache, so the time of a round's
 arithmetic is the time to move its vectors through memory. Working on blocks keeps every
 intermediate result in the cache: each input is read once, each output written once.
+
+A rule is elementwise, and the known ones are linear; so a rule is probed once with unit
+vectors, and what it does to each of its inputs is then one scaled addition (BLAS axpy)
+into a block that is used again and again. A rule that is not linear is called itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg.blas import daxpy, saxpy
 
 from flower_dhb.algorithms.base import Algorithm
 from flower_dhb.types import Payload, State
@@ -19,9 +26,28 @@ from flower_dhb.types import Payload, State
 __all__ = ["BLOCK", "combine", "weighted_sum"]
 
 # Elements per block: 512 KiB of float32, measured best of 8 thousand to 512 thousand
-# elements (benchmarks/mixing.py). About seven blocks are alive at once, so all extra
-# memory is below one million elements, however large the model.
+# elements (benchmarks/mixing.py). A few blocks are alive at once: all extra memory is
+# below one million elements, however large the model.
 BLOCK = 2**17
+
+_PARAMETERS, _TRAINED = "parameters", "trained"
+_NEGLIGIBLE = 1e-12  # coefficients are sums of a few products of numbers near 1, in float64
+
+Block: TypeAlias = NDArray[Any]
+Term: TypeAlias = tuple[float, Block]
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One output of a rule as a sum of inputs, maybe on top of an output before it.
+
+    direct: the output may be written where an equally named input lies, since nothing
+    reads that input any more.
+    """
+
+    output: str
+    terms: tuple[tuple[str, float], ...]
+    direct: bool
 
 
 def combine(
@@ -48,52 +74,190 @@ def combine(
     out
         Where to write; may be `state` itself. None allocates.
 
-    The sum runs in vertex order, so a run repeats to the bit.
+    Neighbors are summed in vertex order, so a run repeats to the bit.
     """
-    size = trained.shape[0]
     if out is None:
-        out = State(
-            np.empty_like(trained), {name: np.empty_like(trained) for name in algorithm.memory}
-        )
-    scratch = np.empty(min(BLOCK, size), trained.dtype)
-    sums = {name: np.empty_like(scratch) for name in algorithm.vectors}
-    for start in range(0, size, BLOCK):
-        part = slice(start, min(start + BLOCK, size))
+        memory = {name: np.empty_like(trained) for name in algorithm.memory}
+        out = State(np.empty_like(trained), memory)
+    steps = _plan(algorithm, float(weights[vertex]))
+    scratch: dict[str, Block] = {}
+    for start in range(0, trained.shape[0], BLOCK):
+        part = slice(start, min(start + BLOCK, trained.shape[0]))
         piece = State(state.parameters[part], {k: v[part] for k, v in state.memory.items()})
-        own = algorithm.outgoing(piece, trained[part])
-        mixed = {
-            name: _accumulate(
-                [
-                    (weights[j], own[name] if j == vertex else payloads[j][name][part])
-                    for j in sorted(weights)
-                ],
-                sums[name][: part.stop - start],
-                scratch[: part.stop - start],
-            )
+        near = {
+            name: [(float(weights[j]), payloads[j][name][part]) for j in sorted(payloads)]
             for name in algorithm.vectors
         }
-        new = algorithm.combine(piece, trained[part], mixed)
-        out.parameters[part] = new.parameters
-        for name, vector in out.memory.items():
-            vector[part] = new.memory[name]
+        if steps is None:
+            _by_rule(algorithm, piece, trained[part], float(weights[vertex]), near, out, part)
+        else:
+            _by_steps(steps, piece, trained[part], near, out, part, scratch)
     return out
 
 
 def weighted_sum(weights: Mapping[int, float], vectors: Mapping[int, NDArray[Any]]) -> NDArray[Any]:
     """Sum of `weights[j] * vectors[j]` in vertex order, `(d,)` in the vectors' dtype."""
-    first = next(iter(vectors.values()))
-    total, scratch = np.empty_like(first), np.empty_like(first)
-    return _accumulate([(weights[j], vectors[j]) for j in sorted(weights)], total, scratch)
-
-
-def _accumulate(
-    terms: list[tuple[float, NDArray[Any]]], total: NDArray[Any], scratch: NDArray[Any]
-) -> NDArray[Any]:
-    for position, (weight, vector) in enumerate(terms):
-        # A Python float keeps the arithmetic in the vector's dtype, a NumPy float64 does not.
-        if position == 0:
-            np.multiply(vector, float(weight), out=total)
-        else:
-            np.multiply(vector, float(weight), out=scratch)
-            total += scratch
+    total = np.empty_like(next(iter(vectors.values())))
+    for start in range(0, total.shape[0], BLOCK):
+        part = slice(start, start + BLOCK)
+        _sum_into(total[part], [(float(weights[j]), vectors[j][part]) for j in sorted(vectors)])
     return total
+
+
+# --- a block --------------------------------------------------------------------------
+
+
+def _by_steps(
+    steps: tuple[_Step, ...],
+    piece: State,
+    trained: Block,
+    near: Mapping[str, list[Term]],
+    out: State,
+    part: slice,
+    scratch: dict[str, Block],
+) -> None:
+    inputs = {_PARAMETERS: piece.parameters, _TRAINED: trained}
+    inputs |= {f"memory/{name}": block for name, block in piece.memory.items()}
+    size = trained.shape[0]
+    for step in steps:
+        target = _part_of(out, step.output, part)
+        if not step.direct:
+            target = _scratch(scratch, step.output, target, size)
+        terms: list[Term] = []
+        for name, coefficient in step.terms:
+            if name in inputs:
+                terms.append((coefficient, inputs[name]))
+            else:
+                vector = name.removeprefix("near/")
+                terms += [(coefficient * weight, block) for weight, block in near[vector]]
+        _sum_into(target, terms)
+        inputs[f"new/{step.output}"] = target
+    for step in steps:
+        if not step.direct:
+            _part_of(out, step.output, part)[:] = inputs[f"new/{step.output}"]
+
+
+def _by_rule(
+    algorithm: Algorithm,
+    piece: State,
+    trained: Block,
+    own_weight: float,
+    near: Mapping[str, list[Term]],
+    out: State,
+    part: slice,
+) -> None:
+    own = algorithm.outgoing(piece, trained)
+    mixed = {}
+    for name in algorithm.vectors:
+        mixed[name] = np.empty_like(trained)
+        _sum_into(mixed[name], [(own_weight, own[name]), *near[name]])
+    new = algorithm.combine(piece, trained, mixed)
+    out.parameters[part] = new.parameters
+    for name, vector in out.memory.items():
+        vector[part] = new.memory[name]
+
+
+def _sum_into(target: Block, terms: list[Term]) -> None:
+    """Write the sum of `coefficient * block`; only the first two terms may be the target."""
+    if not terms:
+        target[:] = 0.0
+        return
+    (first, a), rest = terms[0], terms[1:]
+    if rest and first == 1.0 and rest[0][0] == -1.0:
+        np.subtract(a, rest[0][1], out=target)
+        rest = rest[1:]
+    else:
+        np.multiply(a, first, out=target)
+    for coefficient, block in rest:
+        if target.dtype == np.float32:
+            saxpy(block, target, a=coefficient)
+        else:
+            daxpy(block, target, a=coefficient)
+
+
+def _part_of(state: State, output: str, part: slice) -> Block:
+    vector = state.parameters if output == _PARAMETERS else state.memory[output]
+    block: Block = vector[part]
+    return block
+
+
+def _scratch(scratch: dict[str, Block], name: str, like: Block, size: int) -> Block:
+    if name not in scratch:
+        scratch[name] = np.empty_like(like)
+    return scratch[name][:size]
+
+
+# --- a rule as a sum of its inputs ------------------------------------------------------
+
+
+@lru_cache(maxsize=256)
+def _plan(algorithm: Algorithm, own_weight: float) -> tuple[_Step, ...] | None:
+    """What each output of a rule is made of; None if the rule is not linear."""
+    names = [_PARAMETERS, *(f"memory/{m}" for m in algorithm.memory), _TRAINED]
+    names += [f"near/{v}" for v in algorithm.vectors]
+    unit = _probe(algorithm, own_weight, dict(zip(names, np.eye(len(names)), strict=True)))
+    if not _is_linear(algorithm, own_weight, names, unit):
+        return None
+    outputs = [_PARAMETERS, *algorithm.memory]
+    chosen: list[tuple[str, dict[str, float]]] = []
+    for output in outputs:
+        plain = _nonzero(names, unit[output])
+        # A displacement is one subtraction from the new parameters, not a sum anew.
+        bases = [before for before, _ in chosen]
+        options = [plain] + [
+            {f"new/{base}": 1.0, **_nonzero(names, unit[output] - unit[base])} for base in bases
+        ]
+        chosen.append((output, min(options, key=len)))
+    steps = []
+    for position, (output, terms) in enumerate(chosen):
+        own = _PARAMETERS if output == _PARAMETERS else f"memory/{output}"
+        later = any(own in others for _, others in chosen[position + 1 :])
+        order = sorted(terms, key=lambda name: not name.startswith("new/"))
+        safe = own not in order or order.index(own) == 0 or _is_subtraction(terms, order)
+        steps.append(_Step(output, tuple((n, terms[n]) for n in order), safe and not later))
+    return tuple(steps)
+
+
+def _probe(
+    algorithm: Algorithm, own_weight: float, inputs: Mapping[str, NDArray[np.float64]]
+) -> dict[str, NDArray[np.float64]]:
+    """A rule's outputs for given inputs; `near/v` is the neighbors' part of a mixed vector."""
+    memory = {name: inputs[f"memory/{name}"] for name in algorithm.memory}
+    state = State(inputs[_PARAMETERS], memory)
+    own = algorithm.outgoing(state, inputs[_TRAINED])
+    mixed = {v: own_weight * own[v] + inputs[f"near/{v}"] for v in algorithm.vectors}
+    new = algorithm.combine(state, inputs[_TRAINED], mixed)
+    return {_PARAMETERS: np.asarray(new.parameters), **dict(new.memory)}
+
+
+def _is_linear(
+    algorithm: Algorithm,
+    own_weight: float,
+    names: list[str],
+    unit: Mapping[str, NDArray[np.float64]],
+) -> bool:
+    """Whether the outputs for arbitrary inputs are those that the unit vectors foretell."""
+    values = np.random.default_rng(0).normal(size=(len(names), 16))
+    values[:, 0] = 0.0
+    found = _probe(algorithm, own_weight, dict(zip(names, values, strict=True)))
+    return all(np.allclose(unit[o] @ values, found[o], rtol=0, atol=1e-9) for o in found)
+
+
+def _nonzero(names: list[str], coefficients: NDArray[np.float64]) -> dict[str, float]:
+    """Coefficients by input, without those that are rounding; 1 and -1 made exact."""
+    kept = {}
+    for name, value in zip(names, coefficients, strict=True):
+        if abs(abs(value) - 1.0) < _NEGLIGIBLE:
+            kept[name] = float(np.sign(value))
+        elif abs(value) > _NEGLIGIBLE:
+            kept[name] = float(value)
+    return kept
+
+
+def _is_subtraction(terms: Mapping[str, float], order: list[str]) -> bool:
+    return (
+        len(order) >= 2
+        and terms[order[0]] == 1.0
+        and terms[order[1]] == -1.0
+        and (not order[0].startswith("near/") and not order[1].startswith("near/"))
+    )

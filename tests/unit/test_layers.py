@@ -28,6 +28,7 @@ LAYERS = [
 EXTERNAL = [{"numpy"}, {"numpy", "networkx"}, {"numpy"}]
 EXTERNAL_OF = {
     "codec": {"xxhash"},
+    "mixing": {"numpy", "scipy"},
     "engine.": {"torch", "safetensors"},
     "digraph": {"numpy", "networkx"},
     "planning": {"numpy", "networkx"},
