@@ -12,9 +12,10 @@ export OMP_NUM_THREADS ?= 1
 .PHONY: demo test check install help
 
 help:
-	@echo "make demo    train 16 agents on a ring with no aggregating server"
-	@echo "make test    run all tests"
-	@echo "make check   lint, types, fast tests"
+	@echo "make demo         train 16 agents on a ring with no aggregating server"
+	@echo "make demo-peers   the same with 8 peers and no server at all"
+	@echo "make test         run all tests"
+	@echo "make check        lint, types, security scan, fast tests"
 
 demo: install
 	@$(BIN)/flower-dhb run . --run-config 'topology="ring:$(AGENTS)" observe-average=true name="demo"'
@@ -39,3 +40,5 @@ $(STAMP): pyproject.toml
 	@echo "Installing into $(VENV) (the first time this takes some minutes: torch is large) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' || { echo "make: the installation failed; see the lines above"; exit 1; }
 	@touch $(STAMP)
+
+include peers.mk

@@ -13,10 +13,10 @@ proto:
 	@build/protoc/bin/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. flower_dhb/peer/relay.proto
 
 ## demo-peers: eight peers on this machine, without any server
-demo-peers:
+demo-peers: install
 	@$(BIN)/flower-dhb mesh create --topology ring:8 --app . --out runs/demo-mesh --force
 	@$(BIN)/flower-dhb mesh up runs/demo-mesh
 
 ## bench-peers: peers beside Flower's simulation and deployment, in one run
-bench-peers:
+bench-peers: install
 	@$(BIN)/python -m benchmarks.peers

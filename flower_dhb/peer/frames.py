@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 VERSION = 1
-# Measured best on loopback, of 64 KiB to 4 MiB (docs/benchmarks-peers.md).
+# Measured best on loopback, of 64 KiB to 4 MiB (docs/benchmarks.md).
 CHUNK_BYTES = 1024 * 1024
 # A payload up to this size travels inside its header's frame: one message, not two.
 WHOLE_BYTES = 64 * 1024
