@@ -18,8 +18,8 @@ __all__ = ["CHUNK", "Mixer", "prefers_sparse"]
 CHUNK = 2**17
 
 # A sparse product costs about as much per weight as this many weights of a dense one.
-SPARSE_COST = {"cpu": 12.0, "cuda": 16.0}
-SPARSE_FROM = 96  # agents; below, a dense product is bound by memory and never slower
+SPARSE_COST = {"cpu": 10.0, "cuda": 16.0}
+SPARSE_FROM = 32  # agents; below, a dense product is bound by memory and never slower
 
 
 def prefers_sparse(matrix: Matrix, device: str = "cpu") -> bool:
