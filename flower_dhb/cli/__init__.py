@@ -40,7 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             modules[name] = import_module(f"{__name__}.{name}")
             modules[name].configure(command)
     parsed = parser.parse_args(words)
-    signal.signal(signal.SIGTERM, _interrupt)  # so that what was started is ended, too
+    # Whatever stops this command, what it started is ended, too; a shell's background
+    # jobs would otherwise ignore the first of these.
+    signal.signal(signal.SIGINT, _interrupt)
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         return int(modules[parsed.command].execute(parsed))
     except FlowerDhbError as error:

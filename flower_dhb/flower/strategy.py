@@ -307,7 +307,7 @@ evaluate_metrics_aggr_fn
                 self.algorithm,
                 layout,
                 initial,
-                run=str(run_id) if _starts[run_id] == 1 else f"{run_id}.{_starts[run_id]}",
+                run=_name(run_id, _starts[run_id]),
                 arrays_key=self.arrayrecord_key,
                 config_key=self.configrecord_key,
             )
@@ -351,6 +351,11 @@ evaluate_metrics_aggr_fn
             for name, value in aggregate([answers[v].metrics for v in weights], key).items():
                 summary[name] = value
         return summary
+
+
+def _name(run_id: int, start: int) -> str:
+    """Name of a run, of one length, so that payloads of a repeated run are as long."""
+    return f"{run_id:016x}" + (f".{start}" if start > 1 else "")
 
 
 def _app_metrics(answer: Answer) -> Metrics:

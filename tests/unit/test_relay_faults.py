@@ -306,7 +306,7 @@ def test_state_in_a_file_survives_a_restart_of_the_node(tmp_path: Path) -> None:
     result = run(HeavyBall(), grid, on_round=restart)
     assert all(r.rejoined == [] for r in result.history)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        f"run-{grid.run_id}-vertex-{v}.safetensors" for v in range(N)
+        f"run-{grid.run_id:016x}-vertex-{v}.safetensors" for v in range(N)
     ]
 
 
@@ -315,7 +315,7 @@ def test_a_damaged_state_file_is_reported_and_the_agent_rejoins(tmp_path: Path) 
 
     def damage(record) -> None:
         if record.round == 3:
-            path = tmp_path / f"run-{grid.run_id}-vertex-{VICTIM}.safetensors"
+            path = tmp_path / f"run-{grid.run_id:016x}-vertex-{VICTIM}.safetensors"
             path.write_bytes(path.read_bytes()[:-5])
 
     result = run(HeavyBall(), grid, on_round=damage)
