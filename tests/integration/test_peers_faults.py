@@ -79,6 +79,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_used(tmp_path):
         mesh.finish(60)
 
 
+@pytest.mark.timing
 def test_a_slow_peer_does_not_hold_up_the_others(tmp_path):
     """Ten times slower from its first round on, with a ceiling far below its pace."""
     timing = {"ceiling-s": 0.5, "least-s": 0.2, "reconnect-s": 0.5}
@@ -163,6 +164,7 @@ def test_app_that_fails_costs_its_rounds_and_nobody_elses(tmp_path):
 # --- cut links: network namespaces where they are allowed, proxies everywhere ----------
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("how", CUTS)
 def test_network_split_in_two_and_joined_again(how, tmp_path):
     """Both halves train on for 20 rounds, then agree again."""
