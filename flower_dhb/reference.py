@@ -12,7 +12,7 @@ from flower_dhb.algorithms.base import Algorithm
 from flower_dhb.errors import ConfigError
 from flower_dhb.graph import Topology
 
-__all__ = ["Edges", "simulate"]
+__all__ = ["Edges", "Missing", "missing_in", "simulate"]
 
 Edges: TypeAlias = Iterable[tuple[int, int]]
 Missing: TypeAlias = Callable[[int], Edges] | Mapping[int, Edges] | Sequence[Edges]
@@ -71,7 +71,7 @@ def simulate(
             raise ConfigError(
                 f"round {k}: local_step returned shape {trained.shape}, expected {x.shape}"
             )
-        weights = topology.with_missing(_missing_in(missing, k)).astype(x.dtype)
+        weights = topology.with_missing(missing_in(missing, k)).astype(x.dtype)
         mixed = {
             name: weights @ vector for name, vector in algorithm.outgoing(state, trained).items()
         }
@@ -80,7 +80,8 @@ def simulate(
     return trajectory
 
 
-def _missing_in(missing: Missing | None, k: int) -> Edges:
+def missing_in(missing: Missing | None, k: int) -> Edges:
+    """Edges that fail in round k, which counts from 1."""
     if missing is None:
         return ()
     if callable(missing):

@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 from flower_dhb.errors import ConfigError
 from flower_dhb.types import Payload, State, Vector
 
-__all__ = ["Algorithm", "Order", "check_choice", "zeros_like"]
+__all__ = ["Algorithm", "check_choice", "zeros_like"]
 
 ADAPT_THEN_COMBINE = "adapt-then-combine"
 COMBINE_THEN_ADAPT = "combine-then-adapt"
-Order = str
 
 # The graphs that rules run on: a symmetric mixing matrix on the agents' own links; one
 # whose columns alone sum to 1, so that links may be one-way; or everyone with everyone.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -17,14 +17,13 @@ from flower_dhb.engine.mixer import CHUNK, Mixer
 from flower_dhb.engine.problem import Agents, Problem
 from flower_dhb.errors import ConfigError, GraphError, StateError
 from flower_dhb.graph import Topology
+from flower_dhb.reference import Edges, Missing, missing_in
 from flower_dhb.types import State
 from flower_dhb.weights import Matrix
 
 __all__ = ["AnyTopology", "Engine", "Missing", "mixing_matrix_of", "random_failures"]
 
 AnyTopology: TypeAlias = Topology | DirectedTopology
-Edges: TypeAlias = Iterable[tuple[int, int]]
-Missing: TypeAlias = Callable[[int], Edges] | Mapping[int, Edges] | Sequence[Edges]
 
 
 class Engine:
@@ -136,7 +135,7 @@ class Engine:
         """Mixing of round k, and how many messages it takes."""
         at = (k - 1) % len(self.topologies)
         topology = self.topologies[at]
-        failing = list(_edges(self.missing, k))
+        failing = list(missing_in(self.missing, k))
         if failing:
             matrix = mixing_matrix_of(self.algorithm, topology, failing)
             return self._new_mixer(matrix), messages(self.algorithm, topology, failing)
@@ -271,13 +270,3 @@ def random_failures(topology: AnyTopology, probability: float, seed: int) -> Mis
         return [e for e, draw in zip(topology.edges, draws, strict=True) if draw < probability]
 
     return failing
-
-
-def _edges(missing: Missing | None, k: int) -> Edges:
-    if missing is None:
-        return ()
-    if callable(missing):
-        return missing(k)
-    if isinstance(missing, Mapping):
-        return missing.get(k, ())
-    return missing[k - 1] if k <= len(missing) else ()

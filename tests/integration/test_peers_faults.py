@@ -94,9 +94,7 @@ def test_a_slow_peer_does_not_hold_up_the_others(tmp_path):
         }
         slow = mesh.history(3)
     for v in (2, 4):  # its neighbors
-        # The ceiling and scheduling noise; waiting for the slow one would be a second. A
-        # loaded machine may hold up any process once.
-        assert np.quantile(waits[v], 0.95) < 0.5 + 0.3
+        assert max(waits[v]) < 0.5 + 0.3
     for v in (0, 1, 5, 6, 7):
         assert np.median(waits[v]) < 0.2
     assert len(slow) < 30
