@@ -188,22 +188,40 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--rounds", type=int, default=60)
-    parser.add_argument("--only", help="peers, simulation, deployment, transfer or idle")
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument(
+        "--only",
+        action="append",
+        help="peers, simulation, deployment, transfer or idle; repeat for several",
+    )
     arguments = parser.parse_args()
     found: dict[str, Any] = {}
 
     def wanted(what: str) -> bool:
-        return arguments.only in (None, what)
+        return arguments.only is None or what in arguments.only
 
     with tempfile.TemporaryDirectory() as directory:
         home = Path(directory)
-        for i, (name, hidden) in enumerate(MODELS.items()):
-            if wanted("peers"):
-                found[f"peers, {name}"] = peers_round(home / f"p{i}", hidden, arguments.rounds)
-            if wanted("simulation"):
-                found[f"simulation, {name}"] = simulation_round(home / f"s{i}", hidden, 12)
-            if wanted("deployment"):
-                found[f"deployment, {name}"] = deployment_round(home / f"d{i}", hidden, 3)
+        for name, hidden in MODELS.items():
+            turns: dict[str, list[float]] = {"peers": [], "simulation": [], "deployment": []}
+            for turn in range(arguments.turns):  # by turns: the machine's pace changes
+                here = home / f"{hidden}-{turn}"
+                if wanted("peers"):
+                    parts = peers_round(here / "peers", hidden, arguments.rounds)
+                    found[f"peers, {name}, parts"] = parts
+                    turns["peers"].append(parts["seconds per round"])
+                if wanted("simulation"):
+                    turns["simulation"].append(simulation_round(here / "simulation", hidden, 15))
+                if wanted("deployment") and turn == 0:
+                    turns["deployment"].append(deployment_round(here / "deployment", hidden, 3))
+            for runtime, seconds in turns.items():
+                if seconds:
+                    found[f"{runtime}, {name}, seconds per round"] = seconds
+            for runtime in ("simulation", "deployment"):
+                if turns[runtime] and turns["peers"]:
+                    found[f"{runtime} / peers, {name}"] = statistics.median(
+                        turns[runtime]
+                    ) / statistics.median(turns["peers"])
         if wanted("idle"):
             found["idle share of a core"] = idle_share(home / "idle")
     if wanted("transfer"):

@@ -20,6 +20,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from flower_dhb.errors import PayloadError
+from flower_dhb.types import dtype_name
 
 __all__ = [
     "VERSION",
@@ -75,7 +76,7 @@ class Header:
     ) -> Header:
         """Header of a payload. Raises PayloadError for a dtype that is not carried."""
         for name, vector in payload.items():
-            if vector.ndim != 1 or vector.dtype.name not in _DTYPES:
+            if vector.ndim != 1 or dtype_name(vector.dtype) not in _DTYPES:
                 raise PayloadError(
                     f"vector '{name}' is {vector.dtype.name}{list(vector.shape)}; a payload "
                     f"carries flat vectors of {' or '.join(_DTYPES)}"
@@ -84,7 +85,7 @@ class Header:
             run,
             round,
             vertex,
-            tuple(VectorSpec(k, v.dtype.name, v.shape[0]) for k, v in payload.items()),
+            tuple(VectorSpec(k, dtype_name(v.dtype), v.shape[0]) for k, v in payload.items()),
         )
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from numpy.typing import NDArray
@@ -12,7 +13,7 @@ from flower_dhb import mixing
 from flower_dhb.algorithms.base import Algorithm
 from flower_dhb.codec import VectorSpec
 from flower_dhb.errors import ConfigError, PayloadError, RoundError
-from flower_dhb.types import Layout, NDArrays, Payload, State
+from flower_dhb.types import Layout, NDArrays, Payload, State, dtype_name
 
 __all__ = ["STATISTICS_VECTOR", "Node", "Pending", "Snapshot", "parameter_vectors"]
 
@@ -264,6 +265,7 @@ def parameter_vectors(layout: Layout) -> tuple[VectorSpec, ...]:
     return _specs(("parameters",), layout)
 
 
+@lru_cache(maxsize=64)
 def _specs(names: tuple[str, ...], layout: Layout) -> tuple[VectorSpec, ...]:
     specs = [VectorSpec(name, layout.dtype.name, layout.size) for name in names]
     if layout.statistics_size:
@@ -273,7 +275,7 @@ def _specs(names: tuple[str, ...], layout: Layout) -> tuple[VectorSpec, ...]:
 
 
 def _check_payload(who: str, payload: Payload, expected: tuple[VectorSpec, ...]) -> None:
-    found = tuple(VectorSpec(k, v.dtype.name, v.size) for k, v in payload.items())
+    found = tuple(VectorSpec(k, dtype_name(v.dtype), v.size) for k, v in payload.items())
     if found != expected or any(v.ndim != 1 for v in payload.values()):
         shapes = [f"{k} {v.dtype.name}{list(v.shape)}" for k, v in payload.items()]
         wanted = [f"{e.name} {e.dtype}[{e.size}]" for e in expected]

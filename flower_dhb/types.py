@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cached_property, lru_cache
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -12,7 +14,7 @@ from numpy.typing import NDArray
 
 from flower_dhb.errors import ConfigError, PayloadError
 
-__all__ = ["STATISTICS", "Entry", "Layout", "NDArrays", "Payload", "State", "Vector"]
+__all__ = ["STATISTICS", "Entry", "Layout", "NDArrays", "Payload", "State", "Vector", "dtype_name"]
 
 # A NumPy array or a torch tensor: `(d,)` for one agent, `(n, d)` for all of them.
 # Rules use only elementwise arithmetic, which both libraries spell alike.
@@ -25,6 +27,13 @@ NDArrays: TypeAlias = dict[str, NDArray[Any]]
 
 # Names of arrays that hold running statistics, as torch and Keras spell them.
 STATISTICS = ("*running_mean", "*running_var", "*moving_mean", "*moving_variance")
+
+
+@lru_cache(maxsize=64)
+def dtype_name(dtype: np.dtype[Any]) -> str:
+    """`dtype.name`, which NumPy composes anew each time it is asked."""
+    return dtype.name
+
 
 Kind = Literal["parameter", "statistic", "local"]
 
@@ -50,10 +59,10 @@ class Entry:
     dtype: np.dtype[Any]
     kind: Kind
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Number of elements."""
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -88,22 +97,22 @@ class Layout:
             )
         return cls(entries)
 
-    @property
+    @cached_property
     def dtype(self) -> np.dtype[Any]:
         """Dtype of the parameter vector."""
         return self._dtype("parameter")
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Length `d` of the parameter vector."""
         return self._size("parameter")
 
-    @property
+    @cached_property
     def statistics_size(self) -> int:
         """Length of the vector of running statistics, 0 for most models."""
         return self._size("statistic")
 
-    @property
+    @cached_property
     def statistics_dtype(self) -> np.dtype[Any]:
         """Dtype of the vector of running statistics."""
         return self._dtype("statistic")
@@ -192,7 +201,11 @@ class Layout:
         return np.result_type(np.float32, *dtypes)
 
     def _pack(self, arrays: Mapping[str, NDArray[Any]], kind: Kind) -> NDArray[Any]:
-        vector = np.empty(self._size(kind), self._dtype(kind))
+        vector = (
+            np.empty(self.size, self.dtype)
+            if kind == "parameter"
+            else np.empty(self.statistics_size, self.statistics_dtype)
+        )
         at = 0
         for e in self.entries:
             if e.kind == kind:

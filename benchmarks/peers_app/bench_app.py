@@ -52,10 +52,10 @@ def start(values):
 def train(message, context):
     """A few steps of plain SGD."""
     values = context.run_config
-    vertex = int(context.node_config.get("vertex", context.node_config.get("partition-id")))
+    vertex, n = int(context.node_config["partition-id"]), int(context.node_config["num-partitions"])
     net, digits = model(values["hidden"], int(values["seed"])), load_digits()
     net.load_state_dict(message.content["arrays"].to_torch_state_dict())
-    mine = parts(RunConfig.of(values).topology.n_agents, int(values["seed"]))[vertex]
+    mine = parts(n, int(values["seed"]))[vertex]
     steps = batches(
         len(mine), int(values["batch-size"]), int(values["local-steps"]),
         seed=int(values["seed"]), vertex=vertex, round=message.content["config"]["server-round"],

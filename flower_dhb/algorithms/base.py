@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,7 +22,7 @@ COMBINE_THEN_ADAPT = "combine-then-adapt"
 UNDIRECTED, DIRECTED, COMPLETE = "undirected", "directed", "complete"
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Algorithm(ABC):
     """One decentralized training rule: pure, elementwise, for one agent or for all.
 
@@ -89,7 +89,7 @@ class Algorithm(ABC):
 
     def to_config(self) -> dict[str, Any]:
         """Name and settings as plain values; `algorithm_from_config` is the inverse."""
-        return {"name": self.name, **dataclasses.asdict(self)}
+        return {"name": self.name, **{f.name: getattr(self, f.name) for f in fields(self)}}
 
 
 def zeros_like(vector: Vector) -> Vector:

@@ -8,10 +8,13 @@ entry costs Flower objects and requests.
 from __future__ import annotations
 
 import json
+import math
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from io import BytesIO
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
@@ -19,7 +22,7 @@ from numpy.typing import NDArray
 
 from flower_dhb.algorithms import Algorithm, algorithm_from_config
 from flower_dhb.errors import FlowerDhbError, PayloadError, StateError
-from flower_dhb.types import Layout, NDArrays
+from flower_dhb.types import Layout, NDArrays, dtype_name
 
 __all__ = [
     "START_VERTEX",
@@ -37,6 +40,7 @@ __all__ = [
 
 PROTOCOL = "flower_dhb"
 PROTOCOL_VERSION = 1
+_COMMON = "flower_dhb.common"
 _PAYLOADS, _REJOIN = "flower_dhb.payloads", "flower_dhb.rejoin"
 _START, _LOCAL = "flower_dhb.start", "flower_dhb.local"
 _PAYLOAD, _PARAMETERS = "flower_dhb.payload", "flower_dhb.parameters"
@@ -45,6 +49,8 @@ START_VERTEX = -1  # sender of the initial vectors, which belong to no agent
 
 _NUMPY = "numpy.ndarray"  # Flower's name for the .npy format
 _FRAME = "flower_dhb.frame"
+
+_Weights: TypeAlias = tuple[tuple[int, float], ...]
 
 Ask = Literal["vertex", "train", "evaluate", "report"]
 
@@ -94,15 +100,14 @@ class Instruction:
             "round": self.round,
             "vertex": self.vertex,
             "state_round": self.state_round,
-            "weights": {str(j): w for j, w in self.weights.items()},
-            "algorithm": self.algorithm.to_config(),
-            "layout": self.layout.to_config(),
             "rejoin_rounds": {str(j): r for j, (r, _) in self.rejoin.items()},
             "report": self.report,
             "arrays_key": self.arrays_key,
             "config_key": self.config_key,
         }
         records = _records(document)
+        weights = tuple(sorted(self.weights.items()))
+        records[_COMMON] = ConfigRecord({"json": _write(weights, self.algorithm, self.layout)})
         if config is not None:
             records[self.config_key] = config
         if self.payloads:
@@ -120,15 +125,16 @@ class Instruction:
         """Inverse of `to_records`."""
         rounds = document["rejoin_rounds"]
         start = _arrays(records, _START).get("start")
+        weights, algorithm, layout = _read(str(records.config_records[_COMMON]["json"]))
         return cls(
             ask=document["ask"],
             run=document["run"],
             round=document["round"],
             vertex=document["vertex"],
             state_round=document["state_round"],
-            weights={int(j): float(w) for j, w in document["weights"].items()},
-            algorithm=algorithm_from_config(document["algorithm"]),
-            layout=Layout.from_config(document["layout"]),
+            weights=dict(weights),
+            algorithm=algorithm,
+            layout=layout,
             payloads={int(j): a for j, a in _arrays(records, _PAYLOADS).items()},
             rejoin={int(j): (rounds[j], a) for j, a in _arrays(records, _REJOIN).items()},
             start=start,
@@ -239,29 +245,50 @@ def frame_array(frame: bytes) -> Array:
 def npy_array(array: NDArray[Any]) -> Array:
     """One array as Flower stores it: what np.save writes, without its intermediate copies."""
     array = np.asarray(array, order="C")
-    head = BytesIO()
-    np.lib.format.write_array_header_1_0(head, np.lib.format.header_data_from_array_1_0(array))
-    data = b"".join((head.getvalue(), array.reshape(-1).view(np.uint8).data))
-    return Array(str(array.dtype), tuple(array.shape), _NUMPY, data)
+    head = _npy_head(array.dtype.str, tuple(array.shape))
+    data = b"".join((head, array.reshape(-1).view(np.uint8).data))
+    return Array(dtype_name(array.dtype), tuple(array.shape), _NUMPY, data)
 
 
 def _from_npy(name: str, array: Array) -> NDArray[Any]:
     if array.stype != _NUMPY:
         raise PayloadError(f"'{name}' is serialized as '{array.stype}', expected '{_NUMPY}'")
-    stream = BytesIO(array.data)
     try:
-        version = np.lib.format.read_magic(stream)
-        if version == (1, 0):
-            shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-        else:
-            shape, fortran, dtype = np.lib.format.read_array_header_2_0(stream)
-        count = int(np.prod(shape, dtype=np.int64))
-        flat = (
-            np.frombuffer(array.data, dtype, count, stream.tell()) if count else np.empty(0, dtype)
-        )
+        start = _npy_start(array.data)
+        shape, fortran, dtype = _read_npy_head(bytes(array.data[:start]))
+        count = math.prod(shape)
+        flat = np.frombuffer(array.data, dtype, count, start) if count else np.empty(0, dtype)
         return flat.reshape(shape, order="F" if fortran else "C")
-    except ValueError as error:
+    except (ValueError, struct.error) as error:
         raise PayloadError(f"'{name}' is not a readable array: {error}") from None
+
+
+def _npy_start(data: bytes) -> int:
+    """Where the values begin: magic, version, the header's length, the header."""
+    wide = data[6:7] != b"\x01"
+    (length,) = struct.unpack_from("<I" if wide else "<H", data, 8)
+    return int(length) + (12 if wide else 10)
+
+
+# A model's arrays have the same few headers in every round.
+
+
+@lru_cache(maxsize=4096)
+def _npy_head(dtype: str, shape: tuple[int, ...]) -> bytes:
+    stream = BytesIO()
+    np.lib.format.write_array_header_1_0(
+        stream, {"descr": dtype, "fortran_order": False, "shape": shape}
+    )
+    return stream.getvalue()
+
+
+@lru_cache(maxsize=4096)
+def _read_npy_head(head: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    stream = BytesIO(head)
+    version = np.lib.format.read_magic(stream)
+    if version == (1, 0):
+        return np.lib.format.read_array_header_1_0(stream)
+    return np.lib.format.read_array_header_2_0(stream)
 
 
 def _record(arrays: dict[str, Array]) -> ArrayRecord:
@@ -274,6 +301,28 @@ def _record(arrays: dict[str, Array]) -> ArrayRecord:
 def _arrays(records: RecordDict, key: str) -> dict[str, Array]:
     record = records.get(key)
     return dict(record.items()) if isinstance(record, ArrayRecord) else {}
+
+
+# What stays the same from message to message is written and read once. The texts of
+# large models are long, so only a few are kept.
+
+
+@lru_cache(maxsize=64)
+def _write(weights: _Weights, algorithm: Algorithm, layout: Layout) -> str:
+    document = {
+        "weights": weights,
+        "algorithm": algorithm.to_config(),
+        "layout": layout.to_config(),
+    }
+    return json.dumps(document)
+
+
+@lru_cache(maxsize=64)
+def _read(text: str) -> tuple[_Weights, Algorithm, Layout]:
+    document = json.loads(text)
+    weights = tuple((int(j), float(w)) for j, w in document["weights"])
+    algorithm = algorithm_from_config(document["algorithm"])
+    return weights, algorithm, Layout.from_config(document["layout"])
 
 
 def _records(document: dict[str, Any]) -> RecordDict:

@@ -21,7 +21,7 @@ from safetensors.numpy import save
 from flower_dhb.algorithms import Algorithm
 from flower_dhb.errors import StateError
 from flower_dhb.node import Pending, Snapshot
-from flower_dhb.types import Layout, NDArrays, State
+from flower_dhb.types import Layout, NDArrays, State, dtype_name
 
 __all__ = ["Store", "load_snapshot", "open_store", "snapshot_vectors"]
 
@@ -69,7 +69,10 @@ class _ContextStore:
         record = ArrayRecord()
         for name, array in arrays.items():
             record[name] = Array(
-                str(array.dtype), tuple(array.shape), _RAW, np.asarray(array, order="C").tobytes()
+                dtype_name(array.dtype),
+                tuple(array.shape),
+                _RAW,
+                np.asarray(array, order="C").tobytes(),
             )
         self._state[_STATE] = record
         self._state[_ABOUT] = ConfigRecord({"json": json.dumps(document)})
@@ -124,7 +127,9 @@ def snapshot_vectors(
     snapshot: Snapshot, algorithm: Algorithm, run: str
 ) -> tuple[dict[str, Any], NDArrays]:
     """A snapshot as a small plain document and named arrays, to be stored anywhere."""
-    arrays: NDArrays = {"parameters": snapshot.state.parameters, "statistics": snapshot.statistics}
+    arrays: NDArrays = {"parameters": snapshot.state.parameters}
+    if snapshot.statistics.size:
+        arrays["statistics"] = snapshot.statistics
     arrays |= {f"memory/{name}": vector for name, vector in snapshot.state.memory.items()}
     arrays |= {f"local/{name}": array for name, array in snapshot.local.items()}
     document: dict[str, Any] = {
@@ -136,7 +141,8 @@ def snapshot_vectors(
     if snapshot.pending is not None:
         document["pending_round"] = snapshot.pending.round
         arrays["trained"] = snapshot.pending.trained
-        arrays["trained_statistics"] = snapshot.pending.statistics
+        if snapshot.pending.statistics.size:
+            arrays["trained_statistics"] = snapshot.pending.statistics
     return document, arrays
 
 
@@ -162,11 +168,15 @@ def load_snapshot(
         if any(v.shape != (layout.size,) for v in (state.parameters, *memory.values())):
             raise StateError(f"state is of another model, expected {layout.size} parameters")
         local = {e.name: arrays[f"local/{e.name}"] for e in layout.entries if e.kind == "local"}
+        statistics = _statistics(arrays, "statistics", layout)
         pending = None
         if document["pending_round"] is not None:
-            pending = Pending(
-                document["pending_round"], arrays["trained"], arrays["trained_statistics"]
-            )
-        return Snapshot(document["round"], state, arrays["statistics"], local, pending)
+            trained_statistics = _statistics(arrays, "trained_statistics", layout)
+            pending = Pending(document["pending_round"], arrays["trained"], trained_statistics)
+        return Snapshot(document["round"], state, statistics, local, pending)
     except KeyError as error:
         raise StateError(f"state lacks {error}") from None
+
+
+def _statistics(arrays: Mapping[str, NDArray[Any]], name: str, layout: Layout) -> NDArray[Any]:
+    return arrays[name] if layout.statistics_size else layout.empty_statistics()

@@ -70,6 +70,7 @@ class Agent:
         algorithm: Algorithm,
         weights: Mapping[int, float],
         arrays: NDArrays,
+        node_config: Mapping[str, Any],
         run_config: Mapping[str, Any],
     ) -> None:
         self.vertex, self.run, self.algorithm = vertex, run, algorithm
@@ -82,7 +83,8 @@ class Agent:
         self._node = vertex + 2  # as ids of Flower nodes: none is 0, 1 is the relay
         run_number = xxhash.xxh3_64_intdigest(run.encode()) >> 1
         take_identity(run_number, self._node)
-        self._context: Context = make_context(run_number, self._node, vertex, run_config)
+        known = {"partition-id": vertex, **node_config, "vertex": vertex}
+        self._context: Context = make_context(run_number, self._node, known, run_config)
         self.round = 0
 
     # --- questions --------------------------------------------------------------------

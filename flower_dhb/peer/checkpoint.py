@@ -1,9 +1,7 @@
 """An agent's state on disk: written whole or not at all, the one before kept.
 
-`round-12.safetensors` holds the arrays, `round-12.json` a small document with the
-checksum of the arrays' file. The document is written last: without it there is no
-checkpoint of that round. Each file is written under another name, forced to the disk,
-and renamed.
+`round-12.safetensors` holds the arrays, and in its metadata a small JSON document and the
+checksum of both. It is written under another name, forced to the disk, and renamed.
 """
 
 from __future__ import annotations
@@ -16,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors
 import xxhash
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors.numpy import save
 
 from flower_dhb.errors import StateError
 
@@ -47,23 +46,24 @@ class Checkpoints:
         self._directory = directory
         self._run = run
         self._report = report
+        self._known: list[int] | None = None
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write one. When this returns, it survives a crash of process and machine."""
-        self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         arrays = {name: np.ascontiguousarray(array) for name, array in checkpoint.arrays.items()}
-        data = save(arrays)
-        document = {
-            "run": self._run,
-            "round": checkpoint.round,
-            "bytes": len(data),
-            "checksum": xxhash.xxh3_64_hexdigest(data),
-            "state": checkpoint.document,
-        }
-        self._write(self._path(checkpoint.round, "safetensors"), data)
-        self._write(self._path(checkpoint.round, "json"), json.dumps(document).encode())
-        self._sync()
-        self._prune()
+        about = json.dumps(
+            {"run": self._run, "round": checkpoint.round, "state": checkpoint.document}
+        )
+        metadata = {"about": about, "checksum": _checksum(about, arrays)}
+        if self._known is None:
+            self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._known = self._rounds()
+        self._write(self._path(checkpoint.round), save(arrays, metadata=metadata))
+        self._known = sorted({*self._known, checkpoint.round})
+        # A later one that is damaged stays until its round is written anew.
+        for old in [k for k in self._known if k <= checkpoint.round][:-_KEEP]:
+            self._path(old).unlink(missing_ok=True)
+            self._known.remove(old)
 
     def load(self) -> Checkpoint | None:
         """The newest whole one; None if there is none.
@@ -85,46 +85,44 @@ class Checkpoints:
         return None
 
     def _read(self, k: int) -> Checkpoint:
-        document = json.loads(self._path(k, "json").read_bytes())
+        with safetensors.safe_open(self._path(k), framework="numpy") as file:
+            metadata = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        found = _checksum(metadata["about"], arrays)
+        if found != metadata["checksum"]:
+            raise ValueError(f"its checksum is {found}, expected {metadata['checksum']}")
+        document = json.loads(metadata["about"])
         if document["run"] != self._run:
             raise StateError(
                 f"{self._directory}: checkpoint is of run '{document['run']}', expected "
                 f"'{self._run}'; choose another state-dir for another run"
             )
-        data = self._path(k, "safetensors").read_bytes()
-        found = xxhash.xxh3_64_hexdigest(data)
-        if (len(data), found) != (document["bytes"], document["checksum"]):
-            raise ValueError(
-                f"{len(data)} bytes with checksum {found}, expected {document['bytes']} with "
-                f"{document['checksum']}"
-            )
-        return Checkpoint(k, load(data), document["state"])
+        return Checkpoint(k, arrays, document["state"])
 
     def _rounds(self) -> list[int]:
-        stems = (p.stem.removeprefix("round-") for p in self._directory.glob("round-*.json"))
+        stems = (p.stem.removeprefix("round-") for p in self._directory.glob("round-*.safetensors"))
         return sorted(int(stem) for stem in stems if stem.isdecimal())
 
-    def _prune(self) -> None:
-        keep = set(self._rounds()[-_KEEP:])
-        for path in self._directory.glob("round-*"):
-            stem = path.stem.removeprefix("round-")
-            if stem.isdecimal() and int(stem) not in keep:
-                path.unlink(missing_ok=True)
-
-    def _path(self, k: int, ending: str) -> Path:
-        return self._directory / f"round-{k}.{ending}"
+    def _path(self, k: int) -> Path:
+        return self._directory / f"round-{k}.safetensors"
 
     def _write(self, path: Path, data: bytes) -> None:
-        temporary = path.with_name(path.name + ".tmp")
+        temporary = path.with_suffix(".tmp")
         with temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-
-    def _sync(self) -> None:
         handle = os.open(self._directory, os.O_RDONLY)
         try:
-            os.fsync(handle)
+            os.fsync(handle)  # the rename itself must reach the disk
         finally:
             os.close(handle)
+
+
+def _checksum(about: str, arrays: Mapping[str, NDArray[Any]]) -> str:
+    digest = xxhash.xxh3_64(about.encode())
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype.str}{list(array.shape)}".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()

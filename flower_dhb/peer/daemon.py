@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import xxhash
@@ -59,6 +59,7 @@ class Peer:
             algorithm=settings.algorithm,
             weights=settings.weights,
             arrays=arrays,
+            node_config=settings.node_config,
             run_config=settings.run_config,
         )
         self.exchange = Exchange(
@@ -151,6 +152,7 @@ class Peer:
         self.exchange.stop()
         self.transport.stop()
         self._writer.shutdown(wait=True)
+        self._history.close()
         self._recorder.close()
         if self._stop_metrics is not None:
             self._stop_metrics()
@@ -324,14 +326,20 @@ class _History:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._file: TextIO | None = None
 
     def append(self, entry: dict[str, Any], *, sync: bool) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
-            file.flush()
-            if sync:
-                os.fsync(file.fileno())
+        if self._file is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._file = self._path.open("a", encoding="utf-8")
+        self._file.write(json.dumps(entry) + "\n")
+        self._file.flush()
+        if sync:
+            os.fdatasync(self._file.fileno())
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
 
     def keep_until(self, last: int) -> None:
         """Drop the entries of rounds that a crash undid, and a line that it cut off."""

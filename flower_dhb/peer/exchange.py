@@ -42,8 +42,11 @@ class Link(Protocol):
     def send(self, frame: pb.Frame) -> None:
         """Send a short frame, ahead of what is left of a payload."""
 
-    def send_payload(self, payload: Outgoing) -> None:
-        """Send a payload; one that is still under way is abandoned."""
+    def send_payload(self, payload: Outgoing, ack: int = 0) -> None:
+        """Send a payload; one that is still under way is abandoned.
+
+        ack: a round of the neighbor's that this acknowledges, 0 for none.
+        """
 
     def close(self, text: str) -> None:
         """Say goodbye and end the connection."""
@@ -208,7 +211,8 @@ class Exchange:
             if k > self.rounds:
                 raise RefusedError(Reason.AHEAD, f"{who}: the run has {self.rounds} rounds", k)
             if k in edge.held:
-                if edge.link is not None:  # a neighbor that has restarted asks for it again
+                # A neighbor that has restarted asks for it again.
+                if edge.link is not None and edge.voted == k:
                     edge.link.send(pb.Frame(ack=pb.Ack(round=k)))
                 raise RefusedError(
                     Reason.REPEATED, f"{who}: a payload of this round is here already", k
@@ -223,7 +227,11 @@ class Exchange:
             edge.incoming = k
 
     def accept(self, neighbor: int, round: int, frame: Bytes) -> None:
-        """A payload is complete and checked: hold it and acknowledge it."""
+        """A payload is complete and checked: hold it and acknowledge it.
+
+        Where our own payload of the round is still to come, it takes the acknowledgment
+        along: the neighbor needs both.
+        """
         with self._changed:
             edge = self.edges[neighbor]
             edge.incoming = None
@@ -232,10 +240,11 @@ class Exchange:
                 return
             edge.held[round] = frame
             edge.wants = max(edge.wants, round)
-            edge.voted = round
             edge.patience.arrived(round, self._clock())
-            if edge.link is not None:
-                edge.link.send(pb.Frame(ack=pb.Ack(round=round)))
+            if round <= self.round:
+                edge.voted = round
+                if edge.link is not None:
+                    edge.link.send(pb.Frame(ack=pb.Ack(round=round)))
             self._changed.notify_all()
 
     def acknowledged(self, neighbor: int, round: int) -> None:
@@ -303,8 +312,10 @@ class Exchange:
             for edge in self.edges.values():
                 for old in [r for r in edge.held if r < label]:
                     del edge.held[old]
+                if label in edge.held:
+                    edge.voted = label
                 if edge.link is not None and not edge.done:
-                    edge.link.send_payload(payload)
+                    edge.link.send_payload(payload, label if label in edge.held else 0)
             self._changed.notify_all()
             return label
 

@@ -31,12 +31,14 @@ def take_identity(run: int, node: int) -> None:
     TaskIdentity.node_id = node
 
 
-def make_context(run: int, node: int, vertex: int, run_config: Mapping[str, Any]) -> Context:
+def make_context(
+    run: int, node: int, node_config: Mapping[str, Any], run_config: Mapping[str, Any]
+) -> Context:
     """A node's context, as Flower's deployment makes it, with an empty state."""
     return Context(
         run_id=run,
         node_id=node,
-        node_config={"vertex": vertex, "partition-id": vertex},
+        node_config=dict(node_config),
         state=RecordDict(),
         run_config=dict(run_config),
     )

@@ -32,7 +32,7 @@ VERSION = 1
 # Measured best on loopback, of 64 KiB to 4 MiB (docs/benchmarks.md).
 CHUNK_BYTES = 1024 * 1024
 # A payload up to this size travels inside its header's frame: one message, not two.
-WHOLE_BYTES = 64 * 1024
+WHOLE_BYTES = 256 * 1024
 # gRPC refuses larger messages before they are in memory.
 MESSAGE_LIMIT_BYTES = 1024 * 1024 + 64 * 1024
 
@@ -71,8 +71,8 @@ class Outgoing:
         """A codec frame, ready to be sent."""
         return cls(codec.read_header(frame), frame, codec.read_checksum(frame))
 
-    def pieces(self, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
-        """Serialized frames: the header, then the chunks."""
+    def pieces(self, ack: int = 0, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
+        """Serialized frames: the header, which may acknowledge a round, then the chunks."""
         message = pb.Header(
             run=self.header.run,
             round=self.header.round,
@@ -82,6 +82,7 @@ class Outgoing:
             ],
             total_bytes=len(self.frame),
             checksum=self.checksum,
+            ack=ack,
         )
         small = len(self.frame) <= WHOLE_BYTES
         if small:

@@ -89,10 +89,10 @@ class StreamLink:
             self._monitor.count("cut-off.slow-reader", self.neighbor)
             self.abort()
 
-    def send_payload(self, payload: Outgoing) -> None:
+    def send_payload(self, payload: Outgoing, ack: int = 0) -> None:
         """Send a payload; one that is still under way is abandoned."""
         with self._ready:
-            self._payload = payload.pieces()
+            self._payload = payload.pieces(ack)
             self._ready.notify()
 
     def close(self, text: str) -> None:
@@ -232,6 +232,8 @@ class StreamLink:
     def _header(self, message: pb.Header) -> None:
         self.transfer_since = None
         expect = self._assembler.check(message)
+        if message.ack:
+            self._exchange.acknowledged(self.neighbor, message.ack)
         self._exchange.admit(self.neighbor, expect)
         self._arriving = message.round
         whole = self._assembler.begin(message, expect)

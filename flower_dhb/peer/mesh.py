@@ -9,7 +9,7 @@ import socket
 import sys
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +43,18 @@ _PORTS = range(20000, 32000)  # below the ports that systems hand out to outgoin
 
 @dataclass(frozen=True)
 class Host:
-    """Where one vertex runs. address: where neighbors reach it, None behind NAT."""
+    """Where one vertex runs.
+
+    address: where neighbors reach it, None behind NAT. listen: what it binds. app: directory
+    of the app on that device. node_config: what the app finds there, such as where the
+    data lie.
+    """
 
     vertex: int
-    address: str | None
+    address: str | None = None
     listen: str | None = None
     app: str | None = None
+    node_config: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def listens_on(self) -> str | None:
@@ -77,12 +83,13 @@ def read_hosts(path: Path) -> list[Host]:
     """Hosts from a TOML file with one `[[hosts]]` table per vertex. Raises ConfigError."""
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))["hosts"]
-        hosts = [Host(**table) for table in tables]
+        hosts = [Host(**{k.replace("-", "_"): v for k, v in table.items()}) for table in tables]
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, KeyError, TypeError) as error:
         raise ConfigError(
-            f"{path}: expected [[hosts]] tables with vertex, address, listen and app: {error}"
+            f"{path}: expected [[hosts]] tables with vertex, address, listen, app and node-config: "
+            f"{error}"
         ) from None
     return hosts
 
@@ -231,6 +238,11 @@ def _peer_document(
         "state-dir": "state",
         "algorithm": config.algorithm.to_config(),
         "timing": {"ceiling-s": config.round_timeout_s or 3600.0},
+        "node-config": {
+            "partition-id": vertex,
+            "num-partitions": topology.n_agents,
+            **host.node_config,
+        },
         "run-config": dict(values),
         **(plan.peer or {}),
     }

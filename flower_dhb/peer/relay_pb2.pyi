@@ -58,7 +58,7 @@ class Hello(_message.Message):
     def __init__(self, version: _Optional[int] = ..., run: _Optional[str] = ..., vertex: _Optional[int] = ..., neighbor: _Optional[int] = ..., agreement: _Optional[_Mapping[str, str]] = ..., round: _Optional[int] = ..., closed: _Optional[int] = ..., holds: _Optional[int] = ..., done: bool = ..., doubts: _Optional[int] = ...) -> None: ...
 
 class Header(_message.Message):
-    __slots__ = ("run", "round", "vertex", "vectors", "total_bytes", "checksum", "whole")
+    __slots__ = ("run", "round", "vertex", "vectors", "total_bytes", "checksum", "whole", "ack")
     RUN_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     VERTEX_FIELD_NUMBER: _ClassVar[int]
@@ -66,6 +66,7 @@ class Header(_message.Message):
     TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
     CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     WHOLE_FIELD_NUMBER: _ClassVar[int]
+    ACK_FIELD_NUMBER: _ClassVar[int]
     run: str
     round: int
     vertex: int
@@ -73,7 +74,8 @@ class Header(_message.Message):
     total_bytes: int
     checksum: int
     whole: bytes
-    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., vertex: _Optional[int] = ..., vectors: _Optional[_Iterable[_Union[Vector, _Mapping]]] = ..., total_bytes: _Optional[int] = ..., checksum: _Optional[int] = ..., whole: _Optional[bytes] = ...) -> None: ...
+    ack: int
+    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., vertex: _Optional[int] = ..., vectors: _Optional[_Iterable[_Union[Vector, _Mapping]]] = ..., total_bytes: _Optional[int] = ..., checksum: _Optional[int] = ..., whole: _Optional[bytes] = ..., ack: _Optional[int] = ...) -> None: ...
 
 class Vector(_message.Message):
     __slots__ = ("name", "dtype", "size")

@@ -27,7 +27,8 @@ class PeerSettings:
 
     weights: mixing weight by vertex, its own and its neighbors'. dial: addresses of the
     neighbors that it dials; the others dial `listen`. graph: digest of topology and
-    weights. start: file of the initial arrays. away_rounds: a peer that missed more
+    weights. start: file of the initial arrays. node_config, run_config: what the app finds
+    in its context. away_rounds: a peer that missed more
     rounds takes its neighbors' average. checkpoint_every: rounds between two
     checkpoints. record: `off`, `checksums` or `payloads`. metrics_port: of Prometheus,
     on loopback.
@@ -47,6 +48,7 @@ class PeerSettings:
     listen: str | None = None
     dial: Mapping[int, str] = field(default_factory=dict)
     tls: TlsFiles | None = None
+    node_config: Mapping[str, Any] = field(default_factory=dict)
     run_config: Mapping[str, Any] = field(default_factory=dict)
     timing: Timing = field(default_factory=Timing)
     limits: Limits = field(default_factory=Limits)
@@ -82,6 +84,7 @@ class PeerSettings:
             raise ConfigError(unknown("record", self.record, ("off", "checksums", "payloads")))
         if self.log not in ("text", "json"):
             raise ConfigError(unknown("log", self.log, ("text", "json")))
+        _check_node_config(self.node_config, self.vertex)
         if self.tls is None:
             for address in [*([self.listen] if self.listen else []), *self.dial.values()]:
                 check_loopback(address)
@@ -150,6 +153,21 @@ def check_loopback(address: str) -> None:
         raise ConfigError(
             f"plaintext on {address}: allowed on loopback addresses only; configure [tls]"
         )
+
+
+def _check_node_config(config: Mapping[str, Any], vertex: int) -> None:
+    for key, value in config.items():
+        if not isinstance(value, bool | int | float | str):
+            raise ConfigError(
+                f"[node-config] {key} must be a number, a text, true or false; got {value!r}"
+            )
+        if key == "state-dir":
+            raise ConfigError(
+                "[node-config] state-dir is for Flower's SuperNodes; a peer keeps its state where "
+                "the key 'state-dir' at the top says"
+            )
+        if key in ("vertex", "partition-id") and value != vertex:
+            raise ConfigError(f"[node-config] {key} is {value!r}, this is vertex {vertex}")
 
 
 def _table(kind: type[T], name: str, table: Mapping[str, Any]) -> T:

@@ -68,7 +68,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_used(tmp_path):
         mesh.wait_round(1, 6)
         mesh.kill(1)
         state = tmp_path / "m" / "vertex-1" / "state"
-        rounds = sorted(int(p.stem.split("-")[1]) for p in state.glob("round-*.json"))
+        rounds = sorted(int(p.stem.split("-")[1]) for p in state.glob("round-*.safetensors"))
         newest = state / f"round-{rounds[-1]}.safetensors"
         data = bytearray(newest.read_bytes())
         data[-1] ^= 1

@@ -82,9 +82,12 @@ class Wire:
                 elif kind == "goodbye":
                     here.left(sender, what.goodbye.done)
             else:
-                header = codec.read_header(what)
+                payload, ack = what
+                header = codec.read_header(payload)
+                if ack:
+                    here.acknowledged(sender, ack)
                 here.admit(sender, header)
-                here.accept(sender, header.round, what)
+                here.accept(sender, header.round, payload)
         except RefusedError:
             here._monitor.count("refused")
         return True
@@ -101,8 +104,8 @@ class End:
     def send(self, message):
         self.wire.line[self.other].append(message)
 
-    def send_payload(self, payload):
-        self.wire.line[self.other].append(payload.frame)
+    def send_payload(self, payload, ack=0):
+        self.wire.line[self.other].append((payload.frame, ack))
 
     def close(self, text):
         pass
@@ -111,6 +114,33 @@ class End:
 def decided(x, k):
     """Whether `close` would return at once."""
     return all(x._wait_s(edge, k) == 0.0 for edge in x.edges.values())
+
+
+def test_the_later_payload_takes_the_acknowledgment_along():
+    a, b = exchange(0, [1]), exchange(1, [0])
+    wire = Wire(a, b)
+    a.share(1, frame(0, 1))
+    wire.flush()
+    assert not wire.line[0]  # b trains still: it says nothing yet
+    b.share(1, frame(1, 1))
+    assert [ack for _, ack in wire.line[0]] == [1]
+    wire.deliver(0)
+    assert decided(a, 1)
+    assert not decided(b, 1)
+    wire.flush()
+    assert (list(a.close(1)), list(b.close(1))) == ([1], [0])
+
+
+def test_a_payload_that_was_not_acknowledged_is_given_up_without_doubt():
+    a, b = exchange(0, [1]), exchange(1, [0])
+    wire = Wire(a, b)
+    a.share(1, frame(0, 1))
+    wire.flush()
+    b.skip(1)
+    wire.flush()
+    assert decided(a, 1)
+    assert a.close(1) == {}
+    assert not b._monitor.total("in-doubt")
 
 
 def test_both_use_the_edge():

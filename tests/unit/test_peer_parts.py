@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 import flower_dhb.peer
@@ -147,14 +148,15 @@ def test_checkpoints_keep_the_one_before(tmp_path):
     for k in range(1, 5):
         store.save(checkpoint(k))
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        f"round-{k}.{e}" for k in (3, 4) for e in ("json", "safetensors")
+        "round-3.safetensors",
+        "round-4.safetensors",
     ]
     assert store.load().round == 4
     np.testing.assert_array_equal(store.load().arrays["x"], np.full(4, 4, np.float32))
     assert not said
 
 
-@pytest.mark.parametrize("damage", ["bit", "truncated", "empty", "no arrays", "json"])
+@pytest.mark.parametrize("damage", ["bit", "truncated", "empty", "document", "another file"])
 def test_damaged_checkpoints_are_reported(tmp_path, damage):
     said = []
     store = Checkpoints(tmp_path, "r", said.append)
@@ -168,13 +170,17 @@ def test_damaged_checkpoints_are_reported(tmp_path, damage):
         path.write_bytes(data[:-3])
     elif damage == "empty":
         path.write_bytes(b"")
-    elif damage == "no arrays":
-        path.unlink()
+    elif damage == "document":
+        at = data.index(b"agent-round")
+        path.write_bytes(data[:at] + b"A" + data[at + 1 :])
     else:
-        (tmp_path / "round-2.json").write_text("{")
+        save_file({"x": np.zeros(4, np.float32)}, path)
     assert store.load().round == 1
     assert "round 2" in said[0]
-    (tmp_path / "round-1.json").write_text("{}")
+    again = Checkpoints(tmp_path, "r", said.append)
+    again.save(checkpoint(1))
+    assert again.load().round == 1  # the damaged one has not pushed the whole one out
+    (tmp_path / "round-1.safetensors").write_bytes(b"{}")
     with pytest.raises(StateError, match=r"rounds \[1, 2\] can be used"):
         store.load()
 
@@ -270,6 +276,10 @@ def test_hosts_file(tmp_path):
         '[[hosts]]\nvertex = 0\naddress = "a:1"\n[[hosts]]\nvertex = 1\naddress = "b:1"\n'
     )
     assert read_hosts(path)[1] == Host(1, "b:1")
+    path.write_text(
+        '[[hosts]]\nvertex = 0\n[hosts.node-config]\ndata = "/srv/images"\nlidar = true\n'
+    )
+    assert read_hosts(path)[0].node_config == {"data": "/srv/images", "lidar": True}
     path.write_text("[[hosts]]\nvertx = 0\n")
     with pytest.raises(ConfigError, match="expected"):
         read_hosts(path)
@@ -279,6 +289,16 @@ def test_hosts_file(tmp_path):
 
 def test_local_hosts_are_distinct():
     assert len({h.address for h in local_hosts(20)}) == 20
+
+
+def test_a_device_tells_its_app_what_flower_would(tmp_path):
+    """Stock apps ask for `partition-id` and `num-partitions`; a host may add its own."""
+    hosts = [
+        Host(h.vertex, h.address, node_config={"data": f"/d{h.vertex}"}) for h in local_hosts(3)
+    ]
+    mesh = Mesh(tmp_path / "m", hosts=hosts, topology="ring:3", rounds=2)
+    found = {"partition-id": 2, "num-partitions": 3, "data": "/d2"}
+    assert dict(mesh.settings(2).node_config) == found
 
 
 def test_mesh_files(tmp_path):
@@ -312,6 +332,9 @@ def test_mesh_files(tmp_path):
         ("ceiling-s = 60.0", "ceiling-s = -1", "ceiling-s must be above 0"),
         ("ceiling-s = 60.0", "ceiling = 1", "unknown key of"),
         ("[timing]", "[timing", "not readable as TOML"),
+        ("partition-id = 0", "partition-id = 1", "this is vertex 0"),
+        ("partition-id = 0", "partition-id = [0]", "must be a number, a text"),
+        ("partition-id = 0", 'state-dir = "x"', "a peer keeps its state where"),
     ],
 )
 def test_bad_peer_files(tmp_path, old, new, text):
@@ -345,7 +368,7 @@ def test_flower_is_as_the_adapter_expects():
     assert message.metadata.dst_node_id == 5
     assert message.metadata.message_type == "train"
     assert message.metadata.group_id == "3"
-    context = flwr_adapter.make_context(11, 5, 2, {"a": 1})
+    context = flwr_adapter.make_context(11, 5, {"vertex": 2}, {"a": 1})
     assert context.node_config["vertex"] == 2
     assert context.run_config["a"] == 1
     view = flwr_adapter.frame_view(memoryview(b"abc"))
@@ -371,6 +394,7 @@ def test_agent_with_the_real_app_and_its_state(tmp_path):
             algorithm=HeavyBall(),
             weights={0: 0.5, 1: 0.5},
             arrays={"x": np.arange(12.0)},
+            node_config={},
             run_config={"rate": 0.1, "slow-vertex": -1, "slow-s": 0.0, "step-s": 0.0},
         )
 
@@ -410,6 +434,7 @@ def test_combine_then_adapt_is_shared_before_training():
         algorithm=HeavyBall(order="combine-then-adapt"),
         weights={0: 0.5, 1: 0.5},
         arrays={"x": np.arange(12.0)},
+        node_config={},
         run_config={"rate": 0.1, "slow-vertex": -1, "slow-s": 0.0, "step-s": 0.0},
     )
     for k in (1, 2, 3):
