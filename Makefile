@@ -9,23 +9,19 @@ export FLWR_HOME := $(CURDIR)/.flwr
 export FLWR_TELEMETRY_ENABLED := 0
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-timing check install help
+.PHONY: demo test check install help
 
 help:
 	@echo "make demo         train 16 agents on a ring with no aggregating server"
 	@echo "make demo-peers   the same with 8 peers and no server at all"
-	@echo "make test         run all tests but those of seconds"
-	@echo "make test-timing  run the tests that claim seconds; they need a quiet machine"
+	@echo "make test         run all tests"
 	@echo "make check        lint, types, security scan, fast tests"
 
 demo: install
 	@$(BIN)/flower-dhb run . --run-config 'topology="ring:$(AGENTS)" observe-average=true name="demo"'
 
 test: install
-	@$(BIN)/python -m pytest -m "not timing"
-
-test-timing: install
-	@$(BIN)/python -m pytest -m timing
+	@$(BIN)/python -m pytest
 
 check: install
 	@$(BIN)/ruff check .

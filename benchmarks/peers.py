@@ -146,7 +146,7 @@ def deployment_round(home: Path, hidden: str, rounds: int) -> float:
             env=env, stdout=log, stderr=log, timeout=120, check=False,
         )  # fmt: skip
         assert submit.returncode == 0, (home / "deployment.log").read_text()[-3000:]
-        end = time.monotonic() + 400
+        end = time.monotonic() + 1500
         while not out.exists():
             assert time.monotonic() < end, (home / "deployment.log").read_text()[-3000:]
             time.sleep(1)

@@ -21,6 +21,7 @@ from flower_dhb import codec
 from flower_dhb.algorithms import Algorithm
 from flower_dhb.codec import VectorSpec
 from flower_dhb.errors import StateError
+from flower_dhb.flower.mod import decentralize
 from flower_dhb.flower.records import (
     START_VERTEX,
     Answer,
@@ -76,7 +77,7 @@ class Agent:
         self.vertex, self.run, self.algorithm = vertex, run, algorithm
         self.layout = Layout.of(arrays)
         self.vectors: tuple[VectorSpec, ...] = Node.vectors_of(algorithm, self.layout)
-        self._app = app
+        self._app = decentralize(app)  # where the app has the mod itself, that one only passes on
         self._weights = dict(weights)
         self._local = dict(array_record(self.layout.local(arrays)).items())
         self._start = self._start_frame(arrays)
@@ -185,8 +186,7 @@ class Agent:
         answer = Answer.from_records(reply.content)
         if answer is None:
             raise StateError(
-                f"agent {self.vertex}: the ClientApp did not answer as an agent; put "
-                "consensus_mod first in its mods, or wrap it with decentralize"
+                f"round {round}, agent {self.vertex}: the ClientApp did not answer as an agent"
             )
         return answer
 

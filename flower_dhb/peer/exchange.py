@@ -16,7 +16,9 @@ uses, the other uses too, and the network average is kept.
   within one transit time and stays broken.
 
 An agent that lags labels its payload with the round that its neighbors are in
-(Lamport's logical clock), so whoever was away or is slow joins in again.
+(Lamport's logical clock), so whoever was away or is slow joins in again. A neighbor that
+says it is further ahead than its pace allows is not believed, unless another says so too:
+one that lies about its round cannot end a run with one message.
 """
 
 from __future__ import annotations
@@ -32,6 +34,10 @@ from flower_dhb.peer import relay_pb2 as pb
 from flower_dhb.peer.frames import Bytes, Outgoing, Reason, RefusedError, relabel
 from flower_dhb.peer.monitor import Monitor
 from flower_dhb.peer.patience import Patience
+
+# A neighbor may be ahead by this many rounds at once, and, since the last round that it
+# and we used together, by this many in the usual time of one of its rounds.
+_LEAD, _LEAD_PER_ROUND = 2, 10
 
 __all__ = ["Edge", "Exchange", "Link", "Timing"]
 
@@ -76,7 +82,9 @@ class Edge:
     which it acknowledged our payload. voted: the latest payload of it that we
     acknowledged and did not give up. used: the last round in which the edge counted.
     lost, released: the last round in which it did not, as told by the neighbor or by us.
-    doubted: the last round that was given up after our acknowledgment.
+    doubted: the last round that was given up after our acknowledgment. claimed: the latest
+    round that it said it was in, believed or not. anchor: a round that it was in for
+    certain, and when.
     """
 
     neighbor: int
@@ -90,6 +98,8 @@ class Edge:
     lost: int = 0
     released: int = 0
     doubted: int = 0
+    claimed: int = 0
+    anchor: tuple[int, float] | None = None
     done: bool = False
     rounds_missed: int = 0
     held: dict[int, Bytes] = field(default_factory=dict)
@@ -119,6 +129,7 @@ class Exchange:
         self._clock = clock
         self._changed = threading.Condition(threading.RLock())
         now = clock()
+        self._own_pace = Patience(factor=1.0, least_s=0.0, ceiling_s=timing.ceiling_s)
         self.edges: dict[int, Edge] = {
             j: Edge(
                 j,
@@ -155,7 +166,13 @@ class Exchange:
             edge = self.edges[neighbor]
             old, edge.link = edge.link, link
             edge.incoming = None
-            edge.wants = min(max(hello.round, hello.closed + 1), self.rounds)
+            wants = min(max(hello.round, hello.closed + 1), self.rounds)
+            if self._believes(edge, wants):
+                edge.wants = wants
+            else:
+                edge.wants = 0
+                self._monitor.count("refused.ahead", neighbor)
+                self._monitor.warning("refused", neighbor=neighbor, reason="ahead", round=wants)
             edge.done = hello.done
             edge.patience.returned()
             if self.round > self.closed:
@@ -210,6 +227,7 @@ class Exchange:
                 )
             if k > self.rounds:
                 raise RefusedError(Reason.AHEAD, f"{who}: the run has {self.rounds} rounds", k)
+            self._require_belief(edge, k)
             if k in edge.held:
                 # A neighbor that has restarted asks for it again.
                 if edge.link is not None and edge.voted == k:
@@ -271,6 +289,7 @@ class Exchange:
                     f"neighbor {neighbor} releases round {round} of {self.rounds}",
                     round,
                 )
+            self._require_belief(edge, min(round + 1, self.rounds))
             edge.wants = max(edge.wants, min(round + 1, self.rounds))
             if edge.used == round:
                 self._one_sided(edge, round)
@@ -333,11 +352,13 @@ class Exchange:
                 if self._agreed(edge, round):
                     used[j] = edge.held[round]
                     edge.used = round
+                    edge.anchor = (round, self._clock())
                     edge.wants = max(edge.wants, min(round + 1, self.rounds))
                 else:
                     self._give_up(edge, round)
                 edge.held.pop(round, None)
             self.closed, self._payload = round, None
+            self._own_pace.arrived(round, self._clock())
             return used
 
     def skip(self, round: int) -> None:
@@ -410,6 +431,32 @@ class Exchange:
 
     def _agreed(self, edge: Edge, round: int) -> bool:
         return round in edge.held and edge.acked == round and edge.lost != round
+
+    def _believes(self, edge: Edge, round: int) -> bool:
+        """Whether a neighbor can be in a round already, as far as this agent can know."""
+        now = self._clock()
+        edge.claimed = max(edge.claimed, round)
+        if edge.anchor is None:  # first contact: whoever begins late finds a run under way
+            edge.anchor = (round, now)
+            return True
+        known, since = edge.anchor
+        pace = edge.patience.usual_s or self._own_pace.usual_s or self.timing.least_s
+        if round <= max(known, self.closed) + _LEAD + _LEAD_PER_ROUND * (now - since) / pace:
+            return True
+        return any(
+            other.claimed >= round - _LEAD
+            for other in self.edges.values()
+            if other is not edge and other.link is not None
+        )
+
+    def _require_belief(self, edge: Edge, round: int) -> None:
+        if not self._believes(edge, round):
+            raise RefusedError(
+                Reason.AHEAD,
+                f"neighbor {edge.neighbor} says that it is in round {round}, too far ahead of "
+                f"round {self.closed} for its pace",
+                round,
+            )
 
     def _wait_s(self, edge: Edge, round: int) -> float:
         """Seconds that this edge may still keep the round open; 0 if it is decided."""

@@ -36,8 +36,13 @@ class Patience:
             return 0.0
         usual = self._ceiling_s
         if self._times:
-            usual = min(max(self._factor * median(self._times), self._least_s), self._ceiling_s)
+            usual = min(max(self._factor * self.usual_s, self._least_s), self._ceiling_s)
         return float(usual * 0.5**self.misses)
+
+    @property
+    def usual_s(self) -> float:
+        """Median seconds of the neighbor's recent rounds, 0 if nothing is known."""
+        return float(median(self._times)) if self._times else 0.0
 
     def arrived(self, round: int, now: float) -> None:
         """The neighbor's payload of a round arrived in time. now: monotonic seconds."""

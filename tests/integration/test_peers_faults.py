@@ -79,25 +79,25 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_used(tmp_path):
         mesh.finish(60)
 
 
-@pytest.mark.timing
 def test_a_slow_peer_does_not_hold_up_the_others(tmp_path):
     """Ten times slower from its first round on, with a ceiling far below its pace."""
     timing = {"ceiling-s": 0.5, "least-s": 0.2, "reconnect-s": 0.5}
     with Mesh(
-        tmp_path / "m", rounds=60, round_timeout_s=0.5, step_s=0.1, slow_vertex=3, slow_s=1.0,
+        tmp_path / "m", rounds=40, round_timeout_s=0.5, step_s=0.3, slow_vertex=3, slow_s=3.0,
         peer={"timing": timing},
     ) as mesh:  # fmt: skip
         mesh.start()
-        mesh.finish(90)
+        mesh.finish(100)
         waits = {
             v: [e["wait_seconds"] for e in mesh.history(v) if "wait_seconds" in e] for v in range(8)
         }
         slow = mesh.history(3)
+    # The deadline is 0.5 s and the slow one comes 2.7 s late; a busy machine lies between.
     for v in (2, 4):  # its neighbors
-        assert max(waits[v]) < 0.5 + 0.3
+        assert max(waits[v]) < 0.5 + 1.0
     for v in (0, 1, 5, 6, 7):
-        assert np.median(waits[v]) < 0.2
-    assert len(slow) < 30
+        assert np.median(waits[v]) < 0.4
+    assert len(slow) < 20
     assert any(not e.get("missing") for e in slow)  # it took part now and then
 
 
@@ -162,16 +162,17 @@ def test_app_that_fails_costs_its_rounds_and_nobody_elses(tmp_path):
 # --- cut links: network namespaces where they are allowed, proxies everywhere ----------
 
 
-@pytest.mark.timing
 @pytest.mark.parametrize("how", CUTS)
 def test_network_split_in_two_and_joined_again(how, tmp_path):
     """Both halves train on for 20 rounds, then agree again."""
-    limits = {"heartbeat-s": 0.3, "dead-after-s": 1.0, "retry-max-s": 0.5}
+    # Deadlines that only a cut exceeds, however busy the machine is.
+    timing = {"least-s": 6.0, "reconnect-s": 1.0}
+    limits = {"heartbeat-s": 0.5, "dead-after-s": 3.0, "retry-max-s": 0.5}
     net = CUTS[how]({0, 1, 2, 3}, 8)
     try:
         with Mesh(
             tmp_path / "m", hosts=net.hosts, rounds=120, step_s=0.05,
-            peer={"timing": QUICK, "limits": limits},
+            peer={"timing": timing, "limits": limits},
         ) as mesh:  # fmt: skip
             net.place(mesh)
             mesh.start(prefix=net.prefix)
@@ -182,9 +183,9 @@ def test_network_split_in_two_and_joined_again(how, tmp_path):
             cut_at = max(e["round"] for e in mesh.named(0, "round"))
             for v in range(8):
                 mesh.wait_round(v, cut_at + 20)
+            reached = [max(e["round"] for e in mesh.named(v, "round")) for v in range(8)]
             net.heal()
-            healed_at = max(e["round"] for v in range(8) for e in mesh.named(v, "round"))
-            assert healed_at < 100
+            assert max(reached) < 90
             mesh.finish(90)
             missing = mesh.missing_edges()
             doubts = sum(
@@ -194,7 +195,9 @@ def test_network_split_in_two_and_joined_again(how, tmp_path):
         net.close()
     across = {frozenset((3, 4)), frozenset((0, 7))}
     for k, pairs in missing.items():
-        assert {frozenset(pair) for pair in pairs} <= across, k
+        # The half that lags goes on in the other's round, and on its way edges within it rest.
+        if k <= min(reached) or k > max(reached) + 20:
+            assert {frozenset(pair) for pair in pairs} <= across, k
     one_sided = [(k, a, b) for k, pairs in missing.items() for a, b in pairs if (b, a) not in pairs]
     # A peer that jumps over rounds has no entry for them; what both lived through agrees,
     # except where a cut fell between an acknowledgment and its arrival, and is counted.

@@ -132,9 +132,13 @@ class Proxies:
         while True:
             try:
                 near, _ = listener.accept()
-                far = socket.create_connection(target)
             except OSError:
-                return
+                return  # closed
+            try:
+                far = socket.create_connection(target)
+            except OSError:  # nobody listens there yet: dial again
+                _shut(near)
+                continue
             self._pairs.append((near, far))
             for source, sink in ((near, far), (far, near)):
                 threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()

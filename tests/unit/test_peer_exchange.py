@@ -273,10 +273,65 @@ def test_rounds_that_cannot_be(round, held, reason):
     assert error.value.kind == reason
 
 
+def test_who_lies_about_its_round_is_not_believed():
+    """In step for ten rounds of a second; then one message from the end of the run."""
+    clock = Clock()
+    a, b = exchange(0, [1], clock, rounds=5000), exchange(1, [0], clock, rounds=5000)
+    wire = Wire(a, b)
+    for k in range(1, 11):
+        a.share(k, frame(0, k))
+        b.share(k, frame(1, k))
+        clock.now += 1.0
+        wire.flush()
+        assert (list(a.close(k)), list(b.close(k))) == ([1], [0])
+    for what in (lambda: a.admit(1, Header("r", 5000, 1, SPECS)), lambda: a.freed(1, 4999)):
+        with pytest.raises(RefusedError, match="too far ahead of round 10"):
+            what()
+        assert a.next_round() == 11
+    a.joined(1, wire.links[0], pb.Hello(vertex=1, round=5000, closed=4999))
+    assert a.next_round() == 11
+    assert a._monitor.total("refused.ahead") == 1  # of the Hello, which is not raised
+    a.admit(1, Header("r", 12, 1, SPECS))  # what is possible is believed
+
+
+def test_who_was_cut_off_believes_what_time_allows():
+    """A hundred seconds apart, at a second a round: the neighbor may be 100 rounds ahead."""
+    clock = Clock()
+    a, b = exchange(0, [1], clock, rounds=5000), exchange(1, [0], clock, rounds=5000)
+    wire = Wire(a, b)
+    for k in range(1, 11):
+        a.share(k, frame(0, k))
+        b.share(k, frame(1, k))
+        clock.now += 1.0
+        wire.flush()
+        a.close(k), b.close(k)
+    wire.cut()
+    clock.now += 100.0
+    a.joined(1, wire.links[0], pb.Hello(vertex=1, round=110, closed=109))
+    assert a.next_round() == 110
+
+
+def test_two_who_say_the_same_are_believed():
+    """As after a pause of the whole machine, which no clock of it has seen."""
+    clock = Clock()
+    a = exchange(0, [1, 2], clock, rounds=5000)
+    for j in (1, 2):
+        a.joined(j, End(None, 0, j), pb.Hello(vertex=j, round=1))
+    with pytest.raises(RefusedError, match="too far ahead of round 0 for its pace"):
+        a.admit(1, Header("r", 900, 1, SPECS))
+    assert a.next_round() == 1
+    a.admit(2, Header("r", 901, 2, SPECS))
+    a.admit(1, Header("r", 900, 1, SPECS))
+    a.accept(1, 900, frame(1, 900))
+    assert a.next_round() == 900
+
+
 def test_at_most_two_payloads_in_memory():
-    a = exchange(0, [1])
+    clock = Clock()
+    a = exchange(0, [1], clock)
     a.share(1, frame(0, 1))
     for k in range(1, 40):
+        clock.now += 1.0
         a.admit(1, Header("r", k, 1, SPECS))
         a.accept(1, k, frame(1, k))
         assert len(a.edges[1].held) <= 2

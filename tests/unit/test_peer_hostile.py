@@ -43,7 +43,9 @@ class Victim:
     def __init__(self, size=SMALL, greeted=True):
         self.size = size
         self.monitor = Monitor(0)
-        self.exchange = Exchange(0, (1, 2), rounds=50, timing=Timing(), monitor=self.monitor)
+        self.exchange = Exchange(
+            0, (1, 2), rounds=50, timing=Timing(least_s=60.0), monitor=self.monitor
+        )
         self.exchange.resume(4)
         self.exchange.share(5, self.frame(5, vertex=0))
         specs = (VectorSpec("folded", "float32", size),)
@@ -137,6 +139,10 @@ KINDS = {
     ),
     "round that is over": lambda v, i: whole(v.frame(i % 5)),
     "round after the last": lambda v, i: whole(v.frame(51 + i)),
+    "round far ahead": lambda v, i: whole(v.frame(20 + i % 31)),
+    "release far ahead": lambda v, i: [
+        pb.Frame(release=pb.Release(round=20 + i % 31)).SerializeToString()
+    ],
     "other run": lambda v, i: whole(v.frame(5, run=f"r{i}")),
     "other vertex": lambda v, i: whole(v.frame(5, vertex=2 + i)),
     "header lies about the round inside": lambda v, i: edited(v.frame(6 + i % 40), round=5),

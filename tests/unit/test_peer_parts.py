@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
 from safetensors.numpy import save_file
-from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 import flower_dhb.peer
 from flower_dhb import ConfigError, StateError, Topology
@@ -406,6 +407,41 @@ def test_agent_with_the_real_app_and_its_state(tmp_path):
     arrays, document = one.save()
     two.load(1, arrays, json.loads(json.dumps(document)))
     assert two.train(2).frame == one.train(2).frame
+
+
+def test_an_app_of_stock_flower_needs_no_change():
+    """No mod, no word of this package; with the mod it would do the same."""
+    from flower_dhb import HeavyBall, consensus_mod
+
+    def agent(mods):
+        app = ClientApp(mods=mods)
+
+        @app.train()
+        def train(message, context):
+            assert context.node_config["num-partitions"] == 2
+            x = message.content.array_records["arrays"]["x"].numpy()
+            metrics = MetricRecord({"round": message.content["config"]["server-round"]})
+            content = {"arrays": ArrayRecord({"x": Array(0.5 * x)}), "metrics": metrics}
+            return Message(RecordDict(content), reply_to=message)
+
+        return Agent(
+            app,
+            vertex=1,
+            run="r",
+            algorithm=HeavyBall(),
+            weights={0: 0.5, 1: 0.5},
+            arrays={"x": np.arange(12.0)},
+            node_config={"num-partitions": 2},
+            run_config={},
+        )
+
+    stock, modded = agent([]), agent([consensus_mod])
+    for k in (1, 2, 3):
+        one, other = stock.train(k), modded.train(k)
+        assert one.frame == other.frame is not None
+        assert one.metrics == {"round": k}
+        stock.combine(k, {}, evaluate=False)
+        modded.combine(k, {}, evaluate=False)
 
 
 def test_any_record_of_the_context_survives():
