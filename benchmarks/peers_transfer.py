@@ -66,11 +66,17 @@ def send_tcp(port: int, data: memoryview, repeats: int) -> list[float]:
 # --- a bare gRPC stream ---------------------------------------------------------------
 
 
-def serve_grpc(pipe: Connection, repeats: int) -> None:
+def serve_grpc(pipe: Connection, repeats: int, keep: bool) -> None:
+    """Counts the bytes; `keep` also puts them together, as every receiver must in the end."""
     over = threading.Semaphore(0)
+    kept = np.empty(TOTAL if keep else 0, np.uint8).data
 
     def count(pieces: object, context: object) -> object:
-        total = sum(len(piece) for piece in pieces)  # type: ignore[attr-defined]
+        total = 0
+        for piece in pieces:  # type: ignore[attr-defined]
+            if keep:
+                kept[total : total + len(piece)] = piece
+            total += len(piece)
         yield str(total).encode()
         over.release()
 
@@ -131,8 +137,10 @@ def peer(
 def serve_peer(pipe: Connection, repeats: int, home: Path, tls: bool) -> None:
     """Receives the large payload; shares nothing, so that only one way is measured."""
     LOGGER.disabled = True
-    _, transport = peer(0, TOTAL // 4, home, tls, None)
+    exchange, transport = peer(0, TOTAL // 4, home, tls, None)
     pipe.send(transport.port)
+    exchange.wait_for(1, 10.0)
+    exchange.round = exchange.rounds  # as if it had shared its own: it acknowledges at once
     pipe.recv()
     transport.stop()
 
@@ -149,7 +157,7 @@ def send_peer(port: int, repeats: int, home: Path, tls: bool) -> list[float]:
         begin = time.perf_counter()
         exchange.share(k, frame)
         with exchange._changed:
-            exchange._changed.wait_for(lambda k=k: edge.acked == k, 120)
+            assert exchange._changed.wait_for(lambda k=k: edge.acked == k, 30)
         times.append(time.perf_counter() - begin)
         exchange.skip(k)
     transport.stop()
@@ -165,8 +173,8 @@ def certificates(home: Path) -> None:
         (home / f"cert-{vertex}").write_bytes(certificate)
 
 
-def measure(repeats: int) -> dict[str, float]:
-    """MiB/s of each way, best of `repeats`."""
+def measure(repeats: int, turns: int = 3) -> dict[str, float]:
+    """MiB/s of each way, best of `turns` processes and `repeats` payloads in each."""
     context = mp.get_context("spawn")
     data = memoryview(np.random.default_rng(0).bytes(TOTAL))
     found: dict[str, float] = {}
@@ -178,26 +186,29 @@ def measure(repeats: int) -> dict[str, float]:
         times = send(near.recv())  # type: ignore[operator]
         near.send("done")
         process.join(20)
-        found[name] = TOTAL / MIB / min(times)
+        found[name] = max(found.get(name, 0.0), TOTAL / MIB / min(times))
 
     with tempfile.TemporaryDirectory() as directory:
         home = Path(directory)
         certificates(home)
-        timed("raw TCP", serve_tcp, lambda p: send_tcp(p, data, repeats))
-        for chunk in CHUNKS:
-            timed(
-                f"bare gRPC, {chunk // 1024} KiB chunks",
-                serve_grpc,
-                lambda p, chunk=chunk: send_grpc(p, data, repeats, chunk),
-            )
-        for tls in (False, True):
-            timed(
-                f"peers, {'mutual TLS' if tls else 'plaintext'}",
-                serve_peer,
-                lambda p, tls=tls: send_peer(p, repeats, home, tls),
-                home,
-                tls,
-            )
+        for _ in range(turns):  # by turns: the machine's pace changes
+            timed("raw TCP", serve_tcp, lambda p: send_tcp(p, data, repeats))
+            for chunk in CHUNKS:
+                for keep in (False, True):
+                    timed(
+                        f"bare gRPC, {chunk // 1024} KiB chunks{', kept' if keep else ''}",
+                        serve_grpc,
+                        lambda p, chunk=chunk: send_grpc(p, data, repeats, chunk),
+                        keep,
+                    )
+            for tls in (False, True):
+                timed(
+                    f"peers, {'mutual TLS' if tls else 'plaintext'}",
+                    serve_peer,
+                    lambda p, tls=tls: send_peer(p, repeats, home, tls),
+                    home,
+                    tls,
+                )
     return found
 
 
@@ -210,10 +221,12 @@ def main() -> None:
     if arguments.json:
         print(json.dumps(found))
         return
-    bare = max(v for name, v in found.items() if name.startswith("bare"))
+    bare = max(v for k, v in found.items() if k.startswith("bare") and "kept" not in k)
+    kept = max(v for k, v in found.items() if "kept" in k)
     for name, speed in found.items():
         print(
             f"{name:32} {speed:7.0f} MiB/s   {speed / bare:5.2f} of bare gRPC   "
+            f"{speed / kept:5.2f} of one that keeps the bytes   "
             f"{speed / found['raw TCP']:5.2f} of TCP"
         )
 
