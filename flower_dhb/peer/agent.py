@@ -109,12 +109,13 @@ class Agent:
         self.round = round
         return _outcome(answer)
 
-    def rejoin(self, newest: Mapping[int, tuple[int, Bytes]]) -> Outcome:
+    def rejoin(self, newest: Mapping[int, tuple[int, Bytes]], *, evaluate: bool) -> Outcome:
         """Begin again from the neighbors' average, with zero momentum."""
         for key in [k for k in self._context.state if k.startswith(_PROTOCOL_RECORDS)]:
             del self._context.state[key]
         newest_round = max(k for k, _ in newest.values())
-        answer = self._ask("report", newest_round, state_round=newest_round, newest=newest)
+        ask: Ask = "evaluate" if evaluate else "report"
+        answer = self._ask(ask, newest_round, state_round=newest_round, newest=newest)
         if not answer.rejoined:
             raise StateError(f"agent {self.vertex}: could not rejoin: {answer.failure}")
         self.round = answer.state_round

@@ -172,13 +172,14 @@ class Peer:
         newest = self.exchange.newest(self.settings.timing.ceiling_s)
         if not newest:
             return False
-        self.agent.rejoin(newest)
         label = max(k for k, _ in newest.values())
+        outcome = self.agent.rejoin(newest, evaluate=self._evaluates(label))
         self.exchange.skip(label)
         self.monitor.count("rejoined")
         self.monitor.warning("rejoined", round=label, missed=missed, neighbors=sorted(newest))
         self._recorder.rejoined(label, self.agent.snapshot())
-        self._keep(label, {"rejoined": True, "neighbors": sorted(newest)})
+        entry = {"rejoined": True, "neighbors": sorted(newest)}
+        self._keep(label, {**entry, "evaluate": dict(outcome.metrics)})
         return True
 
     def _round(self, k: int) -> None:
@@ -222,10 +223,8 @@ class Peer:
         trained_s: float,
         waited_s: float,
     ) -> None:
-        every = self.settings.evaluate_every
-        evaluate = bool(every) and (label % every == 0 or label == self.settings.rounds)
         payloads = {j: f if label == k else relabel(f, k) for j, f in received.items()}
-        combined = self.agent.combine(k, payloads, evaluate=evaluate)
+        combined = self.agent.combine(k, payloads, evaluate=self._evaluates(label))
         for text in combined.refused:
             self.monitor.count("refused.agent")
             self.monitor.warning("refused", reason="agent", why=text)
@@ -261,6 +260,10 @@ class Peer:
                 **metrics,
             },
         )
+
+    def _evaluates(self, label: int) -> bool:
+        every = self.settings.evaluate_every
+        return bool(every) and (label % every == 0 or label == self.settings.rounds)
 
     def _skip(self, label: int, outcome: Outcome, begin: float) -> None:
         """The app failed: this agent is missing in the round, its state is as it was."""

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.support.net import CUTS
-from tests.support.peers import APP, Mesh
+from tests.support.peers import APP, ROOT, Mesh
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(110)]
 
@@ -207,3 +207,42 @@ def test_network_split_in_two_and_joined_again(how, tmp_path):
     assert not any(pairs for k, pairs in missing.items() if k > 115)
     x = mesh.parameters()
     assert np.abs(x - x.mean(axis=0)).max() < 0.6
+
+
+DIGITS = {
+    "topology": "ring:8",
+    "split": "classes:2",
+    "local_steps": 2,
+    "rounds": 600,
+    "evaluate_every": 20,
+    "seed": 4,
+}
+
+
+@pytest.mark.timeout(500)
+def test_digits_lose_no_accuracy_to_two_that_are_killed(tmp_path):
+    """Ring of 8, two classes per agent; 2 of 8 die by kill -9 and come back later."""
+    rng = np.random.default_rng(5)
+    final = {}
+    for what in ("undisturbed", "killed"):
+        with Mesh(tmp_path / what, app=ROOT, **DIGITS) as mesh:
+            mesh.start()
+            if what == "killed":
+                victims = [int(v) for v in rng.choice(8, 2, replace=False)]
+                for v in victims:
+                    mesh.wait_round(v, int(rng.integers(20, 100)))
+                    mesh.kill(v)
+                others = [v for v in range(8) if v not in victims]
+                mesh.wait_round(
+                    others[0], max(e["round"] for e in mesh.named(others[0], "round")) + 20
+                )
+                mesh.start(*victims)
+            mesh.finish(200)
+            last = [mesh.history(v)[-1] for v in range(8)]
+            assert [e["round"] for e in last] == [DIGITS["rounds"]] * 8
+            final[what] = [e["evaluate"]["accuracy"] for e in last]
+            if what == "killed":
+                assert any(mesh.named(v, "resumed") for v in victims)
+    assert np.mean(final["undisturbed"]) > 0.93
+    assert np.mean(final["killed"]) > np.mean(final["undisturbed"]) - 0.01
+    assert min(final["killed"]) > min(final["undisturbed"]) - 0.02
