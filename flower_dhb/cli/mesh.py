@@ -17,6 +17,7 @@ from flower_dhb.errors import ConfigError
 if TYPE_CHECKING:
     from rich.console import Group
 
+    from flower_dhb.peer import relay_pb2 as pb
     from flower_dhb.peer.fleet import Fleet, FleetStatus
 
 __all__ = ["configure", "execute"]
@@ -137,7 +138,7 @@ def _up(arguments: argparse.Namespace) -> int:
             for process in processes:
                 process.wait()
         else:
-            _watch(fleet, lambda: all(p.poll() is not None for p in processes))
+            _watch(_Local(fleet, processes))
     finally:
         for process in processes:
             if process.poll() is None:
@@ -167,7 +168,7 @@ def _status(arguments: argparse.Namespace) -> int:
     fleet = Fleet(arguments.mesh)
     try:
         if arguments.watch:
-            _watch(fleet, lambda: False)
+            _watch(_Remote(fleet))
         found = fleet.status(arguments.timeout_s)
         if arguments.json:
             print(json.dumps(_document(found)))
@@ -178,16 +179,60 @@ def _status(arguments: argparse.Namespace) -> int:
     return 1 if found.warnings else 0
 
 
-def _watch(fleet: Fleet, ended: Any) -> None:
+class _Remote:
+    """Peers somewhere, watched until interrupted."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+        self.ended = False
+
+    def look(self) -> tuple[FleetStatus, list[int]]:
+        """How they are, and which of them are starting, as far as one can know."""
+        return self._fleet.status(timeout_s=1.0), []
+
+
+class _Local:
+    """Peers that this process has started: silence has another meaning while they load."""
+
+    def __init__(self, fleet: Fleet, processes: list[subprocess.Popen[bytes]]) -> None:
+        self._fleet, self._processes = fleet, processes
+        self._seen: dict[int, Any] = {}
+
+    @property
+    def ended(self) -> bool:
+        """Whether all of them have."""
+        return all(process.poll() is not None for process in self._processes)
+
+    def look(self) -> tuple[FleetStatus, list[int]]:
+        """How they are, those that have ended as they were last, and which are starting."""
+        from flower_dhb.peer.fleet import FleetStatus
+        from flower_dhb.peer.status import FINISHED
+
+        found = self._fleet.status(timeout_s=1.0)
+        self._seen |= found.replies
+        alive = [v for v, process in enumerate(self._processes) if process.poll() is None]
+        starting = [v for v in alive if v not in self._seen]
+        failures = {v: why for v, why in found.failures.items() if v in alive and v in self._seen}
+        for vertex, process in enumerate(self._processes):
+            if process.poll():
+                failures[vertex] = f"it ended with status {process.returncode}"
+            elif vertex not in alive and vertex in self._seen:
+                last = self._seen[vertex]  # asked before its last round, as a rule
+                last.phase, last.round = FINISHED, last.rounds
+        return FleetStatus(dict(self._seen), failures, found.edges), starting
+
+
+def _watch(view: _Remote | _Local) -> None:
     from rich.live import Live
 
     with Live(refresh_per_second=4) as live:
-        while not ended():
-            live.update(_table(fleet.status(timeout_s=1.0)))
+        while not view.ended:
+            live.update(_table(*view.look()))
             time.sleep(0.5)
+        live.update(_table(*view.look()))
 
 
-def _table(found: FleetStatus) -> Group:
+def _table(found: FleetStatus, starting: list[int] | None = None) -> Group:
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -206,11 +251,11 @@ def _table(found: FleetStatus) -> Group:
         table.add_column(
             title, justify="left" if title in ("phase", "neighbors", "metrics") else "right"
         )
-    for vertex, reply in sorted(found.replies.items()):
-        neighbors = " ".join(
-            f"[green]{n.vertex}[/green]" if n.up else f"[red]{n.vertex}✗[/red]"
-            for n in reply.neighbors
-        )
+    for vertex in sorted({*found.replies, *(starting or ())}):
+        if vertex not in found.replies:
+            table.add_row(str(vertex), "", "starting")
+            continue
+        reply = found.replies[vertex]
         metrics = " ".join(
             f"{name} {value:.3g}"
             for name, value in sorted(reply.metrics.items())
@@ -221,7 +266,7 @@ def _table(found: FleetStatus) -> Group:
             f"{reply.round}/{reply.rounds}",
             reply.phase,
             f"{reply.seconds_per_round:.3f}",
-            neighbors,
+            _neighbors(reply),
             _size(reply.bytes_sent),
             _size(reply.bytes_received),
             metrics,
@@ -232,6 +277,16 @@ def _table(found: FleetStatus) -> Group:
         lines.append(Text(f"consensus distance about {distance:.3g}"))
     lines += [Text(f"! {warning}", style="yellow") for warning in found.warnings]
     return Group(*lines)
+
+
+def _neighbors(reply: pb.StatusReply) -> str:
+    from flower_dhb.peer.status import FINISHED
+
+    if reply.phase == FINISHED:
+        return " ".join(str(n.vertex) for n in reply.neighbors)
+    return " ".join(
+        f"[green]{n.vertex}[/green]" if n.up else f"[red]{n.vertex}✗[/red]" for n in reply.neighbors
+    )
 
 
 def _document(found: FleetStatus) -> dict[str, Any]:

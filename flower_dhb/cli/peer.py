@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
+
+from flower_dhb.errors import ConfigError
 
 __all__ = ["configure", "execute"]
 
@@ -14,11 +17,24 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("settings", type=Path, help="the device's peer.toml")
     parser.add_argument("--log", choices=("text", "json"), help="form of the log lines")
+    parser.add_argument("--state-dir", type=Path, help="where checkpoints and history are kept")
     parser.add_argument("--metrics-port", type=int, help="loopback port for Prometheus")
 
 
 def execute(arguments: argparse.Namespace) -> int:
-    """Run until the last round is over, or SIGINT or SIGTERM."""
+    """Run until the last round is over, or SIGINT or SIGTERM.
+
+    Returns 0 if the run is over, 3 if it was stopped before, and 2 if the configuration does not
+    fit, so that another try is of no use.
+    """
+    try:
+        return _run(arguments)
+    except ConfigError as error:
+        print(f"flower-dhb peer: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(arguments: argparse.Namespace) -> int:
     from flower_dhb.peer.monitor import Monitor, set_up_logging
     from flower_dhb.peer.native_log import capture_native_log, let_native_log_speak
 
@@ -28,6 +44,8 @@ def execute(arguments: argparse.Namespace) -> int:
     settings = PeerSettings.load(arguments.settings)
     if arguments.metrics_port is not None:
         settings = replace(settings, metrics_port=arguments.metrics_port)
+    if arguments.state_dir is not None:
+        settings = replace(settings, state_dir=arguments.state_dir)
     monitor = Monitor(settings.vertex)
     capture_native_log(monitor)
     # Flower adds a log handler of its own on import, so ours comes after.

@@ -31,7 +31,7 @@ from flower_dhb.peer.frames import Bytes, relabel
 from flower_dhb.peer.monitor import Monitor
 from flower_dhb.peer.recorder import Recorder
 from flower_dhb.peer.settings import PeerSettings
-from flower_dhb.peer.status import Progress, serve_metrics
+from flower_dhb.peer.status import FINISHED, Progress, serve_metrics
 from flower_dhb.peer.transport import Transport
 from flower_dhb.types import NDArrays
 
@@ -137,7 +137,7 @@ class Peer:
         done = self.exchange.closed >= self.settings.rounds
         self._saved()
         if done:
-            self.progress.phase = "finished"
+            self.progress.phase = FINISHED
             snapshot = self.agent.snapshot()
             arrays = self.agent.layout.unflatten(
                 snapshot.state.parameters, snapshot.statistics, snapshot.local

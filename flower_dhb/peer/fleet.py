@@ -16,6 +16,7 @@ from flower_dhb.errors import ConfigError
 from flower_dhb.metrics import consensus_distance
 from flower_dhb.peer import relay_pb2 as pb
 from flower_dhb.peer.certificates import OPERATOR, Identity
+from flower_dhb.peer.status import FINISHED
 from flower_dhb.peer.tls import TlsFiles
 from flower_dhb.peer.transport import STATUS
 
@@ -42,10 +43,12 @@ class FleetStatus:
     def parts(self) -> list[list[int]]:
         """Vertices that are connected with one another, the largest part first.
 
-        An edge holds if either end says so; a peer that did not answer holds none of its own.
+        An edge holds if either end says so; a peer that did not answer holds none of its own,
+        and one that has finished needs none.
         """
-        part_of = {v: {v} for v in self.replies}
-        for vertex, reply in self.replies.items():
+        training = {v: r for v, r in self.replies.items() if r.phase != FINISHED}
+        part_of = {v: {v} for v in training}
+        for vertex, reply in training.items():
             for neighbor in reply.neighbors:
                 if neighbor.up:
                     whole = part_of[vertex] | part_of.get(neighbor.vertex, {neighbor.vertex})
@@ -63,7 +66,10 @@ class FleetStatus:
                 f"the network is split into {len(parts)} parts that cannot agree: "
                 + ", ".join(str(part) for part in parts)
             )
+        finished = {v for v, reply in self.replies.items() if reply.phase == FINISHED}
         for a, b in self.edges:
+            if finished & {a, b}:
+                continue
             down = [
                 v
                 for v, w in ((a, b), (b, a))
@@ -118,7 +124,7 @@ class Fleet:
                 try:
                     replies[vertex] = answer.result()
                 except grpc.RpcError as error:
-                    failures[vertex] = f"{error.code().name.lower()}: {error.details()}"[:200]
+                    failures[vertex] = _reason(error, self.hosts[vertex])
         return FleetStatus(replies, failures, self.edges)
 
     def close(self) -> None:
@@ -148,3 +154,10 @@ class Fleet:
             return grpc.insecure_channel(address, options)
         options.append(("grpc.ssl_target_name_override", self._tls.server_name(vertex)))
         return grpc.secure_channel(address, self._tls.channel_credentials(), options)
+
+
+def _reason(error: grpc.RpcError, address: str | None) -> str:
+    details = str(error.details())
+    if "onnection refused" in details:
+        return f"nothing listens at {address}"
+    return f"{error.code().name.lower()}: {details}"[:200]

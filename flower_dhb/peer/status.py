@@ -16,9 +16,10 @@ from flower_dhb.peer import relay_pb2 as pb
 from flower_dhb.peer.exchange import Exchange
 from flower_dhb.peer.monitor import Monitor
 
-__all__ = ["Progress", "serve_metrics", "sketch"]
+__all__ = ["FINISHED", "Progress", "serve_metrics", "sketch"]
 
 SKETCH_LIMIT = 4096
+FINISHED = "finished"  # the phase of a peer whose last round is over
 
 
 class Progress:

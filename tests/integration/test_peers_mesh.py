@@ -235,7 +235,7 @@ def test_refused_before_anything_starts(tmp_path):
 
         def refused(text):
             done = run_cli("peer", path)
-            assert done.returncode == 1
+            assert done.returncode == 2
             assert text in done.stderr, done.stderr
 
         (home / "key.pem").chmod(0o644)

@@ -16,8 +16,10 @@ from safetensors.numpy import save_file
 
 import flower_dhb.peer
 from flower_dhb import ConfigError, StateError, Topology
+from flower_dhb.cli.mesh import _Local
 from flower_dhb.metrics import consensus_distance
 from flower_dhb.peer import flwr_adapter
+from flower_dhb.peer import relay_pb2 as pb
 from flower_dhb.peer.agent import Agent, _from_plain, _to_plain
 from flower_dhb.peer.certificates import (
     OPERATOR,
@@ -30,6 +32,7 @@ from flower_dhb.peer.certificates import (
     write_private,
 )
 from flower_dhb.peer.checkpoint import Checkpoint, Checkpoints
+from flower_dhb.peer.fleet import FleetStatus
 from flower_dhb.peer.link import Allowance
 from flower_dhb.peer.mesh import Host, check_empty, dialing_ends, local_hosts, read_hosts
 from flower_dhb.peer.monitor import LOGGER, Monitor, set_up_logging
@@ -478,3 +481,67 @@ def test_combine_then_adapt_is_shared_before_training():
         assert early is not None
         assert agent.train(k).frame == early
         agent.combine(k, {}, evaluate=False)
+
+
+# --- the operator's view -----------------------------------------------------------------
+
+
+def reply(vertex, up, phase="training"):
+    neighbors = [pb.Neighbor(vertex=j, up=j in up) for j in ((vertex - 1) % 4, (vertex + 1) % 4)]
+    return pb.StatusReply(vertex=vertex, phase=phase, round=7, rounds=9, neighbors=neighbors)
+
+
+RING = ((0, 1), (1, 2), (2, 3), (0, 3))
+
+
+def test_status_warns_of_a_split_network():
+    replies = {0: reply(0, {3}), 1: reply(1, {2}), 2: reply(2, {1}), 3: reply(3, {0})}
+    found = FleetStatus(replies, {}, RING)
+    assert found.parts == [[0, 3], [1, 2]]
+    assert found.warnings[0].startswith("the network is split into 2 parts")
+    assert {"edge 0-1 is down", "edge 2-3 is down"} <= set(found.warnings)
+
+
+def test_who_has_finished_and_gone_is_no_warning():
+    replies = {0: reply(0, {1}), 1: reply(1, {0}), 2: reply(2, set(), "finished")}
+    replies[3] = reply(3, set(), "finished")
+    found = FleetStatus(replies, {}, RING)
+    assert found.parts == [[0, 1]]
+    assert not found.warnings
+
+
+class Alive:
+    def __init__(self, returncode=None):
+        self.returncode = returncode
+
+    def poll(self):
+        return self.returncode
+
+
+def test_the_live_view_knows_starting_from_lost_and_ended_from_failed():
+    """As `mesh up` sees its own processes: silence while loading is no alarm."""
+    answers = {}
+
+    class Asked:
+        def status(self, timeout_s):
+            silent = {v: "nothing listens" for v in range(4) if v not in answers}
+            return FleetStatus(dict(answers), silent, RING)
+
+    processes = [Alive() for _ in range(4)]
+    view = _Local(Asked(), processes)
+    found, starting = view.look()
+    assert (starting, found.warnings, view.ended) == ([0, 1, 2, 3], [], False)
+    answers |= {v: reply(v, {(v - 1) % 4, (v + 1) % 4}) for v in range(4)}
+    assert view.look()[0].warnings == []
+    del answers[1]  # it answered, and does no more, though it runs
+    assert view.look()[0].warnings == ["vertex 1 did not answer: nothing listens"]
+    answers.clear()
+    for process in processes:
+        process.returncode = 0
+    processes[2].returncode = 1
+    found, starting = view.look()
+    assert (starting, view.ended) == ([], True)
+    assert [(r.phase, r.round) for _, r in sorted(found.replies.items())] == [
+        ("finished", 9), ("finished", 9), ("training", 7), ("finished", 9),
+    ]  # fmt: skip
+    assert found.warnings == ["vertex 2 did not answer: it ended with status 1"]
