@@ -41,8 +41,10 @@ def environment() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def mesh(home: Path, vertices: range, **config: Any) -> Iterator[list[subprocess.Popen[bytes]]]:
-    plan = MeshPlan(app=APP, out=home, hosts=local_hosts(N), overrides=config)
+def mesh(
+    home: Path, vertices: range, n: int = N, **config: Any
+) -> Iterator[list[subprocess.Popen[bytes]]]:
+    plan = MeshPlan(app=APP, out=home, hosts=local_hosts(n), overrides=config)
     paths = create_mesh(plan)
     processes = []
     for v in vertices:
@@ -184,6 +186,28 @@ def idle_share(home: Path, seconds: float = 10.0) -> float:
         return spent / (time.monotonic() - begin)
 
 
+def memory_per_neighbor(home: Path) -> float:
+    """Peak memory that one more neighbor costs, in payloads: a complete graph beside a ring.
+
+    7 peers, 9.2 million parameters (37 MB); whatever else a peer needs cancels out.
+    """
+    peaks = {}
+    for topology in ("ring:7", "complete:7"):
+        overrides = {"topology": topology, "hidden": "3000,3000", "rounds": 8}
+        with mesh(home / topology, range(7), 7, **overrides) as processes:
+            seen = [0] * 7
+            while any(process.poll() is None for process in processes):
+                for v, process in enumerate(processes):
+                    with contextlib.suppress(psutil.Error, OSError, IndexError):
+                        text = Path(f"/proc/{process.pid}/status").read_text()
+                        seen[v] = int(text.split("VmHWM:")[1].split()[0]) * 1024
+                time.sleep(0.2)
+            assert [process.returncode for process in processes] == [0] * 7
+        peaks[topology] = statistics.median(seen)
+    payload = 4 * (64 * 3000 + 3000 + 3000 * 3000 + 3000 + 3000 * 10 + 10)
+    return (peaks["complete:7"] - peaks["ring:7"]) / (6 - 2) / payload
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path)
@@ -192,7 +216,7 @@ def main() -> None:
     parser.add_argument(
         "--only",
         action="append",
-        help="peers, simulation, deployment, transfer or idle; repeat for several",
+        help="peers, simulation, deployment, transfer, memory or idle; repeat for several",
     )
     arguments = parser.parse_args()
     found: dict[str, Any] = {}
@@ -222,6 +246,8 @@ def main() -> None:
                     found[f"{runtime} / peers, {name}"] = statistics.median(
                         turns[runtime]
                     ) / statistics.median(turns["peers"])
+        if wanted("memory"):
+            found["payloads of memory per neighbor"] = memory_per_neighbor(home / "memory")
         if wanted("idle"):
             found["idle share of a core"] = idle_share(home / "idle")
     if wanted("transfer"):

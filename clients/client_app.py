@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from clients import digits, vision
@@ -52,10 +52,10 @@ def train_locally(message: Message, context: Context) -> Message:
         get_integer(values, "local-steps", 1, least=1),
         seed=get_integer(values, "seed", 0, least=0),
         vertex=vertex,
-        round=cast(int, message.content.config_records["config"]["server-round"]),
+        round=cast(int, cast(ConfigRecord, message.content["config"])["server-round"]),
     )
     model = workload.make_model()
-    model.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict())
+    model.load_state_dict(cast(ArrayRecord, message.content["arrays"]).to_torch_state_dict())
     rate = get_number(values, "learning-rate", 0.4, above=0.0)
     loss = train(model, workload.train_x, workload.train_y, part[steps], rate)
     metrics = MetricRecord({"train_loss": loss, "num-examples": len(part)})
@@ -67,7 +67,7 @@ def evaluate_own_model(message: Message, context: Context) -> Message:
     """Test this agent's own model on the common test set."""
     _, _, workload = _open(context)
     model = workload.make_model()
-    model.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict())
+    model.load_state_dict(cast(ArrayRecord, message.content["arrays"]).to_torch_state_dict())
     loss, accuracy = evaluate(model, workload.test_x, workload.test_y)
     metrics = MetricRecord(
         {"loss": loss, "accuracy": accuracy, "num-examples": len(workload.test_y)}

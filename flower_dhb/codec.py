@@ -38,7 +38,7 @@ __all__ = [
 
 VERSION = 1
 _MAGIC = b"DHB\x00"
-_PREFIX = struct.Struct("<4sHxxIQ")  # magic, version, header length, checksum
+_PREFIX = struct.Struct("<4sHHIQ")  # magic, version, zero, header length, checksum
 _HEADER_LIMIT_BYTES = 4096  # a header of four vectors takes about 250 bytes
 _DTYPES = ("float32", "float64")
 _FINITE_BLOCK = 2**16  # elements; the mask of a block stays in the cache
@@ -145,7 +145,7 @@ def encode_parts(
             "carried; use shorter names"
         )
     buffers = [_little_endian(v).view(np.uint8).data for v in payload.values() if v.size]
-    prefix = _PREFIX.pack(_MAGIC, VERSION, len(text), checksum(text, *buffers))
+    prefix = _PREFIX.pack(_MAGIC, VERSION, 0, len(text), checksum(text, *buffers))
     return [prefix + text, *buffers]
 
 
@@ -268,8 +268,8 @@ def _split(frame: bytes | bytearray | memoryview, sender: str) -> tuple[Header, 
     """Header of a frame and where its vectors begin."""
     if len(frame) < _PREFIX.size:
         raise PayloadError(f"{sender}: {len(frame)} bytes are too short for a payload")
-    magic, version, length, _ = _PREFIX.unpack_from(frame)
-    if magic != _MAGIC:
+    magic, version, zero, length, _ = _PREFIX.unpack_from(frame)
+    if magic != _MAGIC or zero:
         raise PayloadError(f"{sender}: not a payload of this package")
     if version != VERSION:
         raise PayloadError(

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +28,7 @@ __all__ = [
     "end_processes",
     "executable",
     "free_ports",
+    "guard",
     "local_superlink",
     "wait_until_up",
 ]
@@ -123,15 +126,37 @@ def local_superlink(home: Path) -> Iterator[SuperLink]:
     log_path = home / "superlink.log"
     command = [executable("flower-superlink"), "--insecure", "--simulation"]
     command += ["--isolation", "subprocess", "--host", "127.0.0.1", "--port", str(port)]
+    guarded = [sys.executable, "-c", "from flower_dhb.superlink import guard; guard()", *command]
     with log_path.open("ab") as output:
         process = subprocess.Popen(
-            command, env=environment, stdout=output, stderr=output, stdin=subprocess.DEVNULL
+            guarded, env=environment, stdout=output, stderr=output, stdin=subprocess.PIPE
         )
     try:
         wait_until_up(process, port, log_path)
         yield SuperLink(environment, log_path)
     finally:
         end_family(process)
+        if process.stdin is not None:
+            process.stdin.close()
+
+
+def guard() -> None:
+    """Run the command in `sys.argv[1:]` until it ends or standard input does.
+
+    That happens when the parent is gone, even by SIGKILL; the command's whole family is
+    ended then, so that no SuperLink is left behind.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all: the parent decides
+    process = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    parent = threading.Thread(target=sys.stdin.buffer.read, daemon=True)
+    parent.start()
+    try:
+        while parent.is_alive() and process.poll() is None:
+            parent.join(0.2)
+    finally:
+        end_family(process)
+    sys.exit(process.returncode)
 
 
 def wait_until_up(process: subprocess.Popen[bytes], port: int, log_path: Path) -> None:

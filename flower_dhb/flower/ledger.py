@@ -13,15 +13,14 @@ from flower_dhb import codec
 from flower_dhb.algorithms import Algorithm
 from flower_dhb.codec import Header
 from flower_dhb.flower.records import (
-    START_VERTEX,
     Answer,
     Ask,
     Instruction,
-    frame_array,
     npy_array,
+    start_frame,
 )
 from flower_dhb.graph import Topology
-from flower_dhb.node import STATISTICS_VECTOR, Node, parameter_vectors
+from flower_dhb.node import Node, parameter_vectors
 from flower_dhb.types import Layout
 
 __all__ = ["Ledger"]
@@ -60,11 +59,7 @@ class Ledger:
         self._layout = layout
         self._run = run
         self._keys = {"arrays_key": arrays_key, "config_key": config_key}
-        parameters, statistics = layout.flatten(arrays)
-        start = {"parameters": parameters}
-        if layout.statistics_size:
-            start[STATISTICS_VECTOR] = statistics
-        self._start = frame_array(codec.encode(start, run=run, round=0, vertex=START_VERTEX))
+        self._start = start_frame(layout, arrays, run)
         self._local = {name: npy_array(array) for name, array in layout.local(arrays).items()}
         self._due = {v: _Due() for v in range(topology.n_agents)}
         self._newest: dict[int, tuple[int, Array]] = {}

@@ -12,7 +12,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from logging import ERROR, WARNING
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
 from flwr.common import log
@@ -31,6 +39,7 @@ from flower_dhb.flower.records import (
     frame_array,
     named_arrays,
     read_request,
+    records_of,
 )
 from flower_dhb.flower.store import open_store
 from flower_dhb.node import STATISTICS_VECTOR, Node, Snapshot, parameter_vectors
@@ -258,7 +267,7 @@ class _Turn:
         if ask.ask in ("train", "evaluate"):
             try:
                 content = self._call_app(node, message, call_next)
-                metrics = RecordDict(dict(content.metric_records.items()))
+                metrics = RecordDict(dict(records_of(content, MetricRecord)))
                 if ask.ask == "train":
                     trained = node.adapt(ask.round, named_arrays(_only_arrays(content)))
                     payload = self._frame(trained, ask.round)
@@ -314,7 +323,7 @@ class _Turn:
 
 
 def _only_arrays(content: RecordDict) -> ArrayRecord:
-    records = content.array_records
+    records = records_of(content, ArrayRecord)
     if len(records) != 1:
         raise PayloadError(
             f"the app's train must return exactly one ArrayRecord, got {sorted(records)}"

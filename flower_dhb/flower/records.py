@@ -14,14 +14,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from io import BytesIO
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
+from flower_dhb import codec
 from flower_dhb.algorithms import Algorithm, algorithm_from_config
 from flower_dhb.errors import FlowerDhbError, PayloadError, StateError
+from flower_dhb.node import STATISTICS_VECTOR
 from flower_dhb.types import Layout, NDArrays, dtype_name
 
 __all__ = [
@@ -36,6 +38,8 @@ __all__ = [
     "named_arrays",
     "npy_array",
     "read_request",
+    "records_of",
+    "start_frame",
 ]
 
 PROTOCOL = "flower_dhb"
@@ -51,6 +55,8 @@ _NUMPY = "numpy.ndarray"  # Flower's name for the .npy format
 _FRAME = "flower_dhb.frame"
 
 _Weights: TypeAlias = tuple[tuple[int, float], ...]
+
+R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord)
 
 Ask = Literal["vertex", "train", "evaluate", "report"]
 
@@ -125,7 +131,7 @@ class Instruction:
         """Inverse of `to_records`."""
         rounds = document["rejoin_rounds"]
         start = _arrays(records, _START).get("start")
-        weights, algorithm, layout = _read(str(records.config_records[_COMMON]["json"]))
+        weights, algorithm, layout = _read(str(records_of(records, ConfigRecord)[_COMMON]["json"]))
         return cls(
             ask=document["ask"],
             run=document["run"],
@@ -193,9 +199,7 @@ class Answer:
         document = _document(records)
         if document is None:
             return None
-        metrics = RecordDict(
-            {key: record for key, record in records.items() if isinstance(record, MetricRecord)}
-        )
+        metrics = RecordDict(dict(records_of(records, MetricRecord)))
         return cls(
             ask=document["ask"],
             vertex=document["vertex"],
@@ -221,6 +225,15 @@ def read_request(records: RecordDict) -> Question | Instruction | None:
     return Question() if document["ask"] == "vertex" else Instruction.of(document, records)
 
 
+def records_of(records: RecordDict, kind: type[R]) -> dict[str, R]:
+    """The records of one kind, by key.
+
+    Flower's own `array_records` and the like return views that refer to themselves: they keep
+    all arrays in memory until Python looks for cycles.
+    """
+    return {key: record for key, record in records.items() if isinstance(record, kind)}
+
+
 # --- arrays -------------------------------------------------------------------------
 
 
@@ -240,6 +253,15 @@ def named_arrays(record: Mapping[str, Array]) -> NDArrays:
 def frame_array(frame: bytes) -> Array:
     """A codec frame as one Flower array."""
     return Array("uint8", (len(frame),), _FRAME, frame)
+
+
+def start_frame(layout: Layout, arrays: Mapping[str, NDArray[Any]], run: str) -> Array:
+    """The initial vectors as one frame; their sender is nobody."""
+    parameters, statistics = layout.flatten(arrays)
+    vectors = {"parameters": parameters}
+    if layout.statistics_size:
+        vectors[STATISTICS_VECTOR] = statistics
+    return frame_array(codec.encode(vectors, run=run, round=0, vertex=START_VERTEX))
 
 
 def npy_array(array: NDArray[Any]) -> Array:

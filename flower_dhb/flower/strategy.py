@@ -18,7 +18,7 @@ from flower_dhb.algorithms import Algorithm, HeavyBall
 from flower_dhb.errors import ConfigError, PayloadError
 from flower_dhb.flower.ledger import Ledger
 from flower_dhb.flower.members import Members
-from flower_dhb.flower.records import Answer, named_arrays
+from flower_dhb.flower.records import Answer, named_arrays, records_of
 from flower_dhb.flower.relay import Relay
 from flower_dhb.flower.session import Session
 from flower_dhb.graph import Topology
@@ -361,7 +361,7 @@ def _name(run_id: int, start: int) -> str:
 def _app_metrics(answer: Answer) -> Metrics:
     """All metric records of an answer in one mapping."""
     merged: dict[str, Any] = {}
-    for record in answer.metrics.metric_records.values():
+    for record in records_of(answer.metrics, MetricRecord).values():
         merged |= dict(record.items())
     return merged
 

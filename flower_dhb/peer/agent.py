@@ -23,12 +23,12 @@ from flower_dhb.codec import VectorSpec
 from flower_dhb.errors import StateError
 from flower_dhb.flower.mod import decentralize
 from flower_dhb.flower.records import (
-    START_VERTEX,
     Answer,
     Ask,
     Instruction,
     array_record,
-    frame_array,
+    records_of,
+    start_frame,
 )
 from flower_dhb.flower.store import open_store
 from flower_dhb.node import STATISTICS_VECTOR, Node, Snapshot
@@ -80,7 +80,7 @@ class Agent:
         self._app = decentralize(app)  # where the app has the mod itself, that one only passes on
         self._weights = dict(weights)
         self._local = dict(array_record(self.layout.local(arrays)).items())
-        self._start = self._start_frame(arrays)
+        self._start = start_frame(self.layout, arrays, run)
         self._node = vertex + 2  # as ids of Flower nodes: none is 0, 1 is the relay
         run_number = xxhash.xxh3_64_intdigest(run.encode()) >> 1
         take_identity(run_number, self._node)
@@ -191,17 +191,10 @@ class Agent:
             )
         return answer
 
-    def _start_frame(self, arrays: NDArrays) -> Array:
-        parameters, statistics = self.layout.flatten(arrays)
-        vectors = {"parameters": parameters}
-        if self.layout.statistics_size:
-            vectors[STATISTICS_VECTOR] = statistics
-        return frame_array(codec.encode(vectors, run=self.run, round=0, vertex=START_VERTEX))
-
 
 def _outcome(answer: Answer) -> Outcome:
     metrics: dict[str, Any] = {}
-    for record in answer.metrics.metric_records.values():
+    for record in records_of(answer.metrics, MetricRecord).values():
         metrics |= dict(record.items())
     return Outcome(
         answer.payload.data if answer.payload is not None else None,

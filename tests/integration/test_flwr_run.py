@@ -162,7 +162,7 @@ def test_the_command_shows_rounds_and_leaves_nothing_behind(tmp_path: Path) -> N
     assert _processes_of(home) == []
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_stopped_command_leaves_finished_rounds_and_no_process(
     tmp_path: Path, how: signal.Signals
 ) -> None:
@@ -177,12 +177,12 @@ def test_a_stopped_command_leaves_finished_rounds_and_no_process(
                 assert time.monotonic() < deadline
                 time.sleep(0.2)
             process.send_signal(how)
-            assert process.wait(timeout=60) == 130
+            assert process.wait(timeout=60) == (-9 if how == signal.SIGKILL else 130)
         finally:
             process.kill()
+    assert _processes_of(home) == []
     rows = history(next(runs.iterdir()))
     assert [row["round"] for row in rows] == list(range(1, len(rows) + 1))
-    assert _processes_of(home) == []
 
 
 def _processes_of(home: Path) -> list[str]:
@@ -195,7 +195,7 @@ def _processes_of(home: Path) -> list[str]:
                 gone_in_a_moment.append(process)
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
-    _, alive = psutil.wait_procs(gone_in_a_moment, timeout=15)
+    _, alive = psutil.wait_procs(gone_in_a_moment, timeout=30)
     return [str(process) for process in alive]
 
 

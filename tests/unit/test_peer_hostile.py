@@ -115,7 +115,7 @@ def whole(frame):
 
 def flipped(frame, i):
     damaged = bytearray(frame)
-    damaged[8 + i % (len(damaged) - 8)] ^= 1 << (i % 8)  # the two bytes before are padding
+    damaged[i % len(damaged)] ^= 1 << (i % 8)
     return bytes(damaged)
 
 

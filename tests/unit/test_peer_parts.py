@@ -2,10 +2,12 @@
 
 import ast
 import datetime
+import gc
 import io
 import json
 import logging
 import stat
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -445,6 +447,36 @@ def test_an_app_of_stock_flower_needs_no_change():
         assert one.metrics == {"round": k}
         stock.combine(k, {}, evaluate=False)
         modded.combine(k, {}, evaluate=False)
+
+
+def test_payloads_are_let_go_when_their_round_is_combined():
+    """At once, not when Python looks for cycles: their memory is used for the next ones."""
+    from flower_dhb import HeavyBall, codec
+
+    agent = Agent(
+        flwr_adapter.load_client_app(APP, "quadratics:app"),
+        vertex=0,
+        run="r",
+        algorithm=HeavyBall(),
+        weights={0: 0.5, 1: 0.5},
+        arrays={"x": np.arange(12.0)},
+        node_config={},
+        run_config={"rate": 0.1, "slow-vertex": -1, "slow-s": 0.0, "step-s": 0.0},
+    )
+    gc.collect()
+    gc.disable()
+    try:
+        for k in (1, 2):
+            sent = agent.train(k).frame
+            vectors = codec.decode(sent, codec.read_header(sent))
+            frame = codec.encode(vectors, run="r", round=k, vertex=1)
+            memory = np.frombuffer(bytearray(frame), np.uint8)
+            alive = weakref.ref(memory)
+            agent.combine(k, {1: memory.data}, evaluate=False)
+            del memory
+            assert alive() is None
+    finally:
+        gc.enable()
 
 
 def test_any_record_of_the_context_survives():
