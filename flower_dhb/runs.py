@@ -63,7 +63,7 @@ class RunFolder:
     def finish(self, models: Mapping[int, NDArrays], title: str = "") -> None:
         """Draw how the run converged and save each agent's final model as safetensors."""
         for vertex, arrays in models.items():
-            contiguous = {name: np.ascontiguousarray(a) for name, a in arrays.items()}
+            contiguous = {name: np.asarray(a, order="C") for name, a in arrays.items()}
             save_file(contiguous, self.path / f"agent-{vertex:03d}.safetensors")
         if find_spec("matplotlib") is not None:
             from flower_dhb.plots import convergence_figure

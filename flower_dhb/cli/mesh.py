@@ -45,7 +45,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="a key of peer.toml, such as timing.ceiling-s=5 or record='payloads'; repeat",
     )
-    create.add_argument("--start", help="initial arrays: FILE.safetensors or module:function")
+    create.add_argument(
+        "--start", help="initial arrays: FILE.safetensors, or module:name of a function or model"
+    )
     create.add_argument("--days", type=int, default=365, help="how long certificates are valid")
     create.add_argument(
         "--insecure-plaintext", action="store_true", help="no TLS; loopback addresses only"

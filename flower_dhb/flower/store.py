@@ -96,7 +96,7 @@ class _FileStore:
 
     def save(self, snapshot: Snapshot, algorithm: Algorithm) -> None:
         document, arrays = snapshot_vectors(snapshot, algorithm, self._run)
-        contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
         data = save(contiguous, metadata={"about": json.dumps(document)})
         self._path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self._path.with_suffix(".tmp")

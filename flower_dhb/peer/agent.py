@@ -59,7 +59,8 @@ class Outcome:
 class Agent:
     """One vertex's ClientApp with its Context, which stays in the process.
 
-    arrays: the initial arrays that all agents share. Calls are made from one thread.
+    arrays: the initial arrays that all agents share. train_config, evaluate_config: what the
+    app finds in its messages' `config`. Calls are made from one thread.
     """
 
     def __init__(
@@ -73,11 +74,14 @@ class Agent:
         arrays: NDArrays,
         node_config: Mapping[str, Any],
         run_config: Mapping[str, Any],
+        train_config: Mapping[str, Any] | None = None,
+        evaluate_config: Mapping[str, Any] | None = None,
     ) -> None:
         self.vertex, self.run, self.algorithm = vertex, run, algorithm
         self.layout = Layout.of(arrays)
         self.vectors: tuple[VectorSpec, ...] = Node.vectors_of(algorithm, self.layout)
         self._app = decentralize(app)  # where the app has the mod itself, that one only passes on
+        self._configs = {"train": train_config or {}, "evaluate": evaluate_config or {}}
         self._weights = dict(weights)
         self._local = dict(array_record(self.layout.local(arrays)).items())
         self._start = start_frame(self.layout, arrays, run)
@@ -178,8 +182,9 @@ class Agent:
             start=self._start if state_round == 0 else None,
             local=self._local,
         )
-        content = instruction.to_records(ConfigRecord({"server-round": round}))
         kind = "evaluate" if ask == "evaluate" else "train"
+        config = ConfigRecord({**self._configs[kind], "server-round": round})
+        content = instruction.to_records(config)
         message = make_message(content, kind, round, self._node)
         reply: Message = self._app(message, self._context)
         if reply.has_error():

@@ -50,7 +50,7 @@ class Checkpoints:
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write one. When this returns, it survives a crash of process and machine."""
-        arrays = {name: np.ascontiguousarray(array) for name, array in checkpoint.arrays.items()}
+        arrays = {name: np.asarray(array, order="C") for name, array in checkpoint.arrays.items()}
         about = json.dumps(
             {"run": self._run, "round": checkpoint.round, "state": checkpoint.document}
         )

@@ -61,6 +61,8 @@ class Peer:
             arrays=arrays,
             node_config=settings.node_config,
             run_config=settings.run_config,
+            train_config=settings.train_config,
+            evaluate_config=settings.evaluate_config,
         )
         self.exchange = Exchange(
             settings.vertex,
@@ -369,5 +371,5 @@ def _read_start(path: Path) -> NDArrays:
 
 def _write_arrays(path: Path, arrays: NDArrays) -> None:
     temporary = path.with_suffix(".tmp")
-    save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, temporary)
+    save_file({name: np.asarray(a, order="C") for name, a in arrays.items()}, temporary)
     temporary.replace(path)

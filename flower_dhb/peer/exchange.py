@@ -166,6 +166,10 @@ class Exchange:
             edge = self.edges[neighbor]
             old, edge.link = edge.link, link
             edge.incoming = None
+            # What was not acknowledged is sent again, and may be another by now: a neighbor that
+            # was restarted has trained the round once more.
+            for k in [k for k in edge.held if k > edge.voted]:
+                del edge.held[k]
             wants = min(max(hello.round, hello.closed + 1), self.rounds)
             if self._believes(edge, wants):
                 edge.wants = wants

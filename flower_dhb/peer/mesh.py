@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import secrets
 import shutil
 import socket
@@ -244,6 +245,7 @@ def _peer_document(
             **host.node_config,
         },
         "run-config": dict(values),
+        **app["tables"],
         **(plan.peer or {}),
     }
     document["timing"] = {"ceiling-s": config.round_timeout_s or 3600.0} | dict(
@@ -297,7 +299,9 @@ def _app_document(app: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: {error.strerror}; --app is a Flower App's directory") from None
     except (tomllib.TOMLDecodeError, KeyError) as error:
         raise ConfigError(f"{path}: is not a Flower App's: {error}") from None
-    document["start"] = tool.get("flower-dhb", {}).get("start")
+    own = tool.get("flower-dhb", {})
+    document["start"] = own.get("start")
+    document["tables"] = {k: own[k] for k in ("train-config", "evaluate-config") if k in own}
     return document
 
 
@@ -330,17 +334,34 @@ def _start_arrays(plan: MeshPlan, values: Mapping[str, Any]) -> NDArrays:
     if path not in sys.path:
         sys.path.insert(0, path)
     try:
-        made = getattr(importlib.import_module(module), name)(values)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"start '{reference}': {error}") from error
-    return {str(key): _numpy(value) for key, value in made.items()}
+        maker = getattr(importlib.import_module(module), name)
+        made = maker(values) if _takes_values(maker) else maker()
+        if hasattr(made, "state_dict"):
+            made = made.state_dict()
+        return {str(key): _numpy(value) for key, value in made.items()}
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"start '{reference}': {type(error).__name__}: {error}; expected a function of the "
+            "run config, or of nothing, that returns arrays by name or a model with a state_dict"
+        ) from error
+
+
+def _takes_values(maker: Any) -> bool:
+    """Whether a function wants the run config; the class of a model does not."""
+    if isinstance(maker, type):
+        return False
+    try:
+        inspect.signature(maker).bind({})
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _numpy(value: Any) -> NDArray[Any]:
     """A NumPy array from one of NumPy, torch or Flower."""
     if hasattr(value, "detach"):
         value = value.detach().cpu()
-    return np.ascontiguousarray(value.numpy() if hasattr(value, "numpy") else value)
+    return np.asarray(value.numpy() if hasattr(value, "numpy") else value, order="C")
 
 
 def check_empty(out: Path, *, force: bool) -> None:

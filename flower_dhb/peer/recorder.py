@@ -79,7 +79,7 @@ class Recorder:
     def _save(self, label: int, what: str, arrays: Mapping[str, NDArray[Any]]) -> None:
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         path = self._directory / f"round-{label}-{what}.safetensors"
-        save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, path)
+        save_file({name: np.asarray(a, order="C") for name, a in arrays.items()}, path)
 
     def _write(self, line: dict[str, Any]) -> None:
         if self._file is None:

@@ -28,9 +28,10 @@ class PeerSettings:
     weights: mixing weight by vertex, its own and its neighbors'. dial: addresses of the
     neighbors that it dials; the others dial `listen`. graph: digest of topology and
     weights. start: file of the initial arrays. node_config, run_config: what the app finds
-    in its context. away_rounds: a peer that missed more
-    rounds takes its neighbors' average. checkpoint_every: rounds between two
-    checkpoints. record: `off`, `checksums` or `payloads`. metrics_port: of Prometheus,
+    in its context. train_config, evaluate_config: what it finds in its messages' `config`.
+    away_rounds: a peer that missed more rounds takes its neighbors' average.
+    checkpoint_every: rounds between two checkpoints. record: `off`, `checksums` or
+    `payloads`. metrics_port: of Prometheus,
     on loopback.
     """
 
@@ -50,6 +51,8 @@ class PeerSettings:
     tls: TlsFiles | None = None
     node_config: Mapping[str, Any] = field(default_factory=dict)
     run_config: Mapping[str, Any] = field(default_factory=dict)
+    train_config: Mapping[str, Any] = field(default_factory=dict)
+    evaluate_config: Mapping[str, Any] = field(default_factory=dict)
     timing: Timing = field(default_factory=Timing)
     limits: Limits = field(default_factory=Limits)
     evaluate_every: int = 1
@@ -84,6 +87,8 @@ class PeerSettings:
             raise ConfigError(unknown("record", self.record, ("off", "checksums", "payloads")))
         if self.log not in ("text", "json"):
             raise ConfigError(unknown("log", self.log, ("text", "json")))
+        for table in ("node_config", "train_config", "evaluate_config"):
+            _check_values(table.replace("_", "-"), getattr(self, table))
         _check_node_config(self.node_config, self.vertex)
         if self.tls is None:
             for address in [*([self.listen] if self.listen else []), *self.dial.values()]:
@@ -155,12 +160,18 @@ def check_loopback(address: str) -> None:
         )
 
 
-def _check_node_config(config: Mapping[str, Any], vertex: int) -> None:
+def _check_values(table: str, config: object) -> None:
+    if not isinstance(config, Mapping):
+        raise ConfigError(f"{table} must be a table, got {config!r}")
     for key, value in config.items():
         if not isinstance(value, bool | int | float | str):
             raise ConfigError(
-                f"[node-config] {key} must be a number, a text, true or false; got {value!r}"
+                f"[{table}] {key} must be a number, a text, true or false; got {value!r}"
             )
+
+
+def _check_node_config(config: Mapping[str, Any], vertex: int) -> None:
+    for key, value in config.items():
         if key == "state-dir":
             raise ConfigError(
                 "[node-config] state-dir is for Flower's SuperNodes; a peer keeps its state where "

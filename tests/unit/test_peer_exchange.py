@@ -143,6 +143,22 @@ def test_a_payload_that_was_not_acknowledged_is_given_up_without_doubt():
     assert not b._monitor.total("in-doubt")
 
 
+def test_a_restarted_neighbors_new_payload_replaces_the_one_that_was_not_acknowledged():
+    a, b = exchange(0, [1]), exchange(1, [0])
+    wire = Wire(a, b)
+    b.share(1, frame(1, 1, value=3.0))
+    wire.flush()
+    wire.cut()
+    b = exchange(1, [0])  # has lost the round, and trains it again
+    wire.ends[1] = b
+    wire.connect()
+    b.share(1, frame(1, 1, value=5.0))
+    a.share(1, frame(0, 1))
+    wire.flush()
+    assert a.close(1) == {1: frame(1, 1, value=5.0)}
+    assert list(b.close(1)) == [0]
+
+
 def test_both_use_the_edge():
     a, b = exchange(0, [1]), exchange(1, [0])
     wire = Wire(a, b)

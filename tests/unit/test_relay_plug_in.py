@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord
 from flwr.clientapp import ClientApp
 from flwr.clientapp.mod import LocalDpMod, fixedclipping_mod, message_size_mod
+from safetensors.numpy import load_file
 from support.grid import LocalGrid
 from support.torch_app import initial_arrays, make_app
 
@@ -18,10 +20,10 @@ N = 5
 GRAPH = Topology.from_edges([(0, 1), (1, 2), (2, 3), (3, 0), (0, 4)])
 
 
-def run(app: ClientApp, rounds: int = 40, **config: float):
+def run(app: ClientApp, rounds: int = 40, grid: LocalGrid | None = None, **config: float):
     strategy = ServerlessStrategy(GRAPH, HeavyBall(momentum=0.8), collect_models=True)
     return strategy.start(
-        LocalGrid(app, N),
+        grid or LocalGrid(app, N),
         initial_arrays(),
         rounds,
         train_config=ConfigRecord({"lr": 0.2, **config}),
@@ -37,6 +39,21 @@ def test_a_quickstart_app_with_batch_norm_learns(app: ClientApp) -> None:
     assert float(last["eval_acc"]) > 0.9 > float(first["eval_acc"])  # type: ignore[arg-type]
     assert float(last["eval_loss-worst"]) >= float(last["eval_loss"])  # type: ignore[arg-type]
     assert all(r.missing == [] and r.events == [] for r in result.history)
+
+
+def test_state_in_files_changes_nothing(tmp_path: Path) -> None:
+    """Counters of BatchNorm have no dimension, which files must keep."""
+    app = make_app([consensus_mod])
+    grid = LocalGrid(app, N, node_config=lambda i: {"partition-id": i, "state-dir": str(tmp_path)})
+    in_files, in_memory = run(app, 4, grid), run(app, 4)
+    for path in tmp_path.iterdir():
+        assert load_file(path)["local/norm.num_batches_tracked"].shape == ()
+    assert all(r.missing == [] and r.events == [] for r in in_files.history)
+    for i in range(N):
+        for name, array in in_memory.models[i].items():
+            other = in_files.models[i][name].numpy()
+            assert other.shape == array.numpy().shape
+            np.testing.assert_array_equal(other, array.numpy())
 
 
 def test_running_statistics_agree_and_stay_valid_while_counters_stay_local() -> None:

@@ -148,7 +148,7 @@ def test_finish_saves_models_that_safetensors_reads(tmp_path):
     found = load_file(folder.path / names[1])
     assert found.keys() == model.keys()
     for name, array in model.items():
-        assert found[name].dtype == array.dtype
+        assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape)
         np.testing.assert_array_equal(found[name], array)
     assert (folder.path / "convergence.png").read_bytes().startswith(b"\x89PNG")
 
