@@ -128,12 +128,19 @@ def _up(arguments: argparse.Namespace) -> int:
             home = arguments.mesh / f"vertex-{vertex}"
             log = (home / "peer.log").open("ab")
             logs.append(log)
+            command = [
+                sys.executable,
+                "-c",
+                _PEER,
+                "peer",
+                str(home / "peer.toml"),
+                "--log",
+                "json",
+            ]
+            command += ["--with-parent", str(os.getpid())]
             processes.append(
                 subprocess.Popen(  # noqa: S603  # nosec B603
-                    [sys.executable, "-c", _PEER, "peer", str(home / "peer.toml"), "--log", "json"],
-                    stdout=log,
-                    stderr=log,
-                    env=environment,
+                    command, stdout=log, stderr=log, env=environment
                 )
             )
         if arguments.quiet:

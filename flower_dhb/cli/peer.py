@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
+import threading
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +23,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--log", choices=("text", "json"), help="form of the log lines")
     parser.add_argument("--state-dir", type=Path, help="where checkpoints and history are kept")
     parser.add_argument("--metrics-port", type=int, help="loopback port for Prometheus")
+    parser.add_argument(
+        "--with-parent", type=int, metavar="PID", help="stop when this process, its parent, is gone"
+    )
 
 
 def execute(arguments: argparse.Namespace) -> int:
@@ -55,4 +62,14 @@ def _run(arguments: argparse.Namespace) -> int:
     peer = Peer(settings, monitor)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: peer.stop())
+    if arguments.with_parent is not None:
+        watch = threading.Thread(target=_stop_with, args=(arguments.with_parent, peer.stop))
+        watch.daemon = True
+        watch.start()
     return 0 if peer.run() else 3
+
+
+def _stop_with(parent: int, stop: Callable[[], None]) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    stop()

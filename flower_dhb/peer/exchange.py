@@ -17,8 +17,8 @@ uses, the other uses too, and the network average is kept.
 
 An agent that lags labels its payload with the round that its neighbors are in
 (Lamport's logical clock), so whoever was away or is slow joins in again. A neighbor that
-says it is further ahead than its pace allows is not believed, unless another says so too:
-one that lies about its round cannot end a run with one message.
+says it is further ahead than its pace allows is not believed, unless another says so too or
+no other is connected: one that lies about its round cannot end a run with one message.
 """
 
 from __future__ import annotations
@@ -443,15 +443,16 @@ class Exchange:
         if edge.anchor is None:  # first contact: whoever begins late finds a run under way
             edge.anchor = (round, now)
             return True
+        others = [e for e in self.edges.values() if e is not edge and e.link is not None]
+        if not others:
+            return True  # nobody says otherwise, and nobody would be led astray with this agent
         known, since = edge.anchor
-        pace = edge.patience.usual_s or self._own_pace.usual_s or self.timing.least_s
+        own = self._own_pace.usual_s
+        pace = edge.patience.usual_s or own or self.timing.least_s
+        pace = max(pace, own / _LEAD_PER_ROUND)  # however fast its payloads come
         if round <= max(known, self.closed) + _LEAD + _LEAD_PER_ROUND * (now - since) / pace:
             return True
-        return any(
-            other.claimed >= round - _LEAD
-            for other in self.edges.values()
-            if other is not edge and other.link is not None
-        )
+        return any(other.claimed >= round - _LEAD for other in others)
 
     def _require_belief(self, edge: Edge, round: int) -> None:
         if not self._believes(edge, round):

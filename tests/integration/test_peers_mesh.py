@@ -4,11 +4,15 @@ import json
 import os
 import shutil
 import socket
+import subprocess
+import sys
+import time
 import tomllib
 import urllib.request
 
 import grpc
 import numpy as np
+import psutil
 import pytest
 import tomli_w
 from safetensors.numpy import load_file, save_file
@@ -20,7 +24,7 @@ from flower_dhb.peer.fleet import Fleet
 from flower_dhb.peer.frames import Outgoing
 from flower_dhb.peer.mesh import renew
 from flower_dhb.peer.transport import EXCHANGE
-from tests.support.peers import APP, Mesh, run_cli
+from tests.support.peers import APP, COMMAND, Mesh, environment, run_cli
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(90)]
 
@@ -226,6 +230,25 @@ def test_main_commands(tmp_path):
     replay = run_cli("replay", out)
     assert replay.returncode == 1
     assert "vertex 1, round 7: combined to other parameters" in replay.stdout
+
+
+def test_peers_do_not_outlive_the_command_that_started_them(tmp_path):
+    """`mesh up` dies by SIGKILL: its peers stop by themselves, and keep what they have."""
+    with Mesh(tmp_path / "m", n=3, topology="ring:3", rounds=100000, step_s=0.02) as mesh:
+        command = [sys.executable, "-c", COMMAND, "mesh", "up", str(mesh.out), "--quiet"]
+        logs = [mesh.out / f"vertex-{v}" / "peer.log" for v in range(3)]
+        with subprocess.Popen(command, env=environment()) as up:
+            end = time.monotonic() + 60
+            while not all(log.exists() and '"round": 3,' in log.read_text() for log in logs):
+                assert up.poll() is None
+                assert time.monotonic() < end
+                time.sleep(0.2)
+            peers = psutil.Process(up.pid).children()
+            up.kill()
+        assert len(peers) == 3
+        _, alive = psutil.wait_procs(peers, timeout=30)
+        assert not alive
+        assert all(len(mesh.history(v)) >= 3 for v in range(3))
 
 
 def test_refused_before_anything_starts(tmp_path):

@@ -289,22 +289,29 @@ def test_rounds_that_cannot_be(round, held, reason):
     assert error.value.kind == reason
 
 
+def in_step(clock, rounds=10):
+    """Agent 0 and its neighbors 1 and 2, after some rounds of a second each."""
+    agents = [exchange(0, [1, 2], clock, rounds=5000)]
+    agents += [exchange(j, [0], clock, rounds=5000) for j in (1, 2)]
+    wires = [Wire(agents[0], agents[j]) for j in (1, 2)]
+    for k in range(1, rounds + 1):
+        for agent in agents:
+            agent.share(k, frame(agent.vertex, k))
+        clock.now += 1.0
+        for wire in wires:
+            wire.flush()
+        assert [sorted(agent.close(k)) for agent in agents] == [[1, 2], [0], [0]]
+    return agents[0], wires
+
+
 def test_who_lies_about_its_round_is_not_believed():
     """In step for ten rounds of a second; then one message from the end of the run."""
-    clock = Clock()
-    a, b = exchange(0, [1], clock, rounds=5000), exchange(1, [0], clock, rounds=5000)
-    wire = Wire(a, b)
-    for k in range(1, 11):
-        a.share(k, frame(0, k))
-        b.share(k, frame(1, k))
-        clock.now += 1.0
-        wire.flush()
-        assert (list(a.close(k)), list(b.close(k))) == ([1], [0])
+    a, wires = in_step(Clock())
     for what in (lambda: a.admit(1, Header("r", 5000, 1, SPECS)), lambda: a.freed(1, 4999)):
         with pytest.raises(RefusedError, match="too far ahead of round 10"):
             what()
         assert a.next_round() == 11
-    a.joined(1, wire.links[0], pb.Hello(vertex=1, round=5000, closed=4999))
+    a.joined(1, wires[0].links[0], pb.Hello(vertex=1, round=5000, closed=4999))
     assert a.next_round() == 11
     assert a._monitor.total("refused.ahead") == 1  # of the Hello, which is not raised
     a.admit(1, Header("r", 12, 1, SPECS))  # what is possible is believed
@@ -313,18 +320,20 @@ def test_who_lies_about_its_round_is_not_believed():
 def test_who_was_cut_off_believes_what_time_allows():
     """A hundred seconds apart, at a second a round: the neighbor may be 100 rounds ahead."""
     clock = Clock()
-    a, b = exchange(0, [1], clock, rounds=5000), exchange(1, [0], clock, rounds=5000)
-    wire = Wire(a, b)
-    for k in range(1, 11):
-        a.share(k, frame(0, k))
-        b.share(k, frame(1, k))
-        clock.now += 1.0
-        wire.flush()
-        a.close(k), b.close(k)
-    wire.cut()
+    a, wires = in_step(clock)
+    wires[0].cut()
     clock.now += 100.0
-    a.joined(1, wire.links[0], pb.Hello(vertex=1, round=110, closed=109))
+    a.joined(1, wires[0].links[0], pb.Hello(vertex=1, round=110, closed=109))
     assert a.next_round() == 110
+
+
+def test_the_only_neighbor_is_believed():
+    """A slow starter at the end of a path would else never find its way into the run."""
+    a, wires = in_step(Clock())
+    wires[1].cut()
+    a.admit(1, Header("r", 4000, 1, SPECS))
+    a.accept(1, 4000, frame(1, 4000))
+    assert a.next_round() == 4000
 
 
 def test_two_who_say_the_same_are_believed():

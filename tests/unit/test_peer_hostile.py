@@ -37,6 +37,19 @@ def quiet():
     LOGGER.disabled = False
 
 
+class Honest:
+    """A connection to the other neighbor, which says nothing more."""
+
+    def send(self, message):
+        pass
+
+    def send_payload(self, payload, ack=0):
+        pass
+
+    def close(self, text):
+        pass
+
+
 class Victim:
     """An honest peer in round 5 of 50 that waits for neighbor 1, without sockets."""
 
@@ -62,6 +75,7 @@ class Victim:
         if greeted:
             self.link.receive(hello().SerializeToString())
             assert self.link.greeted
+            self.exchange.joined(2, Honest(), pb.Hello(vertex=2, neighbor=0, round=5, closed=4))
         self.sent = self.link.pieces()
 
     def greet(self, message):
