@@ -17,7 +17,7 @@ uses, the other uses too, and the network average is kept.
 
 An agent that lags labels its payload with the round that its neighbors are in
 (Lamport's logical clock), so whoever was away or is slow joins in again. A neighbor that
-says it is further ahead than its pace allows is not believed, unless another says so too or
+says it is further ahead than its pace allows is not followed, unless another says so too or
 no other is connected: one that lies about its round cannot end a run with one message.
 """
 
@@ -35,9 +35,9 @@ from flower_dhb.peer.frames import Bytes, Outgoing, Reason, RefusedError, relabe
 from flower_dhb.peer.monitor import Monitor
 from flower_dhb.peer.patience import Patience
 
-# A neighbor may be ahead by this many rounds at once, and, since the last round that it
-# and we used together, by this many in the usual time of one of its rounds.
-_LEAD, _LEAD_PER_ROUND = 2, 10
+# A neighbor is followed if it is ahead by no more rounds than this, and this many more in
+# each usual time of one of its rounds since the last that it and we used together.
+_LEAD = 10
 
 __all__ = ["Edge", "Exchange", "Link", "Timing"]
 
@@ -78,13 +78,13 @@ class Timing:
 class Edge:
     """What is known of one neighbor.
 
-    wants: the first round that it may still share with us. acked: the latest round in
+    wants: the latest round that it is known to be in. gone: the latest that it has closed
+    without us. acked: the latest round in
     which it acknowledged our payload. voted: the latest payload of it that we
     acknowledged and did not give up. used: the last round in which the edge counted.
     lost, released: the last round in which it did not, as told by the neighbor or by us.
-    doubted: the last round that was given up after our acknowledgment. claimed: the latest
-    round that it said it was in, believed or not. anchor: a round that it was in for
-    certain, and when.
+    doubted: the last round that was given up after our acknowledgment. anchor: a round
+    that it was in for certain, and when.
     """
 
     neighbor: int
@@ -92,13 +92,13 @@ class Edge:
     link: Link | None = None
     down_since: float = 0.0
     wants: int = 0
+    gone: int = 0
     acked: int = 0
     voted: int = 0
     used: int = 0
     lost: int = 0
     released: int = 0
     doubted: int = 0
-    claimed: int = 0
     anchor: tuple[int, float] | None = None
     done: bool = False
     rounds_missed: int = 0
@@ -170,13 +170,9 @@ class Exchange:
             # was restarted has trained the round once more.
             for k in [k for k in edge.held if k > edge.voted]:
                 del edge.held[k]
-            wants = min(max(hello.round, hello.closed + 1), self.rounds)
-            if self._believes(edge, wants):
-                edge.wants = wants
-            else:
-                edge.wants = 0
-                self._monitor.count("refused.ahead", neighbor)
-                self._monitor.warning("refused", neighbor=neighbor, reason="ahead", round=wants)
+            edge.wants, edge.gone = min(max(hello.round, hello.closed), self.rounds), hello.closed
+            if edge.anchor is None:  # first contact: whoever begins late finds a run under way
+                edge.anchor = (edge.wants, self._clock())
             edge.done = hello.done
             edge.patience.returned()
             if self.round > self.closed:
@@ -231,7 +227,6 @@ class Exchange:
                 )
             if k > self.rounds:
                 raise RefusedError(Reason.AHEAD, f"{who}: the run has {self.rounds} rounds", k)
-            self._require_belief(edge, k)
             if k in edge.held:
                 # A neighbor that has restarted asks for it again.
                 if edge.link is not None and edge.voted == k:
@@ -293,8 +288,10 @@ class Exchange:
                     f"neighbor {neighbor} releases round {round} of {self.rounds}",
                     round,
                 )
-            self._require_belief(edge, min(round + 1, self.rounds))
-            edge.wants = max(edge.wants, min(round + 1, self.rounds))
+            # Whoever has left a round without a payload has failed in it: no reason to follow.
+            if edge.wants == round:
+                edge.wants = min(round + 1, self.rounds)
+            edge.gone = max(edge.gone, round)
             if edge.used == round:
                 self._one_sided(edge, round)
             elif round == self.round and self.closed < round:
@@ -312,7 +309,9 @@ class Exchange:
     def next_round(self) -> int:
         """The round to take part in next: one more, or the one that neighbors are in."""
         with self._changed:
-            wanted = [e.wants for e in self.edges.values() if e.link is not None]
+            wanted = [
+                e.wants for e in self.edges.values() if e.link is not None and self._follows(e)
+            ]
             return max([self.round + 1, self.closed + 1, *wanted])
 
     def resume(self, round: int) -> None:
@@ -436,38 +435,27 @@ class Exchange:
     def _agreed(self, edge: Edge, round: int) -> bool:
         return round in edge.held and edge.acked == round and edge.lost != round
 
-    def _believes(self, edge: Edge, round: int) -> bool:
-        """Whether a neighbor can be in a round already, as far as this agent can know."""
-        now = self._clock()
-        edge.claimed = max(edge.claimed, round)
-        if edge.anchor is None:  # first contact: whoever begins late finds a run under way
-            edge.anchor = (round, now)
-            return True
+    def _follows(self, edge: Edge) -> bool:
+        """Whether a neighbor can be where it says it is, as far as this agent can know."""
         others = [e for e in self.edges.values() if e is not edge and e.link is not None]
-        if not others:
+        if not others or edge.anchor is None:
             return True  # nobody says otherwise, and nobody would be led astray with this agent
         known, since = edge.anchor
         own = self._own_pace.usual_s
         pace = edge.patience.usual_s or own or self.timing.least_s
-        pace = max(pace, own / _LEAD_PER_ROUND)  # however fast its payloads come
-        if round <= max(known, self.closed) + _LEAD + _LEAD_PER_ROUND * (now - since) / pace:
+        pace = max(pace, own / _LEAD)  # however fast its payloads come
+        if edge.wants <= max(known, self.closed) + _LEAD * (1 + (self._clock() - since) / pace):
             return True
-        return any(other.claimed >= round - _LEAD for other in others)
-
-    def _require_belief(self, edge: Edge, round: int) -> None:
-        if not self._believes(edge, round):
-            raise RefusedError(
-                Reason.AHEAD,
-                f"neighbor {edge.neighbor} says that it is in round {round}, too far ahead of "
-                f"round {self.closed} for its pace",
-                round,
-            )
+        if any(other.wants >= edge.wants - _LEAD for other in others):
+            return True
+        self._monitor.count("not-followed", edge.neighbor)
+        return False
 
     def _wait_s(self, edge: Edge, round: int) -> float:
         """Seconds that this edge may still keep the round open; 0 if it is decided."""
         if edge.done or self._agreed(edge, round):
             return 0.0
-        if edge.lost == round or edge.wants > round:
+        if edge.lost == round or edge.gone >= round or edge.wants > round:
             return 0.0  # it has closed this round without us
         now = self._clock()
         in_doubt = round in edge.held  # acknowledged: not ours alone to give up

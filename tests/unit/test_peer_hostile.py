@@ -153,10 +153,6 @@ KINDS = {
     ),
     "round that is over": lambda v, i: whole(v.frame(i % 5)),
     "round after the last": lambda v, i: whole(v.frame(51 + i)),
-    "round far ahead": lambda v, i: whole(v.frame(20 + i % 31)),
-    "release far ahead": lambda v, i: [
-        pb.Frame(release=pb.Release(round=20 + i % 31)).SerializeToString()
-    ],
     "other run": lambda v, i: whole(v.frame(5, run=f"r{i}")),
     "other vertex": lambda v, i: whole(v.frame(5, vertex=2 + i)),
     "header lies about the round inside": lambda v, i: edited(v.frame(6 + i % 40), round=5),
