@@ -128,7 +128,11 @@ class Layout:
         another shape or dtype, or not finite.
         """
         self._check(arrays)
-        return self._pack(arrays, "parameter"), self._pack(arrays, "statistic")
+        parameters = np.empty(self.size, self.dtype)
+        statistics = np.empty(self.statistics_size, self.statistics_dtype)
+        self._pack(arrays, "parameter", parameters)
+        self._pack(arrays, "statistic", statistics)
+        return parameters, statistics
 
     def unflatten(
         self,
@@ -200,18 +204,12 @@ class Layout:
         dtypes = [e.dtype for e in self.entries if e.kind == kind]
         return np.result_type(np.float32, *dtypes)
 
-    def _pack(self, arrays: Mapping[str, NDArray[Any]], kind: Kind) -> NDArray[Any]:
-        vector = (
-            np.empty(self.size, self.dtype)
-            if kind == "parameter"
-            else np.empty(self.statistics_size, self.statistics_dtype)
-        )
+    def _pack(self, arrays: Mapping[str, NDArray[Any]], kind: Kind, vector: NDArray[Any]) -> None:
         at = 0
         for e in self.entries:
             if e.kind == kind:
                 vector[at : at + e.size] = arrays[e.name].reshape(-1)
                 at += e.size
-        return vector
 
 
 def _kind(name: str, dtype: np.dtype[Any], statistics: tuple[str, ...]) -> Kind:

@@ -193,6 +193,14 @@ class Answer:
             records[_PARAMETERS] = _record({"parameters": self.parameters})
         return records
 
+    @property
+    def app_metrics(self) -> dict[str, Any]:
+        """All metric records in one mapping."""
+        merged: dict[str, Any] = {}
+        for record in records_of(self.metrics, MetricRecord).values():
+            merged |= dict(record.items())
+        return merged
+
     @classmethod
     def from_records(cls, records: RecordDict) -> Answer | None:
         """Read a reply's content; None if no agent of ours wrote it."""

@@ -7,7 +7,6 @@ node config names a `state-dir`, the state lies in a file there, written atomica
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +19,7 @@ from safetensors.numpy import save
 
 from flower_dhb.algorithms import Algorithm
 from flower_dhb.errors import StateError
+from flower_dhb.files import write_durably
 from flower_dhb.node import Pending, Snapshot
 from flower_dhb.types import Layout, NDArrays, State, dtype_name
 
@@ -99,22 +99,7 @@ class _FileStore:
         contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
         data = save(contiguous, metadata={"about": json.dumps(document)})
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._path.with_suffix(".tmp")
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self._path)
-        _sync_directory(self._path.parent)
-
-
-def _sync_directory(path: Path) -> None:
-    # The rename itself must reach the disk before the reply leaves.
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        write_durably(self._path, data)
 
 
 def _from_raw(array: Array) -> NDArray[Any]:

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from logging import INFO
-from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.common import log
@@ -18,7 +17,7 @@ from flower_dhb.algorithms import Algorithm, HeavyBall
 from flower_dhb.errors import ConfigError, PayloadError
 from flower_dhb.flower.ledger import Ledger
 from flower_dhb.flower.members import Members
-from flower_dhb.flower.records import Answer, named_arrays, records_of
+from flower_dhb.flower.records import Answer, named_arrays
 from flower_dhb.flower.relay import Relay
 from flower_dhb.flower.session import Session
 from flower_dhb.graph import Topology
@@ -257,7 +256,7 @@ evaluate_metrics_aggr_fn
         run = self._opened()
         answers = run.sort(replies, "train")
         run.deliver(server_round, answers)
-        run.record.train = {v: _app_metrics(a) for v, a in answers.items() if len(a.metrics)}
+        run.record.train = {v: a.app_metrics for v, a in answers.items() if len(a.metrics)}
         metrics = self._summary(run.record.train, answers, self.train_metrics_aggr_fn)
         if metrics is not None:
             metrics["agents-missing"] = len(run.record.missing)
@@ -284,7 +283,7 @@ evaluate_metrics_aggr_fn
         """Mean over agents of the apps' metrics, worst and best agent, consensus distance."""
         run = self._opened()
         answers = run.sort(replies, "evaluate")
-        run.record.evaluate = {v: _app_metrics(a) for v, a in answers.items() if len(a.metrics)}
+        run.record.evaluate = {v: a.app_metrics for v, a in answers.items() if len(a.metrics)}
         metrics = self._summary(run.record.evaluate, answers, self.evaluate_metrics_aggr_fn)
         run.take_parameters(answers, server_round)
         if self.measure_consensus and run.parameters:
@@ -356,14 +355,6 @@ evaluate_metrics_aggr_fn
 def _name(run_id: int, start: int) -> str:
     """Name of a run, of one length, so that payloads of a repeated run are as long."""
     return f"{run_id:016x}" + (f".{start}" if start > 1 else "")
-
-
-def _app_metrics(answer: Answer) -> Metrics:
-    """All metric records of an answer in one mapping."""
-    merged: dict[str, Any] = {}
-    for record in records_of(answer.metrics, MetricRecord).values():
-        merged |= dict(record.items())
-    return merged
 
 
 def _line(record: RoundRecord, rounds: int, metrics: MetricRecord | None) -> str:

@@ -27,7 +27,6 @@ from flower_dhb.flower.records import (
     Ask,
     Instruction,
     array_record,
-    records_of,
     start_frame,
 )
 from flower_dhb.flower.store import open_store
@@ -198,15 +197,12 @@ class Agent:
 
 
 def _outcome(answer: Answer) -> Outcome:
-    metrics: dict[str, Any] = {}
-    for record in records_of(answer.metrics, MetricRecord).values():
-        metrics |= dict(record.items())
     return Outcome(
         answer.payload.data if answer.payload is not None else None,
         answer.failure,
         answer.rejoined,
         answer.refused,
-        metrics,
+        answer.app_metrics,
     )
 
 

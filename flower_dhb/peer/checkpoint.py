@@ -7,7 +7,6 @@ checksum of both. It is written under another name, forced to the disk, and rena
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save
 
 from flower_dhb.errors import StateError
+from flower_dhb.files import write_durably
 
 __all__ = ["Checkpoint", "Checkpoints"]
 
@@ -58,7 +58,7 @@ class Checkpoints:
         if self._known is None:
             self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._known = self._rounds()
-        self._write(self._path(checkpoint.round), save(arrays, metadata=metadata))
+        write_durably(self._path(checkpoint.round), save(arrays, metadata=metadata))
         self._known = sorted({*self._known, checkpoint.round})
         # A later one that is damaged stays until its round is written anew.
         for old in [k for k in self._known if k <= checkpoint.round][:-_KEEP]:
@@ -105,19 +105,6 @@ class Checkpoints:
 
     def _path(self, k: int) -> Path:
         return self._directory / f"round-{k}.safetensors"
-
-    def _write(self, path: Path, data: bytes) -> None:
-        temporary = path.with_suffix(".tmp")
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        handle = os.open(self._directory, os.O_RDONLY)
-        try:
-            os.fsync(handle)  # the rename itself must reach the disk
-        finally:
-            os.close(handle)
 
 
 def _checksum(about: str, arrays: Mapping[str, NDArray[Any]]) -> str:

@@ -20,9 +20,10 @@ from typing import Any, TextIO
 import numpy as np
 import xxhash
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from flower_dhb.errors import ConfigError, RoundError
+from flower_dhb.files import write_durably
 from flower_dhb.peer.agent import Agent, Outcome
 from flower_dhb.peer.checkpoint import Checkpoint, Checkpoints
 from flower_dhb.peer.exchange import Exchange
@@ -144,7 +145,8 @@ class Peer:
             arrays = self.agent.layout.unflatten(
                 snapshot.state.parameters, snapshot.statistics, snapshot.local
             )
-            _write_arrays(self.settings.state_dir / "model.safetensors", arrays)
+            model = save({name: np.asarray(a, order="C") for name, a in arrays.items()})
+            write_durably(self.settings.state_dir / "model.safetensors", model)
             self.exchange.finish()
             self.monitor.event("finished", round=self.exchange.closed)
             self.exchange.wait_for_finish(self.settings.linger_s)
@@ -367,9 +369,3 @@ def _read_start(path: Path) -> NDArrays:
         return dict(load_file(path))
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"{path}: no readable initial arrays: {error}") from None
-
-
-def _write_arrays(path: Path, arrays: NDArrays) -> None:
-    temporary = path.with_suffix(".tmp")
-    save_file({name: np.asarray(a, order="C") for name, a in arrays.items()}, temporary)
-    temporary.replace(path)

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -78,13 +78,12 @@ class Timing:
 class Edge:
     """What is known of one neighbor.
 
-    wants: the latest round that it is known to be in. gone: the latest that it has closed
-    without us. acked: the latest round in
-    which it acknowledged our payload. voted: the latest payload of it that we
-    acknowledged and did not give up. used: the last round in which the edge counted.
-    lost, released: the last round in which it did not, as told by the neighbor or by us.
-    doubted: the last round that was given up after our acknowledgment. anchor: a round
-    that it was in for certain, and when.
+    wants: the latest round that it says it is in. gone: the latest that it has closed.
+    acked: the latest round in which it acknowledged our payload. voted: the latest payload
+    of it that we acknowledged and did not give up. used: the last round in which the edge
+    counted. lost, released: the last round in which it did not, as told by the neighbor or
+    by us. doubted: the last round that was given up after our acknowledgment. anchor: a
+    round that it was in for certain, and when.
     """
 
     neighbor: int
@@ -103,7 +102,6 @@ class Edge:
     done: bool = False
     rounds_missed: int = 0
     held: dict[int, Bytes] = field(default_factory=dict)
-    incoming: int | None = None
 
 
 class Exchange:
@@ -165,7 +163,6 @@ class Exchange:
         with self._changed:
             edge = self.edges[neighbor]
             old, edge.link = edge.link, link
-            edge.incoming = None
             # What was not acknowledged is sent again, and may be another by now: a neighbor that
             # was restarted has trained the round once more.
             for k in [k for k in edge.held if k > edge.voted]:
@@ -193,7 +190,7 @@ class Exchange:
         with self._changed:
             edge = self.edges[neighbor]
             if edge.link is link:
-                edge.link, edge.incoming = None, None
+                edge.link = None
                 edge.down_since = self._clock()
                 self._changed.notify_all()
 
@@ -241,7 +238,6 @@ class Exchange:
             # At most two in memory: the open round's, and the newest.
             for old in [r for r in edge.held if r != self._open_round()]:
                 del edge.held[old]
-            edge.incoming = k
 
     def accept(self, neighbor: int, round: int, frame: Bytes) -> None:
         """A payload is complete and checked: hold it and acknowledge it.
@@ -251,7 +247,6 @@ class Exchange:
         """
         with self._changed:
             edge = self.edges[neighbor]
-            edge.incoming = None
             if round <= max(self.closed, edge.lost, edge.released):
                 self._monitor.count("late", neighbor)
                 return
@@ -416,16 +411,6 @@ class Exchange:
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
-
-    @property
-    def stopped(self) -> bool:
-        """Whether `stop` was called."""
-        return self._stopped
-
-    def held_bytes(self) -> Mapping[int, int]:
-        """Bytes of payloads in memory, by neighbor."""
-        with self._changed:
-            return {j: sum(map(len, edge.held.values())) for j, edge in self.edges.items()}
 
     # --- verdicts ---------------------------------------------------------------------
 

@@ -169,11 +169,6 @@ class Assembler:
         self._skip = 0
         self._buffers = _Buffers()
 
-    @property
-    def round(self) -> int | None:
-        """The round of the payload that is under way."""
-        return self._expect.round if self._expect else None
-
     def check(self, message: pb.Header) -> Header:
         """Hold a header against what every payload of this neighbor must be.
 

@@ -154,7 +154,7 @@ def create_mesh(plan: MeshPlan) -> list[Path]:
         for host in plan.hosts:
             check_loopback(host.listens_on or "127.0.0.1:0")
     ends = dialing_ends(topology, hosts)
-    arrays = _start_arrays(plan, values)
+    arrays = _start_arrays(plan, values, document["start"])
     mesh = secrets.token_hex(4)
     authority = None if plan.plaintext else Authority.create(mesh, plan.days)
 
@@ -246,11 +246,10 @@ def _peer_document(
         },
         "run-config": dict(values),
         **app["tables"],
-        **(plan.peer or {}),
     }
-    document["timing"] = {"ceiling-s": config.round_timeout_s or 3600.0} | dict(
-        (plan.peer or {}).get("timing", {})
-    )
+    for key, value in (plan.peer or {}).items():
+        table = isinstance(value, Mapping) and isinstance(document.get(key), Mapping)
+        document[key] = {**document[key], **value} if table else value
     if listens or host.listens_on is not None:
         document["listen"] = host.listens_on
     if plan.plaintext:
@@ -316,9 +315,9 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _start_arrays(plan: MeshPlan, values: Mapping[str, Any]) -> NDArrays:
+def _start_arrays(plan: MeshPlan, values: Mapping[str, Any], default: str | None) -> NDArrays:
     """Initial arrays: a .safetensors file, or what `module:function` makes of the run config."""
-    reference = plan.start or _app_document(plan.app)["start"]
+    reference = plan.start or default
     if reference is None:
         raise ConfigError(
             "no initial arrays: give --start FILE.safetensors or --start module:function, or "

@@ -14,7 +14,7 @@ DOOR = "flower_dhb"  # loads public names from all layers on first use; belongs 
 
 # A name with a dot at its end is a folder: all modules below it.
 LAYERS = [
-    ["errors", "types"],
+    ["errors", "types", "files"],
     [
         *("graph", "graph_files", "digraph", "weights", "fdla"),
         *("algorithms.", "config", "data", "planning"),

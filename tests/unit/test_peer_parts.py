@@ -302,8 +302,9 @@ def test_a_device_tells_its_app_what_flower_would(tmp_path):
     hosts = [
         Host(h.vertex, h.address, node_config={"data": f"/d{h.vertex}"}) for h in local_hosts(3)
     ]
-    mesh = Mesh(tmp_path / "m", hosts=hosts, topology="ring:3", rounds=2)
-    found = {"partition-id": 2, "num-partitions": 3, "data": "/d2"}
+    more = {"node-config": {"lidar": True}, "timing": {"least-s": 2.0}}
+    mesh = Mesh(tmp_path / "m", hosts=hosts, topology="ring:3", rounds=2, peer=more)
+    found = {"partition-id": 2, "num-partitions": 3, "data": "/d2", "lidar": True}
     assert dict(mesh.settings(2).node_config) == found
 
 
@@ -388,23 +389,24 @@ def test_flower_is_as_the_adapter_expects():
         flwr_adapter.load_client_app(APP, "quadratics:start")
 
 
-def test_agent_with_the_real_app_and_its_state(tmp_path):
-    app = flwr_adapter.load_client_app(APP, "quadratics:app")
+def quadratic_agent(algorithm=None):
+    """Vertex 0 of two, with the app of the tests."""
     from flower_dhb import HeavyBall
 
-    def agent():
-        return Agent(
-            app,
-            vertex=0,
-            run="r",
-            algorithm=HeavyBall(),
-            weights={0: 0.5, 1: 0.5},
-            arrays={"x": np.arange(12.0)},
-            node_config={},
-            run_config={"rate": 0.1, "slow-vertex": -1, "slow-s": 0.0, "step-s": 0.0},
-        )
+    return Agent(
+        flwr_adapter.load_client_app(APP, "quadratics:app"),
+        vertex=0,
+        run="r",
+        algorithm=algorithm or HeavyBall(),
+        weights={0: 0.5, 1: 0.5},
+        arrays={"x": np.arange(12.0)},
+        node_config={},
+        run_config={"rate": 0.1, "slow-vertex": -1, "slow-s": 0.0, "step-s": 0.0},
+    )
 
-    one, two = agent(), agent()
+
+def test_agent_with_the_real_app_and_its_state(tmp_path):
+    one, two = quadratic_agent(), quadratic_agent()
     first = one.train(1)
     assert first.frame is not None
     combined = one.combine(1, {}, evaluate=True)
@@ -451,18 +453,9 @@ def test_an_app_of_stock_flower_needs_no_change():
 
 def test_payloads_are_let_go_when_their_round_is_combined():
     """At once, not when Python looks for cycles: their memory is used for the next ones."""
-    from flower_dhb import HeavyBall, codec
+    from flower_dhb import codec
 
-    agent = Agent(
-        flwr_adapter.load_client_app(APP, "quadratics:app"),
-        vertex=0,
-        run="r",
-        algorithm=HeavyBall(),
-        weights={0: 0.5, 1: 0.5},
-        arrays={"x": np.arange(12.0)},
-        node_config={},
-        run_config={"rate": 0.1, "slow-vertex": -1, "slow-s": 0.0, "step-s": 0.0},
-    )
+    agent = quadratic_agent()
     gc.collect()
     gc.disable()
     try:
@@ -495,19 +488,9 @@ def test_any_record_of_the_context_survives():
 
 
 def test_combine_then_adapt_is_shared_before_training():
-    app = flwr_adapter.load_client_app(APP, "quadratics:app")
     from flower_dhb import HeavyBall
 
-    agent = Agent(
-        app,
-        vertex=0,
-        run="r",
-        algorithm=HeavyBall(order="combine-then-adapt"),
-        weights={0: 0.5, 1: 0.5},
-        arrays={"x": np.arange(12.0)},
-        node_config={},
-        run_config={"rate": 0.1, "slow-vertex": -1, "slow-s": 0.0, "step-s": 0.0},
-    )
+    agent = quadratic_agent(HeavyBall(order="combine-then-adapt"))
     for k in (1, 2, 3):
         early = agent.early(k)
         assert early is not None
