@@ -2,25 +2,86 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
+import secrets
+from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO, TextIO
 
-__all__ = ["write_durably"]
+__all__ = ["sync", "write_durably"]
+
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")
+_ORPHAN_S = 3600.0  # nobody writes one file for an hour
+# What file systems say that cannot force a directory to the disk.
+_CANNOT = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.EACCES}
+
+_cleaned: set[Path] = set()
 
 
-def write_durably(path: Path, data: bytes) -> None:
+def write_durably(path: Path, data: bytes, *, private: bool = False) -> None:
     """Replace a file. When this returns, it survives a crash of process and machine.
 
-    The data is written under another name, forced to the disk, and renamed. Raises OSError.
+    The data is written under another name in the same folder, forced to the disk, and
+    renamed, so a reader finds the old file or the new one, and so does whoever comes after
+    a crash. Several processes may write the same file: the last one wins. A folder that
+    does not exist is made.
+
+    private: nobody but the owner can read the file, at no moment.
+
+    Raises OSError, for example if the disk is full; the old file is then still there.
     """
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    handle = os.open(path.parent, os.O_RDONLY)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.tmp")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    handle = os.open(temporary, flags, 0o600 if private else 0o666)
     try:
-        os.fsync(handle)  # the rename itself must reach the disk
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            sync(file)
+            now = os.fstat(file.fileno()).st_mtime
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)  # the rename itself must reach the disk
+    _remove_orphans(path.parent, now)
+
+
+def sync(file: BinaryIO | TextIO) -> None:
+    """Force to the disk what was written to an open file. Raises OSError."""
+    file.flush()
+    force = getattr(os, "fdatasync", os.fsync)  # without the times, where that is offered
+    force(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Force a folder's entries to the disk, where system and file system can do that."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # Windows opens no folders
+        return
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _CANNOT:
+            raise
     finally:
         os.close(handle)
+
+
+def _remove_orphans(folder: Path, now: float) -> None:
+    """Remove what a process left that was killed while it wrote, once for each folder.
+
+    now: time by the file system's own clock.
+    """
+    folder = folder.absolute()
+    if folder in _cleaned:
+        return
+    _cleaned.add(folder)
+    # Whatever fails here, the write itself is done.
+    with suppress(OSError):
+        for path in folder.iterdir():
+            if _TEMPORARY.fullmatch(path.name) and now - path.stat().st_mtime > _ORPHAN_S:
+                path.unlink()

@@ -20,8 +20,8 @@ from flower_dhb.compare.report import markdown, rows, to_json
 from flower_dhb.compare.runs import Store
 from flower_dhb.compare.settings import Comparison
 from flower_dhb.compare.tasks import TASKS
-from flower_dhb.engine.checkpoint import write_bytes
 from flower_dhb.errors import ConfigError
+from flower_dhb.files import write_durably
 
 __all__ = ["configure", "execute"]
 
@@ -87,8 +87,8 @@ def execute(arguments: argparse.Namespace) -> int:
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     document = json.dumps(to_json(outcomes, comparison), indent=1)
-    write_bytes(out / "compare.json", document.encode())
-    write_bytes(out / "compare.md", markdown(outcomes, comparison).encode())
+    write_durably(out / "compare.json", document.encode())
+    write_durably(out / "compare.md", markdown(outcomes, comparison).encode())
     pictures = [] if arguments.no_pictures else _draw(outcomes, comparison, out)
     if arguments.json:
         print(document)

@@ -15,9 +15,9 @@ from rich.table import Table
 from flower_dhb.algorithms import HeavyBall
 from flower_dhb.algorithms.base import ADAPT_THEN_COMBINE, COMBINE_THEN_ADAPT
 from flower_dhb.digraph import parse_topology
-from flower_dhb.engine.checkpoint import write_bytes
 from flower_dhb.errors import ConfigError, GraphError
 from flower_dhb.fdla import FDLA, fastest_weights
+from flower_dhb.files import write_durably
 from flower_dhb.graph import Topology
 from flower_dhb.planning import (
     averaging_rate,
@@ -197,7 +197,7 @@ def _optimize(arguments: argparse.Namespace, topology: Topology) -> dict[str, An
     }
     if arguments.out:
         document = {"topology": topology.name, "mixing_matrix": fastest.mixing_matrix.tolist()}
-        write_bytes(arguments.out, json.dumps(document).encode())
+        write_durably(arguments.out, json.dumps(document).encode())
         facts["written"] = str(arguments.out)
     return facts
 

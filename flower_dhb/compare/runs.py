@@ -17,8 +17,8 @@ from flower_dhb.algorithms import algorithm_from_config
 from flower_dhb.compare.tasks import Task, make_task
 from flower_dhb.digraph import parse_topology
 from flower_dhb.engine import Engine, random_failures
-from flower_dhb.engine.checkpoint import write_bytes
 from flower_dhb.engine.engine import AnyTopology
+from flower_dhb.files import write_durably
 
 __all__ = ["Curves", "Run", "Store", "execute"]
 
@@ -93,7 +93,7 @@ class Store:
     def put(self, run: Run, curves: Curves) -> None:
         """Write the curves, atomically."""
         text = json.dumps({"run": asdict(run), "curves": asdict(curves)})
-        write_bytes(self.folder / f"{run.key}.json", text.encode())
+        write_durably(self.folder / f"{run.key}.json", text.encode())
 
 
 def execute(run: Run) -> Curves:

@@ -98,7 +98,6 @@ class _FileStore:
         document, arrays = snapshot_vectors(snapshot, algorithm, self._run)
         contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
         data = save(contiguous, metadata={"about": json.dumps(document)})
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         write_durably(self._path, data)
 
 

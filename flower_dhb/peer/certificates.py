@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from flower_dhb.errors import ConfigError
+from flower_dhb.files import write_durably
 
 __all__ = [
     "OPERATOR",
@@ -107,7 +107,7 @@ class Authority:
     def save(self, directory: Path) -> None:
         """Write key and certificate; the key is readable by its owner only."""
         write_private(directory / "authority-key.pem", _pem(self._key))
-        (directory / "authority.pem").write_bytes(self.pem)
+        write_durably(directory / "authority.pem", self.pem)
 
     @property
     def pem(self) -> bytes:
@@ -185,12 +185,7 @@ def private_bytes(path: Path) -> bytes:
 
 def write_private(path: Path, data: bytes) -> None:
     """Write a file that nobody but its owner could read at any moment."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.unlink(missing_ok=True)
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(handle, "wb") as file:
-        file.write(data)
-    temporary.replace(path)
+    write_durably(path, data, private=True)
 
 
 def _now() -> datetime.datetime:

@@ -9,7 +9,6 @@ has lost at most the round it was in, and trains that round again.
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -23,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from flower_dhb.errors import ConfigError, RoundError
-from flower_dhb.files import write_durably
+from flower_dhb.files import sync, write_durably
 from flower_dhb.peer.agent import Agent, Outcome
 from flower_dhb.peer.checkpoint import Checkpoint, Checkpoints
 from flower_dhb.peer.exchange import Exchange
@@ -303,7 +302,7 @@ class Peer:
         due = label % self.settings.checkpoint_every == 0 or label >= self.settings.rounds
 
         def write() -> None:
-            self._history.append({"round": label, **entry}, sync=due)
+            self._history.append({"round": label, **entry}, durable=due)
             if due:
                 self._checkpoints.save(Checkpoint(label, arrays, document))
 
@@ -335,14 +334,14 @@ class _History:
         self._path = path
         self._file: TextIO | None = None
 
-    def append(self, entry: dict[str, Any], *, sync: bool) -> None:
+    def append(self, entry: dict[str, Any], *, durable: bool) -> None:
         if self._file is None:
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._file = self._path.open("a", encoding="utf-8")
         self._file.write(json.dumps(entry) + "\n")
         self._file.flush()
-        if sync:
-            os.fdatasync(self._file.fileno())
+        if durable:
+            sync(self._file)
 
     def close(self) -> None:
         if self._file is not None:
@@ -359,9 +358,7 @@ class _History:
                     kept.append(line + "\n")
             except (ValueError, KeyError, TypeError):
                 continue
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        temporary.replace(self._path)
+        write_durably(self._path, "".join(kept).encode())
 
 
 def _read_start(path: Path) -> NDArrays:

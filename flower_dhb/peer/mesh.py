@@ -22,6 +22,7 @@ from safetensors.numpy import load_file, save_file
 
 from flower_dhb.config import RunConfig
 from flower_dhb.errors import ConfigError
+from flower_dhb.files import write_durably
 from flower_dhb.graph import Topology
 from flower_dhb.peer.certificates import OPERATOR, Authority, write_private
 from flower_dhb.peer.settings import check_loopback
@@ -169,7 +170,7 @@ def create_mesh(plan: MeshPlan) -> list[Path]:
         if authority is not None:
             _issue(authority, home, vertex, plan.days)
         path = home / "peer.toml"
-        path.write_text(tomli_w.dumps(settings), encoding="utf-8")
+        write_durably(path, tomli_w.dumps(settings).encode())
         paths.append(path)
     _write_overview(plan, config, hosts, ends, mesh)
     if authority is not None:
@@ -198,9 +199,7 @@ def _issue(authority: Authority, home: Path, vertex: int, days: int) -> None:
     key, certificate = authority.issue(vertex, days)
     write_private(home / "key.pem", key)
     for name, data in (("certificate.pem", certificate), ("authority.pem", authority.pem)):
-        temporary = home / f"{name}.tmp"
-        temporary.write_bytes(data)
-        temporary.replace(home / name)
+        write_durably(home / name, data)
 
 
 def _peer_document(
@@ -280,7 +279,7 @@ def _write_overview(
         "weights": [[float(w) for w in row] for row in config.topology.mixing_matrix],
         "algorithm": config.algorithm.to_config(),
     }
-    (plan.out / "mesh.toml").write_text(tomli_w.dumps(overview), encoding="utf-8")
+    write_durably(plan.out / "mesh.toml", tomli_w.dumps(overview).encode())
 
 
 def _digest(topology: Topology) -> str:
