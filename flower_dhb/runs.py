@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 from flower_dhb.errors import ConfigError
 from flower_dhb.graph import Topology
 from flower_dhb.metrics import LOWER_IS_BETTER, RoundRecord, summarize
+from flower_dhb.progress import tell
 from flower_dhb.types import NDArrays
 
 __all__ = ["RunFolder", "history_row", "toml_text"]
@@ -45,6 +46,7 @@ class RunFolder:
         if not name or any(mark in name for mark in "/\\") or name.startswith("."):
             raise ConfigError(f"a run's name becomes part of a folder name, got {name!r}")
         self.path = _fresh(Path(parent), f"{time.strftime('%Y%m%d-%H%M%S')}-{name}")
+        tell("folder", path=str(self.path.resolve()))
         self.topology = topology
         self.rows: list[dict[str, Any]] = []
         self._history = self.path / "history.jsonl"

@@ -28,6 +28,7 @@ from flower_dhb.metrics import (
     consensus_distance,
     summarize,
 )
+from flower_dhb.progress import tell, tell_round
 from flower_dhb.types import STATISTICS, Layout
 
 __all__ = ["ServerlessResult", "ServerlessStrategy"]
@@ -178,6 +179,7 @@ evaluate_metrics_aggr_fn
         """
         log(INFO, "Starting %s over %d rounds:", type(self).__name__, num_rounds)
         self.summary()
+        tell("start", rounds=num_rounds, agents=self.topology.n_agents)
         self._run = run = self._open(grid, initial_arrays)
         result = ServerlessResult()
         limit = self.round_timeout_s if self.round_timeout_s is not None else timeout
@@ -203,6 +205,7 @@ evaluate_metrics_aggr_fn
             record.seconds = time.monotonic() - begin
             result.history.append(record)
             log(INFO, "%s", _line(record, num_rounds, result.evaluate_metrics_clientapp.get(k)))
+            tell_round(record, result.evaluate_metrics_clientapp.get(k))
             if self.on_round is not None:
                 self.on_round(record)
         self._finish(result, num_rounds, limit)

@@ -19,7 +19,7 @@ LAYERS = [
         *("graph", "graph_files", "digraph", "weights", "fdla"),
         *("algorithms.", "config", "data", "planning"),
     ],
-    ["node", "mixing", "codec", "engine.", "metrics", "reference", "problems."],
+    ["node", "mixing", "codec", "engine.", "metrics", "progress", "reference", "problems."],
     ["flower.", "peer."],
     ["plots", "positions", "plots_compare", "compare.", "runs", "superlink", "cli."],
 ]

@@ -1,0 +1,74 @@
+"""What a run tells the command that started it: one JSON line for each thing that happened.
+
+`flower-dhb run` names a file in the environment of the run that it starts. A strategy and a
+run folder append to it; without the variable they do nothing. So the command need not know
+the app, and the app need not know the command.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from flower_dhb.metrics import RoundRecord
+
+__all__ = ["VARIABLE", "Progress", "tell", "tell_round"]
+
+VARIABLE = "FLOWER_DHB_PROGRESS"
+
+
+def tell(what: str, **values: Any) -> None:
+    """Append one thing that happened, if somebody wants to know.
+
+    what: `start` (a strategy begins), `round` (one is finished) or `folder` (results are
+    written there).
+    """
+    path = os.environ.get(VARIABLE)
+    if not path:
+        return
+    line = json.dumps({"what": what, **values}) + "\n"
+    # Nobody's results depend on this file, so a run goes on without it.
+    with suppress(OSError), Path(path).open("a", encoding="utf-8") as file:
+        file.write(line)
+
+
+def tell_round(record: RoundRecord, metrics: Mapping[str, object] | None) -> None:
+    """Tell a finished round. metrics: over all agents, as the strategy's result has them."""
+    tell(
+        "round",
+        round=record.round,
+        metrics=_numbers(metrics),
+        average_model=_numbers(record.evaluate_average_model),
+        consensus_distance=record.consensus_distance,
+        missing=record.missing,
+        seconds=record.seconds,
+    )
+
+
+class Progress:
+    """Reads what a run tells, as it comes."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        # What an earlier run told is not news.
+        self._offset = path.stat().st_size if path.exists() else 0
+
+    def news(self) -> list[dict[str, Any]]:
+        """What was told since the last call; a line that is being written comes next time."""
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                data = file.read()
+        except FileNotFoundError:
+            return []
+        whole = data[: data.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        return [json.loads(line) for line in whole.splitlines()]
+
+
+def _numbers(metrics: Mapping[str, object] | None) -> dict[str, float]:
+    return {n: float(v) for n, v in (metrics or {}).items() if isinstance(v, int | float)}
