@@ -77,7 +77,7 @@ def make_server_app(sizes: tuple[int, ...], rounds: int, turns: int, output: Pat
         everyone = {"min_train_nodes": N_AGENTS, "min_available_nodes": N_AGENTS}
         strategies = {
             ("relay", "train"): lambda: ServerlessStrategy(
-                Topology.ring(N_AGENTS), evaluate_every=0
+                Topology.ring(N_AGENTS), evaluate_every=0, average=False
             ),
             ("fedavg", "train"): lambda: FedAvg(fraction_evaluate=0.0, **everyone),
             ("relay", "train and evaluate"): lambda: ServerlessStrategy(Topology.ring(N_AGENTS)),

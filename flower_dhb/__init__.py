@@ -24,7 +24,8 @@ if TYPE_CHECKING:
         StateError,
     )
     from flower_dhb.flower.mod import consensus_mod, decentralize
-    from flower_dhb.flower.strategy import ServerlessResult, ServerlessStrategy
+    from flower_dhb.flower.result import ServerlessResult
+    from flower_dhb.flower.strategy import ServerlessStrategy
     from flower_dhb.graph import Topology
     from flower_dhb.metrics import consensus_distance
     from flower_dhb.node import Node
@@ -46,7 +47,7 @@ _HOMES = {
     "RoundError": "errors",
     "RunConfig": "config",
     "RunFolder": "runs",
-    "ServerlessResult": "flower.strategy",
+    "ServerlessResult": "flower.result",
     "ServerlessStrategy": "flower.strategy",
     "StateError": "errors",
     "Topology": "graph",

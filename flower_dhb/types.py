@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property, lru_cache
@@ -14,7 +14,18 @@ from numpy.typing import NDArray
 
 from flower_dhb.errors import ConfigError, PayloadError
 
-__all__ = ["STATISTICS", "Entry", "Layout", "NDArrays", "Payload", "State", "Vector", "dtype_name"]
+__all__ = [
+    "STATISTICS",
+    "Entry",
+    "Layout",
+    "NDArrays",
+    "Payload",
+    "State",
+    "Statistics",
+    "Vector",
+    "dtype_name",
+    "unnamed_statistics",
+]
 
 # A NumPy array or a torch tensor: `(d,)` for one agent, `(n, d)` for all of them.
 # Rules use only elementwise arithmetic, which both libraries spell alike.
@@ -27,6 +38,10 @@ NDArrays: TypeAlias = dict[str, NDArray[Any]]
 
 # Names of arrays that hold running statistics, as torch and Keras spell them.
 STATISTICS = ("*running_mean", "*running_var", "*moving_mean", "*moving_variance")
+
+# Which arrays hold running statistics: shell-style patterns of their names and indices
+# of their places, or a function that is asked for each floating-point array.
+Statistics: TypeAlias = Sequence[str | int] | Callable[[str, NDArray[Any]], bool]
 
 
 @lru_cache(maxsize=64)
@@ -79,15 +94,18 @@ class Layout:
     entries: tuple[Entry, ...]
 
     @classmethod
-    def of(
-        cls, arrays: Mapping[str, NDArray[Any]], statistics: tuple[str, ...] = STATISTICS
-    ) -> Layout:
-        """Layout of `arrays`; `statistics` are shell-style name patterns.
+    def of(cls, arrays: Mapping[str, NDArray[Any]], statistics: Statistics = STATISTICS) -> Layout:
+        """Layout of `arrays`, of which `statistics` says which are running statistics.
 
-        Raises ConfigError if there is no parameter, or a dtype is neither real nor integer.
+        statistics: name patterns (`"*running_mean"`) and indices of arrays (`3` is the
+        fourth), or a callable `(name, array) -> bool`.
+
+        Raises ConfigError if there is no parameter, if a dtype is neither real nor integer,
+        or if a pattern other than the default ones, or an index, meets no array.
         """
+        chosen = _statistics(arrays, statistics)
         entries = tuple(
-            Entry(name, array.shape, array.dtype, _kind(name, array.dtype, statistics))
+            Entry(name, array.shape, array.dtype, _kind(name, array.dtype, chosen))
             for name, array in arrays.items()
         )
         if not any(entry.kind == "parameter" and entry.size for entry in entries):
@@ -212,7 +230,7 @@ class Layout:
                 at += e.size
 
 
-def _kind(name: str, dtype: np.dtype[Any], statistics: tuple[str, ...]) -> Kind:
+def _kind(name: str, dtype: np.dtype[Any], statistics: set[str]) -> Kind:
     if dtype.kind in "iub":
         return "local"
     if dtype.kind != "f":
@@ -220,4 +238,84 @@ def _kind(name: str, dtype: np.dtype[Any], statistics: tuple[str, ...]) -> Kind:
             f"array '{name}' is {dtype}; only real floating-point, integer and boolean "
             "arrays are supported"
         )
-    return "statistic" if any(fnmatchcase(name, p) for p in statistics) else "parameter"
+    return "statistic" if name in statistics else "parameter"
+
+
+def _statistics(arrays: Mapping[str, NDArray[Any]], statistics: Statistics) -> set[str]:
+    """Names of the arrays that are running statistics."""
+    names = list(arrays)
+    if callable(statistics):
+        return {
+            name
+            for name, array in arrays.items()
+            if array.dtype.kind == "f" and _says(statistics, name, array)
+        }
+    if isinstance(statistics, str) or not isinstance(statistics, Sequence):
+        raise ConfigError(
+            "statistics must be a sequence of name patterns and indices, or a callable "
+            f"(name, array) -> bool; got {statistics!r}"
+        )
+    chosen: set[str] = set()
+    for item in statistics:
+        if isinstance(item, str):
+            found = {name for name in names if fnmatchcase(name, item)}
+            if not found and item not in STATISTICS:
+                raise ConfigError(
+                    f"statistics: no array matches '{item}'; the {len(names)} arrays are "
+                    f"{_some(names)}. Correct the pattern, or name the array by its index"
+                )
+            chosen |= found
+        else:
+            chosen.add(names[_index(item, arrays)])
+    return chosen
+
+
+def _says(asked: Callable[[str, NDArray[Any]], bool], name: str, array: NDArray[Any]) -> bool:
+    answer = asked(name, array)
+    if not isinstance(answer, bool | np.bool_):
+        raise ConfigError(f"statistics must answer True or False, got {answer!r} for '{name}'")
+    return bool(answer)
+
+
+def _index(item: object, arrays: Mapping[str, NDArray[Any]]) -> int:
+    names = list(arrays)
+    if isinstance(item, bool) or not isinstance(item, int | np.integer):
+        raise ConfigError(f"statistics must be name patterns and indices, got {item!r} among them")
+    if not 0 <= item < len(names):
+        raise ConfigError(
+            f"statistics: there is no array {item}; the model's {len(names)} arrays have the "
+            f"indices 0 to {len(names) - 1}"
+        )
+    dtype = arrays[names[item]].dtype
+    if dtype.kind != "f":
+        raise ConfigError(
+            f"statistics: array {item} ('{names[item]}') is {dtype}; only floating-point arrays "
+            "can be running statistics, all others stay with the agent. Is the index right?"
+        )
+    return int(item)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names[:8]) + (", …" if len(names) > 8 else "")
+
+
+def unnamed_statistics(arrays: Mapping[str, NDArray[Any]]) -> list[int] | None:
+    """Where running statistics may lie in a model whose arrays have numbers for names.
+
+    None if the arrays have names of their own. Keras keeps a batch normalization as
+    `gamma`, `beta`, `moving_mean`, `moving_variance`: vectors of one length in a row, of
+    which the last two are statistics. Returns the indices of these last two of every such
+    row, which a layer normalization (`gamma`, `beta`) resembles.
+    """
+    if not all(name.isdecimal() for name in arrays):
+        return None
+    rows: list[list[int]] = []
+    last: tuple[int, ...] = ()
+    for i, array in enumerate(arrays.values()):
+        vector = array.ndim == 1 and array.dtype.kind == "f"
+        if vector and rows and array.shape == last:
+            rows[-1].append(i)
+        elif vector:
+            rows.append([i])
+        last = array.shape if vector else ()
+    return [i for row in rows if len(row) > 1 for i in row[-2:]]

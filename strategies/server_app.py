@@ -34,6 +34,7 @@ def main(grid: Grid, context: Context) -> None:
         config.algorithm,
         round_timeout_s=config.round_timeout_s or math.inf,
         evaluate_every=config.evaluate_every,
+        average=False,
         collect_models=True,
         on_round=folder.append,
     )

@@ -20,7 +20,7 @@ from flower_dhb.engine.graph_passes import (
     simplify,
 )
 from flower_dhb.errors import ConfigError
-from flower_dhb.types import STATISTICS, Entry, Layout
+from flower_dhb.types import STATISTICS, Entry, Layout, Statistics
 
 __all__ = ["Batched", "LocalModel", "Looped", "Loss", "cross_entropy"]
 
@@ -49,7 +49,7 @@ class LocalModel:
         self,
         module: nn.Module,
         loss: Loss = cross_entropy,
-        statistics: tuple[str, ...] = STATISTICS,
+        statistics: Statistics = STATISTICS,
     ) -> None:
         self.module = module
         self.loss = loss
@@ -101,7 +101,7 @@ class Batched(LocalModel):
         self,
         module: nn.Module,
         loss: Loss = cross_entropy,
-        statistics: tuple[str, ...] = STATISTICS,
+        statistics: Statistics = STATISTICS,
     ) -> None:
         super().__init__(module, loss, statistics)
         self._traces: dict[Any, Callable[..., Any]] = {}

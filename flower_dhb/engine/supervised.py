@@ -14,7 +14,7 @@ from flower_dhb.data import Indices, batches
 from flower_dhb.engine.batched import Batched, LocalModel, Looped, Loss, cross_entropy
 from flower_dhb.engine.problem import Agents
 from flower_dhb.errors import ConfigError
-from flower_dhb.types import STATISTICS, Entry
+from flower_dhb.types import STATISTICS, Entry, Statistics
 
 __all__ = ["BATCH_CACHE_BYTES", "BLOCK_BYTES", "Supervised"]
 
@@ -65,7 +65,7 @@ class Supervised:
         loss: Loss = cross_entropy,
         backend: str = "batched",
         block: int | None = None,
-        statistics: tuple[str, ...] = STATISTICS,
+        statistics: Statistics = STATISTICS,
         model: LocalModel | None = None,
     ) -> None:
         if backend not in ("batched", "loop"):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from logging import INFO
+from logging import INFO, WARNING
+from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.common import log
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Result, Strategy
+from flwr.serverapp.strategy import Strategy
+from numpy.typing import NDArray
 
 from flower_dhb.algorithms import Algorithm, HeavyBall
 from flower_dhb.errors import ConfigError, PayloadError
@@ -19,6 +20,7 @@ from flower_dhb.flower.ledger import Ledger
 from flower_dhb.flower.members import Members
 from flower_dhb.flower.records import Answer, named_arrays
 from flower_dhb.flower.relay import Relay
+from flower_dhb.flower.result import ServerlessResult
 from flower_dhb.flower.session import Session
 from flower_dhb.graph import Topology
 from flower_dhb.metrics import (
@@ -29,26 +31,14 @@ from flower_dhb.metrics import (
     summarize,
 )
 from flower_dhb.progress import tell, tell_round
-from flower_dhb.types import STATISTICS, Layout
+from flower_dhb.types import STATISTICS, Layout, Statistics, unnamed_statistics
 
-__all__ = ["ServerlessResult", "ServerlessStrategy"]
+__all__ = ["ServerlessStrategy"]
 
 # How often `start` was called in a run: each is a run of its own for the agents.
 _starts: Counter[int] = Counter()
 
 AggregateMetrics = Callable[[list[RecordDict], str], MetricRecord]
-
-
-@dataclass
-class ServerlessResult(Result):
-    """What a run leaves: Flower's Result, the history, and each agent's own model.
-
-    arrays: the network average, empty unless asked for. history: one record a round.
-    models: final model by vertex, empty unless asked for.
-    """
-
-    history: list[RoundRecord] = field(default_factory=list)
-    models: dict[int, ArrayRecord] = field(default_factory=dict)
 
 
 class ServerlessStrategy(Strategy):
@@ -73,15 +63,20 @@ class ServerlessStrategy(Strategy):
     weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, \
 evaluate_metrics_aggr_fn
         As for `flwr.serverapp.strategy.FedAvg`.
-    statistics : sequence of str
-        Name patterns of arrays that are running statistics: averaged, without momentum.
+    statistics : sequence of str or int, or callable, optional
+        Which arrays are running statistics, as those of batch normalization: they are
+        averaged, without momentum. Name patterns, indices of arrays (`2` is the third), or
+        a callable `(name, array) -> bool`. None: the names that torch and Keras use. An
+        empty sequence: no array is one.
     lower_is_better : sequence of str
         Name patterns of metrics of which the worst agent has the highest.
     measure_consensus : bool
         Whether agents report their parameters when they evaluate, so that the consensus
         distance can be measured. They are not averaged for it.
     average : bool
-        Form the network average once at the end, as `Result.arrays`.
+        Form the network average of the final models once, at the end, as `Result.arrays`,
+        for whoever goes on with it. No agent ever has it. With False, reading
+        `Result.arrays` raises an error.
     collect_models : bool
         Collect each agent's final model, as `Result.models`.
     node_timeout_s : float, optional
@@ -107,10 +102,10 @@ evaluate_metrics_aggr_fn
         configrecord_key: str = "config",
         train_metrics_aggr_fn: AggregateMetrics | None = None,
         evaluate_metrics_aggr_fn: AggregateMetrics | None = None,
-        statistics: Sequence[str] = STATISTICS,
+        statistics: Statistics | None = None,
         lower_is_better: Sequence[str] = LOWER_IS_BETTER,
         measure_consensus: bool = True,
-        average: bool = False,
+        average: bool = True,
         collect_models: bool = False,
         node_timeout_s: float | None = None,
         on_round: Callable[[RoundRecord], None] | None = None,
@@ -131,7 +126,7 @@ evaluate_metrics_aggr_fn
         self.configrecord_key = configrecord_key
         self.train_metrics_aggr_fn = train_metrics_aggr_fn
         self.evaluate_metrics_aggr_fn = evaluate_metrics_aggr_fn
-        self.statistics = tuple(statistics)
+        self.statistics = statistics
         self.lower_is_better = tuple(lower_is_better)
         self.measure_consensus = measure_consensus
         self.average = average
@@ -224,6 +219,11 @@ evaluate_metrics_aggr_fn
 
     def _finish(self, result: ServerlessResult, num_rounds: int, limit: float) -> None:
         """Collect the final models and form the average, each only if asked for."""
+        if not self.average:
+            result.lacks_arrays(
+                "the strategy was made with average=False; set average=True, or read the agents' "
+                "own models from result.models (collect_models=True)"
+            )
         if not (self.average or self.collect_models):
             return
         run = self._opened()
@@ -234,8 +234,22 @@ evaluate_metrics_aggr_fn
             run.take_parameters(run.sort(run.exchange(messages, limit), "report"), num_rounds)
         if self.collect_models:
             result.models = {v: run.model(v) for v in sorted(run.parameters)}
-        if self.average and run.parameters:
-            result.arrays = run.average()
+        if not self.average:
+            return
+        n, reported = self.topology.n_agents, sorted(run.parameters)
+        if not reported:
+            result.lacks_arrays(
+                "no agent reported its parameters at the end of the run: see the events of "
+                "result.history. A longer timeout or round_timeout_s helps if agents were late"
+            )
+            return
+        result.arrays = run.average()
+        log(
+            INFO,
+            "result.arrays is the network average of the final models of %s, formed for you "
+            "alone; no agent has it (average=False leaves it out)",
+            f"all {n} agents" if len(reported) == n else f"{len(reported)} of {n} agents",
+        )
 
     def _wants_parameters(self, observed: bool) -> bool:
         return self.measure_consensus or self.average or self.collect_models or observed
@@ -300,7 +314,9 @@ evaluate_metrics_aggr_fn
 
     def _open(self, grid: Grid, arrays: ArrayRecord) -> Session:
         initial = named_arrays(arrays)
-        layout = Layout.of(initial, self.statistics)
+        layout = Layout.of(initial, STATISTICS if self.statistics is None else self.statistics)
+        if self.statistics is None:
+            _say_where_statistics_may_lie(initial)
         run_id = grid.run.run_id
         _starts[run_id] += 1
         try:
@@ -353,6 +369,31 @@ evaluate_metrics_aggr_fn
             for name, value in aggregate([answers[v].metrics for v in weights], key).items():
                 summary[name] = value
         return summary
+
+
+def _say_where_statistics_may_lie(initial: Mapping[str, NDArray[Any]]) -> None:
+    """Arrays named by numbers do not tell what they are, so the user has to."""
+    places = unnamed_statistics(initial)
+    if places is None:
+        return
+    remedy = (
+        "Name running statistics by index, as in ServerlessStrategy(..., statistics=[2, 3]), or "
+        "say that there are none with statistics=[]"
+    )
+    if not places:
+        log(
+            INFO,
+            "the arrays have numbers for names, so no running statistics are known. %s",
+            remedy,
+        )
+        return
+    log(
+        WARNING,
+        "the arrays have numbers for names, and arrays %s look like the moving mean and variance "
+        "of a batch normalization. Treated as parameters, a variance can become negative. %s",
+        places,
+        remedy.replace("[2, 3]", str(places)),
+    )
 
 
 def _name(run_id: int, start: int) -> str:

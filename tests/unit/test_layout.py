@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from flower_dhb import ConfigError, PayloadError
-from flower_dhb.types import Layout
+from flower_dhb.types import STATISTICS, Layout, unnamed_statistics
 
 MODEL = {
     "conv.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -116,8 +116,95 @@ def test_names_that_only_resemble_statistics_are_parameters(name):
 
 
 def test_patterns_of_statistics_are_an_option():
-    layout = Layout.of(MODEL, statistics=("ema_*", "scale"))
-    assert (layout.size, layout.statistics_size) == (12, 1)
+    layout = Layout.of(MODEL, statistics=("*_mean", "scale"))
+    assert [e.name for e in layout.entries if e.kind == "statistic"] == ["bn.running_mean", "scale"]
+    assert (layout.size, layout.statistics_size) == (10, 3)
+
+
+def test_statistics_are_named_by_index_as_the_arrays_of_keras_have_numbers_for_names():
+    """Indices count all arrays, those of integers too."""
+    arrays = {
+        "0": np.ones((2, 3), np.float32),
+        "1": np.array([7]),
+        **{str(i): np.full(3, i, np.float32) for i in (2, 3, 4, 5)},
+    }
+    layout = Layout.of(arrays, [4, np.int64(5)])
+    assert [e.kind for e in layout.entries] == [
+        *("parameter", "local", "parameter", "parameter", "statistic", "statistic")
+    ]
+    np.testing.assert_array_equal(layout.flatten(arrays)[1], [4, 4, 4, 5, 5, 5])
+    mixed = Layout.of({"w": np.ones(2), "a": np.ones(2), "ema_b": np.ones(2)}, (1, "ema_*"))
+    assert [e.kind for e in mixed.entries] == ["parameter", "statistic", "statistic"]
+
+
+def test_statistics_are_chosen_by_a_function_of_name_and_array():
+    asked = {}
+
+    def small(name, array):
+        asked[name] = array
+        return np.bool_(array.max() < 0)
+
+    arrays = {"w": np.ones(2), "low": np.full(3, -1.0), "n": np.array([-5])}
+    layout = Layout.of(arrays, small)
+    assert [e.kind for e in layout.entries] == ["parameter", "statistic", "local"]
+    assert asked.keys() == {"w", "low"}, "integers stay with the agent anyway"
+    assert asked["low"] is arrays["low"]
+
+
+def test_no_statistics_at_all():
+    assert Layout.of(MODEL, ()).statistics_size == 0
+
+
+@pytest.mark.parametrize(
+    ("statistics", "message"),
+    [
+        (["ema_*"], r"no array matches 'ema_\*'; the 3 arrays are 'w', 'n', 'running_var'"),
+        ([3], r"no array 3; the model's 3 arrays have the indices 0 to 2"),
+        ([-1], "no array -1"),
+        ([1], r"array 1 \('n'\) is int64; only floating-point arrays.*Is the index right"),
+        ([True], "got True among them"),
+        ([0.0], "got 0.0 among them"),
+        ([None], "got None among them"),
+        ("*running_var", "a sequence of name patterns and indices, or a callable"),
+        (2, "got 2"),
+        (lambda name, array: array, "must answer True or False, got array.* for 'w'"),
+        (lambda name, array: None, "must answer True or False, got None for 'w'"),
+        (lambda name, array: True, "no floating-point parameters"),
+    ],
+)
+def test_statistics_that_are_none(statistics, message):
+    arrays = {"w": np.ones(2), "n": np.array(1), "running_var": np.ones(2)}
+    with pytest.raises(ConfigError, match=message):
+        Layout.of(arrays, statistics)
+
+
+def test_default_patterns_may_meet_nothing():
+    layout = Layout.of({"w": np.ones(2), "ema": np.ones(1)}, (*STATISTICS, "ema"))
+    assert layout.statistics_size == 1
+
+
+# --- where they may lie if names do not tell ------------------------------------------------
+
+
+def numbered(*shapes):
+    return {str(i): np.ones(shape, np.float32) for i, shape in enumerate(shapes)}
+
+
+@pytest.mark.parametrize(
+    ("arrays", "places"),
+    [
+        (numbered((3, 3, 1, 8), (8,), (8,), (8,), (8,), (8, 4), (4,)), [3, 4]),
+        (numbered((3, 3, 1, 8), (8,), (8,), (8,), (8,), (8,), (8, 4), (4,)), [4, 5]),
+        (numbered((5, 8), (8,), (8,), (8, 4), (4,), (4,), (4,), (4,)), [1, 2, 6, 7]),
+        (numbered((5, 8), (8,), (8, 4), (4,)), []),
+        (numbered((5, 8), (8,), (4,)), []),
+        ({"0": np.ones(3), "1": np.array([1, 2, 3]), "2": np.ones(3)}, []),
+        ({"a": np.ones(3), "1": np.ones(3)}, None),
+    ],
+    ids=["keras", "bias before it", "two rows", "dense", "other lengths", "integers", "names"],
+)
+def test_the_last_two_vectors_of_a_row_may_be_statistics(arrays, places):
+    assert unnamed_statistics(arrays) == places
 
 
 def test_empty_arrays_take_no_room():

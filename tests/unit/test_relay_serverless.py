@@ -21,7 +21,7 @@ def start(strategy: ServerlessStrategy, rounds: int = 4, **kwargs: object):
 
 
 def test_a_message_holds_payloads_of_graph_neighbors_and_of_nobody_else() -> None:
-    grid, _ = start(ServerlessStrategy(STAR_AND_TAIL, evaluate_every=0))
+    grid, _ = start(ServerlessStrategy(STAR_AND_TAIL, evaluate_every=0, average=False))
     frames: dict[int, set[bytes]] = {v: set() for v in range(N)}
     for vertex, reply in grid.replies:
         record = reply.content.array_records.get("flower_dhb.payload")
@@ -54,22 +54,27 @@ def test_a_message_holds_its_agents_row_and_no_other_weights() -> None:
         assert document["weights"] == [[j, row[j]] for j in np.flatnonzero(row)]
 
 
-def test_nothing_is_averaged_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise AssertionError("an average was formed")
+def test_one_average_is_formed_at_the_end_and_one_at_each_evaluation_that_is_watched(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    formed = []
+    weighted_sum = session.weighted_sum
 
-    monkeypatch.setattr(session, "weighted_sum", refuse)
-    _, result = start(ServerlessStrategy(STAR_AND_TAIL, collect_models=True))
-    assert len(result.arrays) == 0
-    assert len(result.models) == N
-    with pytest.raises(AssertionError, match="an average was formed"):
-        start(ServerlessStrategy(STAR_AND_TAIL, average=True))
-    with pytest.raises(AssertionError, match="an average was formed"):
-        start(ServerlessStrategy(STAR_AND_TAIL), evaluate_fn=lambda *_: None)
+    def count(*arguments: object) -> object:
+        formed.append(1)
+        return weighted_sum(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(session, "weighted_sum", count)
+    start(ServerlessStrategy(STAR_AND_TAIL, collect_models=True, average=False))
+    assert formed == []
+    start(ServerlessStrategy(STAR_AND_TAIL))
+    assert len(formed) == 1
+    start(ServerlessStrategy(STAR_AND_TAIL, average=False), evaluate_fn=lambda *_: None)
+    assert len(formed) == 1 + 4
 
 
 def test_parameters_are_reported_only_if_something_needs_them() -> None:
-    grid, result = start(ServerlessStrategy(STAR_AND_TAIL, measure_consensus=False))
+    grid, result = start(ServerlessStrategy(STAR_AND_TAIL, measure_consensus=False, average=False))
     assert all("flower_dhb.parameters" not in reply.content for _, reply in grid.replies)
     assert result.history[-1].consensus_distance is None
     assert "consensus-distance" not in result.evaluate_metrics_clientapp[1]

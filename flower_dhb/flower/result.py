@@ -1,0 +1,74 @@
+"""What a run leaves: Flower's Result, the history, each agent's model, and the warnings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from flwr.app import ArrayRecord
+from flwr.serverapp.strategy import Result
+
+from flower_dhb.errors import RoundError
+from flower_dhb.metrics import RoundRecord
+
+__all__ = ["ServerlessResult"]
+
+
+@dataclass(eq=False, repr=False)
+class ServerlessResult(Result):
+    """Flower's Result; the history; and each agent's own model.
+
+    arrays: the network average of the final models, formed once for whoever goes on with
+    it; no agent ever has it. Where there is none, reading it raises RoundError, which says
+    why and what to set. history: one record a round. models: final model by vertex, empty
+    unless asked for.
+    """
+
+    history: list[RoundRecord] = field(default_factory=list)
+    models: dict[int, ArrayRecord] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Begin without an average."""
+        self._why_no_arrays = "the run has not finished"
+
+    # A property in place of Flower's field: its `__init__` assigns to it, too.
+    @property  # type: ignore[misc]
+    def arrays(self) -> ArrayRecord:
+        """The network average. Raises RoundError if there is none."""
+        if not self.has_arrays:
+            raise RoundError(
+                f"result.arrays: there is no network average, since {self._why_no_arrays}"
+            )
+        return self._arrays
+
+    @arrays.setter
+    def arrays(self, arrays: ArrayRecord) -> None:
+        self._arrays = arrays
+
+    @property
+    def has_arrays(self) -> bool:
+        """Whether `arrays` can be read."""
+        return len(self._arrays) > 0
+
+    def lacks_arrays(self, why: str) -> None:
+        """Say why there is no average: the end of "there is no network average, since"."""
+        self._why_no_arrays = why
+
+    def __repr__(self) -> str:
+        """Rounds, arrays, models and the last metrics, one line each."""
+        last = [
+            f"{what} (round {max(metrics)}): {dict(metrics[max(metrics)].items())}"
+            for what, metrics in (
+                ("train_metrics_clientapp", self.train_metrics_clientapp),
+                ("evaluate_metrics_clientapp", self.evaluate_metrics_clientapp),
+                ("evaluate_metrics_serverapp", self.evaluate_metrics_serverapp),
+            )
+            if metrics
+        ]
+        arrays = f"{len(self._arrays)} arrays" if self.has_arrays else "none"
+        lines = [
+            f"{len(self.history)} rounds; network average: {arrays}; {len(self.models)} models",
+            *last,
+            *(f"warning: {text}" for text in self.warnings),
+        ]
+        return "\n".join(lines)
