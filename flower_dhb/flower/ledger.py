@@ -12,13 +12,8 @@ from numpy.typing import NDArray
 from flower_dhb import codec
 from flower_dhb.algorithms import Algorithm
 from flower_dhb.codec import Header
-from flower_dhb.flower.records import (
-    Answer,
-    Ask,
-    Instruction,
-    npy_array,
-    start_frame,
-)
+from flower_dhb.flower.arrays import frame_of, npy_array, start_frame
+from flower_dhb.flower.records import Answer, Ask, Instruction
 from flower_dhb.graph import Topology
 from flower_dhb.node import Node, parameter_vectors
 from flower_dhb.types import Layout
@@ -92,7 +87,7 @@ class Ledger:
     def check(self, vertex: int, round: int, frame: Array) -> None:
         """Raise PayloadError unless the frame is this agent's payload of this round."""
         specs = Node.vectors_of(self._algorithm, self._layout)
-        codec.decode(frame.data, Header(self._run, round, vertex, specs))
+        codec.decode(frame_of(frame), Header(self._run, round, vertex, specs))
 
     def parameters(self, answer: Answer) -> dict[str, NDArray[Any]]:
         """Vectors of a report. Raises PayloadError if the frame is not as it should be."""
@@ -100,7 +95,7 @@ class Ledger:
             return {}
         specs = parameter_vectors(self._layout)
         header = Header(self._run, answer.state_round, answer.vertex, specs)
-        return codec.decode(answer.parameters.data, header)
+        return codec.decode(frame_of(answer.parameters), header)
 
     def acknowledge(self, answer: Answer) -> None:
         """Note that an agent has combined what it was due.
@@ -127,5 +122,5 @@ class Ledger:
             partners = [j for j in self._topology.neighbors(vertex) if j in frames]
             self._due[vertex] = _Due(round, {j: frames[j] for j in partners})
             self._newest[vertex] = (round, frame)
-            sent[vertex] = len(frame.data) * len(partners)
+            sent[vertex] = len(frame_of(frame)) * len(partners)
         return sent

@@ -28,16 +28,13 @@ from flwr.common import log
 from flower_dhb import codec
 from flower_dhb.codec import Header, VectorSpec
 from flower_dhb.errors import ConfigError, FlowerDhbError, PayloadError, RoundError, StateError
+from flower_dhb.flower.arrays import START_VERTEX, array_record, frame_array, frame_of, named_arrays
 from flower_dhb.flower.records import (
     PROTOCOL,
-    START_VERTEX,
     Answer,
     Instruction,
     Question,
-    array_record,
     failure_text,
-    frame_array,
-    named_arrays,
     read_request,
     records_of,
 )
@@ -167,6 +164,14 @@ class _Turn:
                 self._note("state is lost: nothing is stored")
             return None
         newest = snapshot.pending.round if snapshot.pending else snapshot.round
+        trained = ask.ask == "train" and snapshot.pending is not None
+        if ask.round < newest or (trained and ask.round == newest):
+            # Held up on its way, or delivered twice. To combine for it would spoil the round
+            # that the agent is in.
+            raise RoundError(
+                f"a message of round {ask.round} came when the agent was in round {newest} "
+                "already; ignored"
+            )
         if newest < ask.state_round:
             self._note(f"state is of round {newest}, expected {ask.state_round}")
             return None
@@ -179,7 +184,7 @@ class _Turn:
     def _start(self, start: Array) -> Node:
         ask = self.instruction
         specs = parameter_vectors(ask.layout)
-        vectors = codec.decode(start.data, Header(ask.run, 0, START_VERTEX, specs))
+        vectors = codec.decode(frame_of(start), Header(ask.run, 0, START_VERTEX, specs))
         return self._node(
             Snapshot(
                 0,
@@ -214,7 +219,17 @@ class _Turn:
         return node
 
     def _local(self) -> NDArrays:
-        return named_arrays(self.instruction.local)
+        local = named_arrays(self.instruction.local)
+        for entry in self.instruction.layout.entries:
+            if entry.kind != "local":
+                continue
+            array = local.get(entry.name)
+            if array is None or (array.shape, array.dtype) != (entry.shape, entry.dtype):
+                raise PayloadError(
+                    f"initial values of '{entry.name}', which stays with the agent, are missing "
+                    "or of another shape or dtype"
+                )
+        return local
 
     # --- combine --------------------------------------------------------------------
 
@@ -243,7 +258,9 @@ class _Turn:
         try:
             if sender not in self.instruction.weights:
                 raise PayloadError(f"round {number}: {sender} is not a neighbor")
-            return codec.decode(frame.data, Header(self.instruction.run, number, sender, specs))
+            return codec.decode(
+                frame_of(frame), Header(self.instruction.run, number, sender, specs)
+            )
         except PayloadError as error:
             self._refuse(str(error))
             return None

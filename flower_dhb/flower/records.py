@@ -1,4 +1,4 @@
-"""The bridge between our nouns and Flower's records.
+"""The bridge between our nouns and Flower's records, which are read as a stranger's.
 
 Two messages cross Flower: an `Instruction` from the relay to an agent, and the agent's
 `Answer`. Payloads travel as codec frames, one Flower `Array` each, because every array
@@ -8,53 +8,40 @@ entry costs Flower objects and requests.
 from __future__ import annotations
 
 import json
-import math
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from io import BytesIO
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeVar, cast, get_args
 
-import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
-from numpy.typing import NDArray
 
-from flower_dhb import codec
 from flower_dhb.algorithms import Algorithm, algorithm_from_config
 from flower_dhb.errors import FlowerDhbError, PayloadError, StateError
-from flower_dhb.node import STATISTICS_VECTOR
-from flower_dhb.types import Layout, NDArrays, dtype_name
+from flower_dhb.flower.arrays import record_of
+from flower_dhb.flower.fields import MOST, Fields
+from flower_dhb.types import Entry, Layout
 
 __all__ = [
-    "START_VERTEX",
+    "PROTOCOL",
     "Answer",
     "Ask",
     "Instruction",
     "Question",
-    "array_record",
     "failure_text",
-    "frame_array",
-    "named_arrays",
-    "npy_array",
     "read_request",
     "records_of",
-    "start_frame",
 ]
 
 PROTOCOL = "flower_dhb"
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 _COMMON = "flower_dhb.common"
 _PAYLOADS, _REJOIN = "flower_dhb.payloads", "flower_dhb.rejoin"
 _START, _LOCAL = "flower_dhb.start", "flower_dhb.local"
 _PAYLOAD, _PARAMETERS = "flower_dhb.payload", "flower_dhb.parameters"
 
-START_VERTEX = -1  # sender of the initial vectors, which belong to no agent
-
-_NUMPY = "numpy.ndarray"  # Flower's name for the .npy format
-_FRAME = "flower_dhb.frame"
-
-_Weights: TypeAlias = tuple[tuple[int, float], ...]
+# Characters of a document that are read at most: an agent's is short, a large model's layout
+# is long.
+_LIMIT_ANSWER, _LIMIT_INSTRUCTION = 2**22, 2**26
 
 R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord)
 
@@ -106,48 +93,53 @@ class Instruction:
             "round": self.round,
             "vertex": self.vertex,
             "state_round": self.state_round,
-            "rejoin_rounds": {str(j): r for j, (r, _) in self.rejoin.items()},
+            "weights": sorted(self.weights.items()),
+            "rejoin_rounds": [[j, r] for j, (r, _) in sorted(self.rejoin.items())],
             "report": self.report,
             "arrays_key": self.arrays_key,
             "config_key": self.config_key,
         }
         records = _records(document)
-        weights = tuple(sorted(self.weights.items()))
-        records[_COMMON] = ConfigRecord({"json": _write(weights, self.algorithm, self.layout)})
+        records[_COMMON] = ConfigRecord({"json": _write(self.algorithm, self.layout)})
         if config is not None:
             records[self.config_key] = config
         if self.payloads:
-            records[_PAYLOADS] = _record({str(j): a for j, a in self.payloads.items()})
+            records[_PAYLOADS] = record_of({str(j): a for j, a in self.payloads.items()})
         if self.rejoin:
-            records[_REJOIN] = _record({str(j): a for j, (_, a) in self.rejoin.items()})
+            records[_REJOIN] = record_of({str(j): a for j, (_, a) in self.rejoin.items()})
         if self.start is not None:
-            records[_START] = _record({"start": self.start})
+            records[_START] = record_of({"start": self.start})
         if self.local:
-            records[_LOCAL] = _record(dict(self.local))
+            records[_LOCAL] = record_of(dict(self.local))
         return records
 
     @classmethod
-    def of(cls, document: Mapping[str, Any], records: RecordDict) -> Instruction:
-        """Inverse of `to_records`."""
-        rounds = document["rejoin_rounds"]
-        start = _arrays(records, _START).get("start")
-        weights, algorithm, layout = _read(str(records_of(records, ConfigRecord)[_COMMON]["json"]))
+    def of(cls, fields: Fields, records: RecordDict) -> Instruction:
+        """Inverse of `to_records`. Raises PayloadError or ConfigError for what it cannot be."""
+        algorithm, layout = _read(_text_of(records, _COMMON))
+        rounds = fields.rounds("rejoin_rounds")
+        rejoin = _by_vertex(records, _REJOIN)
+        if set(rejoin) != set(rounds):
+            raise PayloadError(
+                f"unreadable message: payloads of vertices {sorted(rejoin)} to rejoin from, rounds "
+                f"of {sorted(rounds)}"
+            )
         return cls(
-            ask=document["ask"],
-            run=document["run"],
-            round=document["round"],
-            vertex=document["vertex"],
-            state_round=document["state_round"],
-            weights=dict(weights),
+            ask=_ask(fields),
+            run=fields.text("run"),
+            round=fields.integer("round", 0),
+            vertex=fields.integer("vertex", 0),
+            state_round=fields.integer("state_round", 0),
+            weights=fields.weights("weights"),
             algorithm=algorithm,
             layout=layout,
-            payloads={int(j): a for j, a in _arrays(records, _PAYLOADS).items()},
-            rejoin={int(j): (rounds[j], a) for j, a in _arrays(records, _REJOIN).items()},
-            start=start,
+            payloads=_by_vertex(records, _PAYLOADS),
+            rejoin={j: (rounds[j], array) for j, array in rejoin.items()},
+            start=_arrays(records, _START).get("start"),
             local=_arrays(records, _LOCAL),
-            report=document["report"],
-            arrays_key=document["arrays_key"],
-            config_key=document["config_key"],
+            report=fields.flag("report"),
+            arrays_key=fields.text("arrays_key"),
+            config_key=fields.text("config_key"),
         )
 
 
@@ -184,13 +176,13 @@ class Answer:
             "rejoined": self.rejoined,
             "refused": list(self.refused),
         }
-        records = _records(document)
-        for key, record in self.metrics.items():
-            records[key] = record
+        records = RecordDict(dict(self.metrics.items()))
+        # Ours come last: a record of the app that has one of our keys must not replace it.
+        records[PROTOCOL] = _records(document)[PROTOCOL]
         if self.payload is not None:
-            records[_PAYLOAD] = _record({"payload": self.payload})
+            records[_PAYLOAD] = record_of({"payload": self.payload})
         if self.parameters is not None:
-            records[_PARAMETERS] = _record({"parameters": self.parameters})
+            records[_PARAMETERS] = record_of({"parameters": self.parameters})
         return records
 
     @property
@@ -203,34 +195,40 @@ class Answer:
 
     @classmethod
     def from_records(cls, records: RecordDict) -> Answer | None:
-        """Read a reply's content; None if no agent of ours wrote it."""
-        document = _document(records)
-        if document is None:
+        """Read a reply's content; None if no agent of ours wrote it.
+
+        Raises PayloadError if it is not an answer that an agent can give, StateError if it
+        is of another version of this protocol, and nothing else, whatever it holds.
+        """
+        fields = _fields(records, _LIMIT_ANSWER)
+        if fields is None:
             return None
-        metrics = RecordDict(dict(records_of(records, MetricRecord)))
+        metrics = records_of(records, MetricRecord)
+        _check_metrics(metrics)
         return cls(
-            ask=document["ask"],
-            vertex=document["vertex"],
-            round=document["round"],
-            state_round=document["state_round"],
-            failure=document["failure"],
-            rejoined=document["rejoined"],
-            refused=tuple(document["refused"]),
+            ask=_ask(fields),
+            vertex=fields.integer("vertex", -1),
+            round=fields.integer("round", 0),
+            state_round=fields.integer("state_round", -1),
+            failure=fields.text("failure"),
+            rejoined=fields.flag("rejoined"),
+            refused=fields.texts("refused"),
             payload=_arrays(records, _PAYLOAD).get("payload"),
             parameters=_arrays(records, _PARAMETERS).get("parameters"),
-            metrics=metrics,
+            metrics=RecordDict(dict(metrics)),
         )
 
 
 def read_request(records: RecordDict) -> Question | Instruction | None:
     """What a message asks of an agent; None if it is not one of ours.
 
-    Raises StateError if it is of another version of this protocol.
+    Raises StateError if it is of another version of this protocol, PayloadError or
+    ConfigError if it is not a request that a relay can make, and nothing else.
     """
-    document = _document(records)
-    if document is None:
+    fields = _fields(records, _LIMIT_INSTRUCTION)
+    if fields is None:
         return None
-    return Question() if document["ask"] == "vertex" else Instruction.of(document, records)
+    return Question() if _ask(fields) == "vertex" else Instruction.of(fields, records)
 
 
 def records_of(records: RecordDict, kind: type[R]) -> dict[str, R]:
@@ -242,117 +240,72 @@ def records_of(records: RecordDict, kind: type[R]) -> dict[str, R]:
     return {key: record for key, record in records.items() if isinstance(record, kind)}
 
 
-# --- arrays -------------------------------------------------------------------------
-
-
-def array_record(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
-    """Named arrays as Flower hands them to apps, in the .npy format."""
-    return _record({name: npy_array(array) for name, array in arrays.items()})
-
-
-def named_arrays(record: Mapping[str, Array]) -> NDArrays:
-    """Arrays of a record by name, read-only views where the format allows.
-
-    Raises PayloadError for an array that is not in Flower's .npy format.
-    """
-    return {name: _from_npy(name, array) for name, array in record.items()}
-
-
-def frame_array(frame: bytes) -> Array:
-    """A codec frame as one Flower array."""
-    return Array("uint8", (len(frame),), _FRAME, frame)
-
-
-def start_frame(layout: Layout, arrays: Mapping[str, NDArray[Any]], run: str) -> Array:
-    """The initial vectors as one frame; their sender is nobody."""
-    parameters, statistics = layout.flatten(arrays)
-    vectors = {"parameters": parameters}
-    if layout.statistics_size:
-        vectors[STATISTICS_VECTOR] = statistics
-    return frame_array(codec.encode(vectors, run=run, round=0, vertex=START_VERTEX))
-
-
-def npy_array(array: NDArray[Any]) -> Array:
-    """One array as Flower stores it: what np.save writes, without its intermediate copies."""
-    array = np.asarray(array, order="C")
-    head = _npy_head(array.dtype.str, tuple(array.shape))
-    data = b"".join((head, array.reshape(-1).view(np.uint8).data))
-    return Array(dtype_name(array.dtype), tuple(array.shape), _NUMPY, data)
-
-
-def _from_npy(name: str, array: Array) -> NDArray[Any]:
-    if array.stype != _NUMPY:
-        raise PayloadError(f"'{name}' is serialized as '{array.stype}', expected '{_NUMPY}'")
-    try:
-        start = _npy_start(array.data)
-        shape, fortran, dtype = _read_npy_head(bytes(array.data[:start]))
-        count = math.prod(shape)
-        flat = np.frombuffer(array.data, dtype, count, start) if count else np.empty(0, dtype)
-        return flat.reshape(shape, order="F" if fortran else "C")
-    except (ValueError, struct.error) as error:
-        raise PayloadError(f"'{name}' is not a readable array: {error}") from None
-
-
-def _npy_start(data: bytes) -> int:
-    """Where the values begin: magic, version, the header's length, the header."""
-    wide = data[6:7] != b"\x01"
-    (length,) = struct.unpack_from("<I" if wide else "<H", data, 8)
-    return int(length) + (12 if wide else 10)
-
-
-# A model's arrays have the same few headers in every round.
-
-
-@lru_cache(maxsize=4096)
-def _npy_head(dtype: str, shape: tuple[int, ...]) -> bytes:
-    stream = BytesIO()
-    np.lib.format.write_array_header_1_0(
-        stream, {"descr": dtype, "fortran_order": False, "shape": shape}
-    )
-    return stream.getvalue()
-
-
-@lru_cache(maxsize=4096)
-def _read_npy_head(head: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    stream = BytesIO(head)
-    version = np.lib.format.read_magic(stream)
-    if version == (1, 0):
-        return np.lib.format.read_array_header_1_0(stream)
-    return np.lib.format.read_array_header_2_0(stream)
-
-
-def _record(arrays: dict[str, Array]) -> ArrayRecord:
-    record = ArrayRecord()
-    for name, array in arrays.items():
-        record[name] = array
-    return record
-
-
 def _arrays(records: RecordDict, key: str) -> dict[str, Array]:
     record = records.get(key)
     return dict(record.items()) if isinstance(record, ArrayRecord) else {}
 
 
-# What stays the same from message to message is written and read once. The texts of
-# large models are long, so only a few are kept.
+def _by_vertex(records: RecordDict, key: str) -> dict[int, Array]:
+    arrays = _arrays(records, key)
+    if not all(name.isascii() and name.isdecimal() and len(name) < 16 for name in arrays):
+        raise PayloadError(
+            f"unreadable message: '{key}' holds {sorted(arrays)[:5]}, expected vertices"
+        )
+    return {int(name): array for name, array in arrays.items()}
 
 
-@lru_cache(maxsize=64)
-def _write(weights: _Weights, algorithm: Algorithm, layout: Layout) -> str:
-    document = {
-        "weights": weights,
-        "algorithm": algorithm.to_config(),
-        "layout": layout.to_config(),
-    }
-    return json.dumps(document)
+def _ask(fields: Fields) -> Ask:
+    return cast(Ask, fields.choice("ask", get_args(Ask)))
 
 
-@lru_cache(maxsize=64)
-def _read(text: str) -> tuple[_Weights, Algorithm, Layout]:
-    document = json.loads(text)
-    weights = tuple((int(j), float(w)) for j, w in document["weights"])
-    algorithm = algorithm_from_config(document["algorithm"])
-    return weights, algorithm, Layout.from_config(document["layout"])
+# Rule and layout are the same for all agents of a run, so they are written and read once.
+# The texts of large models are long: few are kept, enough for runs at the same time.
+
+
+@lru_cache(maxsize=8)
+def _write(algorithm: Algorithm, layout: Layout) -> str:
+    return json.dumps({"algorithm": algorithm.to_config(), "layout": layout.to_config()})
+
+
+@lru_cache(maxsize=8)
+def _read(text: str) -> tuple[Algorithm, Layout]:
+    fields = Fields.parse(text, limit=_LIMIT_INSTRUCTION)
+    try:
+        algorithm = algorithm_from_config(fields.get("algorithm"))
+        layout = Layout.from_config(fields.get("layout"))
+    except FlowerDhbError:
+        raise
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise PayloadError(f"unreadable message: rule or layout: {str(error)[:200]}") from None
+    for entry in layout.entries:
+        _check_entry(entry)
+    if len({entry.name for entry in layout.entries}) != len(layout.entries):
+        raise PayloadError("unreadable message: two arrays of the layout have the same name")
+    return algorithm, layout
+
+
+def _check_entry(entry: Entry) -> None:
+    kinds = {"parameter": "f", "statistic": "f", "local": "iub"}
+    fits = (
+        type(entry.name) is str
+        and all(type(side) is int and 0 <= side <= MOST for side in entry.shape)
+        and type(entry.kind) is str
+        and entry.dtype.kind in kinds.get(entry.kind, "")
+    )
+    if not fits:
+        raise PayloadError(
+            f"unreadable message: array {str(entry.name)[:50]!r} of the layout is "
+            f"{entry.dtype}{list(entry.shape)[:5]}, {str(entry.kind)[:20]!r}"
+        )
+
+
+def _check_metrics(metrics: Mapping[str, MetricRecord]) -> None:
+    """Integers that no float can hold would end the means over agents."""
+    for record in metrics.values():
+        for name, value in record.items():
+            numbers = value if isinstance(value, list) else [value]
+            if any(isinstance(x, int) and abs(x) >= 2**64 for x in numbers):
+                raise PayloadError(f"unreadable message: metric '{name}' is beyond 64 bits")
 
 
 def _records(document: dict[str, Any]) -> RecordDict:
@@ -360,17 +313,27 @@ def _records(document: dict[str, Any]) -> RecordDict:
     return RecordDict({PROTOCOL: ConfigRecord({"json": text})})
 
 
-def _document(records: RecordDict) -> dict[str, Any] | None:
+def _text_of(records: RecordDict, key: str) -> str:
+    record = records.get(key)
+    text = record.get("json") if isinstance(record, ConfigRecord) else None
+    if type(text) is not str:
+        raise PayloadError(f"unreadable message: it lacks the text '{key}'")
+    return text
+
+
+def _fields(records: RecordDict, limit: int) -> Fields | None:
+    """The document of a message, None if it is not one of ours."""
     record = records.get(PROTOCOL)
     if not isinstance(record, ConfigRecord) or "json" not in record:
         return None
-    document: dict[str, Any] = json.loads(str(record["json"]))
-    if document.get("version") != PROTOCOL_VERSION:
+    fields = Fields.parse(record["json"], limit=limit)
+    version = fields.integer("version", 0)
+    if version != PROTOCOL_VERSION:
         raise StateError(
-            f"message is of protocol version {document.get('version')}, expected "
-            f"{PROTOCOL_VERSION}; relay and agents must run the same version of flower_dhb"
+            f"message is of protocol version {version}, expected {PROTOCOL_VERSION}; relay and "
+            "agents must run the same version of flower_dhb"
         )
-    return document
+    return fields
 
 
 def failure_text(error: BaseException) -> str:

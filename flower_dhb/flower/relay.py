@@ -14,7 +14,10 @@ from dataclasses import dataclass
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-__all__ = ["Relay", "Sent"]
+from flower_dhb.errors import PayloadError, RoundError
+from flower_dhb.flower.records import Answer
+
+__all__ = ["Relay", "Sent", "read_answer"]
 
 _POLL_SHARE = 0.05  # of the time waited so far: a round is prolonged by 5% at most
 _POLL_MIN_S, _POLL_MAX_S = 0.005, 0.5
@@ -28,6 +31,34 @@ class Sent:
     vertex: int
     ask: str
     round: int
+
+
+def read_answer(sent: Sent, message: Message) -> Answer:
+    """What an agent answers to a message. Raises FlowerDhbError if it is not its answer to it."""
+    if message.has_error():
+        raise RoundError(f"error: {' '.join(str(message.error.reason).split())[:500]}")
+    answer = Answer.from_records(message.content)
+    if answer is None:
+        raise PayloadError(
+            "its node did not answer as an agent; consensus_mod must be the first of "
+            "ClientApp(mods=[...])"
+        )
+    if answer.ask == "vertex" and answer.failure:  # it could not read what it was asked
+        raise PayloadError(answer.failure)
+    asked = (sent.ask, sent.round, sent.vertex)
+    found = (answer.ask, answer.round, answer.vertex)
+    if found != asked:
+        raise PayloadError(
+            "its node did not answer as this agent: it answers '{}' of round {} as vertex {}, "
+            "asked was '{}' of round {}, vertex {}".format(*found, *asked)
+        )
+    most = answer.round - 1 if answer.payload is not None else answer.round
+    if answer.state_round > most:
+        raise PayloadError(
+            f"its node did not answer as this agent: asked about round {answer.round}, its state "
+            f"is of round {answer.state_round}, expected {most} at most"
+        )
+    return answer
 
 
 class Relay:

@@ -11,11 +11,12 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message
 from flwr.common import log
 from numpy.typing import NDArray
 
-from flower_dhb.errors import PayloadError
+from flower_dhb.errors import FlowerDhbError, PayloadError
+from flower_dhb.flower.arrays import array_record
 from flower_dhb.flower.ledger import Ledger
 from flower_dhb.flower.members import Members
-from flower_dhb.flower.records import Answer, Ask, array_record
-from flower_dhb.flower.relay import Relay, Sent
+from flower_dhb.flower.records import Answer, Ask
+from flower_dhb.flower.relay import Relay, Sent, read_answer
 from flower_dhb.graph import Topology
 from flower_dhb.metrics import RoundRecord
 from flower_dhb.mixing import weighted_sum
@@ -101,14 +102,12 @@ class Session:
         return dict(sorted(current.items()))
 
     def _answer(self, sent: Sent, message: Message) -> Answer | None:
-        if message.has_error():
-            self.note(sent.vertex, f"error: {' '.join(str(message.error.reason).split())[:500]}")
+        """What an agent answers, None if it is nothing that can be used; the event says why."""
+        try:
+            return read_answer(sent, message)
+        except FlowerDhbError as error:
+            self.note(sent.vertex, str(error))
             return None
-        answer = Answer.from_records(message.content)
-        if answer is None or (answer.vertex, answer.ask) != (sent.vertex, sent.ask):
-            self.note(sent.vertex, "its node did not answer as this agent")
-            return None
-        return answer
 
     def deliver(self, round: int, answers: Mapping[int, Answer]) -> None:
         """Hand each valid payload to those neighbors that delivered too."""

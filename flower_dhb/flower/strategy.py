@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from flower_dhb.algorithms import Algorithm, HeavyBall
 from flower_dhb.errors import ConfigError, PayloadError
+from flower_dhb.flower.arrays import named_arrays
 from flower_dhb.flower.ledger import Ledger
 from flower_dhb.flower.members import Members
-from flower_dhb.flower.records import Answer, named_arrays
+from flower_dhb.flower.records import Answer
 from flower_dhb.flower.relay import Relay
 from flower_dhb.flower.result import ServerlessResult
 from flower_dhb.flower.session import Session

@@ -21,14 +21,9 @@ from flower_dhb import codec
 from flower_dhb.algorithms import Algorithm
 from flower_dhb.codec import VectorSpec
 from flower_dhb.errors import StateError
+from flower_dhb.flower.arrays import array_record, start_frame
 from flower_dhb.flower.mod import decentralize
-from flower_dhb.flower.records import (
-    Answer,
-    Ask,
-    Instruction,
-    array_record,
-    start_frame,
-)
+from flower_dhb.flower.records import Answer, Ask, Instruction
 from flower_dhb.flower.store import open_store
 from flower_dhb.node import STATISTICS_VECTOR, Node, Snapshot
 from flower_dhb.peer.flwr_adapter import frame_view, make_context, make_message, take_identity

@@ -46,10 +46,9 @@ def test_a_message_holds_its_agents_row_and_no_other_weights() -> None:
 
     grid, _ = start(ServerlessStrategy(STAR_AND_TAIL))
     for vertex, message in grid.messages:
-        configs = message.content.config_records
-        if json.loads(str(configs["flower_dhb"]["json"]))["ask"] == "vertex":
+        document = json.loads(str(message.content.config_records["flower_dhb"]["json"]))
+        if document["ask"] == "vertex":
             continue
-        document = json.loads(str(configs["flower_dhb.common"]["json"]))
         row = STAR_AND_TAIL.row(vertex)
         assert document["weights"] == [[j, row[j]] for j in np.flatnonzero(row)]
 
