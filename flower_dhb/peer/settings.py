@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +20,16 @@ from flower_dhb.peer.transport import Limits
 __all__ = ["PeerSettings", "check_loopback"]
 
 T = TypeVar("T")
+
+_TEXTS = ("mesh", "run", "graph", "app", "client-app", "start", "state-dir", "listen")
+_INTEGERS = {  # and the least that each can be
+    "vertex": 0,
+    "rounds": 1,
+    "checkpoint_every": 1,
+    "away_rounds": 1,
+    "evaluate_every": 0,
+    "metrics_port": 0,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,11 +89,15 @@ class PeerSettings:
                 f"vertex {self.vertex}: neighbors {sorted(neighbors - set(self.dial))} dial it, "
                 "but it has no 'listen' address"
             )
-        for name in ("rounds", "checkpoint_every", "away_rounds"):
-            if not getattr(self, name) >= 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not self.evaluate_every >= 0:
-            raise ConfigError(f"evaluate_every must be at least 0, got {self.evaluate_every}")
+        for name, least in _INTEGERS.items():
+            value = getattr(self, name)
+            if type(value) is not int or value < least:
+                raise ConfigError(f"{name} must be an integer of at least {least}, got {value!r}")
+        for name in ("start_timeout_s", "linger_s"):
+            value = getattr(self, name)
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not (number and 0.0 <= value < math.inf):
+                raise ConfigError(f"{name} must be seconds, 0 or more, got {value!r}")
         if self.record not in ("off", "checksums", "payloads"):
             raise ConfigError(unknown("record", self.record, ("off", "checksums", "payloads")))
         if self.log not in ("text", "json"):
@@ -134,6 +149,11 @@ class PeerSettings:
         for key in values:
             if key not in known:
                 raise ConfigError(unknown("key", key, known))
+        for key in sorted(_REQUIRED - values.keys()):
+            raise KeyError(key)
+        for key in _TEXTS:
+            if not isinstance(values.get(key, ""), str):
+                raise ConfigError(f"{key} must be a text, got {values[key]!r}")
         for key in ("app", "start", "state-dir"):
             values[key] = home / values[key]
         values["timing"] = _table(Timing, "timing", values.get("timing", {}))
@@ -145,6 +165,13 @@ class PeerSettings:
             dial={n["vertex"]: n["address"] for n in neighbors if "address" in n},
             tls=tls and TlsFiles(Identity(mesh, vertex), **{k: home / f for k, f in tls.items()}),
         )
+
+
+_REQUIRED = {
+    f.name.replace("_", "-")
+    for f in fields(PeerSettings)
+    if f.default is MISSING and f.default_factory is MISSING and f.name != "weights"
+}
 
 
 def check_loopback(address: str) -> None:

@@ -1,6 +1,7 @@
 """Payloads on the wire: what is cut into chunks, what is refused, and whose memory it is."""
 
 import gc
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -136,6 +137,23 @@ def test_a_chunk_in_another_spelling_is_read_by_protobuf():
     assert parse(chunk_frame(b"abc") + beat).heartbeat.round == 3
     assert parse(beat + chunk_frame(b"abc")) == b"abc"
     assert parse(b"").WhichOneof("kind") is None
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        pb.Frame(hello=pb.Hello(round=3)),
+        pb.Frame(header=pb.Header(round=3)),
+        pb.Frame(ack=pb.Ack(round=3)),
+        pb.Frame(release=pb.Release(round=3)),
+        pb.Frame(refusal=pb.Refusal(round=3)),
+        pb.Frame(goodbye=pb.Goodbye(text="3")),
+        pb.Frame(heartbeat=pb.Heartbeat(round=3)),
+    ],
+    ids=lambda message: message.WhichOneof("kind"),
+)
+def test_every_other_frame_is_what_was_sent(message):
+    assert parse(message.SerializeToString()) == message
 
 
 @pytest.mark.parametrize("raw", [b"\x1a", b"\x1a\x80", b"\x1a\x04abc", b"\x1a\x02abc", b"\xff\xff"])
@@ -437,6 +455,21 @@ def test_memory_is_used_again_once_nobody_holds_it():
         seen.add(address(memoryview(now)[-4:]))
         last = now
     assert len(seen) == 2
+
+
+def test_no_more_than_two_buffers_are_kept_however_many_were_held():
+    made = frame(LARGE)
+    there = assembler(made)
+    tracemalloc.start()
+    try:
+        held = [receive(there, made) for _ in range(6)]
+        assert tracemalloc.get_traced_memory()[0] > 6 * len(made)
+        held.clear()
+        for _ in range(3):
+            receive(there, made)
+        assert len(made) < tracemalloc.get_traced_memory()[0] < 2.5 * len(made)
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_buffer_that_is_too_small_is_not_used_again():

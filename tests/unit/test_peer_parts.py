@@ -334,7 +334,7 @@ def test_mesh_files(tmp_path):
     ("old", "new", "text"),
     [
         ("rounds = 5", "round = 5", "unknown key 'round'"),
-        ("rounds = 5", "rounds = 0", "rounds must be at least 1"),
+        ("rounds = 5", "rounds = 0", "rounds must be an integer of at least 1"),
         ("vertex = 0", "", "lacks 'vertex'"),
         ("ceiling-s = 60.0", "ceiling-s = -1", "ceiling-s must be above 0"),
         ("ceiling-s = 60.0", "ceiling = 1", "unknown key of"),

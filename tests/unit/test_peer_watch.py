@@ -1,0 +1,473 @@
+"""How a peer tells how it is: counters, log lines, patience, status, and the operator's view."""
+
+import io
+import json
+import logging
+import os
+import socket
+import sys
+import threading
+import time
+import urllib.request
+
+import numpy as np
+import pytest
+import xxhash
+
+from flower_dhb import ConfigError
+from flower_dhb.peer import native_log
+from flower_dhb.peer import relay_pb2 as pb
+from flower_dhb.peer.exchange import Exchange, Timing
+from flower_dhb.peer.fleet import Fleet, FleetStatus
+from flower_dhb.peer.monitor import LOGGER, Monitor, set_up_logging
+from flower_dhb.peer.native_log import handshake_reason, let_native_log_speak
+from flower_dhb.peer.patience import Patience
+from flower_dhb.peer.status import FINISHED, Progress, serve_metrics, sketch
+from tests.support.events import Events
+
+# --- counters -----------------------------------------------------------------------------
+
+
+def test_counters_by_name_and_neighbor():
+    monitor = Monitor(3)
+    monitor.count("late", 1)
+    monitor.count("late", 2, 5)
+    monitor.count("late", 1, by=2)
+    monitor.count("later")
+    assert monitor.counts() == {("late", 1): 3, ("late", 2): 5, ("later", None): 1}
+    assert monitor.named() == {"late.1": 3, "late.2": 5, "later": 1}
+    assert (monitor.total("late"), monitor.total("later"), monitor.total("never")) == (8, 1, 0)
+    monitor.counts()["late", 1] = 0  # a copy
+    assert monitor.total("late") == 8
+
+
+# --- log lines ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def loggers_as_before():
+    flower = logging.getLogger("flwr")
+    before = [(lg, lg.handlers[:], lg.level, lg.propagate) for lg in (LOGGER, flower)]
+    yield
+    for lg, handlers, level, propagate in before:
+        lg.handlers[:], lg.level, lg.propagate = handlers, level, propagate
+
+
+@pytest.mark.usefixtures("loggers_as_before")
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_a_line_per_event_with_its_time_level_and_fields(form):
+    stream = io.StringIO()
+    set_up_logging(form, stream)
+    monitor = Monitor(3)
+    monitor.event("round", round=4, missing=[1])
+    monitor.warning("refused", why="x")
+    monitor.event("chatter", logging.DEBUG)
+    logging.getLogger("flwr").info("from flower %s", 7)
+    try:
+        raise ValueError("broken")
+    except ValueError:
+        LOGGER.exception("failed")
+    record = logging.makeLogRecord({"created": 0.0625, "msg": "m", "levelname": "INFO"})
+    line = LOGGER.handlers[0].format(record)
+    if form == "json":
+        lines = [json.loads(text) for text in stream.getvalue().splitlines()]
+        assert [{k: v for k, v in d.items() if k != "time"} for d in lines[:3]] == [
+            {"level": "info", "event": "round", "vertex": 3, "round": 4, "missing": [1]},
+            {"level": "warning", "event": "refused", "vertex": 3, "why": "x"},
+            {"level": "info", "event": "from flower 7"},
+        ]
+        assert "ValueError: broken" in lines[3]["exception"]
+        assert "exception" not in lines[0]
+        assert len(lines) == 4
+        assert json.loads(line)["time"] == "1970-01-01T00:00:00.062+00:00"
+    else:
+        lines = [text.split(" ", 1)[1] for text in stream.getvalue().splitlines()]
+        assert lines[:3] == [
+            "info    vertex 3: round round=4 missing=[1]",
+            "warning vertex 3: refused why=x",
+            "info    from flower 7 ",
+        ]
+        assert line == "1970-01-01T00:00:00.062+00:00 info    m "
+
+
+@pytest.mark.usefixtures("loggers_as_before")
+def test_a_second_set_up_takes_the_place_of_the_first():
+    first, second = io.StringIO(), io.StringIO()
+    set_up_logging("json", first)
+    set_up_logging("json", second)
+    Monitor(0).event("x", what=object)  # whatever it is, it can be written
+    assert (first.getvalue(), len(second.getvalue().splitlines())) == ("", 1)
+    assert not LOGGER.propagate
+    assert LOGGER.level == logging.INFO
+
+
+# --- gRPC's own log -----------------------------------------------------------------------
+
+FAILED = "E0000 ssl.cc:1] Handshake failed with error SSL_ERROR_SSL: "
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("certificate has expired", "its certificate has expired, or this clock is wrong"),
+        (
+            "certificate is not yet valid",
+            "its certificate is not valid yet, or this clock is wrong",
+        ),
+        ("BAD_SIGNATURE", "its certificate is signed by another authority"),
+        ("self signed certificate", "its certificate is self-made"),
+        ("self-signed certificate", "its certificate is self-made"),
+        ("unable to get local issuer", "its certificate is signed by an unknown authority"),
+        ("PEER_DID_NOT_RETURN_A_CERTIFICATE", "it showed no certificate"),
+        ("WRONG_VERSION_NUMBER", "it does not speak TLS"),
+        ("HTTP_REQUEST", "it does not speak TLS"),
+        ("error:1000: SSL routines:OPENSSL_internal:NEW_KIND2: x", "NEW_KIND2"),
+        ("nothing known", "the TLS handshake failed"),
+    ],
+)
+def test_a_refused_handshake_in_words(text, reason):
+    assert handshake_reason(FAILED + text) == reason
+    assert handshake_reason(text) is None
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(None, "info"), ("error", "info"), ("NONE", "info"), ("debug", "debug"), ("info", "info")],
+)
+def test_the_library_may_speak_unless_somebody_asked_it_for_more(monkeypatch, before, after):
+    monkeypatch.delenv("GRPC_VERBOSITY", raising=False)
+    if before is not None:
+        monkeypatch.setenv("GRPC_VERBOSITY", before)
+    let_native_log_speak()
+    assert os.environ["GRPC_VERBOSITY"] == after
+
+
+def test_what_the_library_writes_becomes_events():
+    reader, writer = os.pipe()
+    lines = [
+        FAILED + "BAD_SIGNATURE",
+        "I0000 loading.cc:1] just information",
+        "E0000 x.cc:3] No match found for server name: vertex-1.",
+        "W0000 Log level INFO is on",
+        "",
+        "E0000 x.cc:9] " + "y" * 600,
+    ]
+    os.write(writer, "\n".join(lines).encode() + b"\n\xff\n")
+    os.close(writer)
+    monitor = Monitor(3)
+    with Events() as events:
+        native_log._read(reader, monitor)
+    assert events.named("turned-away") == [
+        {"vertex": 3, "reason": "handshake",
+         "why": "its certificate is signed by another authority"}
+    ]  # fmt: skip
+    assert monitor.counts() == {("turned-away.handshake", None): 1}
+    assert [e["text"] for e in events.named("native")] == [lines[-1][:500], "�"]
+
+
+def test_standard_error_itself_is_left_as_it_was(capfd, monkeypatch):
+    """Python's goes where it went; what is written to the descriptor is read."""
+    monkeypatch.setattr(sys, "stderr", sys.stderr)
+    before = os.dup(2)
+    heard = threading.Event()
+    monitor = Monitor(3)
+    try:
+        with Events() as events:
+            original = events.emit
+            events.emit = lambda record: (original(record), heard.set())
+            native_log.capture_native_log(monitor)
+            print("from Python", file=sys.stderr)
+            sys.stderr.close()
+            os.write(2, b"E0000 from the library\n")
+            assert heard.wait(10)
+        assert [e["text"] for e in events.named("native")] == ["E0000 from the library"]
+    finally:
+        os.dup2(before, 2)  # the last writer's end: the reading thread ends
+        os.close(before)
+    assert capfd.readouterr().err == "from Python\n"
+
+
+# --- patience -----------------------------------------------------------------------------
+
+
+def patience(times=(), **limits):
+    made = Patience(**{"factor": 3.0, "least_s": 1.0, "ceiling_s": 10.0, **limits})
+    now = 0.0
+    made.arrived(1, now)
+    for k, seconds in enumerate(times, start=2):
+        now += seconds
+        made.arrived(k, now)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("times", "deadline"),
+    [
+        ((), 10.0),  # one payload tells no pace
+        ((2.0,), 6.0),
+        ((0.1,), 1.0),
+        ((9.0,), 10.0),
+        ((1.0, 2.0, 3.0), 6.0),
+        ((1.0, 2.0, 3.0, 2.5), 6.75),  # the median of an even number
+        ((3.0,) * 8 + (1.0,) * 8, 6.0),
+        ((3.0,) * 8 + (1.0,) * 9, 3.0),  # sixteen rounds are looked at
+    ],
+)
+def test_the_deadline_is_a_multiple_of_the_usual_time(times, deadline):
+    assert patience(times).deadline_s == pytest.approx(deadline, rel=1e-12)
+
+
+def test_only_the_round_after_tells_the_pace():
+    made = patience((2.0,))
+    assert made.usual_s == 2.0
+    made.arrived(4, 50.0)  # round 3 did not come
+    assert made.usual_s == 2.0
+    made.arrived(5, 54.0)  # counted from the last that came
+    assert made.usual_s == 3.0
+    made.arrived(5, 90.0)
+    made.arrived(4, 99.0)
+    assert made.usual_s == 3.0
+    assert Patience(factor=1.0, least_s=0.0, ceiling_s=1.0).usual_s == 0.0
+
+
+def test_each_miss_halves_the_deadline_and_after_the_sixth_there_is_none():
+    made = patience((2.0,))
+    deadlines = []
+    for _ in range(7):
+        deadlines.append(made.deadline_s)
+        made.missed()
+    assert deadlines == [6.0, 3.0, 1.5, 0.75, 0.375, 0.1875, 0.0]
+
+
+def test_being_in_time_halves_the_misses():
+    made = patience((2.0,))
+    for _ in range(5):
+        made.missed()
+    now, misses = 10.0, []
+    for k in range(20, 24):
+        made.arrived(k, now)
+        misses.append(made.misses)
+    assert misses == [2, 1, 0, 0]
+
+
+@pytest.mark.parametrize(("misses", "after"), [(0, 0), (1, 1), (9, 1)])
+def test_who_returns_gets_at_least_half_of_the_time(misses, after):
+    made = patience((2.0,))
+    for _ in range(misses):
+        made.missed()
+    made.returned()
+    assert made.misses == after
+
+
+def test_the_least_time_is_not_above_the_ceiling():
+    assert patience((0.1,), least_s=60.0, ceiling_s=5.0).deadline_s == 5.0
+
+
+# --- status -------------------------------------------------------------------------------
+
+
+def progress(neighbors=(0, 2), rounds=50):
+    monitor = Monitor(1)
+    timing = Timing(ceiling_s=8.0)
+    exchange = Exchange(1, neighbors, rounds=rounds, timing=timing, monitor=monitor)
+    return Progress("r", rounds, exchange, monitor), exchange, monitor
+
+
+class Quiet:
+    """A connection on which nobody reads."""
+
+    def send(self, message):
+        pass
+
+    def send_payload(self, payload, ack=0):
+        pass
+
+    def close(self, text):
+        pass
+
+
+def test_a_status_holds_everything_that_the_operator_sees():
+    here, exchange, monitor = progress()
+    first = here.reply(pb.StatusRequest(sketch=16))
+    assert (first.phase, first.round, first.seconds_per_round) == ("loading", 0, 0.0)
+    assert list(first.sketch) == []
+    exchange.joined(2, Quiet(), pb.Hello(vertex=2, round=7, closed=6))
+    exchange.edges[0].patience.missed()
+    exchange.edges[0].rounds_missed = 4
+    monitor.count("bytes-sent", 0, 10)
+    monitor.count("bytes-sent", 2, 5)
+    monitor.count("bytes-received", 2, 7)
+    here.phase = "training"
+    here.metrics["loss"] = 0.5
+    x = np.arange(6.0)
+    for k, seconds in enumerate((1.0, 9.0, 2.0), start=3):
+        here.finished_round(k, seconds, x)
+    time.sleep(0.01)
+    found = here.reply(pb.StatusRequest(sketch=16))
+    assert (found.vertex, found.run, found.round, found.rounds) == (1, "r", 5, 50)
+    assert (found.phase, found.seconds_per_round) == ("training", 2.0)
+    assert (found.bytes_sent, found.bytes_received) == (15, 7)
+    assert [(n.vertex, n.up, n.round, n.deadline_s, n.misses) for n in found.neighbors] == [
+        (0, False, 0, 4.0, 4),
+        (2, True, 7, 8.0, 0),
+    ]
+    assert dict(found.counts) == {"bytes-sent.0": 10, "bytes-sent.2": 5, "bytes-received.2": 7}
+    assert dict(found.metrics) == {"loss": 0.5}
+    np.testing.assert_array_equal(found.sketch, sketch(x, 16, "r"))
+    assert 0.0 < first.uptime_s < found.uptime_s < 60.0
+
+
+@pytest.mark.parametrize(("asked", "given"), [(0, 0), (1, 1), (4096, 4096), (2**31, 4096)])
+def test_a_sketch_is_as_long_as_asked_for_within_a_limit(asked, given):
+    here, _, _ = progress()
+    here.finished_round(1, 1.0, np.ones(5))
+    assert len(here.reply(pb.StatusRequest(sketch=asked)).sketch) == given
+
+
+def test_the_usual_time_is_of_the_last_sixteen_rounds():
+    here, _, _ = progress()
+    for k in range(40):
+        here.finished_round(k, 5.0 if k < 31 else 1.0, np.ones(1))
+    assert here.seconds_per_round == 1.0
+
+
+def test_a_sketch_adds_each_element_to_one_bucket_with_one_sign():
+    """Written out: the two draws of each block of 2**20 elements, from a seed that is a name."""
+    x = np.random.default_rng(2).standard_normal(2**20 + 3)
+    rng = np.random.default_rng(xxhash.xxh3_64_intdigest(b"run"))
+    want = np.zeros(8)
+    for part in (x[: 2**20], x[2**20 :]):
+        bucket, sign = rng.integers(0, 8, len(part)), rng.integers(0, 2, len(part))
+        for b in range(8):
+            want[b] += part[(bucket == b) & (sign == 1)].sum()
+            want[b] -= part[(bucket == b) & (sign == 0)].sum()
+    found = sketch(x, 8, "run")
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-3)
+
+
+def test_numbers_for_prometheus_on_loopback_only():
+    here, exchange, monitor = progress()
+    exchange.joined(2, Quiet(), pb.Hello(vertex=2, round=7))
+    monitor.count("late", 2, 3)
+    monitor.count("rejoined")
+    here.metrics["loss"] = 0.5
+    here.finished_round(7, 2.0, np.ones(1))
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    stop = serve_metrics(port, here, exchange, monitor)
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+            lines = answer.read().decode().splitlines()
+    finally:
+        stop()
+    assert {line for line in lines if line.startswith("flower")} == {
+        'flower_dhb_round{vertex="1"} 7.0',
+        'flower_dhb_rounds{vertex="1"} 50.0',
+        'flower_dhb_seconds_per_round{vertex="1"} 2.0',
+        'flower_dhb_neighbors_up{vertex="1"} 1.0',
+        'flower_dhb_neighbors{vertex="1"} 2.0',
+        'flower_dhb_app{name="loss",vertex="1"} 0.5',
+        'flower_dhb_events_total{event="late",neighbor="2",vertex="1"} 3.0',
+        'flower_dhb_events_total{event="rejoined",neighbor="",vertex="1"} 1.0',
+    }
+    with socket.create_server(("127.0.0.1", port)):
+        pass  # it has stopped: the port is free
+
+
+# --- the operator's view ------------------------------------------------------------------
+
+
+def reply(vertex, up=(), down=(), phase="training", **fields):
+    neighbors = [pb.Neighbor(vertex=j, up=j in up) for j in sorted({*up, *down})]
+    return pb.StatusReply(vertex=vertex, phase=phase, round=7, neighbors=neighbors, **fields)
+
+
+PATH = ((0, 1), (1, 2), (2, 3))
+
+
+def view(*replies, failures=None):
+    return FleetStatus({r.vertex: r for r in replies}, failures or {}, PATH)
+
+
+def test_all_is_well():
+    found = view(reply(0, {1}), reply(1, {0, 2}), reply(2, {1, 3}), reply(3, {2}))
+    assert found.parts == [[0, 1, 2, 3]]
+    assert found.warnings == []
+
+
+def test_parts_are_told_by_size_then_by_vertex():
+    found = view(reply(0, (), {1}), reply(1, {2}, {0}), reply(2, {1}, {3}), reply(3, (), {2}))
+    assert found.parts == [[1, 2], [0], [3]]
+    assert found.warnings == [
+        "the network is split into 3 parts that cannot agree: [1, 2], [0], [3]",
+        "edge 0-1 is down",
+        "edge 2-3 is down",
+    ]
+
+
+def test_one_end_is_enough_to_say_that_an_edge_is_up_or_down():
+    found = view(reply(0, {1}), reply(1, {2}, {0}), reply(2, {1, 3}), reply(3, {2}))
+    assert found.parts == [[0, 1, 2, 3]]
+    assert found.warnings == ["edge 0-1 is down"]
+
+
+def test_who_did_not_answer_belongs_to_those_who_see_it():
+    found = view(reply(0, {1}), reply(1, {0, 2}), reply(3, {2}), failures={2: "x"})
+    assert found.parts == [[0, 1, 2, 3]]
+    assert found.warnings == ["vertex 2 did not answer: x"]
+    found = view(reply(0, {1}), reply(1, {0}, {2}), reply(3, (), {2}), failures={2: "x"})
+    assert found.parts == [[0, 1], [3]]
+
+
+def test_edges_that_were_used_by_one_end_only():
+    counts = {"one-sided.0": 2, "one-sided.2": 1, "late.0": 9}
+    found = view(reply(0, {1}), reply(1, {0, 2}, counts=counts), reply(2, {1, 3}), reply(3, {2}))
+    assert found.warnings == ["vertex 1 used 3 edges that its neighbor gave up"]
+
+
+def test_the_consensus_distance_is_of_those_who_sent_a_sketch():
+    replies = [reply(0, sketch=[0.0, 3.0]), reply(1, sketch=[0.0, -3.0]), reply(2)]
+    assert view(*replies).consensus_distance == pytest.approx(3.0)
+    assert view(*replies[1:]).consensus_distance is None
+
+
+def write_mesh(tmp_path, **changes):
+    import tomli_w
+
+    document = {
+        "mesh": "m",
+        "plaintext": True,
+        "edges": [{"between": [0, 1], "dials": 0}],
+        "hosts": [{"vertex": 0}, {"vertex": 1, "address": "127.0.0.1:1"}],
+        **changes,
+    }
+    (tmp_path / "mesh.toml").write_text(tomli_w.dumps(document))
+    return Fleet(tmp_path)
+
+
+def test_a_fleet_is_what_its_mesh_file_says(tmp_path):
+    with pytest.raises(ConfigError, match=r"mesh.toml: No such file.*; 'mesh create' writes it"):
+        Fleet(tmp_path)
+    fleet = write_mesh(tmp_path)
+    assert fleet.edges == ((0, 1),)
+    assert fleet.hosts == {0: None, 1: "127.0.0.1:1"}
+
+
+def test_who_cannot_be_asked_and_who_does_not_listen(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    fleet = write_mesh(tmp_path, hosts=[{"vertex": 0}, {"vertex": 1, "address": address}])
+    try:
+        found = fleet.status(timeout_s=5.0)
+    finally:
+        fleet.close()
+    assert found.failures == {
+        0: "it has no address that could be asked",
+        1: f"nothing listens at {address}",
+    }
+    assert (found.replies, found.edges) == ({}, ((0, 1),))
+
+
+def test_finished_is_the_word_of_both_ends():
+    assert view(reply(0, (), {1}, phase=FINISHED), reply(1, {2}, {0})).warnings == []
