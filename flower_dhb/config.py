@@ -6,7 +6,14 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from flower_dhb.algorithms import ALGORITHMS, Algorithm, algorithm_from_config, settings_of
+from flower_dhb.algorithms import (
+    ALGORITHMS,
+    Algorithm,
+    algorithm_from_config,
+    check_relayed,
+    method_config,
+    settings_of,
+)
 from flower_dhb.errors import ConfigError, GraphError, unknown
 from flower_dhb.graph import Topology
 
@@ -47,7 +54,7 @@ class RunConfig:
         topology = _topology(values)
         algorithm = _algorithm(values)
         try:
-            algorithm.check(topology.eigenvalues)
+            check_relayed(algorithm, topology)
         except ConfigError as error:
             raise ConfigError(f"{error} [topology = '{topology.name}']") from None
         return cls(
@@ -132,14 +139,27 @@ def _topology(values: Values) -> Topology:
 
 
 def _algorithm(values: Values) -> Algorithm:
-    """The rule and those of its settings that the run config holds; `auto` is the default."""
-    name = get_choice(values, "algorithm", "heavy-ball", ALGORITHMS)
-    settings = {
-        field: values[field.replace("_", "-")]
-        for field in settings_of(name)
-        if values.get(field.replace("_", "-"), AUTO) != AUTO
-    }
+    """The rule that `algorithm` names, with those settings that the run config holds.
+
+    A setting of `auto` is left to the rule.
+    """
+    text = get_text(values, "algorithm", "dmsgd")
     try:
-        return algorithm_from_config({"name": name, **settings})
+        config = method_config(text)
+        known = settings_of(config["name"])
+        for name in sorted({s for each in ALGORITHMS for s in settings_of(each)}):
+            key = name.replace("_", "-")
+            value = values.get(key, AUTO)
+            if value == AUTO:
+                continue
+            if name in known:
+                config[name] = value
+            elif "algorithm" in values:  # else the key is the app's own
+                has = ", ".join(k.replace("_", "-") for k in known) or "none"
+                raise ConfigError(
+                    f"'{config['name']}' has no setting '{key}', got {value!r}; its settings: "
+                    f"{has}. Leave '{key}' at \"auto\""
+                )
+        return algorithm_from_config(config)
     except ConfigError as error:
         raise ConfigError(f"run config: {error}") from None

@@ -82,6 +82,16 @@ class DirectedTopology:
         return np.sort(np.abs(np.linalg.eigvals(self.mixing_matrix)))
 
     @property
+    def directed(self) -> bool:
+        """True: an edge carries payloads one way."""
+        return True
+
+    @property
+    def smallest_eigenvalue(self) -> float:
+        """The smallest absolute eigenvalue of the mixing matrix."""
+        return float(self.eigenvalues[0])
+
+    @property
     def second_eigenvalue(self) -> float:
         """The second largest absolute eigenvalue: disagreement shrinks by it every round."""
         return float(self.eigenvalues[-2])

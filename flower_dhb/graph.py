@@ -244,6 +244,16 @@ class Topology:
         return _frozen(np.asarray(np.linalg.eigvalsh(self.mixing_matrix), np.float64))
 
     @property
+    def directed(self) -> bool:
+        """False: an edge carries payloads both ways."""
+        return False
+
+    @property
+    def smallest_eigenvalue(self) -> float:
+        """The smallest eigenvalue of the mixing matrix, above -1."""
+        return float(self.eigenvalues[0])
+
+    @property
     def second_eigenvalue(self) -> float:
         """The second largest absolute eigenvalue: disagreement shrinks by it every round."""
         return second_largest(self.eigenvalues)

@@ -4,9 +4,9 @@ Parameters of real models do not fit into a processor's cache, so the time of a 
 arithmetic is the time to move its vectors through memory. Working on blocks keeps every
 intermediate result in the cache: each input is read once, each output written once.
 
-A rule is elementwise, and the known ones are linear; so a rule is probed once with unit
-vectors, and what it does to each of its inputs is then one scaled addition (BLAS axpy)
-into a block that is used again and again. A rule that is not linear is called itself.
+A rule is elementwise. One that declares to be linear is probed with unit vectors, and what
+it does to each of its inputs is then one scaled addition (BLAS axpy) into a block that is
+used again and again. Every other rule is called itself, block by block.
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ from scipy.linalg.blas import daxpy, saxpy
 from flower_dhb.algorithms.base import Algorithm
 from flower_dhb.types import Payload, State
 
-__all__ = ["BLOCK", "combine", "weighted_sum"]
+__all__ = ["BLOCK", "combine", "convex", "convex_rows", "weighted_sum"]
 
 # Elements per block: 512 KiB of float32, measured best of 8 thousand to 512 thousand
 # elements (benchmarks/mixing.py). A few blocks are alive at once: all extra memory is
 # below one million elements, however large the model.
 BLOCK = 2**17
+
+_AXPY = {np.dtype(np.float32): saxpy, np.dtype(np.float64): daxpy}
 
 _PARAMETERS, _TRAINED = "parameters", "trained"
 _NEGLIGIBLE = 1e-12  # coefficients are sums of a few products of numbers near 1, in float64
@@ -64,7 +66,8 @@ def combine(
     Parameters
     ----------
     state, trained
-        The agent's state before the round and its locally trained parameters, `(d,)`.
+        The agent's state before the round, with what the rule measures in it, and its
+        locally trained parameters, `(d,)`.
     vertex
         The agent's own vertex; its own payload is formed here.
     weights
@@ -79,11 +82,14 @@ def combine(
     if out is None:
         memory = {name: np.empty_like(trained) for name in algorithm.memory}
         out = State(np.empty_like(trained), memory)
-    steps = _plan(algorithm, float(weights[vertex]))
+    steps = None
+    if algorithm.linear:
+        steps = _plan(algorithm, float(weights[vertex]), tuple(sorted(state.measured.items())))
     scratch: dict[str, Block] = {}
     for start in range(0, trained.shape[0], BLOCK):
         part = slice(start, min(start + BLOCK, trained.shape[0]))
-        piece = State(state.parameters[part], {k: v[part] for k, v in state.memory.items()})
+        memory = {k: v[part] for k, v in state.memory.items()}
+        piece = State(state.parameters[part], memory, state.measured)
         near = {
             name: [(float(weights[j]), payloads[j][name][part]) for j in sorted(payloads)]
             for name in algorithm.vectors
@@ -102,6 +108,28 @@ def weighted_sum(weights: Mapping[int, float], vectors: Mapping[int, NDArray[Any
         part = slice(start, start + BLOCK)
         _sum_into(total[part], [(float(weights[j]), vectors[j][part]) for j in sorted(vectors)])
     return total
+
+
+def convex(weights: Mapping[int, float]) -> Mapping[int, float]:
+    """The weights, or their absolute shares where one is negative.
+
+    A variance mixed with a negative weight could turn negative itself.
+    """
+    if min(weights.values()) >= 0.0:
+        return weights
+    total = sum(abs(w) for w in weights.values())
+    return {j: abs(w) / total for j, w in weights.items()}
+
+
+def convex_rows(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The same for every row of a mixing matrix `(n, n)`, and for rows that do not sum to 1.
+
+    Those of push-sum do not: its push weights correct the parameters, and statistics have none.
+    """
+    sizes = np.abs(matrix)
+    totals = sizes.sum(axis=1, keepdims=True)
+    as_they_are = (matrix.min(axis=1, keepdims=True) >= 0.0) & (np.abs(totals - 1.0) <= 1e-9)
+    return np.where(as_they_are, matrix, sizes / totals)
 
 
 # --- a block --------------------------------------------------------------------------
@@ -168,11 +196,14 @@ def _sum_into(target: Block, terms: list[Term]) -> None:
         rest = rest[1:]
     else:
         np.multiply(a, first, out=target)
+    # BLAS adds in place only to what lies in memory as it expects; anything else it would
+    # copy, and the sum be lost.
+    axpy = _AXPY.get(target.dtype) if target.flags.c_contiguous else None
     for coefficient, block in rest:
-        if target.dtype == np.float32:
-            saxpy(block, target, a=coefficient)
+        if axpy is not None:
+            axpy(block, target, a=coefficient)
         else:
-            daxpy(block, target, a=coefficient)
+            target += coefficient * block
 
 
 def _part_of(state: State, output: str, part: slice) -> Block:
@@ -191,13 +222,14 @@ def _scratch(scratch: dict[str, Block], name: str, like: Block, size: int) -> Bl
 
 
 @lru_cache(maxsize=256)
-def _plan(algorithm: Algorithm, own_weight: float) -> tuple[_Step, ...] | None:
-    """What each output of a rule is made of; None if the rule is not linear."""
+def _plan(
+    algorithm: Algorithm, own_weight: float, measured: tuple[tuple[str, float], ...]
+) -> tuple[_Step, ...]:
+    """What each output of a linear rule is made of."""
     names = [_PARAMETERS, *(f"memory/{m}" for m in algorithm.memory), _TRAINED]
     names += [f"near/{v}" for v in algorithm.vectors]
-    unit = _probe(algorithm, own_weight, dict(zip(names, np.eye(len(names)), strict=True)))
-    if not _is_linear(algorithm, own_weight, names, unit):
-        return None
+    inputs = dict(zip(names, np.eye(len(names)), strict=True))
+    unit = _probe(algorithm, own_weight, inputs, dict(measured))
     outputs = [_PARAMETERS, *algorithm.memory]
     chosen: list[tuple[str, dict[str, float]]] = []
     for output in outputs:
@@ -219,28 +251,18 @@ def _plan(algorithm: Algorithm, own_weight: float) -> tuple[_Step, ...] | None:
 
 
 def _probe(
-    algorithm: Algorithm, own_weight: float, inputs: Mapping[str, NDArray[np.float64]]
+    algorithm: Algorithm,
+    own_weight: float,
+    inputs: Mapping[str, NDArray[np.float64]],
+    measured: Mapping[str, float],
 ) -> dict[str, NDArray[np.float64]]:
     """A rule's outputs for given inputs; `near/v` is the neighbors' part of a mixed vector."""
     memory = {name: inputs[f"memory/{name}"] for name in algorithm.memory}
-    state = State(inputs[_PARAMETERS], memory)
+    state = State(inputs[_PARAMETERS], memory, measured)
     own = algorithm.outgoing(state, inputs[_TRAINED])
     mixed = {v: own_weight * own[v] + inputs[f"near/{v}"] for v in algorithm.vectors}
     new = algorithm.combine(state, inputs[_TRAINED], mixed)
     return {_PARAMETERS: np.asarray(new.parameters), **dict(new.memory)}
-
-
-def _is_linear(
-    algorithm: Algorithm,
-    own_weight: float,
-    names: list[str],
-    unit: Mapping[str, NDArray[np.float64]],
-) -> bool:
-    """Whether the outputs for arbitrary inputs are those that the unit vectors foretell."""
-    values = np.random.default_rng(0).normal(size=(len(names), 16))
-    values[:, 0] = 0.0
-    found = _probe(algorithm, own_weight, dict(zip(names, values, strict=True)))
-    return all(np.allclose(unit[o] @ values, found[o], rtol=0, atol=1e-9) for o in found)
 
 
 def _nonzero(names: list[str], coefficients: NDArray[np.float64]) -> dict[str, float]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from flower_dhb import mixing
 from flower_dhb.algorithms.base import Algorithm
+from flower_dhb.algorithms.measurement import measured
 from flower_dhb.codec import VectorSpec
 from flower_dhb.errors import ConfigError, PayloadError, RoundError
 from flower_dhb.types import Layout, NDArrays, Payload, State, dtype_name
@@ -72,6 +73,7 @@ class Node:
         self.layout = layout
         self._snapshot = snapshot
         self._arrived: dict[int, Payload] = {}
+        self._measured: State | None = None  # of the pending round
 
     @classmethod
     def start(
@@ -162,12 +164,13 @@ class Node:
             s.round, s.state, s.statistics, self.layout.local(arrays), pending
         )
         self._arrived = {}
+        self._measured = None
         return self.payload()
 
     def payload(self) -> Payload:
         """The payload of the pending round; the same each time it is asked for."""
         pending = self._require_pending()
-        outgoing = self.algorithm.outgoing(self._snapshot.state, pending.trained)
+        outgoing = self.algorithm.outgoing(self._state(pending), pending.trained)
         payload = {name: outgoing[name] for name in self.algorithm.vectors}
         if self.layout.statistics_size:
             payload[STATISTICS_VECTOR] = pending.statistics
@@ -204,14 +207,16 @@ class Node:
         weights = {j: w for j, w in self.weights.items() if j not in missing}
         # Summed in vertex order, whatever arrived first.
         weights[self.vertex] += sum(self.weights[j] for j in missing)
-        state = mixing.combine(self.algorithm, s.state, pending.trained, self.vertex, weights, used)
+        before = self._state(pending)
+        state = mixing.combine(self.algorithm, before, pending.trained, self.vertex, weights, used)
         statistics = s.statistics
         if self.layout.statistics_size:
             vectors = {j: p[STATISTICS_VECTOR] for j, p in used.items()}
             vectors[self.vertex] = pending.statistics
-            statistics = mixing.weighted_sum(_convex(weights), vectors)
+            statistics = mixing.weighted_sum(mixing.convex(weights), vectors)
         self._snapshot = Snapshot(pending.round, state, statistics, s.local)
         self._arrived = {}
+        self._measured = None
         return missing
 
     @classmethod
@@ -254,6 +259,12 @@ class Node:
         snapshot = Snapshot(round, algorithm.start(parameters), statistics, local)
         return cls(vertex, algorithm, weights, layout, snapshot)
 
+    def _state(self, pending: Pending) -> State:
+        """The state with what the rule measures in the pending round; taken once."""
+        if self._measured is None:
+            self._measured = measured(self.algorithm, self._snapshot.state, pending.trained)
+        return self._measured
+
     def _require_pending(self) -> Pending:
         if self._snapshot.pending is None:
             raise RoundError(f"agent {self.vertex}: no round is pending; call adapt first")
@@ -283,14 +294,3 @@ def _check_payload(who: str, payload: Payload, expected: tuple[VectorSpec, ...])
             f"{who}: payload holds {shapes}, expected {wanted}; all agents must run the same "
             "model and algorithm"
         )
-
-
-def _convex(weights: Mapping[int, float]) -> Mapping[int, float]:
-    """The weights, or their absolute shares where one is negative.
-
-    A variance mixed with a negative weight could turn negative itself.
-    """
-    if min(weights.values()) >= 0.0:
-        return weights
-    total = sum(abs(w) for w in weights.values())
-    return {j: abs(w) / total for j, w in weights.items()}

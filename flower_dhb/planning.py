@@ -70,6 +70,14 @@ def _response(algorithm: Algorithm, mixing: Array, curvature: Array, unit: str) 
     return np.stack([new.parameters, *(new.memory[n] for n in algorithm.memory)], axis=-1)
 
 
+def _require_linear(algorithm: Algorithm) -> None:
+    if not algorithm.linear or algorithm.products:
+        raise ConfigError(
+            f"'{algorithm.name}' adapts to what it measures, so it has no fixed rate on a "
+            "quadratic; plan with 'dmsgd'"
+        )
+
+
 def rate(algorithm: Algorithm, eigenvalues: Array, curvatures: Array | float) -> float:
     """Linear rate on a quadratic: the error shrinks by this factor each round.
 
@@ -79,6 +87,7 @@ def rate(algorithm: Algorithm, eigenvalues: Array, curvatures: Array | float) ->
 
     eigenvalues: of the mixing matrix. curvatures: step size times curvature.
     """
+    _require_linear(algorithm)
     u, a = (g.ravel() for g in np.meshgrid(eigenvalues, np.atleast_1d(curvatures), indexing="ij"))
     matrices = mode_matrices(algorithm, u, a)
     # Sums over agents that a rule keeps fixed live in the modes of the constant vector.

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flower_dhb.algorithms.base import Algorithm
+from flower_dhb.algorithms.measurement import measured
+from flower_dhb.digraph import DirectedTopology
 from flower_dhb.errors import ConfigError
 from flower_dhb.graph import Topology
 
@@ -20,7 +22,7 @@ Missing: TypeAlias = Callable[[int], Edges] | Mapping[int, Edges] | Sequence[Edg
 
 def simulate(
     algorithm: Algorithm,
-    topology: Topology,
+    topology: Topology | DirectedTopology,
     start: NDArray[Any],
     local_step: Callable[[NDArray[Any], int], NDArray[Any]],
     rounds: int,
@@ -31,7 +33,8 @@ def simulate(
     Parameters
     ----------
     start : (n, d)
-        Initial parameters, one row an agent; `(d,)` gives all agents the same.
+        Initial parameters, one row an agent; `(d,)` gives all agents the same. Integers
+        are computed with in float64, half precision in float32.
     local_step : callable
         `local_step(x, round) -> z` maps the parameters `(n, d)` before the round to
         the locally trained ones. Rounds count from 1.
@@ -43,24 +46,24 @@ def simulate(
 
     Returns
     -------
-    (rounds + 1, n, d), in the dtype of `start`; entry k is the state after round k.
+    (rounds + 1, n, d), in the dtype that was computed with; entry k is the state after
+    round k.
 
     Raises
     ------
     ConfigError
-        If shapes do not fit, or the rule diverges on this graph for every step size.
+        If shapes or dtypes do not fit, or the rule diverges on this graph for every step
+        size. GraphError if the rule needs another kind of graph.
     """
-    if not rounds >= 0:
-        raise ConfigError(f"rounds must be at least 0, got {rounds}")
-    x = np.asarray(start)
-    if x.dtype.kind != "f":
-        x = x.astype(np.float64)
+    if isinstance(rounds, bool) or not isinstance(rounds, int | np.integer) or not rounds >= 0:
+        raise ConfigError(f"rounds must be an integer of at least 0, got {rounds!r}")
+    x = _numbers(start)
     n = topology.n_agents
     if x.ndim == 1:
         x = np.broadcast_to(x, (n, len(x)))
     if x.ndim != 2 or len(x) != n:
         raise ConfigError(f"start must be ({n}, d), one row an agent; got shape {x.shape}")
-    algorithm.check(topology.eigenvalues)
+    algorithm.check(topology)
 
     state = algorithm.start(x.copy())
     trajectory = np.empty((rounds + 1, *x.shape), x.dtype)
@@ -71,6 +74,7 @@ def simulate(
             raise ConfigError(
                 f"round {k}: local_step returned shape {trained.shape}, expected {x.shape}"
             )
+        state = measured(algorithm, state, trained)
         weights = topology.with_missing(missing_in(missing, k)).astype(x.dtype)
         mixed = {
             name: weights @ vector for name, vector in algorithm.outgoing(state, trained).items()
@@ -78,6 +82,19 @@ def simulate(
         state = algorithm.combine(state, trained, mixed)
         trajectory[k] = state.parameters
     return trajectory
+
+
+def _numbers(start: NDArray[Any]) -> NDArray[Any]:
+    """The start in a dtype of this machine that can be computed with."""
+    try:
+        x = np.asarray(start)
+    except ValueError as error:
+        raise ConfigError(f"start is no rectangular array: {error}") from None
+    if x.dtype.kind in "iu":
+        return x.astype(np.float64)
+    if x.dtype.kind != "f":
+        raise ConfigError(f"start must hold real numbers, got dtype {x.dtype}")
+    return x.astype(np.result_type(np.float32, x.dtype.newbyteorder("=")))
 
 
 def missing_in(missing: Missing | None, k: int) -> Edges:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property, lru_cache
 from typing import Any, Literal, TypeAlias
@@ -58,11 +58,14 @@ class State:
     """One agent's (or all agents') parameters and what its rule remembers.
 
     parameters: `(d,)` or `(n, d)`, the `x(k)` of the law. memory: vectors of the same
-    shape, by name; which ones there are is the rule's business.
+    shape, by name; which ones there are is the rule's business. measured: numbers that
+    the rule has taken of the whole vectors in this round (`algorithms.measurement`), a
+    float for one agent, `(n, 1)` for all of them; empty for most rules.
     """
 
     parameters: Vector
     memory: Mapping[str, Vector]
+    measured: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flower_dhb.errors import ConfigError
+from flower_dhb.errors import ConfigError, GraphError
 from flower_dhb.types import Payload, State, Vector
 
-__all__ = ["Algorithm", "check_choice", "zeros_like"]
+__all__ = [
+    "Algorithm",
+    "Graph",
+    "Products",
+    "check_choice",
+    "check_flag",
+    "check_fraction",
+    "zeros_like",
+]
 
 ADAPT_THEN_COMBINE = "adapt-then-combine"
 COMBINE_THEN_ADAPT = "combine-then-adapt"
@@ -20,6 +29,32 @@ COMBINE_THEN_ADAPT = "combine-then-adapt"
 # The graphs that rules run on: a symmetric mixing matrix on the agents' own links; one
 # whose columns alone sum to 1, so that links may be one-way; or everyone with everyone.
 UNDIRECTED, DIRECTED, COMPLETE = "undirected", "directed", "complete"
+
+_EQUAL = 1e-9  # weights of a complete graph are quotients of small integers, in float64
+
+# Inner products of an agent's whole vectors, by the pair of their names: float64, 0-d for
+# one agent, `(n, 1)` for all of them.
+Products: TypeAlias = Mapping[tuple[str, str], NDArray[np.float64]]
+
+
+class Graph(Protocol):
+    """What a rule must know of a communication graph."""
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+
+    @property
+    def directed(self) -> bool:
+        """Whether its links are one-way."""
+
+    @property
+    def mixing_matrix(self) -> NDArray[np.float64]:
+        """`W`, `(n, n)`."""
+
+    @property
+    def smallest_eigenvalue(self) -> float:
+        """The smallest eigenvalue of a symmetric `W`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,13 +66,33 @@ class Algorithm(ABC):
     `mixed = sum_j W[i, j] payload_j` for every vector of the payload, the agent's own
     included; `combine(state, z, mixed)` is the state `x(k+1)`.
 
-    Only elementwise arithmetic is allowed in the methods. So the same body serves
+    Only elementwise arithmetic is allowed in these two methods. So the same body serves
     vectors `(d,)` and stacks `(n, d)`, blocks of either, NumPy and torch; and the
-    arithmetic stays in the dtype of its inputs.
+    arithmetic stays in the dtype of its inputs. A rule that needs a norm or an angle
+    declares the inner products that it wants (`products`); the runtime takes them of the
+    whole vectors, once a round, and `measure` makes of them the numbers that the two
+    methods find in `state.measured`.
+
+    name: by which run configs, comparisons and messages know the rule. graph: the kind of
+    graph that it runs on. linear: whether, the measured numbers given, `combine` is a
+    linear function of state, trained parameters and payloads; only then does the blocked
+    kernel replace it by scaled additions.
     """
 
     name: ClassVar[str]
     graph: ClassVar[str] = UNDIRECTED
+    linear: ClassVar[bool] = False
+
+    def __init_subclass__(cls) -> None:
+        # A subclass may compute something else: it declares for itself that it is linear.
+        cls.linear = cls.__dict__.get("linear", False)
+
+    def __post_init__(self) -> None:
+        # A NumPy scalar would lift float32 vectors to its own dtype; Python's does not.
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if isinstance(value, np.generic):
+                object.__setattr__(self, each.name, value.item())
 
     @property
     @abstractmethod
@@ -81,11 +136,53 @@ class Algorithm(ABC):
     def combine(self, state: State, trained: Vector, mixed: Payload) -> State:
         """The state after the round, from the weighted sums `mixed` of all payloads."""
 
-    def check(self, eigenvalues: NDArray[np.float64]) -> None:  # noqa: B027 (most rules have no limit)
-        """Raise ConfigError if the rule diverges on this mixing matrix whatever the step size.
+    # --- what it measures -------------------------------------------------------------
 
-        eigenvalues: (n,) float64, of the mixing matrix.
+    @property
+    def products(self) -> tuple[tuple[str, str], ...]:
+        """Pairs of vectors whose inner products `measure` needs.
+
+        Names are `parameters`, `trained`, `step` (`z - x`) and `memory/NAME`.
         """
+        return ()
+
+    def measure(self, products: Products) -> Mapping[str, NDArray[np.float64]]:  # noqa: ARG002
+        """Numbers for `state.measured`, in float64, of the shape of the products."""
+        return {}
+
+    # --- where it runs ----------------------------------------------------------------
+
+    @property
+    def relayed(self) -> bool:
+        """Whether its payloads are vectors for graph neighbors, so that every runtime has it."""
+        return self.graph == UNDIRECTED and not self.scalars
+
+    def check(self, graph: Graph) -> None:
+        """Refuse a graph of another kind, or one on which the rule diverges.
+
+        Raises GraphError for the kind, ConfigError if no step size would be stable.
+        """
+        if graph.directed:
+            if self.graph != DIRECTED:
+                raise GraphError(
+                    f"'{self.name}' needs an undirected graph with a doubly stochastic mixing "
+                    f"matrix; '{graph.name}' is directed. Only push-sum ('sgp') runs on one-way "
+                    "links"
+                )
+            return
+        if self.graph == COMPLETE:
+            matrix = graph.mixing_matrix
+            if not np.abs(matrix - 1.0 / len(matrix)).max() <= _EQUAL:
+                raise GraphError(
+                    f"'{self.name}' averages over all agents, which '{graph.name}' does not let "
+                    "meet; use complete:N with weights='uniform', or the engine, which gives this "
+                    "rule a graph of its own"
+                )
+            return
+        self.check_spectrum(graph)
+
+    def check_spectrum(self, graph: Graph) -> None:  # noqa: B027 (most rules have no limit)
+        """Raise ConfigError if the rule diverges on this graph whatever the step size."""
 
     def to_config(self) -> dict[str, Any]:
         """Name and settings as plain values; `algorithm_from_config` is the inverse."""
@@ -107,7 +204,8 @@ def check_choice(what: str, value: object, choices: tuple[str, ...]) -> None:
 
 def check_fraction(what: str, value: object) -> None:
     """Raise ConfigError unless `value` is a number in [0, 1)."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value < 1.0:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0.0 <= float(value) < 1.0:  # type: ignore[arg-type]
         raise ConfigError(f"{what} must be a number in [0, 1), got {value!r}")
 
 

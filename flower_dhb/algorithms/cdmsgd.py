@@ -31,8 +31,10 @@ class CDMSGD(Algorithm):
     nesterov: bool = False
 
     name: ClassVar[str] = "cdmsgd"
+    linear: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_fraction("momentum", self.momentum)
         check_flag("nesterov", self.nesterov)
 

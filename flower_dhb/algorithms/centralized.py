@@ -28,9 +28,11 @@ class Centralized(Algorithm):
     momentum: float = 0.9
 
     name: ClassVar[str] = "centralized"
+    linear: ClassVar[bool] = True
     graph: ClassVar[str] = COMPLETE
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_fraction("momentum", self.momentum)
 
     @property

@@ -29,8 +29,10 @@ class DecentLaM(Algorithm):
     momentum: float = 0.9
 
     name: ClassVar[str] = "decentlam"
+    linear: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_fraction("momentum", self.momentum)
 
     @property

@@ -32,8 +32,10 @@ class DSGD(Algorithm):
     order: str = ADAPT_THEN_COMBINE
 
     name: ClassVar[str] = "dsgd"
+    linear: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_choice("order", self.order, (ADAPT_THEN_COMBINE, COMBINE_THEN_ADAPT))
 
     @property

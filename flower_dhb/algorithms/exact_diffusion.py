@@ -13,10 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-from numpy.typing import NDArray
-
-from flower_dhb.algorithms.base import Algorithm, check_flag, check_fraction
+from flower_dhb.algorithms.base import Algorithm, Graph, check_flag, check_fraction
 from flower_dhb.errors import ConfigError
 from flower_dhb.types import Payload, State, Vector
 
@@ -39,8 +36,10 @@ class ExactDiffusion(Algorithm):
     lazy: bool = True
 
     name: ClassVar[str] = "exact-diffusion"
+    linear: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_fraction("momentum", self.momentum)
         check_flag("lazy", self.lazy)
 
@@ -69,10 +68,12 @@ class ExactDiffusion(Algorithm):
             memory["momentum"] = moved - state.parameters
         return State(x, memory)
 
-    def check(self, eigenvalues: NDArray[np.float64]) -> None:
+    def check_spectrum(self, graph: Graph) -> None:
         """Refuse D2 on a graph on which it diverges for every step size."""
-        lowest = float(eigenvalues[0])
-        if not self.lazy and not lowest > -1.0 / 3.0:
+        if self.lazy:
+            return
+        lowest = graph.smallest_eigenvalue
+        if not lowest > -1.0 / 3.0:
             raise ConfigError(
                 "exact-diffusion with lazy=False (D2) diverges for every step size unless each "
                 f"eigenvalue of the mixing matrix is above -1/3; the smallest is {lowest:.4g}. "

@@ -37,8 +37,10 @@ class GradientTracking(Algorithm):
     order: str = ADAPT_THEN_COMBINE
 
     name: ClassVar[str] = "dsgt"
+    linear: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_choice("order", self.order, (ADAPT_THEN_COMBINE, COMBINE_THEN_ADAPT))
 
     @property

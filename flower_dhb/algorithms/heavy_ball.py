@@ -18,6 +18,7 @@ from flower_dhb.algorithms.base import (
     ADAPT_THEN_COMBINE,
     COMBINE_THEN_ADAPT,
     Algorithm,
+    Graph,
     check_choice,
 )
 from flower_dhb.errors import ConfigError
@@ -67,9 +68,11 @@ class HeavyBall(Algorithm):
     order: str = ADAPT_THEN_COMBINE
     payload: str = cast(str, None)  # resolved to a name on construction
 
-    name: ClassVar[str] = "heavy-ball"
+    name: ClassVar[str] = "dmsgd"
+    linear: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_choice("form", self.form, (DISPLACEMENT, BUFFER, TRACKING))
         check_choice("order", self.order, (ADAPT_THEN_COMBINE, COMBINE_THEN_ADAPT))
         if self.form == TRACKING and self.order != ADAPT_THEN_COMBINE:
@@ -83,9 +86,6 @@ class HeavyBall(Algorithm):
         _check_number("momentum_mixing", self.momentum_mixing, "in [0, 1]")
         if not 0.0 <= self.momentum_mixing <= 1.0:
             raise ConfigError(f"momentum_mixing must be in [0, 1], got {self.momentum_mixing}")
-        # A NumPy float64 would lift float32 vectors to float64; a Python float does not.
-        object.__setattr__(self, "momentum", float(self.momentum))
-        object.__setattr__(self, "momentum_mixing", float(self.momentum_mixing))
         if self.payload is None:
             object.__setattr__(self, "payload", SEPARATE if self.form == BUFFER else FOLDED)
         check_choice("payload", self.payload, (FOLDED, SEPARATE))
@@ -193,7 +193,7 @@ class HeavyBall(Algorithm):
 
     # --- stability ------------------------------------------------------------------
 
-    def check(self, eigenvalues: NDArray[np.float64]) -> None:
+    def check_spectrum(self, graph: Graph) -> None:
         """Refuse what diverges for every step size.
 
         A displacement mode with eigenvalue u of W is stable only if
@@ -201,7 +201,9 @@ class HeavyBall(Algorithm):
         """
         if self.form == BUFFER:
             return
-        lowest = float(eigenvalues[0])
+        if self.momentum_mixing <= 0.5:
+            return  # holds on every graph, so its spectrum need not be known
+        lowest = graph.smallest_eigenvalue
         if not 1.0 + lowest + 2.0 * self.momentum * self._mixing_of(lowest) > 0.0:
             raise ConfigError(
                 f"form '{self.form}' with momentum {self.momentum} and momentum_mixing "

@@ -30,8 +30,10 @@ class MomentumTracking(Algorithm):
     momentum: float = 0.9
 
     name: ClassVar[str] = "momentum-tracking"
+    linear: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_fraction("momentum", self.momentum)
 
     @property

@@ -32,8 +32,10 @@ class QuasiGlobal(Algorithm):
     nesterov: bool = False
 
     name: ClassVar[str] = "qg"
+    linear: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_fraction("momentum", self.momentum)
         check_flag("nesterov", self.nesterov)
 

@@ -25,7 +25,7 @@ from flower_dhb.files import write_durably
 
 __all__ = ["configure", "execute"]
 
-_USUAL = "dmsgd,dmsgd-gt,dpsgd,cdmsgd,qg,decentlam,dsgt,centralized"
+_USUAL = "dmsgd,dmsgd-gt,dsgd,cdmsgd,qg,decentlam,dsgt,centralized"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from flower_dhb.algorithms import METHODS, Algorithm, algorithm_from_config, method
+from flower_dhb.algorithms import method
 from flower_dhb.compare.runs import Run
 from flower_dhb.compare.tasks import TEST, Task, make_task
 from flower_dhb.digraph import parse_topology
 from flower_dhb.engine import mixing_matrix_of
 from flower_dhb.errors import ConfigError, FlowerDhbError
 
-__all__ = ["Case", "Comparison", "parse_method"]
+__all__ = ["Case", "Comparison"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +81,7 @@ class Comparison:
             topology = parse_topology(spec, self.weights)
             for name in self.methods:
                 try:
-                    mixing_matrix_of(parse_method(name), topology)
+                    mixing_matrix_of(method(name), topology)
                 except FlowerDhbError as error:
                     raise ConfigError(f"method '{name}' on '{spec}': {error}") from None
             for how in self.splits:
@@ -105,7 +104,7 @@ class Comparison:
             topology=case.topology,
             weights=self.weights,
             split=case.split,
-            algorithm=parse_method(name).to_config(),
+            algorithm=method(name).to_config(),
             learning_rate=learning_rate,
             seed=seed,
             rounds=self.rounds,
@@ -115,27 +114,3 @@ class Comparison:
             part=part,
             failures=self.failures,
         )
-
-
-def parse_method(text: str) -> Algorithm:
-    """Rule from a method's name and settings: `dmsgd`, `dmsgd:momentum=0.8:order=...`."""
-    name, *settings = text.split(":")
-    rule = method(name)
-    if not settings:
-        return rule
-    values: dict[str, Any] = dict(METHODS[name])
-    for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals:
-            raise ConfigError(f"method '{text}': '{setting}' is not of the form setting=value")
-        values[key.replace("-", "_")] = _value(value)
-    return algorithm_from_config(values)
-
-
-def _value(text: str) -> Any:
-    if text in ("true", "false"):
-        return text == "true"
-    try:
-        return float(text)
-    except ValueError:
-        return text

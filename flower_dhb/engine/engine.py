@@ -10,13 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flower_dhb.algorithms.base import COMPLETE, DIRECTED, Algorithm
+from flower_dhb.algorithms.base import COMPLETE, Algorithm
+from flower_dhb.algorithms.measurement import measured
 from flower_dhb.digraph import DirectedTopology
 from flower_dhb.engine.checkpoint import read, write
 from flower_dhb.engine.mixer import CHUNK, Mixer
 from flower_dhb.engine.problem import Agents, Problem
-from flower_dhb.errors import ConfigError, GraphError, StateError
+from flower_dhb.errors import ConfigError, StateError
 from flower_dhb.graph import Topology
+from flower_dhb.mixing import convex_rows
 from flower_dhb.reference import Edges, Missing, missing_in
 from flower_dhb.types import State
 from flower_dhb.weights import Matrix
@@ -85,8 +87,7 @@ class Engine:
         self.agents = problem.start(self.device)
         self.memory: dict[str, Tensor] = dict(algorithm.start(self.agents.parameters).memory)
         self._trained = torch.empty_like(self.agents.parameters)
-        self._mixers: dict[int, Mixer] = {}
-        self._bytes = [0] * len(self.topologies)
+        self._mixers: dict[int, tuple[Mixer, Mixer]] = {}
         self.bytes_sent = 0
 
     # --- rounds ---------------------------------------------------------------------
@@ -102,11 +103,11 @@ class Engine:
     def step(self) -> None:
         """One round of all agents: adapt, share, combine."""
         k = self.round + 1
-        mixer, edges = self._mixer(k)
+        mixer, averager, edges = self._mixer(k)
         self.problem.adapt(self.agents, k, self.learning_rate, self._trained)
         self._combine(mixer)
         if self.agents.statistics.shape[1]:
-            self.agents.statistics = mixer(self.agents.statistics)
+            self.agents.statistics = averager(self.agents.statistics)
         self.round = k
         self.bytes_sent += edges * self.bytes_per_edge
 
@@ -116,10 +117,11 @@ class Engine:
         n, d = x.shape
         width = max(1, CHUNK // n)
         scalars = {name: m for name, m in self.memory.items() if name in self.algorithm.scalars}
+        numbers = measured(self.algorithm, State(x, self.memory), z).measured
         for first in range(0, d, width):
             part = slice(first, first + width)
             memory = {name: m if name in scalars else m[:, part] for name, m in self.memory.items()}
-            state = State(x[:, part], memory)
+            state = State(x[:, part], memory, numbers)
             trained = z[:, part]
             payload = self.algorithm.outgoing(state, trained)
             mixed = {name: mixer(vector) for name, vector in payload.items()}
@@ -131,20 +133,25 @@ class Engine:
         for name in scalars:
             self.memory[name] = new.memory[name]
 
-    def _mixer(self, k: int) -> tuple[Mixer, int]:
-        """Mixing of round k, and how many messages it takes."""
+    def _mixer(self, k: int) -> tuple[Mixer, Mixer, int]:
+        """Mixing of round k, averaging of its statistics, and how many messages it takes."""
         at = (k - 1) % len(self.topologies)
         topology = self.topologies[at]
         failing = list(missing_in(self.missing, k))
+        count = messages(self.algorithm, topology, failing)
         if failing:
-            matrix = mixing_matrix_of(self.algorithm, topology, failing)
-            return self._new_mixer(matrix), messages(self.algorithm, topology, failing)
+            return *self._new_mixers(mixing_matrix_of(self.algorithm, topology, failing)), count
         if at not in self._mixers:
-            self._mixers[at] = self._new_mixer(mixing_matrix_of(self.algorithm, topology))
-        return self._mixers[at], messages(self.algorithm, topology)
+            self._mixers[at] = self._new_mixers(mixing_matrix_of(self.algorithm, topology))
+        return *self._mixers[at], count
 
-    def _new_mixer(self, matrix: Matrix) -> Mixer:
-        return Mixer(matrix, self.agents.parameters.dtype, self.device, self.mixing)
+    def _new_mixers(self, matrix: Matrix) -> tuple[Mixer, Mixer]:
+        x, s = self.agents.parameters, self.agents.statistics
+        mixer = Mixer(matrix, x.dtype, self.device, self.mixing)
+        if not s.shape[1]:
+            return mixer, mixer
+        rows = convex_rows(matrix)
+        return mixer, Mixer(rows, s.dtype, self.device, self.mixing)
 
     # --- what it is -----------------------------------------------------------------
 
@@ -242,13 +249,7 @@ def mixing_matrix_of(algorithm: Algorithm, topology: AnyTopology, failing: Edges
     if algorithm.graph == COMPLETE:
         n = topology.n_agents
         return np.full((n, n), 1.0 / n)
-    if isinstance(topology, DirectedTopology) and algorithm.graph != DIRECTED:
-        raise GraphError(
-            f"'{algorithm.name}' needs an undirected graph with a doubly stochastic mixing matrix; "
-            f"'{topology.name}' is directed. Only push-sum ('sgp') runs on one-way links"
-        )
-    if algorithm.graph != DIRECTED:
-        algorithm.check(topology.eigenvalues)
+    algorithm.check(topology)
     return topology.with_missing(failing)
 
 

@@ -14,7 +14,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
-from flower_dhb.algorithms import Algorithm, HeavyBall
+from flower_dhb.algorithms import Algorithm, check_relayed, default_algorithm
 from flower_dhb.errors import ConfigError, PayloadError
 from flower_dhb.flower.arrays import named_arrays
 from flower_dhb.flower.ledger import Ledger
@@ -118,8 +118,8 @@ evaluate_metrics_aggr_fn
         if not evaluate_every >= 0:
             raise ConfigError(f"evaluate_every must be at least 0, got {evaluate_every}")
         self.topology = topology
-        self.algorithm = algorithm if algorithm is not None else HeavyBall()
-        self.algorithm.check(topology.eigenvalues)
+        self.algorithm = algorithm if algorithm is not None else default_algorithm()
+        check_relayed(self.algorithm, topology)
         self.round_timeout_s = round_timeout_s
         self.evaluate_every = evaluate_every
         self.weighted_by_key = weighted_by_key

@@ -10,7 +10,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from flower_dhb.algorithms import Algorithm, algorithm_from_config
+from flower_dhb.algorithms import Algorithm, algorithm_from_config, check_relayed
 from flower_dhb.errors import ConfigError, unknown
 from flower_dhb.peer.certificates import Identity
 from flower_dhb.peer.exchange import Timing
@@ -159,6 +159,7 @@ class PeerSettings:
         values["timing"] = _table(Timing, "timing", values.get("timing", {}))
         values["limits"] = _table(Limits, "limits", values.get("limits", {}))
         values["algorithm"] = algorithm_from_config(values["algorithm"])
+        check_relayed(values["algorithm"])
         return cls(
             **{key.replace("-", "_"): value for key, value in values.items()},
             weights=weights,

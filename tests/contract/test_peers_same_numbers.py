@@ -18,10 +18,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(90)]
 EDGES = [(0, 1), (0, 2), (0, 3), (0, 4), (1, 2), (2, 5), (3, 6), (5, 6)]
 ROUNDS, SIZE, RATE = 20, 12, 0.1
 RULES = {
-    "dmsgd-folded": {"algorithm": "heavy-ball"},
-    "dmsgd-separate": {"algorithm": "heavy-ball", "payload": "separate"},
-    "dmsgd-gt": {"algorithm": "heavy-ball", "form": "tracking"},
-    "dmsgd-combine-then-adapt": {"algorithm": "heavy-ball", "order": "combine-then-adapt"},
+    "dmsgd-folded": {"algorithm": "dmsgd"},
+    "dmsgd-separate": {"algorithm": "dmsgd", "payload": "separate"},
+    "dmsgd-gt": {"algorithm": "dmsgd", "form": "tracking"},
+    "dmsgd-combine-then-adapt": {"algorithm": "dmsgd", "order": "combine-then-adapt"},
     "d-psgd": {"algorithm": "dsgd"},
 }
 

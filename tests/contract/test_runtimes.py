@@ -8,12 +8,12 @@ from support.apps import flat, numpy_app, quadratic, quadratic_step, start_array
 from support.grid import LocalGrid
 
 from flower_dhb import ServerlessStrategy, Topology, consensus_mod, simulate
-from flower_dhb.algorithms import ALGORITHMS, METHODS, method
+from flower_dhb.algorithms import method, relayed_methods
 from flower_dhb.engine import Analytic, Engine
 
 N, D, ROUNDS, RATE = 7, 5, 12, 0.05
 IRREGULAR = Topology.from_edges([(0, 1), (1, 2), (2, 3), (3, 0), (0, 4), (4, 5), (0, 6), (2, 6)])
-NEIGHBOR = [name for name in METHODS if method(name).name in ALGORITHMS]
+NEIGHBOR = [n for n in relayed_methods() if type(method(n)).__module__.startswith("flower_dhb.")]
 
 # All compute in float64; they differ in the order of a sum of at most five terms.
 TOLERANCE = 1e-13

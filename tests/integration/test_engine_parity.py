@@ -22,10 +22,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 ROOT = Path(__file__).parents[2]
 TOPOLOGY, ROUNDS, SEED, RATE = "erdos-renyi:7:0.4:2", 4, 3, 0.2
 SETTINGS = {
-    "dmsgd": {"algorithm": "heavy-ball"},
-    "dmsgd-gt": {"algorithm": "heavy-ball", "form": "tracking"},
+    "dmsgd": {"algorithm": "dmsgd"},
+    "dmsgd-gt": {"algorithm": "dmsgd", "form": "tracking"},
     "qg": {"algorithm": "qg"},
-    "dpsgd": {"algorithm": "dsgd"},
+    "dsgd": {"algorithm": "dsgd"},
 }
 
 

@@ -148,7 +148,7 @@ def test_missing_may_be_a_mapping_a_function_or_a_sequence():
     [
         ({"start": np.zeros((3, 2))}, r"start must be \(4, d\).*got shape \(3, 2\)"),
         ({"start": np.zeros((4, 2, 1))}, r"start must be \(4, d\).*got shape \(4, 2, 1\)"),
-        ({"rounds": -1}, "rounds must be at least 0, got -1"),
+        ({"rounds": -1}, "rounds must be an integer of at least 0, got -1"),
         ({"local_step": lambda x, k: x[:, :1]}, r"round 1: local_step returned shape \(4, 1\)"),
         ({"missing": {1: [(1, 2)]}}, "there is no edge between 1 and 2"),
         ({"missing": {1: [(0, 4)]}}, "no vertex 4; vertices are 0 … 3"),

@@ -5,7 +5,9 @@ import pytest
 import torch
 from naive import FORMS
 
-from flower_dhb import DSGD, HeavyBall
+from flower_dhb import DSGD, ConfigError, HeavyBall, Topology, simulate
+from flower_dhb.algorithms import CDMSGD, DecentLaM, ExactDiffusion, MomentumTracking, QuasiGlobal
+from flower_dhb.mixing import combine, weighted_sum
 from flower_dhb.types import State
 
 RULES = [
@@ -14,6 +16,11 @@ RULES = [
     HeavyBall(momentum_mixing=0.3, form="tracking", payload="separate"),
     # What a grid search hands in: float64 scalars must not widen float32 vectors.
     HeavyBall(momentum=np.float64(0.9), momentum_mixing=np.float64(0.3)),
+    CDMSGD(momentum=np.float64(0.9)),
+    QuasiGlobal(momentum=np.float64(0.9), nesterov=np.True_),
+    DecentLaM(momentum=np.float32(0.9)),
+    MomentumTracking(momentum=np.float64(0.9)),
+    ExactDiffusion(momentum=np.float64(0.9)),
     DSGD(),
     DSGD(order="combine-then-adapt"),
 ]
@@ -81,3 +88,48 @@ def test_start_is_zero_memory_in_the_parameters_own_kind(algorithm, library):
         assert vector.dtype == state.parameters.dtype
         assert tuple(vector.shape) == (N, D)
         assert not vector.any()
+
+
+# --- other numbers than float32 and float64 -------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">f8", np.longdouble, np.float16, np.float32])
+def test_neighbors_count_in_every_dtype(dtype):
+    """BLAS adds in place to two dtypes only; to others it would add to a copy."""
+    own, near = np.array([1.0, 2.0]).astype(dtype), np.array([3.0, 6.0]).astype(dtype)
+    total = weighted_sum({0: 0.25, 1: 0.75}, {0: own, 1: near})
+    np.testing.assert_array_equal(total.astype(float), [2.5, 5.0])
+    rule = DSGD()
+    new = combine(rule, rule.start(own), own, 0, {0: 0.25, 1: 0.75}, {1: {"parameters": near}})
+    np.testing.assert_array_equal(new.parameters.astype(float), [2.5, 5.0])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "computed"),
+    [(">f4", "f4"), (np.float16, "f4"), (np.int8, "f8"), (">i4", "f8"), (np.longdouble, "g")],
+)
+def test_simulate_computes_in_a_dtype_of_this_machine(dtype, computed):
+    start = np.array([[0, 4], [2, 8], [4, 0]]).astype(dtype)
+    found = simulate(DSGD(), Topology.path(3), start, lambda x, _: x, 1)
+    assert found.dtype == np.dtype(computed)
+    assert found.dtype.isnative
+    # Metropolis on a path of 3: rows (2/3, 1/3, 0), (1/3, 1/3, 1/3), (0, 1/3, 2/3).
+    expected = np.array([[2, 16], [6, 12], [10, 8]]) / 3
+    np.testing.assert_allclose(found[1].astype(float), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("start", [np.ones(3) * 1j, np.array(["a"]), np.array([True, False])])
+def test_simulate_refuses_what_is_no_real_number(start):
+    with pytest.raises(ConfigError, match="start must hold real numbers"):
+        simulate(DSGD(), Topology.path(3), start, lambda x, _: x, 1)
+
+
+@pytest.mark.parametrize("rounds", [-1, 1.5, True, "3", float("nan")])
+def test_simulate_counts_rounds_in_whole_numbers(rounds):
+    with pytest.raises(ConfigError, match="rounds must be an integer"):
+        simulate(DSGD(), Topology.path(3), np.zeros(2), lambda x, _: x, rounds)
+
+
+def test_simulate_says_what_is_not_rectangular():
+    with pytest.raises(ConfigError, match="no rectangular array"):
+        simulate(DSGD(), Topology.path(2), [[1.0], [1.0, 2.0]], lambda x, _: x, 1)

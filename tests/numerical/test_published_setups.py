@@ -90,7 +90,7 @@ def first_below(values: np.ndarray, bound: float) -> int:
 
 
 def test_logistic_regression_floors() -> None:
-    diffusion = errors(method("dpsgd"), LOGISTIC)[-1]
+    diffusion = errors(method("dsgd"), LOGISTIC)[-1]
     assert diffusion == pytest.approx(8.2e-2, rel=0.01)
     # The theory says: the same fixed point, whatever the momentum.
     assert errors(HeavyBall(), LOGISTIC)[-1] == pytest.approx(diffusion, rel=1e-5)
@@ -106,7 +106,7 @@ def test_logistic_regression_tracking_beats_gradient_tracking() -> None:
 
 
 def test_linear_regression_floors() -> None:
-    diffusion = errors(method("dpsgd"), LINEAR)[-1]
+    diffusion = errors(method("dsgd"), LINEAR)[-1]
     assert diffusion == pytest.approx(3.0e-1, rel=0.01)
     assert errors(HeavyBall(), LINEAR)[-1] == pytest.approx(diffusion, rel=1e-5)
     assert errors(HeavyBall(form="tracking"), LINEAR)[-1] < 1e-12

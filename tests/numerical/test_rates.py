@@ -118,7 +118,7 @@ def _centralized(m: Law) -> Matrix:
 # Rule: its iteration matrix, and whether it keeps a sum over agents fixed that no run
 # changes: an eigenvalue 1 for each coordinate, which is not part of the rate.
 LAWS: dict[str, tuple[Callable[[Law], Matrix], bool]] = {
-    "dpsgd": (lambda m: m.w @ (m.eye - m.h), False),
+    "dsgd": (lambda m: m.w @ (m.eye - m.h), False),
     "sgp": (lambda m: m.w @ (m.eye - m.h), False),  # equal push weights: W is symmetric
     "cdsgd": (lambda m: m.w - m.h, False),
     "dmsgd": (lambda m: _displacement(m, m.w @ (m.eye - m.h), 0.5), False),
@@ -185,7 +185,7 @@ def test_fixed_point_bias_has_its_formula(name: str, graph: Topology) -> None:
     push = m.h @ problem.centers.reshape(-1)
     if rule_of(name).exact:
         expected = np.tile(problem.optimum(), graph.n_agents)
-    elif name in ("dpsgd", "sgp", "dmsgd", "decentlam", "qg"):  # momentum at rest is zero
+    elif name in ("dsgd", "sgp", "dmsgd", "decentlam", "qg"):  # momentum at rest is zero
         expected = np.linalg.solve(m.eye - m.w @ (m.eye - m.h), m.w @ push)
     elif name in ("cdsgd", "dmsgd-cta"):
         expected = np.linalg.solve(m.eye - m.w + m.h, push)
@@ -209,7 +209,7 @@ def test_planner_predicts_what_is_observed(name: str, graph: Topology) -> None:
     rule = rule_of(name)
     curvatures = STEP * np.linalg.eigvalsh(problem.curvature[0])
     # Push weights multiply the parameters; on a symmetric matrix they stay at 1.
-    rule = method("dpsgd") if name == "sgp" else rule
+    rule = method("dsgd") if name == "sgp" else rule
     on = Topology.complete(graph.n_agents, "uniform") if name == "centralized" else graph
     predicted = rate(rule, on.eigenvalues, curvatures)
     if name == "centralized":  # agents never differ, so only the mean's modes are run

@@ -143,7 +143,7 @@ BALANCED = Topology.bipartite(4, 4)
 def test_displacement_that_mixes_all_momentum_is_refused(topology, form, order):
     algorithm = HeavyBall(momentum_mixing=1.0, form=form, order=order)
     with pytest.raises(ConfigError, match=r"diverges for every step size") as refusal:
-        algorithm.check(topology.eigenvalues)
+        algorithm.check(topology)
     lowest = np.linalg.eigvalsh(topology.mixing_matrix)[0]
     message = str(refusal.value)
     assert f"smallest eigenvalue of its mixing matrix is {lowest:.4g}" in message
@@ -162,7 +162,7 @@ def test_the_refused_case_does_diverge_without_any_training():
 @pytest.mark.parametrize("topology", [GRAPHS["torus"], BALANCED, GRAPHS["star"]], ids=repr)
 def test_remedy_half_mixing_is_accepted(topology, omega):
     algorithm = HeavyBall(momentum_mixing=omega, momentum=0.99)
-    algorithm.check(topology.eigenvalues)
+    algorithm.check(topology)
     matrix = np.array(topology.mixing_matrix)
     limit = algorithm.stability_limit(topology.eigenvalues)
     assert radius("displacement", "adapt-then-combine", matrix, omega, limit / 2, 0.99) < 1.0
@@ -171,24 +171,30 @@ def test_remedy_half_mixing_is_accepted(topology, omega):
 def test_remedy_lazy_weights_is_accepted():
     algorithm = HeavyBall(momentum_mixing=1.0)
     lazy = Topology.torus(4, 4, weights="lazy")
-    algorithm.check(lazy.eigenvalues)
+    algorithm.check(lazy)
     limit = algorithm.stability_limit(lazy.eigenvalues)
     matrix = np.array(lazy.mixing_matrix)
     assert radius("displacement", "adapt-then-combine", matrix, 1.0, limit / 2) < 1.0
 
 
+def with_smallest(eigenvalue):
+    """Two agents: the eigenvalues of [[1 - a, a], [a, 1 - a]] are 1 and 1 - 2 a."""
+    a = (1 - eigenvalue) / 2
+    return Topology.from_edges([(0, 1)], np.array([[1 - a, a], [a, 1 - a]]))
+
+
 def test_refusal_begins_where_the_law_says():
     """With momentum 9/10 and full mixing: at an eigenvalue of -1 / (1 + 2 * 0.9) = -1 / 2.8."""
     algorithm = HeavyBall(momentum_mixing=1.0)
-    algorithm.check(np.array([-1 / 2.8 + 1e-9, 1.0]))
+    algorithm.check(with_smallest(-1 / 2.8 + 1e-9))
     with pytest.raises(ConfigError):
-        algorithm.check(np.array([-1 / 2.8 - 1e-9, 1.0]))
+        algorithm.check(with_smallest(-1 / 2.8 - 1e-9))
 
 
 @pytest.mark.parametrize("order", ["adapt-then-combine", "combine-then-adapt"])
 def test_buffer_forms_are_never_refused(order):
     algorithm = HeavyBall(form="buffer", order=order, momentum=0.99, momentum_mixing=1.0)
-    algorithm.check(BALANCED.eigenvalues)
+    algorithm.check(BALANCED)
     assert algorithm.stability_limit(BALANCED.eigenvalues) > 0.0
 
 

@@ -12,12 +12,13 @@ import pytest
 from scipy import optimize
 from sklearn.linear_model import LogisticRegression as Sklearn
 
+from flower_dhb.algorithms import method
 from flower_dhb.cli import main
 from flower_dhb.compare import comparison as comparison_module
 from flower_dhb.compare.comparison import compare
 from flower_dhb.compare.report import NOT_REACHED, Spread, first_reaching, rows, to_json
 from flower_dhb.compare.runs import Curves, Run, Store, execute
-from flower_dhb.compare.settings import Comparison, parse_method
+from flower_dhb.compare.settings import Comparison
 from flower_dhb.compare.tuning import MAX_WIDENINGS, best_rate, learning_score, widen
 from flower_dhb.errors import ConfigError
 from flower_dhb.problems.logistic import LogisticRegression
@@ -27,7 +28,7 @@ SMALL = {
     "problem": "digits-logistic",
     "topologies": ("ring:4",),
     "splits": ("iid",),
-    "methods": ("dmsgd", "dpsgd"),
+    "methods": ("dmsgd", "dsgd"),
     "seeds": 2,
     "rounds": 6,
     "evaluate_every": 2,
@@ -91,7 +92,7 @@ def test_tuning_never_looks_at_test_data(monkeypatch: pytest.MonkeyPatch, tmp_pa
     setting = Comparison(**SMALL, tune=True, grid=(0.05, 0.1))  # type: ignore[arg-type]
     outcomes = compare(setting, Store(tmp_path))
     for outcome in outcomes:
-        rule = parse_method(outcome.method).to_config()
+        rule = method(outcome.method).to_config()
         own = [run for run in seen if run.algorithm == rule]
         tested = {run.learning_rate for run in own if run.part == "test"}
         assert tested == {outcome.learning_rate}
@@ -133,7 +134,7 @@ def test_diverged_runs_are_said_to_have(tmp_path: Path) -> None:
         problem="quadratic",
         topologies=("ring:4",),
         splits=(),
-        methods=("dpsgd", "dmsgd"),
+        methods=("dsgd", "dmsgd"),
         seeds=1,
         rounds=700,
         grid=(40.0,),
@@ -150,18 +151,18 @@ def test_command_writes_table_json_and_picture(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     words = ["compare", "--problem", "averaging", "--topology", "ring:8", "--methods"]
-    words += ["dpsgd,dmsgd:momentum=0.4", "--rounds", "60", "--seeds", "2", "--jobs", "1"]
+    words += ["dsgd,dmsgd:momentum=0.4", "--rounds", "60", "--seeds", "2", "--jobs", "1"]
     assert main([*words, "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert "dmsgd:momentum=0.4" in printed
     assert NOT_REACHED in printed
     assert (tmp_path / "ring-8.png").read_bytes().startswith(b"\x89PNG")
-    assert "| dpsgd |" in (tmp_path / "compare.md").read_text()
+    assert "| dsgd |" in (tmp_path / "compare.md").read_text()
     assert main([*words, "--out", str(tmp_path), "--json", "--no-pictures"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document == json.loads((tmp_path / "compare.json").read_text())
     by_method = {outcome["method"]: outcome for outcome in document["outcomes"]}
-    first = by_method["dpsgd"]["targets"][0]["rounds"]["worst"]["median"]
+    first = by_method["dsgd"]["targets"][0]["rounds"]["worst"]["median"]
     second = by_method["dmsgd:momentum=0.4"]["targets"][0]["rounds"]["worst"]["median"]
     assert second < first
 
@@ -169,7 +170,7 @@ def test_command_writes_table_json_and_picture(
 @pytest.mark.slow  # two fresh interpreters that import torch
 def test_several_processes_give_the_same_numbers(tmp_path: Path) -> None:
     setting = Comparison(
-        problem="averaging", topologies=("ring:4",), splits=(), methods=("dpsgd",), rounds=5
+        problem="averaging", topologies=("ring:4",), splits=(), methods=("dsgd",), rounds=5
     )
     one = compare(setting, Store(tmp_path / "one"), jobs=1)
     assert compare(setting, Store(tmp_path / "two"), jobs=2) == one

@@ -5,6 +5,7 @@ import re
 import pytest
 
 from flower_dhb import DSGD, ConfigError, GraphError, HeavyBall, RunConfig
+from flower_dhb.algorithms import ExactDiffusion
 from flower_dhb.config import get_choice, get_number
 
 
@@ -21,7 +22,7 @@ def test_every_key_is_read():
         {
             "topology": "star:5",
             "weights": "lazy",
-            "algorithm": "heavy-ball",
+            "algorithm": "dmsgd",
             "momentum": 0.5,
             "momentum-mixing": 1,
             "form": "buffer",
@@ -54,9 +55,34 @@ def test_auto_is_the_forms_own_default():
     assert RunConfig.of(values | {"form": "buffer"}).algorithm == HeavyBall(form="buffer")
 
 
-def test_dsgd_leaves_the_momentum_keys_alone():
-    config = RunConfig.of({"algorithm": "dsgd", "momentum": 0.9, "order": "combine-then-adapt"})
-    assert config.algorithm == DSGD(order="combine-then-adapt")
+def test_a_setting_that_the_rule_lacks_is_refused_with_those_it_has():
+    values = {"algorithm": "dsgd", "order": "combine-then-adapt", "momentum": "auto"}
+    assert RunConfig.of(values).algorithm == DSGD(order="combine-then-adapt")
+    with pytest.raises(ConfigError, match=r"'dsgd' has no setting 'momentum', got 0\.9.*: order"):
+        RunConfig.of(values | {"momentum": 0.9})
+    with pytest.raises(ConfigError, match="'dmsgd' has no setting 'lazy'"):
+        RunConfig.of({"algorithm": "dmsgd", "lazy": True})
+
+
+def test_a_key_of_the_app_is_left_alone_where_no_rule_is_named():
+    assert RunConfig.of({"lazy": "yes", "nesterov": 3}).algorithm == HeavyBall()
+
+
+def test_a_rule_is_written_as_in_comparisons():
+    values = {"algorithm": "dmsgd-gt:momentum=0.8", "momentum-mixing": 0.25}
+    expected = HeavyBall(form="tracking", momentum=0.8, momentum_mixing=0.25)
+    assert RunConfig.of(values).algorithm == expected
+    hb = RunConfig.of({"algorithm": "exact-diffusion-hb", "lazy": False}).algorithm
+    assert hb == ExactDiffusion(momentum=0.9, lazy=False)
+    assert RunConfig.of({"algorithm": "exact-diffusion"}).algorithm.momentum == 0.0
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("sgp", "one-way links"), ("centralized", "a server's average")]
+)
+def test_rules_of_the_engine_alone_are_refused(name, reason):
+    with pytest.raises(ConfigError, match=f"'{name}' is made for {reason}.*compare"):
+        RunConfig.of({"algorithm": name})
 
 
 NAN = float("nan")
@@ -66,7 +92,7 @@ BAD_VALUES = [
     ({"topology": 16}, "run config: 'topology' must be a text, got 16"),
     ({"weights": "metropolos"}, "run config: unknown weights 'metropolos', did you mean"),
     ({"weights": 1}, "run config: 'weights' must be a text, got 1"),
-    ({"algorithm": "heavyball"}, "run config: unknown algorithm 'heavyball', did you mean 'heavy"),
+    ({"algorithm": "dmsdg"}, "run config: unknown algorithm 'dmsdg', did you mean 'dmsgd'"),
     ({"algorithm": None}, "run config: 'algorithm' must be a text, got None"),
     ({"momentum": 1}, "run config: momentum must be in [0, 1), got 1"),
     ({"momentum": 1.0}, "run config: momentum must be in [0, 1), got 1.0"),

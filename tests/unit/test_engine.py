@@ -68,7 +68,7 @@ def plain_local_step(module: nn.Module, x: torch.Tensor):
     return step
 
 
-@pytest.mark.parametrize("name", ["dmsgd", "dmsgd-gt", "qg", "dpsgd"])
+@pytest.mark.parametrize("name", ["dmsgd", "dmsgd-gt", "qg", "dsgd"])
 def test_engine_is_the_reference_on_an_irregular_graph(name: str) -> None:
     module = make_model("mlp", SEED).double()
     start = nn.utils.parameters_to_vector(module.parameters()).detach().numpy()
@@ -144,6 +144,44 @@ class Normalized(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.last(self.norm(self.first(x)).relu()) * self.scale * self.frozen
+
+
+NEGATIVE = Topology.path(3, np.array([[0.5, 0.5, 0.0], [0.5, -0.2, 0.7], [0.0, 0.7, 0.3]]))
+
+
+def test_statistics_never_follow_a_negative_weight() -> None:
+    """Row 1 is (0.5, -0.2, 0.7): its absolute shares are 5/14, 2/14 and 7/14."""
+    torch.manual_seed(0)
+    data = load_digits()
+    parts = split(data.train_y.numpy(), 3, "dirichlet:0.5", 0)
+    problem = Supervised(Normalized(), data.train_x, data.train_y, parts, batch_size=16)
+    engine = Engine(problem, NEGATIVE, DSGD(), learning_rate=0.0)
+    variances = torch.tensor([1.0, 50.0, 2.0]).unsqueeze(1).expand(3, 12)
+    engine.agents.statistics[:, 12:] = variances
+    before = engine.agents.statistics.clone()
+    problem.adapt(engine.agents, 1, 0.0, engine._trained)
+    trained, engine.agents.statistics = engine.agents.statistics.clone(), before
+    engine.step()
+    rows = torch.tensor([[7, 7, 0], [5, 2, 7], [0, 9.8, 4.2]]) / 14
+    torch.testing.assert_close(engine.agents.statistics, rows @ trained, rtol=1e-5, atol=1e-6)
+    engine.run(20)
+    assert (engine.agents.statistics[:, 12:] > 0).all()
+
+
+def test_statistics_of_push_sum_are_averaged_by_rows() -> None:
+    """Columns of its matrix sum to 1, rows do not: constant statistics must stay constant."""
+    torch.manual_seed(0)
+    data = load_digits()
+    parts = split(data.train_y.numpy(), 4, "iid", 0)
+    problem = Supervised(Normalized(), data.train_x, data.train_y, parts, batch_size=16)
+    one_way = DirectedTopology([(0, 1), (1, 2), (2, 0), (0, 3), (3, 1)])
+    engine = Engine(problem, one_way, PushSum(), learning_rate=0.0)
+    _, averager, _ = engine._mixer(1)
+    assert not np.allclose(one_way.mixing_matrix.sum(axis=1), 1.0)
+    torch.testing.assert_close(averager(torch.full((4, 2), 3.0)), torch.full((4, 2), 3.0))
+    # Vertex 1 hears 0 (which has two receivers, so 1/3) and 3 (1/2), and keeps 1/2 of its own.
+    heard = averager(torch.tensor([[6.0], [0.0], [0.0], [0.0]]))
+    assert heard[1].item() == pytest.approx(6 * (1 / 3) / (1 / 3 + 1 / 2 + 1 / 2))
 
 
 def test_batchnorm_statistics_are_mixed_without_momentum() -> None:

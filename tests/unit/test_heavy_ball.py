@@ -87,11 +87,11 @@ def test_dsgd_knows_two_orders():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"name": "heavyball"}, "unknown algorithm 'heavyball', did you mean 'heavy-ball'"),
+        ({"name": "dmsdg"}, "unknown algorithm 'dmsdg', did you mean 'dmsgd'"),
         ({}, "unknown algorithm 'None'"),
         ({"name": "dsgd", "momentum": 0.9}, "unknown setting of dsgd 'momentum'"),
-        ({"name": "heavy-ball", "momentun": 0.9}, "did you mean 'momentum'"),
-        ({"name": "heavy-ball", "momentum": 2}, "momentum must be in"),
+        ({"name": "dmsgd", "momentun": 0.9}, "did you mean 'momentum'"),
+        ({"name": "dmsgd", "momentum": 2}, "momentum must be in"),
     ],
 )
 def test_configs_that_name_no_rule(config, message):
@@ -100,6 +100,4 @@ def test_configs_that_name_no_rule(config, message):
 
 
 def test_a_config_may_leave_settings_out():
-    assert algorithm_from_config({"name": "heavy-ball", "form": "buffer"}) == HeavyBall(
-        form="buffer"
-    )
+    assert algorithm_from_config({"name": "dmsgd", "form": "buffer"}) == HeavyBall(form="buffer")

@@ -171,10 +171,10 @@ def lines_of(axes):
 
 
 def test_accuracy_and_consensus_distance_are_drawn_with_titles_and_labels():
-    figure = convergence_figure([row(k) for k in range(1, 9)], "demo: heavy-ball on ring:16")
+    figure = convergence_figure([row(k) for k in range(1, 9)], "demo: dmsgd on ring:16")
     assert png(figure)
     found = texts(figure)
-    for text in ("demo: heavy-ball on ring:16", "Test accuracy", "Consensus distance", "round"):
+    for text in ("demo: dmsgd on ring:16", "Test accuracy", "Consensus distance", "round"):
         assert text in found
     for text in ("mean over agents", "worst to best agent", "average model (observer only)"):
         assert text in found
@@ -237,8 +237,8 @@ def test_rounds_with_missing_agents_are_marked_and_explained():
 
 
 def test_texts_of_the_convergence_figure_do_not_overlap():
-    figure = convergence_figure([row(k) for k in range(1, 9)], "demo: heavy-ball on ring:16")
-    titles = {"demo: heavy-ball on ring:16", "Test accuracy", "Consensus distance", "round"}
+    figure = convergence_figure([row(k) for k in range(1, 9)], "demo: dmsgd on ring:16")
+    titles = {"demo: dmsgd on ring:16", "Test accuracy", "Consensus distance", "round"}
     boxes = extents(figure, lambda t: t.get_text() in titles)
     assert len(boxes) == 5
     for i, box in enumerate(boxes):

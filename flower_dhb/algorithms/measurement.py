@@ -1,0 +1,79 @@
+"""What a rule measures of whole vectors: inner products, once a round and agent.
+
+The body of a rule is elementwise, so that it may run on any part of a vector. A norm or an
+angle belongs to the whole vector; it is taken here, before the body runs, in every
+runtime alike.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flower_dhb.algorithms.base import Algorithm, Products
+from flower_dhb.types import State, Vector
+
+__all__ = ["inner_products", "measured"]
+
+_BLOCK = 2**16  # elements of a block: its float64 copies stay in the cache
+
+
+def measured(algorithm: Algorithm, state: State, trained: Vector) -> State:
+    """The state together with what the rule measures in this round.
+
+    state, trained: as for `Algorithm.outgoing`, `(d,)` for one agent or `(n, d)` for all.
+    The numbers are floats for one agent, and `(n, 1)` in the vectors' dtype for all.
+    """
+    if not algorithm.products:
+        return state
+    numbers = algorithm.measure(inner_products(algorithm, state, trained))
+    kept = {name: _like(trained, value) for name, value in numbers.items()}
+    return State(state.parameters, state.memory, kept)
+
+
+def inner_products(algorithm: Algorithm, state: State, trained: Vector) -> Products:
+    """The inner products that a rule declares, summed in float64 and in a fixed order."""
+    pairs = algorithm.products
+    names = {name for pair in pairs for name in pair}
+    single = trained.ndim == 1
+    size = trained.shape[-1]
+    width = _BLOCK if single else max(1, _BLOCK // len(trained))
+    totals: list[Any] = [0.0] * len(pairs)
+    for first in range(0, size, width):
+        part = slice(first, first + width)
+        blocks = {name: _block(name, state, trained, part) for name in names}
+        for at, (left, right) in enumerate(pairs):
+            totals[at] = totals[at] + (blocks[left] * blocks[right]).sum(-1)
+    found = {}
+    for pair, total in zip(pairs, totals, strict=True):
+        array = np.asarray(total if isinstance(total, float) else _numpy(total), np.float64)
+        found[pair] = array if single else array.reshape(-1, 1)
+    return found
+
+
+def _block(name: str, state: State, trained: Vector, part: slice) -> Vector:
+    if name == "parameters":
+        return _double(state.parameters[..., part])
+    if name == "trained":
+        return _double(trained[..., part])
+    if name == "step":
+        return _double(trained[..., part]) - _double(state.parameters[..., part])
+    return _double(state.memory[name.removeprefix("memory/")][..., part])
+
+
+def _double(vector: Vector) -> Vector:
+    return vector.astype(np.float64) if isinstance(vector, np.ndarray) else vector.double()
+
+
+def _numpy(total: Vector) -> Any:
+    return total if isinstance(total, np.ndarray | np.generic) else total.cpu().numpy()
+
+
+def _like(vector: Vector, value: NDArray[np.float64]) -> Any:
+    if vector.ndim == 1:
+        return float(value)  # a float leaves float32 vectors what they are
+    if isinstance(vector, np.ndarray):
+        return value.astype(vector.dtype)
+    return vector.new_tensor(value)
