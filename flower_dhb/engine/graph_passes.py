@@ -151,6 +151,9 @@ def apply_updates(module: GraphModule, n_parameters: int) -> None:
         if gradient is None:
             continue
         factors = _factors(gradient)
+        if {_root(node) for node in factors or (gradient,)} & set(inputs[:n_parameters]):
+            # A parameter that another update may change first, or this one while it reads.
+            factors, gradient = None, _copied(gradient, step)
         order = {node: position for position, node in enumerate(graph.nodes)}
         before = [step, *(factors or (gradient,)), *_readers(parameter)]
         anchor = max((n for n in before if n is not output), key=lambda n: order[n])
@@ -246,6 +249,21 @@ def _readers(node: Node) -> Sequence[Node]:
         if _is_view(user):
             found.extend(_readers(user))
     return found
+
+
+def _root(node: Node) -> Node:
+    """The tensor whose memory a view shows."""
+    while node.op == "call_function" and _is_view(node) and isinstance(node.args[0], Node):
+        node = node.args[0]
+    return node
+
+
+def _copied(gradient: Node, inputs_end: Node) -> Node:
+    """The gradient in memory of its own: a copy of a view of an input, else itself."""
+    if _root(gradient).op != "placeholder":
+        return gradient
+    with gradient.graph.inserting_after(inputs_end if gradient.op == "placeholder" else gradient):
+        return gradient.graph.call_function(aten.clone.default, (gradient,))
 
 
 def _is_view(node: Node) -> bool:

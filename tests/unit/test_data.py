@@ -141,3 +141,104 @@ def test_another_seed_vertex_or_round_gives_other_batches(change):
 def test_batches_of_nothing(change, message):
     with pytest.raises(ConfigError, match=message):
         draw(**change)
+
+
+# --- the numbers themselves ----------------------------------------------------------------
+
+# Splits and batches are the same on every machine and in every runtime: they are drawn here once
+# more, in the order that the documentation gives.
+UNEVEN = np.random.default_rng(3).permutation(np.repeat([2, 5, 7, 8], [40, 31, 22, 7]))
+
+
+def cut(items, n):
+    """Equal parts, the first ones by one longer."""
+    sizes = [len(items) // n + (i < len(items) % n) for i in range(n)]
+    ends = np.cumsum(sizes)
+    return [items[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+
+
+def iid_again(n, seed):
+    return cut(np.random.default_rng([seed, n]).permutation(100), n)
+
+
+def classes_again(n, k, seed):
+    rng = np.random.default_rng([seed, n])
+    classes, order = rng.permutation([2, 5, 7, 8]), rng.permutation(n)
+    takes = [(classes[p % 4], order[p // k]) for p in range(n * k)]
+    parts = [[] for _ in range(n)]
+    for label in dict.fromkeys(label for label, _ in takes):
+        holders = [agent for other, agent in takes if other == label]
+        samples = rng.permutation(np.flatnonzero(label == UNEVEN))
+        for agent, part in zip(holders, cut(samples, len(holders)), strict=True):
+            parts[agent] += part.tolist()
+    return parts
+
+
+def dirichlet_again(n, alpha, seed):
+    rng = np.random.default_rng([seed, n])
+    parts = [[] for _ in range(n)]
+    while not all(parts):
+        parts = [[] for _ in range(n)]
+        for label in (2, 5, 7, 8):
+            samples = rng.permutation(np.flatnonzero(label == UNEVEN))
+            begin, share = 0, 0.0
+            for agent, part in enumerate(rng.dirichlet([alpha] * n)):
+                share += part
+                end = len(samples) if agent == n - 1 else int(np.round(share * len(samples)))
+                parts[agent] += samples[begin:end].tolist()
+                begin = end
+    return parts
+
+
+@pytest.mark.parametrize(
+    ("how", "again"),
+    [
+        ("iid", iid_again),
+        ("classes:1", lambda n, seed: classes_again(n, 1, seed)),
+        ("classes:3", lambda n, seed: classes_again(n, 3, seed)),
+        ("dirichlet:0.3", lambda n, seed: dirichlet_again(n, 0.3, seed)),
+        ("dirichlet:50", lambda n, seed: dirichlet_again(n, 50, seed)),
+    ],
+)
+@pytest.mark.parametrize(("n", "seed"), [(4, 0), (7, 5)])
+def test_a_split_is_drawn_as_documented(how, again, n, seed):
+    expected = [sorted(int(i) for i in part) for part in again(n, seed)]
+    assert [part.tolist() for part in split(UNEVEN, n, how, seed)] == expected
+
+
+@pytest.mark.parametrize("alpha", ["inf", "-0.5", "1e400"])
+def test_a_dirichlet_parameter_is_finite_and_above_zero(alpha):
+    with pytest.raises(ConfigError, match="the parameter must be above 0"):
+        split(UNEVEN, 4, f"dirichlet:{alpha}", 0)
+
+
+def test_the_number_of_agents_is_part_of_the_seed():
+    assert not set(split(UNEVEN, 2, "iid", 0)[0][:25]) <= set(np.sort(iid_again(4, 0)[0]))
+
+
+def test_as_many_agents_as_samples_have_one_each():
+    assert [len(part) for part in split(UNEVEN, 100, "iid", 0)] == [1] * 100
+
+
+@pytest.mark.parametrize(("n_samples", "batch_size"), [(50, 8), (5, 5), (3, 8), (3, 9)])
+def test_batches_are_drawn_as_documented(n_samples, batch_size):
+    rng = np.random.default_rng([11, 4, 9])
+    expected = []
+    for _ in range(3):
+        step = []
+        while len(step) < batch_size:
+            step += rng.permutation(n_samples).tolist()
+        expected.append(step[:batch_size])
+    found = batches(n_samples, batch_size, 3, seed=11, vertex=4, round=9)
+    assert found.tolist() == expected
+
+
+def test_no_two_of_seed_vertex_and_round_share_their_batches():
+    """A vertex must not repeat its neighbor's batches a round later, nor under another seed."""
+    drawn = {
+        draw(seed=seed, vertex=vertex, round=k).tobytes()
+        for seed in range(4)
+        for vertex in range(4)
+        for k in range(4)
+    }
+    assert len(drawn) == 64

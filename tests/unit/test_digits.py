@@ -59,3 +59,38 @@ def test_weights_come_from_the_seed_alone(name):
 def test_unknown_model():
     with pytest.raises(ConfigError, match="unknown model 'mpl', did you mean 'mlp'"):
         make_model("mpl", seed=0)
+
+
+def test_the_division_is_fixed_and_pixels_stay_with_their_labels():
+    """The same three parts in every release: results are compared across them."""
+    from sklearn import datasets
+
+    images, labels = datasets.load_digits(return_X_y=True)
+    order = np.random.default_rng(2021).permutation(1797)
+    digits = load_digits()
+    train = images[order[:1200]] / 16
+    mean, deviation = train.mean(), train.std(ddof=1)
+    for begin, end, x, y in (
+        (0, 1200, digits.train_x, digits.train_y),
+        (1200, 1437, digits.validation_x, digits.validation_y),
+        (1437, 1797, digits.test_x, digits.test_y),
+    ):
+        expected = (images[order[begin:end]] / 16 - mean) / deviation
+        np.testing.assert_allclose(x.numpy(), expected, atol=1e-5)  # float32 mean and deviation
+        np.testing.assert_array_equal(y.numpy(), labels[order[begin:end]])
+        assert y.dtype == torch.int64
+
+
+def test_models_compute_what_their_names_say():
+    x = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
+    arrays = {name: list(make_model(name, 5).parameters()) for name in MODELS}
+    weight, bias = arrays["logistic"]
+    torch.testing.assert_close(make_model("logistic", 5)(x), x @ weight.T + bias)
+    first, shift, last, end = arrays["mlp"]
+    hidden = (x @ first.T + shift).clamp(min=0)
+    torch.testing.assert_close(make_model("mlp", 5)(x), hidden @ last.T + end)
+    k1, b1, k2, b2, out, b3 = arrays["cnn"]
+    images = torch.nn.functional.conv2d(x.view(3, 1, 8, 8), k1, b1, padding=1).clamp(min=0)
+    small = images.view(3, 8, 4, 2, 4, 2).amax(dim=(3, 5))
+    deep = torch.nn.functional.conv2d(small, k2, b2, padding=1).clamp(min=0)
+    torch.testing.assert_close(make_model("cnn", 5)(x), deep.flatten(1) @ out.T + b3)
