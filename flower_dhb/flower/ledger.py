@@ -52,7 +52,7 @@ class Ledger:
         self._topology = topology
         self._algorithm = algorithm
         self._layout = layout
-        self._run = run
+        self.run = run
         self._keys = {"arrays_key": arrays_key, "config_key": config_key}
         self._start = start_frame(layout, arrays, run)
         self._local = {name: npy_array(array) for name, array in layout.local(arrays).items()}
@@ -69,7 +69,7 @@ class Ledger:
             rejoin = {j: self._newest[j] for j in neighbors if j in self._newest}
         return Instruction(
             ask=ask,
-            run=self._run,
+            run=self.run,
             round=round,
             vertex=vertex,
             state_round=due.round,
@@ -87,14 +87,14 @@ class Ledger:
     def check(self, vertex: int, round: int, frame: Array) -> None:
         """Raise PayloadError unless the frame is this agent's payload of this round."""
         specs = Node.vectors_of(self._algorithm, self._layout)
-        codec.decode(frame_of(frame), Header(self._run, round, vertex, specs))
+        codec.decode(frame_of(frame), Header(self.run, round, vertex, specs))
 
     def parameters(self, answer: Answer) -> dict[str, NDArray[Any]]:
         """Vectors of a report. Raises PayloadError if the frame is not as it should be."""
         if answer.parameters is None:
             return {}
         specs = parameter_vectors(self._layout)
-        header = Header(self._run, answer.state_round, answer.vertex, specs)
+        header = Header(self.run, answer.state_round, answer.vertex, specs)
         return codec.decode(frame_of(answer.parameters), header)
 
     def acknowledge(self, answer: Answer) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from logging import ERROR, WARNING
 
@@ -32,17 +33,20 @@ from flower_dhb.flower.arrays import START_VERTEX, array_record, frame_array, fr
 from flower_dhb.flower.records import (
     PROTOCOL,
     Answer,
+    Farewell,
     Instruction,
     Question,
     failure_text,
     read_request,
     records_of,
 )
-from flower_dhb.flower.store import open_store
+from flower_dhb.flower.store import STATE_DIR, open_store
 from flower_dhb.node import STATISTICS_VECTOR, Node, Snapshot, parameter_vectors
 from flower_dhb.types import NDArrays, Payload
 
 __all__ = ["consensus_mod", "decentralize"]
+
+_PASSED = f"{PROTOCOL}.passed"
 
 
 def consensus_mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
@@ -62,9 +66,14 @@ def consensus_mod(message: Message, context: Context, call_next: ClientAppCallab
         answer = Answer(ask="vertex", vertex=-1, failure=str(error))
         return Message(answer.to_records(), reply_to=message)
     if request is None:
-        return call_next(message, context)
+        with _hidden(context):
+            reply = call_next(message, context)
+        _say_that_it_passed(context)
+        return reply
     if isinstance(request, Question):
         answer = _who(context)
+    elif isinstance(request, Farewell):
+        answer = _let_go(request, context)
     else:
         answer = _Turn(request, context).take(message, call_next)
     return Message(answer.to_records(), reply_to=message)
@@ -92,9 +101,21 @@ class _Decentralized(ClientApp):
 def _who(context: Context) -> Answer:
     """Answer the question which vertex this node is."""
     try:
-        return Answer(ask="vertex", vertex=_vertex(context))
+        vertex = _vertex(context)
+        return Answer(ask="vertex", vertex=vertex, keeps_file=STATE_DIR in context.node_config)
     except FlowerDhbError as error:
         return Answer(ask="vertex", vertex=-1, failure=str(error))
+
+
+def _let_go(farewell: Farewell, context: Context) -> Answer:
+    """Remove the state of a run that is over: nothing can go on from it any more."""
+    failure = ""
+    try:
+        open_store(context, farewell.run, _vertex(context)).discard()
+    except (FlowerDhbError, OSError) as error:
+        failure = f"the state of a finished run is left behind: {error}"
+        log(WARNING, "agent %s: %s", farewell.vertex, failure)
+    return Answer(ask="finish", vertex=farewell.vertex, failure=failure)
 
 
 def _vertex(context: Context) -> int:
@@ -322,8 +343,12 @@ class _Turn:
                 ask.config_key: config if isinstance(config, ConfigRecord) else ConfigRecord(),
             }
         )
-        with _hidden(self.context.state):
-            reply = call_next(message, self.context)
+        inside = _inside.set(True)
+        try:
+            with _hidden(self.context):
+                reply = call_next(message, self.context)
+        finally:
+            _inside.reset(inside)
         if reply.has_error():
             raise RoundError(f"the app answered with an error: {reply.error.reason}")
         return reply.content
@@ -349,11 +374,47 @@ def _only_arrays(content: RecordDict) -> ArrayRecord:
 
 
 @contextmanager
-def _hidden(state: RecordDict) -> Iterator[None]:
-    """Keep the agent's own records out of the app's sight while it runs."""
-    ours = {key: state.pop(key) for key in list(state) if key.startswith(f"{PROTOCOL}.")}
+def _hidden(context: Context) -> Iterator[None]:
+    """Keep the agent's own records out of the app's sight while it runs.
+
+    They are there again afterwards, whatever the app has made of its state: changed it,
+    cleared it, or put another in its place. Raises StateError if that is no RecordDict;
+    the state before it then stays.
+    """
+    before = context.state
+    ours = {key: before.pop(key) for key in list(before) if key.startswith(f"{PROTOCOL}.")}
     try:
         yield
     finally:
+        left: object = context.state
+        if not isinstance(left, RecordDict):
+            context.state = before
         for key, record in ours.items():
-            state[key] = record
+            context.state[key] = record
+    if not isinstance(left, RecordDict):
+        raise StateError(f"the app set context.state to {left!r:.100}, expected a RecordDict")
+
+
+# Set while an agent's own app runs: `decentralize` may wrap an app that has the mod, too.
+_inside: ContextVar[bool] = ContextVar("inside", default=False)
+# Runs of which this process has spoken: simulated nodes share processes.
+_told: set[int] = set()
+
+
+def _say_that_it_passed(context: Context) -> None:
+    """Say once in a run that messages pass the mod, which is seldom what was meant.
+
+    A mod does not survive its message, so a record in the context remembers it.
+    """
+    if _inside.get() or _PASSED in context.state:
+        return
+    context.state[_PASSED] = ConfigRecord({"run": str(context.run_id)})
+    if context.run_id in _told:
+        return
+    _told.add(context.run_id)
+    log(
+        WARNING,
+        "consensus_mod: this message is not of a ServerlessStrategy, so it goes to the app as it "
+        "is, and this run is not decentralized. Use ServerlessStrategy in the ServerApp, or take "
+        "consensus_mod out of ClientApp(mods=[...]).",
+    )

@@ -25,6 +25,7 @@ __all__ = [
     "PROTOCOL",
     "Answer",
     "Ask",
+    "Farewell",
     "Instruction",
     "Question",
     "failure_text",
@@ -45,7 +46,7 @@ _LIMIT_ANSWER, _LIMIT_INSTRUCTION = 2**22, 2**26
 
 R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord)
 
-Ask = Literal["vertex", "train", "evaluate", "report"]
+Ask = Literal["vertex", "train", "evaluate", "report", "finish"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,18 @@ class Question:
     def to_records(self) -> RecordDict:
         """As the content of a message."""
         return _records({"ask": "vertex"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Farewell:
+    """The relay tells an agent that a run is over, so that its state can go."""
+
+    run: str
+    vertex: int
+
+    def to_records(self) -> RecordDict:
+        """As the content of a message."""
+        return _records({"ask": "finish", "run": self.run, "vertex": self.vertex})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +164,7 @@ class Answer:
     combined parameters, -1 if it could not combine or keep its state. rejoined: it had
     lost its state. refused: payloads that it did not accept, a text each. payload: frame
     of the trained round. parameters: frame of its parameters, if asked for. metrics: the
-    app's own.
+    app's own. keeps_file: its state lies in a file, which is to go when the run is over.
     """
 
     ask: Ask
@@ -164,6 +177,7 @@ class Answer:
     payload: Array | None = None
     parameters: Array | None = None
     metrics: RecordDict = field(default_factory=RecordDict)
+    keeps_file: bool = False
 
     def to_records(self) -> RecordDict:
         """As the content of a reply; the app's metrics keep their keys."""
@@ -175,6 +189,7 @@ class Answer:
             "failure": self.failure,
             "rejoined": self.rejoined,
             "refused": list(self.refused),
+            "keeps_file": self.keeps_file,
         }
         records = RecordDict(dict(self.metrics.items()))
         # Ours come last: a record of the app that has one of our keys must not replace it.
@@ -216,10 +231,11 @@ class Answer:
             payload=_arrays(records, _PAYLOAD).get("payload"),
             parameters=_arrays(records, _PARAMETERS).get("parameters"),
             metrics=RecordDict(dict(metrics)),
+            keeps_file=fields.flag("keeps_file"),
         )
 
 
-def read_request(records: RecordDict) -> Question | Instruction | None:
+def read_request(records: RecordDict) -> Question | Farewell | Instruction | None:
     """What a message asks of an agent; None if it is not one of ours.
 
     Raises StateError if it is of another version of this protocol, PayloadError or
@@ -228,7 +244,13 @@ def read_request(records: RecordDict) -> Question | Instruction | None:
     fields = _fields(records, _LIMIT_INSTRUCTION)
     if fields is None:
         return None
-    return Question() if _ask(fields) == "vertex" else Instruction.of(fields, records)
+    match _ask(fields):
+        case "vertex":
+            return Question()
+        case "finish":
+            return Farewell(run=fields.text("run"), vertex=fields.integer("vertex", 0))
+        case _:
+            return Instruction.of(fields, records)
 
 
 def records_of(records: RecordDict, kind: type[R]) -> dict[str, R]:

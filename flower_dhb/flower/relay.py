@@ -10,15 +10,28 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from logging import WARNING
 
 from flwr.app import Message
+from flwr.common import log
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from flower_dhb.errors import PayloadError, RoundError
 from flower_dhb.flower.records import Answer
 
-__all__ = ["Relay", "Sent", "read_answer"]
+__all__ = ["NOBODY", "Relay", "Sent", "is_unavailable", "read_answer"]
 
+NOBODY = -1  # the vertex of a message that belongs to none
+
+_PATIENCE_ROUNDS = 3
+_ENDURED_S = 60.0  # how long a grid may fail
+_RETRY_MIN_S, _RETRY_MAX_S = 0.1, 5.0
+_UNAVAILABLE = (
+    ErrorCode.MESSAGE_UNAVAILABLE,
+    ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
+    ErrorCode.NODE_UNAVAILABLE,
+)
 _POLL_SHARE = 0.05  # of the time waited so far: a round is prolonged by 5% at most
 _POLL_MIN_S, _POLL_MAX_S = 0.005, 0.5
 
@@ -61,27 +74,67 @@ def read_answer(sent: Sent, message: Message) -> Answer:
     return answer
 
 
+def is_unavailable(message: Message) -> bool:
+    """Whether Flower itself replies that a node, a message or its reply is not there."""
+    return message.has_error() and message.error.code in _UNAVAILABLE
+
+
 class Relay:
-    """Sends instructions over a Flower grid and collects what comes back."""
+    """Sends instructions over a Flower grid and collects what comes back.
+
+    A grid that fails for a moment ends no run: it is tried again, for a minute at most.
+    """
 
     def __init__(self, grid: Grid) -> None:
         self.grid = grid
         self._addressed: dict[int, Sent] = {}  # by id() of the message, until it is sent
-        self._waiting: dict[str, Sent] = {}  # by message id, until it is answered
+        self._waiting: dict[str, Sent] = {}  # by message id, until answered, in order of sending
         self._origins: dict[str, Sent] = {}  # by message id, what was answered last
+        self._patience: dict[int, int] = {}  # by vertex, in rounds
+        self._nodes: set[int] = set()
+        self._failing_since: float | None = None
 
     @property
     def busy(self) -> set[int]:
         """Vertices whose node has not answered its last message yet."""
         return {sent.vertex for sent in self._waiting.values()}
 
+    def nodes(self) -> set[int]:
+        """Ids of the nodes that are connected; those known last while the grid fails."""
+        try:
+            self._nodes = set(self.grid.get_node_ids())
+        except Exception as error:  # which errors a grid raises is its own affair
+            self._endure("list its nodes", error)
+        else:
+            self._failing_since = None
+        return set(self._nodes)
+
     def address(self, message: Message, sent: Sent) -> None:
         """Note for whom a message is that will be sent next."""
         self._addressed[id(message)] = sent
 
-    def forget(self, vertex: int) -> None:
-        """Wait no longer for a vertex whose node has gone."""
+    def forget(self, node_id: int) -> None:
+        """Wait no longer for a node; what it answers later is not heard."""
+        self._waiting = {i: sent for i, sent in self._waiting.items() if sent.node_id != node_id}
+
+    def forget_others(self, node_ids: set[int]) -> None:
+        """Wait no longer for nodes that are not among these."""
+        self._waiting = {i: sent for i, sent in self._waiting.items() if sent.node_id in node_ids}
+
+    def give_up(self, vertex: int, round: int) -> bool:
+        """Whether the open message of a vertex is old enough to be taken for lost.
+
+        If so, it is not waited for any more. A message is lost when a node restarts under
+        the same id, or a reply does not reach the relay. A slow agent's is not, so each
+        time the agent is given twice as many rounds, until it answers.
+        """
+        sent_in = [sent.round for sent in self._waiting.values() if sent.vertex == vertex]
+        patience = self._patience.get(vertex, _PATIENCE_ROUNDS)
+        if not sent_in or round - max(sent_in) < patience:
+            return False
+        self._patience[vertex] = 2 * patience
         self._waiting = {i: sent for i, sent in self._waiting.items() if sent.vertex != vertex}
+        return True
 
     def origin(self, message: Message) -> Sent | None:
         """What a reply answers. Replies that Flower makes itself do not carry the node's id."""
@@ -93,7 +146,7 @@ class Relay:
             return [], []
         sent = [self._addressed.pop(id(message)) for message in messages]
         self._addressed.clear()
-        accepted = set(self.grid.push_messages(messages))
+        accepted = self._push(messages)
         refused, waiting = [], []
         for message, about in zip(messages, sent, strict=True):
             if message.metadata.message_id in accepted:
@@ -106,21 +159,59 @@ class Relay:
     def collect(self, wait_for: set[int], timeout_s: float | None) -> list[Message]:
         """Replies, until every vertex in `wait_for` has answered or the time is up.
 
-        Replies to earlier messages come along. Ordered by vertex.
+        Replies to earlier messages come along. Ordered by vertex, and by when they were asked.
         """
         begin = time.monotonic()
-        replies: list[tuple[Sent, Message]] = []
+        replies: list[tuple[int, int, Message]] = []
         self._origins = {}
         while self._waiting:
-            for message in self.grid.pull_messages(list(self._waiting)):
+            order = {i: at for at, i in enumerate(self._waiting)}
+            for message in self._pull():
                 about = self._waiting.pop(message.metadata.reply_to_message_id, None)
                 if about is not None:
+                    self._patience.pop(about.vertex, None)
                     self._origins[message.metadata.reply_to_message_id] = about
-                    replies.append((about, message))
+                    at = order[message.metadata.reply_to_message_id]
+                    replies.append((about.vertex, at, message))
             waited = time.monotonic() - begin
             if not (wait_for & self.busy) or (timeout_s is not None and waited >= timeout_s):
                 break
             pause = min(max(waited * _POLL_SHARE, _POLL_MIN_S), _POLL_MAX_S)
             time.sleep(pause if timeout_s is None else min(pause, max(timeout_s - waited, 0.0)))
-        replies.sort(key=lambda reply: (reply[0].vertex, reply[0].round))
-        return [message for _, message in replies]
+        replies.sort(key=lambda reply: reply[:2])
+        return [message for *_, message in replies]
+
+    # --- a grid that fails for a moment ---------------------------------------------
+
+    def _push(self, messages: Sequence[Message]) -> set[str]:
+        pause = _RETRY_MIN_S
+        while True:
+            try:
+                accepted = set(self.grid.push_messages(messages))
+            except Exception as error:  # as above
+                self._endure("take messages", error)
+            else:
+                self._failing_since = None
+                return accepted
+            time.sleep(pause)
+            pause = min(2 * pause, _RETRY_MAX_S)
+
+    def _pull(self) -> list[Message]:
+        try:
+            replies = list(self.grid.pull_messages(list(self._waiting)))
+        except Exception as error:  # as above; one agent's reply may be the cause
+            self._endure("hand over replies", error)
+            return []
+        self._failing_since = None
+        return replies
+
+    def _endure(self, what: str, error: Exception) -> None:
+        """Note that the grid failed. Raises RoundError if it has done nothing else for long."""
+        now = time.monotonic()
+        if self._failing_since is None:
+            self._failing_since = now
+            log(WARNING, "Flower could not %s, trying again: %s", what, error)
+        if now - self._failing_since >= _ENDURED_S:
+            raise RoundError(
+                f"Flower could not {what} for {now - self._failing_since:.0f} s: {error}"
+            ) from error

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from logging import WARNING
 from typing import Any
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType
 from flwr.common import log
 from numpy.typing import NDArray
 
@@ -15,7 +15,7 @@ from flower_dhb.errors import FlowerDhbError, PayloadError
 from flower_dhb.flower.arrays import array_record
 from flower_dhb.flower.ledger import Ledger
 from flower_dhb.flower.members import Members
-from flower_dhb.flower.records import Answer, Ask
+from flower_dhb.flower.records import Answer, Ask, Farewell
 from flower_dhb.flower.relay import Relay, Sent, read_answer
 from flower_dhb.graph import Topology
 from flower_dhb.metrics import RoundRecord
@@ -24,6 +24,8 @@ from flower_dhb.node import STATISTICS_VECTOR
 from flower_dhb.types import Layout, NDArrays
 
 __all__ = ["Session"]
+
+_FAREWELL_S = 30.0  # deployed nodes ask for messages every three seconds, and start a process
 
 
 @dataclass
@@ -46,11 +48,15 @@ class Session:
         busy = self.relay.busy
         messages = []
         for vertex in range(self.topology.n_agents):
+            moved = self.members.settle(vertex)
+            if moved:
+                self.note(vertex, moved)
+                self.ledger.doubt(vertex)
             node = self.members.node(vertex)
             if node is None:
                 self.note(vertex, "not connected")
                 self.ledger.doubt(vertex)
-            elif vertex in busy:
+            elif vertex in busy and not moved and not self._gives_up(vertex, round):
                 self.note(vertex, "still busy with an earlier message")
             else:
                 report = self.wants_parameters and ask != "train"
@@ -60,6 +66,14 @@ class Session:
                 self.relay.address(message, Sent(node, vertex, ask, round))
                 messages.append(message)
         return messages
+
+    def _gives_up(self, vertex: int, round: int) -> bool:
+        """Whether an open message counts as lost, so that the agent is sent a new one."""
+        if not self.relay.give_up(vertex, round):
+            return False
+        self.note(vertex, "its message or its answer seems to be lost; it is asked anew")
+        self.ledger.doubt(vertex)
+        return True
 
     def exchange(self, messages: Sequence[Message], limit: float) -> list[Message]:
         """Send messages and wait for their replies until the deadline."""
@@ -71,6 +85,7 @@ class Session:
             if sent.vertex in self.relay.busy:
                 self.note(sent.vertex, f"no answer to '{sent.ask}' within {limit:g} s")
                 self.ledger.doubt(sent.vertex)
+                self.members.doubt(sent.vertex)
         return replies
 
     def sort(self, replies: Iterable[Message], ask: Ask) -> dict[int, Answer]:
@@ -81,12 +96,16 @@ class Session:
             if sent is None:
                 continue
             if sent.ask == "vertex":
-                self.note(sent.vertex, self.members.claim(sent, message))
+                vertex, what = self.members.claim(sent, message)
+                if what:
+                    self.note(vertex, what)
                 continue
             answer = self._answer(sent, message)
             if answer is None:
                 self.ledger.doubt(sent.vertex)
+                self.members.doubt(sent.vertex, ask=not message.has_error())
                 continue
+            self.members.answered(sent.vertex)
             self.ledger.acknowledge(answer)
             for text in answer.refused:
                 self.note(sent.vertex, f"refused a payload: {text}")
@@ -155,6 +174,26 @@ class Session:
         vectors = self.parameters[vertex]
         statistics = vectors.get(STATISTICS_VECTOR, self.layout.empty_statistics())
         return array_record(self.layout.unflatten(vectors["parameters"], statistics, self.local))
+
+    def dismiss(self) -> None:
+        """Tell the agents that keep their state in files that the run is over.
+
+        Whoever does not hear it removes the file when another run begins.
+        """
+        messages = []
+        for vertex in range(self.topology.n_agents):
+            node = self.members.node(vertex)
+            if node is None or not self.members.keeps_file(vertex):
+                continue
+            farewell = Farewell(run=self.ledger.run, vertex=vertex)
+            message = Message(farewell.to_records(), node, MessageType.TRAIN)
+            self.relay.address(message, Sent(node, vertex, "finish", 0))
+            messages.append(message)
+        try:
+            _, waiting = self.relay.send(messages)
+            self.relay.collect({sent.vertex for sent in waiting}, _FAREWELL_S)
+        except FlowerDhbError as error:  # the run has its results already
+            log(WARNING, "the agents could not be told that the run is over: %s", error)
 
     def note(self, vertex: int, text: str) -> None:
         """Write an event into the round's record."""

@@ -1,19 +1,23 @@
 """Where an agent's state rests between rounds: Flower's context, or a file.
 
 Flower keeps a context in memory only, so a restarted SuperNode has lost it. Where the
-node config names a `state-dir`, the state lies in a file there, written atomically.
+node config names a `state-dir`, the state lies in a file there, written atomically. The
+relay has it removed when its run is over; what runs that crashed have left is removed when
+the agent begins another run.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import safetensors
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
@@ -21,13 +25,15 @@ from flower_dhb.algorithms import Algorithm
 from flower_dhb.errors import StateError
 from flower_dhb.files import write_durably
 from flower_dhb.node import Pending, Snapshot
-from flower_dhb.types import Layout, NDArrays, State, dtype_name
+from flower_dhb.types import Entry, Layout, NDArrays, State, dtype_name
 
-__all__ = ["Store", "load_snapshot", "open_store", "snapshot_vectors"]
+__all__ = ["STATE_DIR", "Store", "load_snapshot", "open_store", "snapshot_vectors"]
 
 _STATE, _ABOUT = "flower_dhb.state", "flower_dhb.state_about"
 _RAW = "flower_dhb.raw"
 STATE_DIR = "state-dir"
+_NAME = re.compile(r"run-[0-9a-f]{16,}(\.[0-9]+)?-vertex-([0-9]+)\.safetensors")
+_ORPHAN_S = 24 * 3600.0  # a run that goes on writes its file in every round
 
 
 class Store(Protocol):
@@ -40,28 +46,37 @@ class Store(Protocol):
         """
 
     def save(self, snapshot: Snapshot, algorithm: Algorithm) -> None:
-        """Replace the stored snapshot."""
+        """Replace the stored snapshot. Raises OSError if it cannot be kept."""
+
+    def discard(self) -> None:
+        """Remove the stored snapshot, if there is one. Raises OSError if that fails."""
 
 
 def open_store(context: Context, run: str, vertex: int) -> Store:
     """The store that an agent's node config asks for."""
     directory = context.node_config.get(STATE_DIR)
     if directory is None:
-        return _ContextStore(context.state, run)
-    return _FileStore(Path(str(directory)) / f"run-{run}-vertex-{vertex}.safetensors", run)
+        return _ContextStore(context, run)
+    return _FileStore(Path(str(directory)), run, vertex)
 
 
 class _ContextStore:
-    def __init__(self, state: RecordDict, run: str) -> None:
-        self._state = state
+    """Keeps the state in the context's own state, which an app may replace at any time."""
+
+    def __init__(self, context: Context, run: str) -> None:
+        self._context = context
         self._run = run
 
     def load(self, algorithm: Algorithm, layout: Layout) -> Snapshot | None:
-        record, about = self._state.get(_STATE), self._state.get(_ABOUT)
+        state = self._context.state
+        record, about = state.get(_STATE), state.get(_ABOUT)
         if not isinstance(record, ArrayRecord) or not isinstance(about, ConfigRecord):
             return None
-        arrays = {name: _from_raw(array) for name, array in record.items()}
-        document = json.loads(str(about["json"]))
+        try:
+            arrays = {name: _from_raw(array) for name, array in record.items()}
+            document = json.loads(str(about["json"]))
+        except (ValueError, TypeError, KeyError) as error:
+            raise StateError(f"damaged state: {error}") from None
         return load_snapshot(document, arrays, algorithm=algorithm, layout=layout, run=self._run)
 
     def save(self, snapshot: Snapshot, algorithm: Algorithm) -> None:
@@ -74,14 +89,19 @@ class _ContextStore:
                 _RAW,
                 np.asarray(array, order="C").tobytes(),
             )
-        self._state[_STATE] = record
-        self._state[_ABOUT] = ConfigRecord({"json": json.dumps(document)})
+        self._context.state[_STATE] = record
+        self._context.state[_ABOUT] = ConfigRecord({"json": json.dumps(document)})
+
+    def discard(self) -> None:
+        for key in (_STATE, _ABOUT):
+            self._context.state.pop(key, None)
 
 
 class _FileStore:
-    def __init__(self, path: Path, run: str) -> None:
-        self._path = path
+    def __init__(self, folder: Path, run: str, vertex: int) -> None:
+        self._path = folder / f"run-{run}-vertex-{vertex}.safetensors"
         self._run = run
+        self._vertex = vertex
 
     def load(self, algorithm: Algorithm, layout: Layout) -> Snapshot | None:
         if not self._path.exists():
@@ -98,7 +118,29 @@ class _FileStore:
         document, arrays = snapshot_vectors(snapshot, algorithm, self._run)
         contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
         data = save(contiguous, metadata={"about": json.dumps(document)})
+        begins = not self._path.exists()
         write_durably(self._path, data)
+        if begins:
+            self._remove_orphans()
+
+    def discard(self) -> None:
+        self._path.unlink(missing_ok=True)
+
+    def _remove_orphans(self) -> None:
+        """Remove this agent's files of other runs that nobody has written to for a day.
+
+        Runs at the same time keep theirs, and so does whatever bears another name.
+        """
+        # Whatever fails here, the state itself is kept. Times are the file system's own.
+        with suppress(OSError):
+            now = self._path.stat().st_mtime
+            for path in self._path.parent.iterdir():
+                name = _NAME.fullmatch(path.name)
+                if name is None or int(name[2]) != self._vertex or path == self._path:
+                    continue
+                with suppress(OSError):  # another agent's process may have been faster
+                    if path.is_file() and now - path.stat().st_mtime > _ORPHAN_S:
+                        path.unlink()
 
 
 def _from_raw(array: Array) -> NDArray[Any]:
@@ -147,20 +189,50 @@ def load_snapshot(
             raise StateError(f"state is of run {document['run']}, expected {run}")
         if document["algorithm"] != algorithm.to_config():
             raise StateError(f"state is of rule {document['algorithm']}, expected {algorithm}")
-        memory = {name: arrays[f"memory/{name}"] for name in algorithm.memory}
-        state = State(arrays["parameters"], memory)
-        if any(v.shape != (layout.size,) for v in (state.parameters, *memory.values())):
-            raise StateError(f"state is of another model, expected {layout.size} parameters")
-        local = {e.name: arrays[f"local/{e.name}"] for e in layout.entries if e.kind == "local"}
+        memory = {name: _vector(arrays, f"memory/{name}", layout) for name in algorithm.memory}
+        state = State(_vector(arrays, "parameters", layout), memory)
+        local = {e.name: _local(arrays, e) for e in layout.entries if e.kind == "local"}
         statistics = _statistics(arrays, "statistics", layout)
         pending = None
         if document["pending_round"] is not None:
-            trained_statistics = _statistics(arrays, "trained_statistics", layout)
-            pending = Pending(document["pending_round"], arrays["trained"], trained_statistics)
-        return Snapshot(document["round"], state, statistics, local, pending)
+            pending = Pending(
+                _round(document["pending_round"]),
+                _vector(arrays, "trained", layout),
+                _statistics(arrays, "trained_statistics", layout),
+            )
+        return Snapshot(_round(document["round"]), state, statistics, local, pending)
     except KeyError as error:
         raise StateError(f"state lacks {error}") from None
+    except TypeError as error:
+        raise StateError(f"damaged state: {error}") from None
+
+
+def _round(value: object) -> int:
+    if type(value) is not int or value < 0:
+        raise StateError(f"damaged state: its round is {value!r}")
+    return value
+
+
+def _vector(arrays: Mapping[str, NDArray[Any]], name: str, layout: Layout) -> NDArray[Any]:
+    return _checked(name, arrays[name], (layout.size,), layout.dtype)
 
 
 def _statistics(arrays: Mapping[str, NDArray[Any]], name: str, layout: Layout) -> NDArray[Any]:
-    return arrays[name] if layout.statistics_size else layout.empty_statistics()
+    if not layout.statistics_size:
+        return layout.empty_statistics()
+    return _checked(name, arrays[name], (layout.statistics_size,), layout.statistics_dtype)
+
+
+def _local(arrays: Mapping[str, NDArray[Any]], entry: Entry) -> NDArray[Any]:
+    return _checked(entry.name, arrays[f"local/{entry.name}"], entry.shape, entry.dtype)
+
+
+def _checked(
+    name: str, array: NDArray[Any], shape: tuple[int, ...], dtype: np.dtype[Any]
+) -> NDArray[Any]:
+    if (array.shape, array.dtype) != (shape, dtype):
+        raise StateError(
+            f"state is of another model: '{name}' is {array.dtype}{list(array.shape)}, expected "
+            f"{dtype}{list(shape)}"
+        )
+    return array

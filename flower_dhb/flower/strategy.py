@@ -205,6 +205,7 @@ evaluate_metrics_aggr_fn
             if self.on_round is not None:
                 self.on_round(record)
         self._finish(result, num_rounds, limit)
+        run.dismiss()
         return result
 
     def _evaluate_round(

@@ -59,7 +59,7 @@ def test_a_vertex_that_is_no_number(vertex: object) -> None:
 
 
 def test_an_app_without_the_mod_is_told_the_remedy() -> None:
-    with pytest.raises(ConfigError, match="is consensus_mod the first of ClientApp"):
+    with pytest.raises(ConfigError, match="consensus_mod must be the first of ClientApp"):
         start(LocalGrid(numpy_app(3, D), 3), Topology.ring(3))
 
 
