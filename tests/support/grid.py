@@ -35,6 +35,7 @@ class LocalGrid(Grid):
         node_config: Callable[[int], dict[str, object]] | None = None,
         intercept: Callable[[int, Message], Exception | None] | None = None,
         hold: Callable[[int, Message], int] | None = None,
+        run_config: dict[str, object] | None = None,
     ) -> None:
         self.run_id = next(_run_ids)
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, self.run_id, 1
@@ -46,6 +47,7 @@ class LocalGrid(Grid):
         self.messages: list[tuple[int, Message]] = []  # (vertex, as sent)
         self.replies: list[tuple[int, Message]] = []
         self._queue: dict[str, tuple[Message, int]] = {}
+        self._run_config = run_config or {}
         self._config = node_config or (lambda i: {"partition-id": i, "num-partitions": n})
         for i in range(n):
             self.add_node(i, node_id=1000 + 7 * ((i * 5 + 3) % n) if n % 5 else 1000 + i)
@@ -57,7 +59,7 @@ class LocalGrid(Grid):
             node_id,
             self._config(vertex),
             RecordDict(),
-            {},  # type: ignore[arg-type]
+            dict(self._run_config),  # type: ignore[arg-type]
         )
 
     def remove_node(self, node_id: int) -> None:

@@ -1,0 +1,1 @@
+"""jax_digits: a Flower app."""

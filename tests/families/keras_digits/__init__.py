@@ -1,0 +1,1 @@
+"""keras_digits: a Flower app."""

@@ -1,0 +1,1 @@
+"""numpy_cancer: a Flower app."""

@@ -1,0 +1,1 @@
+"""pytorch_digits: a Flower app."""

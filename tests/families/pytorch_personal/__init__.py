@@ -1,0 +1,1 @@
+"""pytorch_personal: a Flower app."""

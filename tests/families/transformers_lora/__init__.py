@@ -1,0 +1,1 @@
+"""transformers_lora: a Flower app."""

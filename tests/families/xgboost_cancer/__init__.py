@@ -1,0 +1,1 @@
+"""xgboost_cancer: a Flower app."""
