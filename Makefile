@@ -9,12 +9,13 @@ export FLWR_HOME := $(CURDIR)/.flwr
 export FLWR_TELEMETRY_ENABLED := 0
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test check install help
+.PHONY: demo test test-families check install help
 
 help:
 	@echo "make demo         train 16 agents on a ring with no aggregating server"
 	@echo "make demo-peers   the same with 8 peers and no server at all"
 	@echo "make test         run all tests"
+	@echo "make test-families  apps of JAX, Keras, Lightning and others (installs them)"
 	@echo "make check        lint, types, security scan, fast tests"
 
 demo: install
@@ -22,6 +23,10 @@ demo: install
 
 test: install
 	@$(BIN)/python -m pytest
+
+test-families: install
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,families]'
+	@KERAS_BACKEND=torch $(BIN)/python -m pytest -m families
 
 check: install
 	@$(BIN)/ruff check .

@@ -114,7 +114,7 @@ class Layout:
         if not any(entry.kind == "parameter" and entry.size for entry in entries):
             raise ConfigError(
                 f"no floating-point parameters among {len(entries)} arrays "
-                f"{[e.name for e in entries][:5]}; there is nothing to agree on"
+                f"{[e.name for e in entries][:5]}; there is nothing to agree on{_bytes(entries)}"
             )
         return cls(entries)
 
@@ -231,6 +231,17 @@ class Layout:
             if e.kind == kind:
                 vector[at : at + e.size] = arrays[e.name].reshape(-1)
                 at += e.size
+
+
+def _bytes(entries: Sequence[Entry]) -> str:
+    """A word about models that are sent as bytes, if these look like one."""
+    if not any(e.dtype == np.uint8 and len(e.shape) == 1 for e in entries):
+        return ""
+    return (
+        ". An array of bytes is a serialized model, as XGBoost's tree ensembles are sent: trees "
+        "cannot be averaged with a neighbor's. Keep Flower's own strategy for such an app "
+        "(FedXgbBagging, FedXgbCyclic), or send a model whose parameters are floating-point arrays"
+    )
 
 
 def _kind(name: str, dtype: np.dtype[Any], statistics: set[str]) -> Kind:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from flwr.app import ArrayRecord, Context, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, RecordDict
 from flwr.serverapp.strategy import Result, Strategy
 
 from flower_dhb import ServerlessResult, ServerlessStrategy
@@ -35,8 +35,9 @@ N = 8  # the agents of the ring in the docs
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """One app: its package, its heading in the docs, what it needs, how it is run."""
+    """One app: its name and package, its heading in the docs, what it needs, how it is run."""
 
+    name: str
     package: str
     heading: str
     run_config: dict[str, object]
@@ -45,23 +46,36 @@ class Family:
 
 
 FAMILIES = {
-    family.package: family
+    family.name: family
     for family in (
         Family(
+            name="pytorch_digits",
             package="pytorch_digits",
             heading="PyTorch",
             run_config={"learning-rate": 0.1, "local-epochs": 1, "batch-norm": False},
             final="final_model.pt",
         ),
         Family(
-            package="sklearn_digits", heading="scikit-learn", run_config={"local-epochs": 1}
+            name="pytorch_batch_norm",
+            package="pytorch_digits",
+            heading="PyTorch",
+            run_config={"learning-rate": 0.1, "local-epochs": 1, "batch-norm": True},
+            final="final_model.pt",
         ),
         Family(
+            name="sklearn_digits",
+            package="sklearn_digits",
+            heading="scikit-learn",
+            run_config={"local-epochs": 1},
+        ),
+        Family(
+            name="numpy_cancer",
             package="numpy_cancer",
             heading="NumPy",
             run_config={"learning-rate": 0.1, "local-epochs": 1},
         ),
         Family(
+            name="lightning_digits",
             package="lightning_digits",
             heading="Lightning",
             run_config={"learning-rate": 0.003, "max-epochs": 1},
@@ -69,12 +83,14 @@ FAMILIES = {
             final="final_model.pt",
         ),
         Family(
+            name="jax_digits",
             package="jax_digits",
             heading="JAX",
             run_config={"learning-rate": 0.5, "local-steps": 10},
             needs=("jax",),
         ),
         Family(
+            name="keras_digits",
             package="keras_digits",
             heading="Keras and TensorFlow",
             run_config={"learning-rate": 0.003, "local-epochs": 1},
@@ -82,11 +98,27 @@ FAMILIES = {
             final="final_model.weights.h5",
         ),
         Family(
+            name="transformers_lora",
             package="transformers_lora",
             heading="Hugging Face",
             run_config={"local-epochs": 1, "lr-max": 0.01, "lr-min": 0.001},
             needs=("transformers", "peft"),
             final="final_adapter",
+        ),
+        Family(
+            name="pytorch_personal",
+            package="pytorch_personal",
+            heading="An app that keeps something in its context",
+            run_config={"learning-rate": 0.1},
+            final="final_body.pt",
+        ),
+        Family(
+            name="xgboost_cancer",
+            package="xgboost_cancer",
+            heading="XGBoost",
+            run_config={},
+            needs=("xgboost",),
+            final="final_model.json",
         ),
     )
 }
@@ -117,6 +149,13 @@ def hunks(heading: str) -> list[Hunk]:
     return found
 
 
+def wrapper() -> str:
+    """The module of the docs that wraps a ClientApp of somebody else."""
+    page = PAGE.read_text(encoding="utf-8")
+    (block,) = [b for b in re.findall(r"^```python\n(.*?)^```", page, re.M | re.S) if "(their" in b]
+    return block
+
+
 def copy_of(family: Family, folder: Path, changes: list[Hunk] | None = None) -> Path:
     """A copy of the app in `folder`; each change must fit exactly one place in one file."""
     target = folder / family.package
@@ -143,6 +182,9 @@ class Outcome:
     client_app: Any
     run_config: dict[str, object]
     grid: LocalGrid
+    strategy: Any
+    initial_arrays: ArrayRecord
+    train_config: ConfigRecord | None
     average: dict[int, float] = field(default_factory=dict)  # accuracy by round
     own: dict[int, list[float]] = field(default_factory=dict)  # of each agent, by round
 
@@ -178,28 +220,32 @@ def run_app(
     folder: Path,
     *,
     rounds: int,
-    seed: int,
+    seed: int = 1,
     algorithm: Algorithm | None = None,
     evaluate_every: int = 1,
+    client: str = "client_app",
     **run_config: object,
 ) -> Outcome:
     """Run an app's ServerApp with eight clients in this process, as Flower would run it.
 
     The strategy that it starts is watched, and how often it evaluates is set, which
-    changes nothing that it trains. algorithm: a rule in place of the default one.
+    changes nothing that it trains. algorithm: a rule in place of the default one. client: the
+    module of the ClientApp, if it is not the usual one.
     """
     config = {**family.run_config, **run_config, "num-server-rounds": rounds, "seed": seed}
-    results: list[Result] = []
+    runs: list[Any] = []
 
     def watched(original: Any) -> Any:
         def start(self: Any, *args: Any, **kwargs: Any) -> Result:
             if isinstance(self, ServerlessStrategy):
                 self.evaluate_every = evaluate_every
+                self.collect_models = True
                 self.algorithm = algorithm or self.algorithm
             elif evaluate_every != 1:
                 self.fraction_evaluate = 0.0
-            results.append(original(self, *args, **kwargs))
-            return results[-1]
+            given = kwargs["initial_arrays"], kwargs.get("train_config")
+            runs.append((original(self, *args, **kwargs), self, *given))
+            return runs[-1][0]
 
         return start
 
@@ -208,14 +254,15 @@ def run_app(
         mock.patch.object(Strategy, "start", watched(Strategy.start)),
         mock.patch.object(ServerlessStrategy, "start", watched(ServerlessStrategy.start)),
     ):
-        client_app = importlib.import_module(f"{family.package}.client_app").app
+        client_app = importlib.import_module(f"{family.package}.{client}").app
         server_app = importlib.import_module(f"{family.package}.server_app").app
         task = importlib.import_module(f"{family.package}.task")
         grid = LocalGrid(client_app, N, run_config=config)
         server_app(grid, Context(grid.run_id, 1, {}, RecordDict(), dict(config)))
-    (result,) = results
-    outcome = Outcome(result, folder, task, client_app, config, grid)
-    for k, metrics in result.evaluate_metrics_serverapp.items():
+    ((result, *given),) = runs
+    outcome = Outcome(result, folder, task, client_app, config, grid, *given)
+    observed = result.evaluate_metrics_serverapp or result.evaluate_metrics_clientapp
+    for k, metrics in observed.items():
         outcome.average[k] = float(metrics["accuracy"])  # type: ignore[arg-type]
     if isinstance(result, ServerlessResult):
         for record in result.history:

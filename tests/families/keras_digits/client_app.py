@@ -15,9 +15,7 @@ def train(msg: Message, context: Context) -> Message:
     model = new_model(0, run["learning-rate"])
     model.set_weights(msg.content["arrays"].to_numpy_ndarrays())
     x, y = load_data(node["partition-id"], node["num-partitions"], run["seed"])
-    keras.utils.set_random_seed(
-        1000 * msg.content["config"]["server-round"] + node["partition-id"]
-    )
+    keras.utils.set_random_seed(1000 * msg.content["config"]["server-round"] + node["partition-id"])
     history = model.fit(x, y, epochs=run["local-epochs"], batch_size=16, verbose=0)
     loss = history.history["loss"][-1]
     metrics = MetricRecord({"train_loss": loss, "num-examples": len(x)})

@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
-WORDS, LENGTH = 40, 12  # the vocabulary, and the words of a sentence
+WORDS, LENGTH = 24, 12  # the vocabulary, and the words of a sentence
 
 
 def new_model(seed: int) -> PeftModel:
@@ -56,11 +56,11 @@ def set_params(model: PeftModel, params: dict[str, torch.Tensor]) -> None:
 
 @cache
 def _text(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sentences of random words: praise if kind words outnumber the unkind ones."""
+    """Sentences of random words: praise if kind words clearly outnumber the unkind ones."""
     rng = np.random.default_rng([7, seed])
-    words = rng.integers(1, WORDS + 1, size=(1400, LENGTH))
-    opinion = ((words <= 10).sum(axis=1) - (words > WORDS - 10).sum(axis=1)).astype(int)
-    clear = opinion != 0
+    words = rng.integers(1, WORDS + 1, size=(1800, LENGTH))
+    opinion = (words <= 8).sum(axis=1) - (words > WORDS - 8).sum(axis=1)
+    clear = np.abs(opinion) > 1
     labels = (opinion[clear] > 0).astype(np.int64)
     return torch.from_numpy(words[clear]), torch.from_numpy(labels)
 
