@@ -59,7 +59,7 @@ FAMILIES = {
             name="pytorch_batch_norm",
             package="pytorch_digits",
             heading="PyTorch",
-            run_config={"learning-rate": 0.1, "local-epochs": 1, "batch-norm": True},
+            run_config={"learning-rate": 0.05, "local-epochs": 1, "batch-norm": True},
             final="final_model.pt",
         ),
         Family(

@@ -22,8 +22,8 @@ class Net(nn.Module):
         self.conv2 = nn.Conv2d(8, 16, 3, padding=1)
         self.norm2 = nn.BatchNorm2d(16) if batch_norm else nn.Identity()
         self.pool = nn.MaxPool2d(2)
-        self.fc1 = nn.Linear(16 * 2 * 2, 64)
-        self.fc2 = nn.Linear(64, 10)
+        self.fc1 = nn.Linear(16 * 2 * 2, 32)
+        self.fc2 = nn.Linear(32, 10)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.pool(torch.relu(self.norm1(self.conv1(x))))
@@ -40,7 +40,7 @@ def new_model(seed: int, batch_norm: bool) -> Net:
 @cache
 def _split(seed: int):
     x, y = load_digits(return_X_y=True)
-    images = (x / 8.0 - 1.0).astype(np.float32).reshape(-1, 1, 8, 8)
+    images = ((x - 4.9) / 6.0).astype(np.float32).reshape(-1, 1, 8, 8)
     return train_test_split(images, y, test_size=0.2, random_state=seed, stratify=y)
 
 
