@@ -94,13 +94,15 @@ class Replay:
         """What is not as the law says, by vertex and round."""
         for vertex, record in sorted(self._records.items()):
             before: str | None = None
+            last: State | None = None
             for k, line in sorted(record.lines.items()):
                 if not line.get("rejoined"):
                     self.rounds_checked += 1
                     yield from self._check_chain(vertex, k, line, before)
                     yield from self._check_edges(vertex, k, line)
+                    yield from self._check_memory(record, k, line, last)
                     yield from self._compute(record, k, line)
-                before = line.get("to")
+                before, last = line.get("to"), _combined(record, k)
 
     def _check_chain(
         self, vertex: int, k: int, line: Mapping[str, Any], before: str | None
@@ -126,6 +128,29 @@ class Replay:
                 )
             if str(vertex) not in theirs["received"]:
                 yield Finding(vertex, k, f"counted the edge to {j}, which did not (one-sided)")
+
+    def _check_memory(
+        self, record: Record, k: int, line: Mapping[str, Any], last: State | None
+    ) -> Iterator[Finding]:
+        """What a round began from, as it was recorded: the vectors, not their fingerprints."""
+        shared = record.arrays(k, "shared")
+        if shared is None:
+            return
+        before = _state(shared, "before/")
+        if fingerprint({"x": before.parameters}) != line["from"]:
+            yield Finding(record.vertex, k, "the recorded start is not that of its own record")
+        for name in self._differing(before, last):
+            yield Finding(record.vertex, k, f"did not begin from the '{name}' of its round before")
+
+    def _differing(self, state: State, other: State | None) -> list[str]:
+        """Vectors of the rule's memory that differ between two states."""
+        if other is None:
+            return []
+        return [
+            name
+            for name in self._algorithm.memory
+            if not np.array_equal(state.memory[name], other.memory[name])
+        ]
 
     def _compute(self, record: Record, k: int, line: Mapping[str, Any]) -> Iterator[Finding]:
         vertex = record.vertex
@@ -158,8 +183,16 @@ class Replay:
         if not np.array_equal(state.parameters, found.parameters):
             off = float(np.abs(state.parameters - found.parameters).max())
             yield Finding(vertex, k, f"combined to other parameters, by up to {off:.3g}")
+        for name in self._differing(state, found):
+            off = float(np.abs(state.memory[name] - found.memory[name]).max())
+            yield Finding(vertex, k, f"combined to another '{name}', by up to {off:.3g}")
         if fingerprint({"x": found.parameters}) != line["to"]:
             yield Finding(vertex, k, "the recorded parameters are not those of its own record")
+
+
+def _combined(record: Record, k: int) -> State | None:
+    arrays = record.arrays(k, "combined")
+    return None if arrays is None else _state(arrays, "")
 
 
 def _state(arrays: Arrays, prefix: str) -> State:

@@ -1,0 +1,334 @@
+"""The flight recorder and the replay of what it wrote: each deviation is found, and named."""
+
+import json
+import re
+import stat
+
+import numpy as np
+import pytest
+import xxhash
+from safetensors.numpy import load_file, save_file
+
+from flower_dhb import ConfigError, HeavyBall, Topology, codec
+from flower_dhb.node import Node
+from flower_dhb.peer.recorder import Recorder, fingerprint
+from flower_dhb.peer.replay import Finding, of_mesh, read_record
+from flower_dhb.types import Layout
+
+SIZE, ROUNDS = 5, 4
+GRAPH = Topology.path(3)
+RULE = HeavyBall(momentum=0.8, momentum_mixing=0.5)
+LOST = {2: {(0, 1)}}  # edges that do not count, by round
+
+
+def train(node, k):
+    """One step towards a target of the agent's own, as far as the round is old."""
+    rng = np.random.default_rng([node.vertex, k])
+    return {"x": node.parameters + 0.1 * rng.standard_normal(SIZE)}
+
+
+def weights(vertex):
+    return {j: float(w) for j, w in enumerate(GRAPH.row(vertex)) if w or j == vertex}
+
+
+def home(directory, vertex):
+    return directory / f"vertex-{vertex}" / "state" / "record"
+
+
+def run(directory, mode="payloads", rule=RULE, rejoins=()):
+    """Three agents on a path for some rounds, each with a recorder. rejoins: (round, vertex)."""
+    start = {"x": np.linspace(-1.0, 1.0, SIZE)}
+    layout = Layout.of(start)
+    nodes = [Node.start(v, rule, weights(v), layout, start) for v in range(3)]
+    recorders = [Recorder(home(directory, v), mode) for v in range(3)]
+    for k in range(1, ROUNDS + 1):
+        taking_part = [v for v in range(3) if (k, v) not in rejoins]
+        before = [node.snapshot for node in nodes]
+        payloads = {v: nodes[v].adapt(k, train(nodes[v], k)) for v in taking_part}
+        frames = {
+            v: codec.encode(payload, run="r", round=k, vertex=v) for v, payload in payloads.items()
+        }
+        for v in taking_part:
+            node, received = nodes[v], {}
+            for j in node.neighbors:
+                if j in payloads and (min(v, j), max(v, j)) not in LOST.get(k, ()):
+                    node.offer(j, k, payloads[j])
+                    received[j] = frames[j]
+            recorders[v].shared(k, k, frames[v], received, before[v], node.snapshot)
+            node.combine()
+            recorders[v].combined(k, node.snapshot)
+        for v in set(range(3)) - set(taking_part):
+            heard = {j: payloads[j] for j in nodes[v].neighbors}
+            nodes[v] = Node.rejoin(v, rule, weights(v), layout, {}, k, heard)
+            recorders[v].rejoined(k, nodes[v].snapshot)
+    for recorder in recorders:
+        recorder.close()
+    return nodes
+
+
+def replay(directory, rule=RULE):
+    document = {
+        "hosts": [{"vertex": v} for v in range(3)],
+        "weights": GRAPH.mixing_matrix.tolist(),
+        "algorithm": rule.to_config(),
+    }
+    return of_mesh(document, directory)
+
+
+def found(directory, rule=RULE):
+    return [str(finding) for finding in replay(directory, rule).findings()]
+
+
+def edit_arrays(directory, vertex, k, what, **changes):
+    """Change vectors in a file of the record."""
+    path = home(directory, vertex) / f"round-{k}-{what}.safetensors"
+    arrays = load_file(path)
+    for name, change in changes.items():
+        key = name.replace("__", "/")
+        arrays[key] = change(arrays[key])
+    save_file(arrays, path)
+
+
+def edit_line(directory, vertex, k, change):
+    """Change a line of the record; None deletes it."""
+    path = home(directory, vertex) / "record.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    (line,) = (line for line in lines if line["round"] == k)
+    if change is None:
+        lines.remove(line)
+    else:
+        change(line)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+# --- the record ---------------------------------------------------------------------------
+
+
+def test_a_fingerprint_is_of_names_and_bytes():
+    a, b = np.arange(3.0), np.arange(2.0, dtype=np.float32)
+    want = xxhash.xxh3_64(b"a" + a.tobytes() + b"bb" + b.tobytes()).hexdigest()
+    assert fingerprint({"a": a, "bb": b}) == want
+    assert fingerprint({"a": np.arange(6.0)[::2] / 2}) == fingerprint({"a": a})
+    assert fingerprint({"c": a}) != fingerprint({"a": a})
+
+
+@pytest.mark.parametrize("mode", ["checksums", "payloads"])
+def test_a_line_a_round_and_with_payloads_the_vectors(tmp_path, mode):
+    nodes = run(tmp_path, mode)
+    folder = home(tmp_path, 1)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    lines = [json.loads(line) for line in (folder / "record.jsonl").read_text().splitlines()]
+    assert [line["round"] for line in lines] == [1, 2, 3, 4]
+    assert [line["trained_as"] for line in lines] == [1, 2, 3, 4]
+    assert [sorted(line["received"]) for line in lines] == [["0", "2"], ["2"], ["0", "2"], ["0", "2"]]
+    start = np.linspace(-1.0, 1.0, SIZE)
+    assert lines[0]["from"] == fingerprint({"x": start})
+    assert [line["from"] for line in lines[1:]] == [line["to"] for line in lines[:-1]]
+    assert lines[-1]["to"] == fingerprint({"x": nodes[1].parameters})
+    other = [json.loads(s) for s in (home(tmp_path, 2) / "record.jsonl").read_text().splitlines()]
+    assert other[2]["received"]["1"] == lines[2]["sent"]
+    files = sorted(p.name for p in folder.glob("*.safetensors"))
+    if mode == "checksums":
+        assert files == []
+        return
+    assert len(files) == 2 * ROUNDS
+    shared = load_file(folder / "round-1-shared.safetensors")
+    assert set(shared) == {"before/parameters", "before/memory/displacement", "sent/folded", "trained"}
+    np.testing.assert_array_equal(shared["before/parameters"], start)
+    np.testing.assert_array_equal(shared["before/memory/displacement"], np.zeros(SIZE))
+    step = 0.1 * np.random.default_rng([1, 1]).standard_normal(SIZE)
+    np.testing.assert_array_equal(shared["trained"], start + step)
+    np.testing.assert_array_equal(shared["sent/folded"], start + step)
+    last = load_file(folder / f"round-{ROUNDS}-combined.safetensors")
+    np.testing.assert_array_equal(last["parameters"], nodes[1].parameters)
+    assert set(last) == {"parameters", "memory/displacement"}
+
+
+def test_a_recorder_that_is_off_writes_nothing(tmp_path):
+    off, on = (Recorder(tmp_path / mode, mode) for mode in ("off", "checksums"))
+    assert (off.on, on.on) == (False, True)
+    node = run(tmp_path / "other")[0]
+    for recorder in (off, on):
+        recorder.rejoined(3, node.snapshot)
+        recorder.close()
+    assert not (tmp_path / "off").exists()
+    (line,) = (tmp_path / "checksums" / "record.jsonl").read_text().splitlines()
+    want = {"round": 3, "rejoined": True, "to": fingerprint({"x": node.parameters})}
+    assert json.loads(line) == want
+
+
+def test_a_record_goes_on_where_it_was_and_is_written_at_once(tmp_path):
+    node = run(tmp_path / "other")[0]
+    for k in (1, 2):
+        recorder = Recorder(tmp_path / "here", "checksums")
+        recorder.rejoined(k, node.snapshot)
+        assert len((tmp_path / "here" / "record.jsonl").read_text().splitlines()) == k
+        recorder.close()
+
+
+def test_a_line_that_a_crash_cut_off_and_a_round_that_was_done_again(tmp_path):
+    path = tmp_path / "record.jsonl"
+    lines = ['{"round": 1, "to": "a"}', '{"round": 1, "to": "b"}', "[1]", '{"x": 1}', '{"round": 2']
+    path.write_text("\n".join(lines))
+    record = read_record(tmp_path, 4)
+    assert (record.vertex, dict(record.lines)) == (4, {1: {"round": 1, "to": "b"}})
+    assert record.arrays(1, "shared") is None
+
+
+def test_where_there_is_no_record(tmp_path):
+    with pytest.raises(ConfigError, match=r"record.jsonl: No such file.*; set record = \"payloads"):
+        read_record(tmp_path, 0)
+    with pytest.raises(ConfigError, match=r'no records; set record = "payloads" in peer.toml'):
+        replay(tmp_path)
+
+
+# --- what the replay finds ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        RULE,
+        HeavyBall(payload="separate"),
+        HeavyBall(form="buffer"),
+        HeavyBall(form="tracking"),
+    ],
+    ids=str,
+)
+def test_an_honest_run_is_computed_again_to_the_bit(tmp_path, rule):
+    run(tmp_path, rule=rule)
+    again = replay(tmp_path, rule)
+    assert list(again.findings()) == []
+    assert (again.rounds_checked, again.rounds_computed) == (3 * ROUNDS, 3 * ROUNDS)
+
+
+def test_checksums_alone_are_checked_and_not_computed(tmp_path):
+    run(tmp_path, "checksums")
+    again = replay(tmp_path)
+    assert list(again.findings()) == []
+    assert (again.rounds_checked, again.rounds_computed) == (3 * ROUNDS, 0)
+
+
+def test_the_records_of_some_are_checked_as_far_as_they_go(tmp_path):
+    run(tmp_path)
+    (home(tmp_path, 0) / "record.jsonl").unlink()
+    home(tmp_path, 0).rename(tmp_path / "elsewhere")
+    again = replay(tmp_path)
+    assert list(again.findings()) == []
+    # Vertex 1 heard 0 in all rounds but the second.
+    assert (again.rounds_checked, again.rounds_computed) == (2 * ROUNDS, ROUNDS + 1)
+
+
+def test_a_round_that_was_taken_from_the_neighbors_is_no_deviation(tmp_path):
+    run(tmp_path, rejoins={(3, 0)})
+    again = replay(tmp_path)
+    assert list(again.findings()) == []
+    assert again.rounds_checked == 3 * ROUNDS - 1
+    edit_line(tmp_path, 0, 3, lambda line: line.update(to="elsewhere"))
+    assert found(tmp_path) == [
+        "vertex 0, round 4: did not begin from the parameters of its round before"
+    ]
+
+
+def add(amount):
+    def change(vector):
+        vector = vector.copy()
+        vector[2] += amount
+        return vector
+
+    return change
+
+
+def test_who_combined_to_other_parameters(tmp_path):
+    run(tmp_path)
+    edit_arrays(tmp_path, 1, 2, "combined", parameters=add(0.25))
+    assert found(tmp_path) == [
+        "vertex 1, round 2: combined to other parameters, by up to 0.25",
+        "vertex 1, round 2: the recorded parameters are not those of its own record",
+    ]
+
+
+def test_who_combined_to_another_momentum(tmp_path):
+    run(tmp_path)
+    edit_arrays(tmp_path, 1, 2, "combined", memory__displacement=add(-0.5))
+    assert found(tmp_path) == [
+        "vertex 1, round 2: combined to another 'displacement', by up to 0.5",
+        "vertex 1, round 3: did not begin from the 'displacement' of its round before",
+    ]
+
+
+def test_who_began_from_somewhere_else(tmp_path):
+    run(tmp_path)
+    edit_arrays(tmp_path, 2, 3, "shared", before__parameters=add(1.0))
+    texts = found(tmp_path)
+    assert "vertex 2, round 3: the recorded start is not that of its own record" in texts
+    edit_line(tmp_path, 0, 3, {}.update)
+    edit_line(tmp_path, 0, 3, lambda line: line.update({"from": "0"}))
+    texts = found(tmp_path)
+    assert "vertex 0, round 3: did not begin from the parameters of its round before" in texts
+    assert "vertex 0, round 3: the recorded start is not that of its own record" in texts
+
+
+def test_who_sent_something_else_than_its_training_made(tmp_path):
+    run(tmp_path)
+    edit_arrays(tmp_path, 0, 3, "shared", sent__folded=add(1.0))
+    assert found(tmp_path) == [
+        "vertex 0, round 3: sent something else than its rule makes of its training",
+        # Its neighbor did not combine what the sender says it sent.
+        f"vertex 1, round 3: combined to other parameters, by up to {GRAPH.row(1)[0]:.3g}",
+        f"vertex 1, round 3: combined to another 'displacement', by up to {GRAPH.row(1)[0]:.3g}",
+    ]
+
+
+def test_who_used_something_else_than_was_sent(tmp_path):
+    run(tmp_path)
+    sent = read_record(home(tmp_path, 1), 1).lines[3]["sent"]
+    edit_line(tmp_path, 2, 3, lambda line: line["received"].update({"1": "feed"}))
+    assert found(tmp_path) == [
+        f"vertex 2, round 3: used payload feed of 1, which sent {sent}",
+    ]
+
+
+def test_who_counted_an_edge_that_the_other_end_gave_up(tmp_path):
+    run(tmp_path)
+    edit_line(tmp_path, 1, 3, lambda line: line["received"].pop("2"))
+    texts = found(tmp_path)
+    assert [re.sub(r"[\d.e-]+$", "…", text) for text in texts] == [
+        "vertex 1, round 3: combined to other parameters, by up to …",
+        "vertex 1, round 3: combined to another 'displacement', by up to …",
+        "vertex 2, round 3: counted the edge to 1, which did not (one-sided)",
+    ]
+
+
+@pytest.mark.parametrize("j", [0, 2])
+def test_who_used_a_payload_of_no_neighbor_or_its_own(tmp_path, j):
+    run(tmp_path)
+    sent = read_record(home(tmp_path, j), j).lines[3]["sent"]
+    edit_line(tmp_path, 0, 3, lambda line: line["received"].update({str(j): sent}))
+    texts = found(tmp_path)
+    assert texts[0] == f"vertex 0, round 3: used a payload of {j}, which is no neighbor"
+
+
+@pytest.mark.parametrize("how", ["deleted", "rejoined"])
+def test_who_used_a_payload_of_somebody_who_has_no_record_of_it(tmp_path, how):
+    run(tmp_path)
+    rejoined = {"rejoined": True}
+    edit_line(tmp_path, 2, 3, None if how == "deleted" else lambda line: line.update(rejoined))
+    texts = found(tmp_path)
+    assert texts[0] == "vertex 1, round 3: used a payload of 2, which has no record of it"
+    if how == "deleted":
+        assert texts[1:] == [
+            "vertex 2, round 4: did not begin from the parameters of its round before",
+            "vertex 2, round 4: did not begin from the 'displacement' of its round before",
+        ]
+    else:
+        assert texts[1:] == []
+
+
+def test_findings_come_by_vertex_and_round(tmp_path):
+    run(tmp_path)
+    for vertex, k in ((2, 4), (0, 3), (2, 1)):
+        edit_line(tmp_path, vertex, k, lambda line: line.update(to="x"))
+    places = [(f.vertex, f.round) for f in replay(tmp_path).findings()]
+    assert places == [(0, 3), (0, 4), (2, 1), (2, 2), (2, 4)]
+    assert str(Finding(3, 7, "x")) == "vertex 3, round 7: x"
