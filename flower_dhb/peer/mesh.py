@@ -64,7 +64,9 @@ class Host:
         if self.address is None or self.listen is not None:
             return self.listen
         host, _, port = self.address.rpartition(":")
-        return self.address if host in ("127.0.0.1", "[::1]", "localhost") else f"0.0.0.0:{port}"
+        if host in ("127.0.0.1", "[::1]", "localhost"):
+            return self.address
+        return f"[::]:{port}" if host.startswith("[") else f"0.0.0.0:{port}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -120,7 +120,12 @@ def test_a_line_a_round_and_with_payloads_the_vectors(tmp_path, mode):
     lines = [json.loads(line) for line in (folder / "record.jsonl").read_text().splitlines()]
     assert [line["round"] for line in lines] == [1, 2, 3, 4]
     assert [line["trained_as"] for line in lines] == [1, 2, 3, 4]
-    assert [sorted(line["received"]) for line in lines] == [["0", "2"], ["2"], ["0", "2"], ["0", "2"]]
+    assert [sorted(line["received"]) for line in lines] == [
+        ["0", "2"],
+        ["2"],
+        ["0", "2"],
+        ["0", "2"],
+    ]
     start = np.linspace(-1.0, 1.0, SIZE)
     assert lines[0]["from"] == fingerprint({"x": start})
     assert [line["from"] for line in lines[1:]] == [line["to"] for line in lines[:-1]]
@@ -133,7 +138,12 @@ def test_a_line_a_round_and_with_payloads_the_vectors(tmp_path, mode):
         return
     assert len(files) == 2 * ROUNDS
     shared = load_file(folder / "round-1-shared.safetensors")
-    assert set(shared) == {"before/parameters", "before/memory/displacement", "sent/folded", "trained"}
+    assert set(shared) == {
+        "before/parameters",
+        "before/memory/displacement",
+        "sent/folded",
+        "trained",
+    }
     np.testing.assert_array_equal(shared["before/parameters"], start)
     np.testing.assert_array_equal(shared["before/memory/displacement"], np.zeros(SIZE))
     step = 0.1 * np.random.default_rng([1, 1]).standard_normal(SIZE)

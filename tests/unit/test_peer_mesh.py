@@ -1,0 +1,514 @@
+"""What `mesh create` writes: every file of every device, by value, and what it refuses."""
+
+import dataclasses
+import datetime
+import importlib
+import pkgutil
+import re
+import socket
+import stat
+import tomllib
+
+import numpy as np
+import pytest
+import tomli_w
+from cryptography import x509
+from safetensors.numpy import load_file, save_file
+
+import flower_dhb.peer
+from flower_dhb import ConfigError, HeavyBall, Topology
+from flower_dhb.peer import mesh as module
+from flower_dhb.peer.certificates import OPERATOR, Authority, Identity, check_own
+from flower_dhb.peer.mesh import (
+    Host,
+    MeshPlan,
+    check_empty,
+    create_mesh,
+    dialing_ends,
+    local_hosts,
+    n_agents,
+    read_hosts,
+    renew,
+)
+from flower_dhb.peer.settings import PeerSettings
+from tests.support.peers import APP
+
+ADDRESSES = ["127.0.0.1:9000", "127.0.0.1:9001", None, "127.0.0.1:9003"]
+
+
+def hosts(**changes):
+    return [Host(v, a, **changes.get(f"v{v}", {})) for v, a in enumerate(ADDRESSES)]
+
+
+def plan(out, **changes):
+    """A path 0 - 1 - 2 - 3 whose vertex 2 cannot be reached."""
+    overrides = {"topology": "path:4", "rounds": 7, "momentum": 0.8, **changes.pop("overrides", {})}
+    kept = {"app": APP, "out": out, "hosts": hosts(), "overrides": overrides, "days": 30}
+    return MeshPlan(**(kept | changes))
+
+
+def read(path):
+    return tomllib.loads(path.read_text())
+
+
+def app(tmp_path, text, code=""):
+    """A Flower App's directory with this pyproject.toml, and a module of its own name."""
+    folder = tmp_path / "app"
+    folder.mkdir(exist_ok=True)
+    name = f"made_{abs(hash((tmp_path, text, code)))}"
+    (folder / f"{name}.py").write_text(code)
+    (folder / "pyproject.toml").write_text(text.replace("MODULE", name))
+    return folder
+
+
+# --- hosts --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("address", "listen", "binds"),
+    [
+        (None, None, None),
+        (None, "0.0.0.0:5", "0.0.0.0:5"),
+        ("10.0.0.1:9", None, "0.0.0.0:9"),
+        ("10.0.0.1:9", "10.0.0.1:7", "10.0.0.1:7"),
+        ("127.0.0.1:9", None, "127.0.0.1:9"),
+        ("[::1]:9", None, "[::1]:9"),
+        ("localhost:9", None, "localhost:9"),
+        ("[2001:db8::1]:9", None, "[::]:9"),
+    ],
+)
+def test_what_a_host_binds(address, listen, binds):
+    assert Host(0, address, listen).listens_on == binds
+
+
+def test_all_that_a_hosts_file_can_say(tmp_path):
+    path = tmp_path / "hosts.toml"
+    table = {"vertex": 3, "address": "a:1", "listen": "b:2", "app": "/a", "node-config": {"x": 1}}
+    path.write_text(tomli_w.dumps({"hosts": [table, {"vertex": 0}]}))
+    assert read_hosts(path) == [Host(3, "a:1", "b:2", "/a", {"x": 1}), Host(0)]
+
+
+@pytest.mark.parametrize("text", ["[[hosts]\n", "x = 1\n", "[[hosts]]\nport = 1\nvertex = 0\n"])
+def test_a_hosts_file_that_is_none(tmp_path, text):
+    path = tmp_path / "hosts.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"hosts.toml: expected \[\[hosts\]\] tables with vertex"):
+        read_hosts(path)
+
+
+def test_local_hosts_are_free_ports_in_order():
+    made = local_hosts(5)
+    assert [host.vertex for host in made] == [0, 1, 2, 3, 4]
+    ports = [int(host.address.removeprefix("127.0.0.1:")) for host in made]
+    assert len(set(ports)) == 5
+    assert all(20000 <= port < 32000 for port in ports)
+    for port in ports:
+        socket.create_server(("127.0.0.1", port)).close()
+
+
+def test_ports_in_use_are_passed_over(monkeypatch):
+    first = int(local_hosts(1)[0].address.rpartition(":")[2])
+    with socket.create_server(("127.0.0.1", first)):
+        monkeypatch.setattr(module, "_PORTS", [first, first + 1])
+        with pytest.raises(ConfigError, match="no 2 free ports on the loopback interface"):
+            local_hosts(2)
+
+
+@pytest.mark.parametrize(
+    ("addresses", "ends"),
+    [
+        ({0: "a", 1: None, 2: "c"}, {(0, 1): 1, (1, 2): 1}),
+        ({0: None, 1: "b", 2: None}, {(0, 1): 0, (1, 2): 2}),
+        ({0: "a", 1: "b", 2: "c"}, {(0, 1): 0, (1, 2): 1}),
+    ],
+)
+def test_who_dials(addresses, ends):
+    where = {v: Host(v, a) for v, a in addresses.items()}
+    assert dialing_ends(Topology.path(3), where) == ends
+
+
+def test_the_work_of_dialing_is_shared_out():
+    graph = Topology.complete(5)
+    ends = dialing_ends(graph, {v: Host(v, "a") for v in range(5)})
+    assert set(ends) == set(graph.edges)
+    assert all(end in edge for edge, end in ends.items())
+    assert sorted(list(ends.values()).count(v) for v in range(5)) == [2, 2, 2, 2, 2]
+
+
+# --- what is written ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    out = tmp_path_factory.mktemp("mesh") / "m"
+    special = {"v1": {"app": "/apps/one", "node_config": {"data": "/d", "num-partitions": 9}}}
+    peer = {"timing": {"least-s": 2.0}, "record": "checksums", "node-config": {"lidar": True}}
+    paths = create_mesh(plan(out, hosts=hosts(**special), peer=peer))
+    assert paths == [out / f"vertex-{v}" / "peer.toml" for v in range(4)]
+    return out
+
+
+def test_a_devices_file_to_the_last_key(made):
+    document = read(made / "vertex-1" / "peer.toml")
+    row = Topology.path(4).row(1)
+    mesh = document["mesh"]
+    run_config = read(APP / "pyproject.toml")["tool"]["flwr"]["app"]["config"]
+    assert document == {
+        "mesh": mesh,
+        "run": f"quadratics-{mesh}",
+        "vertex": 1,
+        "rounds": 7,
+        "evaluate-every": 1,
+        "own-weight": row[1],
+        "neighbors": [
+            {"vertex": 0, "weight": row[0]},
+            {"vertex": 2, "weight": row[2]},
+        ],
+        "graph": document["graph"],
+        "app": "/apps/one",
+        "client-app": "quadratics:app",
+        "start": "start.safetensors",
+        "state-dir": "state",
+        "algorithm": HeavyBall(momentum=0.8).to_config(),
+        "timing": {"ceiling-s": 60.0, "least-s": 2.0},
+        "node-config": {"partition-id": 1, "num-partitions": 9, "data": "/d", "lidar": True},
+        "run-config": {**run_config, "topology": "path:4", "rounds": 7, "momentum": 0.8},
+        "record": "checksums",
+        "listen": "127.0.0.1:9001",
+        "tls": {
+            "key": "key.pem",
+            "certificate": "certificate.pem",
+            "authority": "authority.pem",
+        },
+    }
+    assert len(mesh) == 8
+
+
+def test_who_is_dialed_and_who_listens(made):
+    documents = [read(made / f"vertex-{v}" / "peer.toml") for v in range(4)]
+    dials = {
+        (d["vertex"], n["vertex"]): n["address"]
+        for d in documents
+        for n in d["neighbors"]
+        if "address" in n
+    }
+    # Both ends of 0-1 can be reached: the odd sum's smaller end dials; 2 has no address.
+    assert dials == {(0, 1): ADDRESSES[1], (2, 1): ADDRESSES[1], (2, 3): ADDRESSES[3]}
+    assert [d.get("listen") for d in documents] == ADDRESSES
+    assert len({d["graph"] for d in documents}) == 1
+    assert documents[0]["app"] == str(APP.resolve())
+    assert documents[0]["node-config"] == {"partition-id": 0, "num-partitions": 4, "lidar": True}
+    for v in range(4):
+        settings = PeerSettings.load(made / f"vertex-{v}" / "peer.toml")
+        assert sum(settings.weights.values()) == pytest.approx(1.0, abs=1e-12)
+
+
+def test_the_digest_is_of_the_weights(made, tmp_path):
+    graph = read(made / "vertex-0" / "peer.toml")["graph"]
+    for name, same in (("path:4", True), ("ring:4", False)):
+        out = tmp_path / name.replace(":", "-")
+        reachable = [Host(v, f"127.0.0.1:{9000 + v}") for v in range(4)]
+        create_mesh(plan(out, hosts=reachable, plaintext=True, overrides={"topology": name}))
+        assert (read(out / "vertex-0" / "peer.toml")["graph"] == graph) is same
+
+
+def test_the_overview(made):
+    mesh = read(made / "vertex-0" / "peer.toml")["mesh"]
+    assert read(made / "mesh.toml") == {
+        "mesh": mesh,
+        "run": f"quadratics-{mesh}",
+        "topology": "path:4",
+        "plaintext": False,
+        "edges": [
+            {"between": [0, 1], "dials": 0},
+            {"between": [1, 2], "dials": 2},
+            {"between": [2, 3], "dials": 2},
+        ],
+        "hosts": [{"vertex": v, **({"address": a} if a else {})} for v, a in enumerate(ADDRESSES)],
+        "weights": Topology.path(4).mixing_matrix.tolist(),
+        "algorithm": HeavyBall(momentum=0.8).to_config(),
+    }
+
+
+def test_keys_are_where_they_belong_and_nowhere_else(made):
+    mesh = read(made / "mesh.toml")["mesh"]
+    root = (made / "authority" / "authority.pem").read_bytes()
+    for vertex in (0, 1, 2, 3, OPERATOR):
+        folder = made / ("operator" if vertex == OPERATOR else f"vertex-{vertex}")
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        key, certificate = ((folder / f"{n}.pem").read_bytes() for n in ("key", "certificate"))
+        assert (folder / "authority.pem").read_bytes() == root
+        check_own(key, certificate, root, Identity(mesh, vertex))
+        found = x509.load_pem_x509_certificate(certificate)
+        span = found.not_valid_after_utc - found.not_valid_before_utc
+        assert span == datetime.timedelta(days=30, minutes=5)
+        assert stat.S_IMODE((folder / "key.pem").stat().st_mode) == 0o600
+    assert stat.S_IMODE((made / "authority").stat().st_mode) == 0o700
+    assert [p.parent.name for p in made.rglob("authority-key.pem")] == ["authority"]
+    lasts = Authority.load(made / "authority").certificate
+    span = lasts.not_valid_after_utc - lasts.not_valid_before_utc
+    assert span == datetime.timedelta(days=30, minutes=5)
+
+
+def test_all_devices_start_from_the_same_arrays(made):
+    want = np.random.default_rng([0, 7]).standard_normal(12)
+    for path in (made, *(made / f"vertex-{v}" for v in range(4))):
+        arrays = load_file(path / "start.safetensors")
+        assert list(arrays) == ["x"]
+        np.testing.assert_array_equal(arrays["x"], want)
+
+
+def test_a_plaintext_mesh_has_no_keys(tmp_path):
+    out = tmp_path / "m"
+    create_mesh(plan(out, plaintext=True))
+    assert list(out.rglob("*.pem")) == []
+    assert sorted(p.name for p in out.iterdir()) == [
+        "mesh.toml", "start.safetensors", "vertex-0", "vertex-1", "vertex-2", "vertex-3",
+    ]  # fmt: skip
+    assert read(out / "mesh.toml")["plaintext"] is True
+    assert read(out / "vertex-0" / "peer.toml")["plaintext"] is True
+    assert "tls" not in read(out / "vertex-0" / "peer.toml")
+
+
+@pytest.mark.parametrize(("timeout", "ceiling"), [(12.5, 12.5), (0.0, 3600.0)])
+def test_a_round_without_a_time_limit_has_the_longest_ceiling(tmp_path, timeout, ceiling):
+    out = tmp_path / "m"
+    overrides = {"round-timeout-s": timeout, "evaluate-every": 3}
+    create_mesh(plan(out, plaintext=True, overrides=overrides))
+    document = read(out / "vertex-0" / "peer.toml")
+    assert (document["timing"], document["evaluate-every"]) == ({"ceiling-s": ceiling}, 3)
+
+
+def test_a_table_joins_the_one_it_names_and_anything_else_takes_its_place(tmp_path):
+    out = tmp_path / "m"
+    peer = {"timing": 3, "limits": {"hello-s": 1.0}, "rounds": 9, "node-config": {"a": 1}}
+    create_mesh(plan(out, plaintext=True, peer=peer))
+    document = read(out / "vertex-0" / "peer.toml")
+    assert (document["timing"], document["limits"], document["rounds"]) == (3, {"hello-s": 1.0}, 9)
+    assert document["node-config"] == {"partition-id": 0, "num-partitions": 4, "a": 1}
+
+
+# --- what is refused ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "vertices", [[0, 1, 2], [0, 1, 2, 3, 4], [0, 1, 2, 2], [1, 2, 3, 4], [0, 1, 2, 3, 3]]
+)
+def test_hosts_that_are_not_the_vertices_each_once(tmp_path, vertices):
+    there = [Host(v, f"127.0.0.1:{i}") for i, v in enumerate(vertices)]
+    text = rf"hosts are of vertices {re.escape(str(vertices))}, .* has vertices 0 … 3, each once"
+    with pytest.raises(ConfigError, match=text):
+        create_mesh(plan(tmp_path / "m", hosts=there))
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_plaintext_mesh_is_on_loopback_only(tmp_path):
+    there = [*hosts()[:3], Host(3, "10.0.0.1:1")]
+    with pytest.raises(ConfigError, match=r"plaintext on 0\.0\.0\.0:1"):
+        create_mesh(plan(tmp_path / "m", hosts=there, plaintext=True))
+
+
+def test_a_mesh_is_not_written_over_another(tmp_path):
+    out = tmp_path / "m"
+    check_empty(out, force=False)  # not there
+    out.mkdir()
+    check_empty(out, force=False)  # empty
+    assert not out.exists()
+    create_mesh(plan(out, plaintext=True))
+    with pytest.raises(ConfigError, match="is not empty; --force replaces the mesh in it"):
+        check_empty(out, force=False)
+    assert (out / "mesh.toml").exists()
+    check_empty(out, force=True)
+    assert not out.exists()
+    out.mkdir()
+    (out / "thesis.tex").touch()
+    for force in (False, True):
+        with pytest.raises(ConfigError, match=r"is not empty|something else than a mesh"):
+            check_empty(out, force=force)
+    assert (out / "thesis.tex").exists()
+
+
+# --- certificates again -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("vertex", [2, OPERATOR])
+def test_renewed_files_are_of_the_same_vertex_and_another_key(tmp_path, vertex):
+    out = tmp_path / "m"
+    create_mesh(plan(out))
+    folder = out / ("operator" if vertex == OPERATOR else f"vertex-{vertex}")
+    before = (folder / "key.pem").read_bytes()
+    renew(out, vertex, 3)
+    key, certificate = ((folder / f"{n}.pem").read_bytes() for n in ("key", "certificate"))
+    assert key != before
+    root = (out / "authority" / "authority.pem").read_bytes()
+    check_own(key, certificate, root, Identity(read(out / "mesh.toml")["mesh"], vertex))
+    found = x509.load_pem_x509_certificate(certificate)
+    assert found.not_valid_after_utc - found.not_valid_before_utc == datetime.timedelta(3, 300)
+
+
+def test_only_what_is_there_can_be_renewed(tmp_path):
+    with pytest.raises(ConfigError, match="has no vertex-7; is it what 'mesh create' wrote"):
+        renew(tmp_path, 7, 3)
+    (tmp_path / "vertex-7").mkdir()
+    with pytest.raises(ConfigError, match="not a mesh authority"):
+        renew(tmp_path, 7, 3)
+
+
+# --- the app ------------------------------------------------------------------------------
+
+PROJECT = """
+[tool.flwr.app.components]
+clientapp = "MODULE:app"
+[tool.flwr.app.config]
+topology = "path:4"
+plain = 1
+[tool.flwr.app.config.optimizer]
+rate = 0.5
+[tool.flwr.app.config.optimizer.warm]
+up = true
+[tool.flower-dhb]
+start = "MODULE:start"
+train-config = { epochs = 2 }
+evaluate-config = { full = true }
+"""
+
+
+def test_the_apps_own_tables_and_nested_settings(tmp_path):
+    code = (
+        "def start(values):\n    import numpy\n    return {'w': numpy.full(2, values['plain'])}\n"
+    )
+    folder = app(tmp_path, PROJECT, code)
+    out = tmp_path / "m"
+    create_mesh(plan(out, app=folder, plaintext=True, overrides={"optimizer.rate": 0.25}))
+    document = read(out / "vertex-0" / "peer.toml")
+    assert document["run-config"] == {
+        "topology": "path:4", "plain": 1, "optimizer.rate": 0.25, "optimizer.warm.up": True,
+        "rounds": 7, "momentum": 0.8,
+    }  # fmt: skip
+    assert (document["train-config"], document["evaluate-config"]) == (
+        {"epochs": 2},
+        {"full": True},
+    )
+    assert load_file(out / "start.safetensors")["w"].tolist() == [1, 1]
+    assert n_agents(folder, {}) == 4
+    assert n_agents(folder, {"topology": "ring:6"}) == 6
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[tool.flwr", "pyproject.toml: is not a Flower App's"),
+        ("[tool.other]\nx = 1", "pyproject.toml: is not a Flower App's: 'flwr'"),
+        ("[tool.flwr.app]\nx = 1", "pyproject.toml: is not a Flower App's: 'components'"),
+        (
+            '[tool.flwr.app.components]\nserverapp = "x:y"',
+            "pyproject.toml: is not a Flower App's: 'clientapp'",
+        ),
+    ],
+)
+def test_a_directory_that_is_no_flower_app(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=message):
+        n_agents(app(tmp_path, text), {})
+
+
+def test_a_directory_without_a_project_file(tmp_path):
+    with pytest.raises(ConfigError, match=r"No such file.*; --app is a Flower App's directory"):
+        n_agents(tmp_path, {})
+
+
+STARTS = {
+    "numbers": "def start(values):\n    return {'w': [1.0, 2.0], 'n': 3}\n",
+    "of nothing": "def start():\n    return {'w': [1.0, 2.0], 'n': 3}\n",
+    "model": """
+class start:
+    def __init__(self, hidden=5):
+        assert hidden == 5
+    def state_dict(self):
+        return {'w': [1.0, 2.0], 'n': 3}
+""",
+    "torch": """
+import torch
+def start(values):
+    return {'w': torch.nn.Parameter(torch.tensor([1.0, 2.0])), 'n': torch.tensor(3)}
+""",
+    "flower": """
+import numpy
+from flwr.app import Array
+def start(values):
+    return {'w': Array(numpy.array([1.0, 2.0])), 'n': Array(numpy.array(3))}
+""",
+}
+
+
+@pytest.mark.parametrize("kind", STARTS)
+def test_initial_arrays_from_whatever_an_app_makes_them_with(tmp_path, kind):
+    folder = app(tmp_path, PROJECT, STARTS[kind])
+    out = tmp_path / "m"
+    create_mesh(plan(out, app=folder, plaintext=True))
+    arrays = load_file(out / "start.safetensors")
+    assert {name: a.tolist() for name, a in arrays.items()} == {"w": [1.0, 2.0], "n": 3}
+
+
+def test_initial_arrays_in_any_order_of_memory(tmp_path):
+    code = (
+        "import numpy\ndef start(values):\n"
+        "    a = numpy.arange(6.0).reshape(2, 3)\n"
+        "    return {'f': numpy.asfortranarray(a), 't': a.T, 's': a[:, ::2]}\n"
+    )
+    out = tmp_path / "m"
+    create_mesh(plan(out, app=app(tmp_path, PROJECT, code), plaintext=True))
+    arrays = load_file(out / "start.safetensors")
+    a = np.arange(6.0).reshape(2, 3)
+    for name, want in {"f": a, "t": a.T, "s": a[:, ::2]}.items():
+        np.testing.assert_array_equal(arrays[name], want)
+
+
+def test_initial_arrays_from_a_file(tmp_path):
+    path = tmp_path / "given.safetensors"
+    save_file({"w": np.arange(3.0)}, path)
+    out = tmp_path / "m"
+    create_mesh(plan(out, plaintext=True, start=str(path)))
+    np.testing.assert_array_equal(load_file(out / "start.safetensors")["w"], np.arange(3.0))
+    path.write_bytes(b"x")
+    for bad in (path, tmp_path / "none.safetensors"):
+        with pytest.raises(ConfigError, match=f"{bad}: no readable initial arrays"):
+            create_mesh(plan(tmp_path / "n", plaintext=True, start=str(bad)))
+
+
+def test_an_app_that_names_no_start(tmp_path):
+    folder = app(tmp_path, PROJECT.replace('start = "MODULE:start"', ""))
+    with pytest.raises(ConfigError, match=r"no initial arrays: give --start FILE.safetensors or"):
+        create_mesh(plan(tmp_path / "m", app=folder, plaintext=True))
+
+
+@pytest.mark.parametrize(
+    ("start", "error"),
+    [
+        ("nowhere:start", "ModuleNotFoundError"),
+        ("quadratics:nothing", "AttributeError"),
+        ("quadratics", "AttributeError"),
+        ("quadratics:time.sleep", "AttributeError"),
+        ("quadratics:target", "TypeError"),
+    ],
+)
+def test_a_start_that_cannot_be_called(tmp_path, start, error):
+    with pytest.raises(ConfigError, match=f"start '{start}': {error}: .*; expected a function of"):
+        create_mesh(plan(tmp_path / "m", plaintext=True, start=start))
+    assert not (tmp_path / "m").exists()
+
+
+# --- classes ------------------------------------------------------------------------------
+
+CHANGING = {"Edge", "_Rates", "Transport"}  # what a run keeps its state in
+
+
+def test_what_describes_something_cannot_be_changed():
+    names = [f"flower_dhb.peer.{m.name}" for m in pkgutil.iter_modules(flower_dhb.peer.__path__)]
+    found = {
+        kind.__name__: kind.__dataclass_params__.frozen
+        for name in [*names, "flower_dhb.codec"]
+        for kind in vars(importlib.import_module(name)).values()
+        if dataclasses.is_dataclass(kind) and str(kind.__module__).startswith("flower_dhb.")
+    }
+    assert {name for name, frozen in found.items() if not frozen} == CHANGING
+    assert len(found) > 10
