@@ -1,0 +1,555 @@
+"""gRPC on loopback: who is let in, who is turned away and why, and what becomes of a stream."""
+
+import datetime
+import queue
+import socket
+import threading
+import time
+
+import grpc
+import numpy as np
+import pytest
+
+from flower_dhb import ConfigError, codec
+from flower_dhb.codec import VectorSpec
+from flower_dhb.peer import relay_pb2 as pb
+from flower_dhb.peer.certificates import OPERATOR, Authority, Identity, write_private
+from flower_dhb.peer.exchange import Exchange, Timing
+from flower_dhb.peer.frames import MESSAGE_LIMIT_BYTES, WHOLE_BYTES
+from flower_dhb.peer.monitor import Monitor
+from flower_dhb.peer.tls import TlsFiles
+from flower_dhb.peer.transport import EXCHANGE, STATUS, Limits, Transport
+from tests.support.events import Events
+
+SIZE = WHOLE_BYTES // 4 + 64  # float32 elements: in chunks
+SPECS = (VectorSpec("folded", "float32", SIZE),)
+AGREEMENT = {"topology": "t", "start": "s"}
+DENIED, NOBODY, GONE = (
+    grpc.StatusCode.PERMISSION_DENIED,
+    grpc.StatusCode.UNAUTHENTICATED,
+    grpc.StatusCode.UNAVAILABLE,
+)
+
+
+@pytest.fixture(autouse=True)
+def events():
+    with Events() as heard:
+        yield heard
+
+
+@pytest.fixture(scope="module")
+def authority():
+    return Authority.create("m1", 10)
+
+
+@pytest.fixture(scope="module")
+def files(authority, tmp_path_factory):
+    """TLS files of a vertex, written once."""
+    made = {}
+
+    def of(vertex):
+        if vertex not in made:
+            home = tmp_path_factory.mktemp(f"vertex{vertex}")
+            key, certificate = authority.issue(vertex, 5)
+            write_private(home / "key.pem", key)
+            (home / "certificate.pem").write_bytes(certificate)
+            (home / "authority.pem").write_bytes(authority.pem)
+            names = (home / f"{name}.pem" for name in ("key", "certificate", "authority"))
+            made[vertex] = TlsFiles(Identity("m1", vertex), *names)
+        return made[vertex]
+
+    return of
+
+
+def wait_for(holds, what="it", seconds=10.0):
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, f"waited {seconds:g} s for {what}"
+        time.sleep(0.002)
+
+
+class Peer:
+    """One transport with its exchange; stopped at the end of a test."""
+
+    def __init__(self, vertex, neighbors, *, tls=None, dial=None, listen="127.0.0.1:0", **changes):
+        limits = changes.pop("limits", {})
+        self.monitor = Monitor(vertex)
+        timing = Timing(ceiling_s=10.0, least_s=10.0)
+        self.exchange = Exchange(vertex, neighbors, rounds=50, timing=timing, monitor=self.monitor)
+        kept = {"run": "r", "agreement": AGREEMENT, "vectors": SPECS}
+        self.transport = Transport(
+            vertex=vertex,
+            exchange=self.exchange,
+            monitor=self.monitor,
+            listen=listen,
+            dial=dial or {},
+            tls=tls,
+            status=lambda request: pb.StatusReply(vertex=vertex, round=request.sketch),
+            limits=Limits(**limits),
+            **(kept | changes),
+        )
+
+    def __enter__(self):
+        self.transport.start()
+        return self
+
+    def __exit__(self, *_):
+        self.exchange.stop()
+        self.transport.stop(1.0)
+
+    @property
+    def address(self):
+        return f"127.0.0.1:{self.transport.port}"
+
+    def link(self, j=None):
+        (edge,) = self.exchange.edges.values() if j is None else [self.exchange.edges[j]]
+        return edge.link
+
+    def count(self, name):
+        return self.monitor.total(name)
+
+
+class Caller:
+    """A dialing end that says whatever a test wants."""
+
+    def __init__(self, address, *, vertex=0, credentials=None, name=1, metadata=None):
+        if credentials is None:
+            self.channel = grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)])
+        else:
+            options = [("grpc.ssl_target_name_override", f"vertex-{name}.m1.flower-dhb"),
+                       ("grpc.use_local_subchannel_pool", 1)]  # fmt: skip
+            self.channel = grpc.secure_channel(address, credentials, options)
+        self._line = queue.Queue()
+        self.metadata = (("vertex", str(vertex)),) if metadata is None else metadata
+        self.call = self.channel.stream_stream(EXCHANGE)(
+            iter(self._line.get, None), metadata=self.metadata, timeout=20
+        )
+
+    def say(self, raw=None, **frame):
+        self._line.put(pb.Frame(**frame).SerializeToString() if raw is None else raw)
+
+    def hear(self, kind):
+        """The next frame of a kind."""
+        for raw in self.call:
+            frame = pb.Frame.FromString(raw)
+            if frame.WhichOneof("kind") == kind:
+                return getattr(frame, kind)
+        raise AssertionError(f"the stream ended without {kind}")
+
+    def end(self):
+        """How the stream ends: code and details."""
+        try:
+            for _ in self.call:
+                pass
+        except grpc.RpcError:
+            pass
+        return self.call.code(), self.call.details()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._line.put(None)
+        self.call.cancel()
+        self.channel.close()
+
+
+def hello(**changes):
+    fields = {"version": 1, "run": "r", "vertex": 0, "neighbor": 1, "agreement": AGREEMENT}
+    return pb.Hello(**(fields | changes))
+
+
+def frame(vertex, round, value=1.0):
+    vector = np.full(SIZE, value + vertex, np.float32)
+    return codec.encode({"folded": vector}, run="r", round=round, vertex=vertex)
+
+
+# --- an edge ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("secure", [True, False])
+def test_two_peers_find_each_other_and_count_the_edge(files, events, secure):
+    tls = (lambda v: files(v)) if secure else (lambda v: None)
+    with (
+        Peer(1, (0,), tls=tls(1)) as b,
+        Peer(0, (1,), tls=tls(0), listen=None, dial={1: b.address}) as a,
+    ):
+        assert a.transport.port is None
+        assert a.exchange.wait_for(1, 10.0) == b.exchange.wait_for(1, 10.0) == ()
+        for k in (1, 2):
+            for peer in (a, b):
+                peer.exchange.share(k, frame(peer.transport.vertex, k))
+            assert {j: bytes(f) for j, f in a.exchange.close(k).items()} == {1: frame(1, k)}
+            assert {j: bytes(f) for j, f in b.exchange.close(k).items()} == {0: frame(0, k)}
+        link = a.link()
+    # The end that stopped said why; both ends know that it is over.
+    assert {"vertex": 1, "neighbor": 0, "done": False, "why": "stopping"} in events.named("goodbye")
+    assert {e["vertex"] for e in events.named("connected")} == {0, 1}
+    assert {e["vertex"] for e in events.named("parted")} == {0, 1}
+    assert (a.link(), b.link(), link.ended.is_set()) == (None, None, True)
+    assert a.count("refused.stale") == b.count("refused.stale") == 0
+    assert not [t for t in threading.enumerate() if t.name in ("dial-1", "watch", "read-0")]
+
+
+def test_the_hello_says_who_and_where_one_is():
+    with Peer(1, (0,)) as b:
+        b.exchange.resume(4)
+        with Caller(b.address) as caller:
+            found = caller.hear("hello")
+        assert (found.version, found.run, found.vertex, found.neighbor) == (1, "r", 1, 0)
+        assert dict(found.agreement) == AGREEMENT
+        assert (found.round, found.closed) == (4, 4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason", "text"),
+    [
+        ({"version": 2}, pb.Refusal.AGREEMENT, "neighbor 0 speaks version 2 of the protocol, exp"),
+        ({"version": 0}, pb.Refusal.AGREEMENT, "neighbor 0 speaks version 0"),
+        (
+            {"vertex": 2},
+            pb.Refusal.IDENTITY,
+            "says that it is vertex 2 and wants vertex 1; its cer",
+        ),
+        (
+            {"neighbor": 2},
+            pb.Refusal.IDENTITY,
+            "it is vertex 0 and wants vertex 2; its certificate",
+        ),
+        ({"run": "x" * 99}, pb.Refusal.AGREEMENT, f"in run '{'x' * 64}', expected 'r'"),
+        (
+            {"agreement": {"topology": "t"}},
+            pb.Refusal.AGREEMENT,
+            "another start (digest '', expect",
+        ),
+        (
+            {"agreement": {"topology": "u" * 40, "start": "s"}},
+            pb.Refusal.AGREEMENT,
+            f"another topology (digest '{'u' * 32}', expected 't'); all peers must be configured",
+        ),
+    ],
+)
+def test_who_does_not_belong_is_told_why(changes, reason, text):
+    with Peer(1, (0,)) as b, Caller(b.address) as caller:
+        caller.say(hello=hello(**changes))
+        refusal = caller.hear("refusal")
+        assert refusal.reason == reason
+        assert text in refusal.text
+        assert caller.hear("goodbye").text == "refused"
+        assert caller.end()[0] is grpc.StatusCode.OK
+        assert b.link() is None
+        name = pb.Refusal.Reason.Name(reason).lower()
+        assert b.count(f"refused.{name}") == 1
+
+
+def test_more_than_is_asked_for_may_be_agreed_on():
+    with Peer(1, (0,)) as b, Caller(b.address) as caller:
+        caller.say(hello=hello(agreement={**AGREEMENT, "more": "x"}))
+        wait_for(lambda: b.link() is not None)
+
+
+def test_who_breaks_off_is_parted_at_once(events):
+    with Peer(1, (0,)) as b:
+        with Caller(b.address) as caller:
+            caller.say(hello=hello())
+            wait_for(lambda: b.link() is not None)
+            link = b.link()
+        wait_for(lambda: b.link() is None)
+        assert link.ended.wait(10)
+        assert events.named("parted") == [{"vertex": 1, "neighbor": 0}]
+        with Caller(b.address) as caller:  # never said Hello: it was never there
+            caller.hear("hello")
+        time.sleep(0.05)
+        assert len(events.named("parted")) == 1
+
+
+def test_a_message_above_the_limit_ends_the_stream():
+    with Peer(1, (0,)) as b, Caller(b.address) as caller:
+        caller.say(hello=hello())
+        wait_for(lambda: b.link() is not None)
+        caller.say(raw=bytes(MESSAGE_LIMIT_BYTES + 1))
+        assert caller.end()[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
+        wait_for(lambda: b.link() is None)
+
+
+# --- who is let in ------------------------------------------------------------------------
+
+
+def credentials(files, key=True, root=None):
+    own, certificate, authority = files if isinstance(files, tuple) else files.read()
+    pair = (own, certificate) if key else (None, None)
+    return grpc.ssl_channel_credentials(root or authority, *pair)
+
+
+def test_only_neighbors_that_dial_are_let_in(files, authority, events):
+    """1 has neighbors 0, which dials it, and 2, which it dials; 3 is a stranger."""
+    other = Authority.create("m2", 5)
+    with Peer(1, (0, 2), tls=files(1), dial={2: "127.0.0.1:1"}) as b:
+
+        def attempt(made):
+            with Caller(b.address, credentials=made) as caller:
+                caller.say(hello=hello())
+                return caller.end()
+
+        code, details = attempt(credentials(files(3)))
+        assert code is DENIED
+        assert "vertex 3 at ipv4:127.0.0.1:" in details
+        assert "is no neighbor of vertex 1" in details
+        code, details = attempt(credentials(files(2)))
+        assert code is DENIED
+        assert "dials, but on this edge vertex 1 does" in details
+        code, details = attempt(credentials(files(OPERATOR)))
+        assert code is DENIED
+        assert "the operator at" in details
+        # An authority that is trusted, and a name of another mesh.
+        authority_of_both = Authority("m2", authority._key, authority.certificate)
+        key, certificate = authority_of_both.issue(0, 5)
+        code, details = attempt(credentials((key, certificate, authority.pem)))
+        assert code is NOBODY
+        assert "names nobody of this mesh" in details
+        assert b.count("turned-away.identity") == 4
+        assert b.monitor.counts()["turned-away.identity", 2] == 1
+        assert {e["reason"] for e in events.named("turned-away")} == {"identity"}
+        # What TLS turns away before any of our code runs.
+        now = datetime.datetime.now(datetime.UTC)
+        day = datetime.timedelta(days=1)
+        for start in (now - 9 * day, now + day):  # expired, and not valid yet
+            key, certificate = authority.issue(0, 5, start)
+            assert attempt(credentials((key, certificate, authority.pem)))[0] is GONE
+        key, certificate = other.issue(0, 5)
+        assert attempt(credentials((key, certificate, authority.pem)))[0] is GONE
+        assert attempt(credentials(files(0), key=False))[0] is GONE
+        assert attempt(credentials(files(0), root=other.pem))[0] is GONE  # we do not trust it
+        assert b.exchange.up() == ()
+        with Caller(b.address, credentials=credentials(files(0))) as caller:
+            caller.say(hello=hello())
+            wait_for(lambda: b.exchange.up() == (0,))
+
+
+def test_a_dialing_end_wants_the_certificate_of_the_vertex_it_dials(files, events):
+    with (
+        Peer(3, (0,), tls=files(3)) as wrong,
+        Peer(0, (1,), tls=files(0), listen=None, dial={1: wrong.address}) as a,
+    ):
+        wait_for(lambda: a.count("dial-failed") >= 1)
+        assert wrong.exchange.up() == a.exchange.up() == ()
+    assert events.named("disconnected")[0]["neighbor"] == 1
+    assert a.count("disconnected") == 0
+
+
+@pytest.mark.parametrize(
+    "metadata", [(), (("vertex", "3"),), (("vertex", "x"),), (("vertex", "-1"),)]
+)
+def test_a_stranger_without_tls(metadata):
+    with Peer(1, (0,)) as b, Caller(b.address, metadata=metadata) as caller:
+        assert caller.end()[0] is DENIED
+        assert b.count("turned-away.identity") == 1
+
+
+def ask(address, made, name="vertex-1.m1.flower-dhb"):
+    options = [("grpc.ssl_target_name_override", name), ("grpc.use_local_subchannel_pool", 1)]
+    with grpc.secure_channel(address, made, options) as channel:
+        call = channel.unary_unary(
+            STATUS,
+            request_serializer=pb.StatusRequest.SerializeToString,
+            response_deserializer=pb.StatusReply.FromString,
+        )
+        try:
+            return call(pb.StatusRequest(sketch=5), timeout=10)
+        except grpc.RpcError as error:
+            return error
+
+
+def test_status_is_the_operators(files, authority):
+    with Peer(1, (0,), tls=files(1)) as b:
+        found = ask(b.address, credentials(files(OPERATOR)))
+        assert (found.vertex, found.round) == (1, 5)
+        refused = ask(b.address, credentials(files(0)))
+        assert refused.code() is DENIED
+        assert "vertex 0 at ipv4:127.0.0.1:" in refused.details()
+        assert "asks for status, which is the operator's" in refused.details()
+        key, certificate = Authority("m2", authority._key, authority.certificate).issue(OPERATOR, 5)
+        refused = ask(b.address, credentials((key, certificate, authority.pem)))
+        assert refused.code() is DENIED
+        assert "somebody at" in refused.details()
+        assert b.count("turned-away.identity") == 2
+
+
+def test_connections_that_come_too_often_are_turned_away():
+    with Peer(1, (0,), limits={"streams": (2.0, 1e-6)}) as b:
+        for _ in range(2):
+            with Caller(b.address) as caller:
+                caller.hear("hello")
+        with Caller(b.address) as caller:
+            code, details = caller.end()
+        assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert details == "neighbor 0 opens connections too often"
+        assert b.monitor.counts()["turned-away.busy", 0] == 1
+
+
+def test_strikes_outlive_a_connection():
+    with Peer(1, (0,), limits={"refusals": (3.0, 1e-6)}) as b:
+        for bad in (3, 1):
+            with Caller(b.address) as caller:
+                caller.say(hello=hello())
+                for _ in range(bad):
+                    caller.say(raw=b"\xff")
+                for _ in range(bad):
+                    caller.hear("refusal")
+                if bad == 1:
+                    assert caller.hear("goodbye").text == "too many refused frames"
+        assert b.monitor.counts()["cut-off.refusals", 0] == 1
+
+
+def test_short_frames_are_counted_over_all_connections():
+    with Peer(1, (0,), limits={"frames": (4.0, 1e-6)}) as b:
+        one = len(pb.Frame(hello=hello()).SerializeToString())
+        one += len(pb.Frame(heartbeat=pb.Heartbeat()).SerializeToString())
+        for n in (1, 2):
+            with Caller(b.address) as caller:
+                caller.say(hello=hello())
+                caller.say(heartbeat=pb.Heartbeat())
+                wait_for(lambda n=n: b.count("bytes-received") == n * one)
+            wait_for(lambda: b.link() is None)
+        with Caller(b.address) as caller:
+            caller.say(hello=hello())
+            caller.end()
+        assert b.monitor.counts()["cut-off.flood", 0] == 1
+
+
+# --- who is cut off -----------------------------------------------------------------------
+
+LIMITS = {"hello_s": 5.0, "dead_after_s": 8.0, "transfer_s": 60.0}
+
+
+@pytest.mark.parametrize(
+    ("greeted", "heard", "opened", "transfer", "kind"),
+    [
+        (False, 0.0, 4.0, None, None),
+        (False, 0.0, 6.0, None, "half-open"),
+        (False, 9.0, 9.0, None, "silent"),
+        (True, 0.0, 900.0, None, None),
+        (True, 7.0, 900.0, None, None),
+        (True, 9.0, 900.0, None, "silent"),
+        (True, 0.0, 900.0, 59.0, None),
+        (True, 0.0, 900.0, 61.0, "slow-sender"),
+    ],
+)
+def test_who_is_silent_never_says_hello_or_sends_for_ever(
+    events, greeted, heard, opened, transfer, kind
+):
+    """heard, opened, transfer: seconds ago."""
+    peer = Peer(1, (0, 2), limits=LIMITS)
+    link, other = peer.transport._link(0), peer.transport._link(2)
+    now = time.monotonic()
+    if greeted:
+        link.receive(pb.Frame(hello=hello()).SerializeToString())
+    link.heard_at, link.opened_at = now - heard, now - opened
+    link.transfer_since = None if transfer is None else now - transfer
+    cancelled = []
+    link.cancel = lambda: cancelled.append(True)
+    peer.transport._stopping = Pauses(3)
+    peer.transport._watch()
+    assert peer.transport._stopping.taken == [1.25] * 3  # a quarter of the shortest limit
+    assert not other.ended.is_set()
+    assert link.ended.is_set() is (kind is not None)
+    assert len(cancelled) == (kind is not None)
+    assert (peer.link(0) is link) is (greeted and kind is None)
+    cut = {name: n for (name, j), n in peer.monitor.counts().items() if j == 0 and "cut" in name}
+    assert cut == ({f"cut-off.{kind}": 1} if kind else {})
+    told = [{"vertex": 1, "neighbor": 0, "why": kind}] if kind else []
+    assert events.named("cut-off") == told
+
+
+def test_a_stream_without_a_hello_ends():
+    limits = {**LIMITS, "hello_s": 0.15}
+    with Peer(1, (0,), limits=limits) as b, Caller(b.address) as caller:
+        begin = time.monotonic()
+        caller.end()
+        assert 0.14 < time.monotonic() - begin < 5.0
+        wait_for(lambda: b.count("cut-off.half-open") == 1)
+
+
+class Pauses(threading.Event):
+    """An Event whose waits take no time; it is set at the last of so many."""
+
+    def __init__(self, n):
+        super().__init__()
+        self.n, self.taken = n, []
+
+    def wait(self, timeout=None):
+        self.taken.append(timeout)
+        if len(self.taken) >= self.n:
+            self.set()
+        return self.is_set()
+
+
+# --- dialing ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("vertex", [0, 7])
+def test_the_pauses_between_attempts_grow_and_differ_between_peers(vertex):
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    peer = Peer(vertex, (1,), listen=None, dial={1: address},
+                limits={"retry_s": 0.25, "retry_max_s": 3.0})  # fmt: skip
+    peer.transport._stopping = Pauses(6)
+    peer.transport._keep_dialing(1)
+    rng = np.random.default_rng([vertex, 1])
+    want = [pause * rng.uniform(0.5, 1.5) for pause in (0.25, 0.5, 1.0, 2.0, 3.0, 3.0)]
+    assert peer.transport._stopping.taken == pytest.approx(want, rel=1e-12)
+    assert peer.monitor.counts()["dial-failed", 1] == 6
+
+
+def test_after_a_connection_the_pauses_begin_anew():
+    """It failed twice, then was let in: the next attempt comes soon."""
+    peer = Peer(0, (1,), listen=None, dial={1: "x"}, limits={"retry_s": 0.25, "retry_max_s": 3.0})
+    peer.transport._stopping = Pauses(4)
+    answers = iter([("no", False), ("no", False), ("ended", True), ("no", False)])
+    peer.transport._dial_once = lambda neighbor, address: next(answers)
+    peer.transport._keep_dialing(1)
+    rng = np.random.default_rng([0, 1])
+    draws = [rng.uniform(0.5, 1.5) for _ in range(4)]
+    taken = [t / d for t, d in zip(peer.transport._stopping.taken, draws, strict=True)]
+    assert taken[:2] == pytest.approx([0.25, 0.5])
+    assert taken[3] == pytest.approx(0.25)
+    assert peer.count("dial-failed") == 3
+    assert peer.count("disconnected") == 1
+
+
+def test_dialing_goes_on_until_somebody_listens(events):
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    quick = {"retry_s": 0.01, "retry_max_s": 0.02}
+    with Peer(0, (1,), listen=None, dial={1: address}, limits=quick) as a:
+        wait_for(lambda: a.count("dial-failed") >= 2)
+        with Peer(1, (0,), listen=address) as b:
+            assert a.exchange.wait_for(1, 10.0) == ()
+            assert b.exchange.wait_for(1, 10.0) == ()
+        wait_for(lambda: a.count("disconnected") >= 1)
+
+
+def test_files_that_do_not_fit_are_an_attempt_that_failed(files, events, tmp_path):
+    home = tmp_path
+    broken = TlsFiles(Identity("m1", 0), home / "key.pem", home / "c.pem", home / "a.pem")
+    quick = {"retry_s": 0.01, "retry_max_s": 0.02}
+    peer = Peer(0, (1,), listen=None, dial={1: "127.0.0.1:1"}, tls=broken, limits=quick)
+    with pytest.raises(ConfigError, match="cannot read"):
+        peer.transport.start()
+    peer.transport._stopping = Pauses(1)
+    peer.transport._keep_dialing(1)
+    assert "cannot read" in events.named("disconnected")[0]["why"]
+
+
+def test_an_address_in_use_is_an_error_with_the_vertex():
+    with Peer(1, (0,)) as b:
+        again = Peer(4, (0,), listen=b.address)
+        with pytest.raises(ConfigError, match=f"vertex 4: cannot listen on {b.address}: "):
+            again.transport.start()
+
+
+def test_stopping_frees_the_port():
+    with Peer(1, (0,)) as b:
+        address = b.address
+    host, _, port = address.rpartition(":")
+    socket.create_server((host, int(port))).close()
