@@ -6,13 +6,14 @@ from collections.abc import Iterable
 from functools import cached_property
 from typing import Final
 
-import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
 
 from flower_dhb.errors import GraphError, unknown
 from flower_dhb.fdla import FDLA, fastest_weights
-from flower_dhb.graph import Topology
+from flower_dhb.graph import Topology, digest_of
+from flower_dhb.graph_forms import check_size, integer
+from flower_dhb.graph_input import pairs
 from flower_dhb.weights import WEIGHTS, Matrix
 
 __all__ = ["DirectedTopology", "parse_topology"]
@@ -30,39 +31,52 @@ class DirectedTopology:
     Raises GraphError if an edge is a self-loop or the graph is not strongly connected.
     """
 
-    def __init__(self, edges: Iterable[tuple[int, int]], *, name: str = "directed") -> None:
+    def __init__(
+        self,
+        edges: Iterable[tuple[int, int]],
+        *,
+        name: str = "directed",
+    ) -> None:
         self.name: Final = name
-        self.edges: Final = tuple(sorted({(int(a), int(b)) for a, b in edges}))
-        graph: nx.DiGraph[int] = nx.DiGraph(self.edges)
-        n = graph.number_of_nodes()
-        if n == 0 or sorted(graph.nodes()) != list(range(n)):
-            raise GraphError(f"{name}: vertices must be 0 … n-1, got {sorted(graph.nodes())[:8]}")
+        self.edges: Final = tuple(
+            sorted(
+                {
+                    (integer(name, "a vertex", a, 0), integer(name, "a vertex", b, 0))
+                    for a, b in pairs(edges)
+                }
+            )
+        )
+        vertices = sorted({vertex for edge in self.edges for vertex in edge})
+        n = len(vertices)
+        check_size(name, n, len(self.edges))
+        if n == 0 or vertices != list(range(n)):
+            raise GraphError(f"{name}: vertices must be 0 … n-1, got {vertices[:8]}")
         loops = [a for a, b in self.edges if a == b]
         if loops:
             raise GraphError(f"{name}: self-loop at vertex {loops[0]}; own weight needs no edge")
-        if not nx.is_strongly_connected(graph):
+        matrix = np.eye(n)
+        senders, receivers = np.array(self.edges).T
+        matrix[receivers, senders] = 1.0
+        if not _strongly_connected(matrix):
             raise GraphError(
                 f"{name}: not strongly connected: some agents never hear of others; add edges back"
             )
-        matrix = np.eye(n)
-        for sender, receiver in self.edges:
-            matrix[receiver, sender] = 1.0
         self.mixing_matrix: Final[Matrix] = matrix / matrix.sum(axis=0)
         self.mixing_matrix.setflags(write=False)
 
     @classmethod
     def ring(cls, n: int) -> DirectedTopology:
         """Cycle in which each agent sends to the next one only."""
-        if not n >= 2:
-            raise GraphError(f"directed-ring needs at least 2, got {n}")
+        n = integer("directed-ring", "the number of agents", n, 2)
+        check_size("directed-ring", n, n)
         return cls(((i, (i + 1) % n) for i in range(n)), name=f"directed-ring:{n}")
 
     @classmethod
     def exponential(cls, n: int) -> DirectedTopology:
         """Agent i sends to i + 1, i + 2, i + 4, … (mod n), as in the SGP paper."""
-        if not n >= 2:
-            raise GraphError(f"directed-exponential needs at least 2, got {n}")
+        n = integer("directed-exponential", "the number of agents", n, 2)
         hops = [2**k for k in range((n - 1).bit_length()) if 2**k < n]
+        check_size("directed-exponential", n, n * len(hops))
         return cls(
             ((i, (i + hop) % n) for i in range(n) for hop in hops),
             name=f"directed-exponential:{n}",
@@ -75,6 +89,11 @@ class DirectedTopology:
 
     def __repr__(self) -> str:
         return f"DirectedTopology({self.name}: {self.n_agents} agents, {len(self.edges)} edges)"
+
+    @cached_property
+    def digest(self) -> str:
+        """What the graph is: vertices, edges and each weight, as `Topology.digest`."""
+        return digest_of(self.n_agents, self.edges, self.mixing_matrix)
 
     @cached_property
     def eigenvalues(self) -> NDArray[np.float64]:
@@ -108,12 +127,16 @@ class DirectedTopology:
         Raises GraphError if one of them is no edge.
         """
         matrix = self.mixing_matrix.copy()
-        for sender, receiver in set(edges):
-            if (sender, receiver) not in self.edges:
+        for sender, receiver in set(pairs(edges)):
+            if (sender, receiver) not in self._known:
                 raise GraphError(f"there is no edge from {sender} to {receiver}")
             matrix[sender, sender] += matrix[receiver, sender]
             matrix[receiver, sender] = 0.0
         return matrix
+
+    @cached_property
+    def _known(self) -> frozenset[tuple[int, int]]:
+        return frozenset(self.edges)
 
 
 def parse_topology(spec: str, weights: str = "metropolis") -> Topology | DirectedTopology:
@@ -122,14 +145,21 @@ def parse_topology(spec: str, weights: str = "metropolis") -> Topology | Directe
     weights: a name of `flower_dhb.weights`, or `fdla` for the fastest-mixing ones (a directed
     graph has weights of its own). Raises GraphError that names the nearest known form.
     """
-    kind, _, size = spec.strip().partition(":")
-    if not kind.startswith("directed"):
-        if weights in (*WEIGHTS, FDLA):
-            return Topology.parse(spec, fastest_weights if weights == FDLA else weights)
+    if weights not in (*WEIGHTS, FDLA):
         raise GraphError(unknown("weights", weights, (*WEIGHTS, FDLA)))
+    kind, _, size = str(spec).partition(":")
+    if not kind.startswith("directed"):
+        return Topology.parse(spec, fastest_weights if weights == FDLA else weights)
     if kind not in _KINDS:
         raise GraphError(unknown("topology", kind, _KINDS))
-    if not size.isdecimal():
+    if not (size.isascii() and size.isdecimal() and len(size) < 19):
         raise GraphError(f"topology '{spec}' is not of the form {kind}:N")
     build = DirectedTopology.ring if kind == _KINDS[0] else DirectedTopology.exponential
     return build(int(size))
+
+
+def _strongly_connected(matrix: Matrix) -> bool:
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import connected_components
+
+    return int(connected_components(csr_array(matrix), connection="strong")[0]) == 1

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flower_dhb.errors import ConfigError, GraphError
+from flower_dhb.errors import GraphError, needs_extra
 from flower_dhb.weights import Matrix
 
 __all__ = ["FDLA", "fastest_weights"]
@@ -31,10 +31,8 @@ def fastest_weights(adjacency: NDArray[np.bool_]) -> Matrix:
     """
     try:
         cp: Any = import_module("cvxpy")
-    except ImportError:
-        raise ConfigError(
-            "fastest-mixing weights need the 'fdla' extra: pip install 'flower-dhb[fdla]'"
-        ) from None
+    except ImportError as error:
+        raise needs_extra(f"finding the fastest-mixing weights ('{FDLA}')", "fdla") from error
     n = len(adjacency)
     if n == 1:
         return np.ones((1, 1))

@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+import hashlib
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
 
-from flower_dhb.errors import GraphError, unknown
+from flower_dhb import graph_forms as forms
+from flower_dhb.errors import GraphError, needs_extra, unknown
 from flower_dhb.graph_files import read_graph
-from flower_dhb.weights import Matrix, WeightRule, mixing_matrix, second_largest
+from flower_dhb.graph_forms import FORMS, Plan
+from flower_dhb.graph_input import (
+    check_connected,
+    pairs,
+    plan_of_adjacency,
+    plan_of_edges,
+    plan_of_networkx,
+    sorted_ends,
+    weights_of_networkx,
+)
+from flower_dhb.spectrum import all_eigenvalues, extreme_eigenvalues
+from flower_dhb.weights import Matrix, Weights, edge_weights
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Topology"]
+__all__ = ["Topology", "digest_of"]
 
-Weights: TypeAlias = str | Matrix | WeightRule
 A = TypeVar("A", bound=NDArray[Any])
 
 
@@ -29,56 +41,57 @@ class Topology:
 
     Vertices are 0 … n-1. `weights` is a name (`metropolis`, `uniform`, `laplacian`,
     `lazy`, `lazy-uniform`, `lazy-laplacian`), a rule such as `lazy("uniform")`, or a
-    mixing matrix of your own, which is checked.
+    mixing matrix of your own, which is checked. The matrix is kept by edge, and its
+    eigenvalues are computed when they are first asked for.
 
-    Raises GraphError if the graph is directed, has a self-loop, is not connected, or
-    the matrix is not a mixing matrix of it.
+    name: what people call the graph. digest: what it is, to the bit of its weights.
+    labels: of the vertices, in order. edges: pairs i < j, ascending. kind, sizes: of a
+    built-in graph, such as `torus` and (3, 4); `""` and () of any other.
+
+    Raises GraphError if the graph is directed, has a self-loop, is not connected, has more
+    than 20,000 vertices or 2,000,000 edges, or the matrix is not a mixing matrix of it.
     """
 
     def __init__(
         self,
-        graph: nx.Graph[Any],
+        graph: nx.Graph[Any] | Plan,
         weights: Weights = "metropolis",
         *,
         name: str = "custom",
     ) -> None:
+        plan = graph if isinstance(graph, Plan) else plan_of_networkx(graph)
+        check_connected(plan)
         self.name: Final = name
-        self.labels: Final = _check_graph(graph)
-        order = {label: vertex for vertex, label in enumerate(self.labels)}
-        # A set: a multigraph may hold an edge twice.
-        edges = sorted({tuple(sorted((order[a], order[b]))) for a, b in graph.edges()})
-        self.edges: Final[tuple[tuple[int, int], ...]] = tuple((a, b) for a, b in edges)
-        adjacency = np.zeros((len(self.labels),) * 2, dtype=np.bool_)
-        for a, b in self.edges:
-            adjacency[a, b] = adjacency[b, a] = True
-        self.adjacency: Final = _frozen(adjacency)
-        self.mixing_matrix: Final[Matrix] = _frozen(mixing_matrix(adjacency, weights))
+        self.kind: Final = plan.kind
+        self.sizes: Final = plan.sizes
+        self.labels: Final = plan.labels
+        ends = _frozen(sorted_ends(plan))
+        self.edges: Final[tuple[tuple[int, int], ...]] = tuple((a, b) for a, b in ends.tolist())
+        self._group = plan.group
+        self._weights = edge_weights(len(plan.labels), ends, weights, plan.group)
+        self._rows = self._weights.sparse()
 
     # --- builders -------------------------------------------------------------------
 
     @classmethod
     def ring(cls, n: int, weights: Weights = "metropolis") -> Topology:
         """Cycle of `n` >= 3 agents, each with two neighbors."""
-        _at_least("ring", n, 3, "for two agents use Topology.path(2)")
-        return cls(nx.cycle_graph(n), weights, name=f"ring:{n}")
+        return cls(forms.ring(n), weights, name=f"ring:{n}")
 
     @classmethod
     def complete(cls, n: int, weights: Weights = "metropolis") -> Topology:
         """Every agent is every other agent's neighbor."""
-        _at_least("complete", n, 1)
-        return cls(nx.complete_graph(n), weights, name=f"complete:{n}")
+        return cls(forms.complete(n), weights, name=f"complete:{n}")
 
     @classmethod
     def star(cls, n: int, weights: Weights = "metropolis") -> Topology:
         """Agent 0 is the neighbor of all `n` - 1 others, which have no other neighbor."""
-        _at_least("star", n, 2)
-        return cls(nx.star_graph(n - 1), weights, name=f"star:{n}")
+        return cls(forms.star(n), weights, name=f"star:{n}")
 
     @classmethod
     def path(cls, n: int, weights: Weights = "metropolis") -> Topology:
         """A line of `n` agents."""
-        _at_least("path", n, 1)
-        return cls(nx.path_graph(n), weights, name=f"path:{n}")
+        return cls(forms.path(n), weights, name=f"path:{n}")
 
     @classmethod
     def torus(cls, rows: int, columns: int, weights: Weights = "metropolis") -> Topology:
@@ -86,31 +99,22 @@ class Topology:
 
         With two rows (or columns) the wrap-around edge is the direct one.
         """
-        _at_least("torus", min(rows, columns), 2, "for one row use Topology.ring")
-        grid = nx.grid_2d_graph(rows, columns, periodic=True)
-        return cls(grid, weights, name=f"torus:{rows}x{columns}")
+        return cls(forms.torus(rows, columns), weights, name=f"torus:{rows}x{columns}")
 
     @classmethod
     def bipartite(cls, a: int, b: int, weights: Weights = "metropolis") -> Topology:
         """Complete bipartite graph: each of the first `a` agents with each of the other `b`."""
-        _at_least("bipartite", min(a, b), 1)
-        return cls(nx.complete_bipartite_graph(a, b), weights, name=f"bipartite:{a}x{b}")
+        return cls(forms.bipartite(a, b), weights, name=f"bipartite:{a}x{b}")
 
     @classmethod
     def hypercube(cls, dimension: int, weights: Weights = "metropolis") -> Topology:
         """2^dimension agents; neighbors differ in one binary digit of their vertex."""
-        _at_least("hypercube", dimension, 1)
-        cube = nx.hypercube_graph(dimension)
-        return cls(cube, weights, name=f"hypercube:{dimension}")
+        return cls(forms.hypercube(dimension), weights, name=f"hypercube:{dimension}")
 
     @classmethod
     def exponential(cls, n: int, weights: Weights = "metropolis") -> Topology:
         """Symmetric exponential graph: i and j are neighbors if |i - j| mod n is a power of 2."""
-        _at_least("exponential", n, 2)
-        graph: nx.Graph[int] = nx.empty_graph(n)
-        hops = [2**k for k in range((n - 1).bit_length()) if 2**k < n]
-        graph.add_edges_from((i, (i + hop) % n) for i in range(n) for hop in hops)
-        return cls(graph, weights, name=f"exponential:{n}")
+        return cls(forms.exponential(n), weights, name=f"exponential:{n}")
 
     @classmethod
     def erdos_renyi(cls, n: int, p: float, seed: int, weights: Weights = "metropolis") -> Topology:
@@ -118,26 +122,16 @@ class Topology:
 
         Raises GraphError if the graph that this seed gives is not connected.
         """
-        _at_least("erdos_renyi", n, 1)
-        _probability("erdos_renyi", p)
-        graph = nx.gnp_random_graph(n, p, seed=_seed(seed))
-        name = f"erdos-renyi:{n}:{p}:{seed}"
-        return _random(cls, graph, weights, name, "another seed or a larger p")
+        plan, name = forms.erdos_renyi(n, p, seed), f"erdos-renyi:{n}:{p}:{seed}"
+        return _random(cls, plan, weights, name, "another seed or a larger p")
 
     @classmethod
     def random_regular(
         cls, n: int, degree: int, seed: int, weights: Weights = "metropolis"
     ) -> Topology:
         """A random graph in which every agent has `degree` neighbors; n * degree is even."""
-        _at_least("random_regular", n, 2)
-        if not 1 <= degree < n or n * degree % 2:
-            raise GraphError(
-                f"random_regular needs 1 <= degree < n and an even n * degree; "
-                f"got n = {n}, degree = {degree}"
-            )
-        graph = nx.random_regular_graph(degree, n, seed=_seed(seed))
-        name = f"random-regular:{n}:{degree}:{seed}"
-        return _random(cls, graph, weights, name, "another seed or a larger degree")
+        plan, name = forms.random_regular(n, degree, seed), f"random-regular:{n}:{degree}:{seed}"
+        return _random(cls, plan, weights, name, "another seed or a larger degree")
 
     @classmethod
     def small_world(
@@ -145,15 +139,11 @@ class Topology:
     ) -> Topology:
         """Ring in which each agent knows its `k` nearest, each edge rewired with probability `p`.
 
+        `k` is even: half of them lie on each side.
         Source: Watts & Strogatz, Nature 393 (1998).
         """
-        _at_least("small_world", n, 3)
-        _probability("small_world", p)
-        if not 2 <= k < n:
-            raise GraphError(f"small_world needs 2 <= k < n; got n = {n}, k = {k}")
-        graph = nx.watts_strogatz_graph(n, k, p, seed=_seed(seed))
-        name = f"small-world:{n}:{k}:{p}:{seed}"
-        return _random(cls, graph, weights, name, "another seed, a larger k or a smaller p")
+        plan, name = forms.small_world(n, k, p, seed), f"small-world:{n}:{k}:{p}:{seed}"
+        return _random(cls, plan, weights, name, "another seed, a larger k or a smaller p")
 
     @classmethod
     def from_edges(
@@ -167,21 +157,53 @@ class Topology:
 
         Vertices are 0 … n-1; other labels are numbered in sorted order (`labels`).
         """
-        graph: nx.Graph[Any] = nx.Graph()
-        for edge in edges:
-            pair = tuple(edge)
-            if len(pair) != 2:
-                raise GraphError(f"an edge is a pair of vertices, got {edge!r}")
-            graph.add_edge(*pair)
-        return cls(graph, weights, name=name)
+        return cls(plan_of_edges(edges), weights, name=name)
+
+    @classmethod
+    def from_networkx(
+        cls,
+        graph: nx.Graph[Any],
+        weights: Weights = "metropolis",
+        *,
+        attribute: str | None = None,
+        name: str = "custom",
+    ) -> Topology:
+        """Graph from a networkx graph; its nodes become `labels`, as in `from_edges`.
+
+        attribute: name of an edge attribute that holds the mixing weights, instead of
+        `weights`; each agent's own weight is what its row lacks to a sum of 1.
+        Raises GraphError if an edge lacks the attribute, too.
+        """
+        plan = plan_of_networkx(graph)
+        if attribute is None:
+            return cls(plan, weights, name=name)
+        if not isinstance(weights, str) or weights != "metropolis":
+            raise GraphError(f"give either weights or an attribute of edges, '{attribute}'")
+        return cls(plan, weights_of_networkx(graph, plan, attribute), name=name)
+
+    @classmethod
+    def from_adjacency(
+        cls,
+        matrix: Any,
+        weights: Weights = "metropolis",
+        *,
+        labels: Sequence[Hashable] | None = None,
+        name: str = "custom",
+    ) -> Topology:
+        """Graph from a symmetric matrix of zeros and ones: NumPy, nested lists, or sparse.
+
+        labels: of the rows; vertices are then numbered in the labels' order, as in
+        `from_edges`.
+        """
+        return cls(plan_of_adjacency(matrix, labels), weights, name=name)
 
     @classmethod
     def load(cls, path: str | Path, weights: Weights = "metropolis") -> Topology:
         """Graph from a file: GraphML (.graphml, .xml), JSON node-link (.json), else an edge list.
 
         An edge list has two vertices a line, `#` begins a comment. Edge attributes are
-        not read: pass a mixing matrix as `weights` to set your own.
-        Raises GraphError that names the file.
+        not read: pass a mixing matrix as `weights` to set your own, or read the file with
+        networkx and use `from_networkx`. Raises GraphError that names the file.
         """
         path = Path(path)
         graph = read_graph(path)
@@ -197,21 +219,24 @@ class Topology:
         Random graphs end with their seed. Anything with a path separator or a file
         ending is read with `load`. Raises GraphError that names the nearest known form.
         """
-        kind, _, rest = spec.strip().partition(":")
-        if kind not in _FORMS:
-            if "." in kind or "/" in spec or "\\" in spec:
-                return cls.load(spec, weights)
-            raise GraphError(unknown("topology", kind, _FORMS) + ", or a graph file")
-        builder, form = _FORMS[kind]
-        fields = rest.replace("x", ":").split(":") if rest else []
-        names = form.partition(":")[2].replace("x", ":").split(":")
-        types = [float if name == "P" else int for name in names]
-        try:
-            values = [parse(field) for parse, field in zip(types, fields, strict=True)]
-        except ValueError:
-            raise GraphError(f"topology '{spec}' is not of the form {form}") from None
-        topology: Topology = getattr(cls, builder)(*values, weights=weights)
-        return topology
+        found = _read(spec)
+        if found is None:
+            return cls.load(spec, weights)
+        form, values = found
+        build: Callable[..., Topology] = getattr(cls, form.method)
+        return build(*values, weights=weights)
+
+    @classmethod
+    def count(cls, spec: str) -> int:
+        """Number of agents of the graph that `parse` makes of a text; only files are read.
+
+        Raises GraphError if the text is of no known form or the file is not readable.
+        """
+        found = _read(spec)
+        if found is None:
+            return len(plan_of_networkx(read_graph(Path(spec))).labels)
+        form, values = found
+        return form.agents(*values)
 
     # --- what it is -----------------------------------------------------------------
 
@@ -229,19 +254,61 @@ class Topology:
             f"spectral gap {self.spectral_gap:.4g})"
         )
 
+    @cached_property
+    def digest(self) -> str:
+        """What the graph is, 32 hexadecimal digits: vertices, edges, and each weight to the bit.
+
+        Graphs of one digest give the same numbers, whatever their names and labels.
+        """
+        return digest_of(self.n_agents, self._weights.ends, self._weights.edge, self._weights.own)
+
+    @cached_property
+    def adjacency(self) -> NDArray[np.bool_]:
+        """Who is whose neighbor, `(n, n)` bool, symmetric, read-only."""
+        found = np.zeros((self.n_agents,) * 2, dtype=np.bool_)
+        i, j = self._weights.ends.T
+        found[i, j] = found[j, i] = True
+        return _frozen(found)
+
+    @cached_property
+    def mixing_matrix(self) -> Matrix:
+        """`(n, n)` float64, read-only: `W[i, j]` is what agent i gives to agent j's value."""
+        return _frozen(self._weights.dense())
+
+    @cached_property
+    def degrees(self) -> NDArray[np.int64]:
+        """Number of neighbors of each agent, `(n,)`."""
+        return _frozen(np.bincount(self._weights.ends.ravel(), minlength=self.n_agents))
+
     def neighbors(self, vertex: int) -> tuple[int, ...]:
         """Neighbors of a vertex, ascending. Raises GraphError if there is no such vertex."""
-        return tuple(int(j) for j in np.flatnonzero(self.adjacency[self._check_vertex(vertex)]))
+        at = slice(*self._rows.indptr[self._check_vertex(vertex) :][:2])
+        return tuple(j for j in self._rows.indices[at].tolist() if j != vertex)
 
     def row(self, vertex: int) -> NDArray[np.float64]:
         """Row of the mixing matrix, `(n,)` float64: what this agent gives to each value."""
-        row: NDArray[np.float64] = self.mixing_matrix[self._check_vertex(vertex)]
+        at = slice(*self._rows.indptr[self._check_vertex(vertex) :][:2])
+        row = np.zeros(self.n_agents)
+        row[self._rows.indices[at]] = self._rows.data[at]
         return row
 
     @cached_property
     def eigenvalues(self) -> NDArray[np.float64]:
-        """Eigenvalues of the mixing matrix, `(n,)` float64, ascending; the last is 1."""
-        return _frozen(np.asarray(np.linalg.eigvalsh(self.mixing_matrix), np.float64))
+        """Eigenvalues of the mixing matrix, `(n,)` float64, ascending; the last is 1.
+
+        Takes minutes for irregular graphs of thousands of agents; `second_eigenvalue` and
+        `smallest_eigenvalue` do not.
+        """
+        return _frozen(all_eigenvalues(self._rows, self._group))
+
+    @cached_property
+    def _extremes(self) -> tuple[float, float]:
+        return extreme_eigenvalues(self._rows, self._group) if self.n_agents > 1 else (1.0, 0.0)
+
+    @property
+    def smallest_eigenvalue(self) -> float:
+        """The smallest eigenvalue of the mixing matrix; 1 for a single agent."""
+        return self._extremes[0]
 
     @property
     def directed(self) -> bool:
@@ -249,14 +316,10 @@ class Topology:
         return False
 
     @property
-    def smallest_eigenvalue(self) -> float:
-        """The smallest eigenvalue of the mixing matrix, above -1."""
-        return float(self.eigenvalues[0])
-
-    @property
     def second_eigenvalue(self) -> float:
         """The second largest absolute eigenvalue: disagreement shrinks by it every round."""
-        return second_largest(self.eigenvalues)
+        lowest, second = self._extremes
+        return max(abs(lowest), abs(second)) if self.n_agents > 1 else 0.0
 
     @property
     def spectral_gap(self) -> float:
@@ -265,10 +328,28 @@ class Topology:
 
     @property
     def picture(self) -> Figure:
-        """Drawing of the graph and its mixing weights (needs the `plot` extra)."""
-        from flower_dhb.plots import topology_figure
+        """Drawing of the graph and its mixing weights.
 
+        Raises ConfigError that names the `plot` extra where matplotlib is not installed.
+        """
+        try:
+            from flower_dhb.plots import topology_figure
+        except ImportError as error:
+            raise needs_extra("a picture", "plot") from error
         return topology_figure(self)
+
+    def to_networkx(self) -> nx.Graph[Any]:
+        """The graph for networkx: labels as nodes, the mixing weight of each edge in `weight`.
+
+        `Topology.from_networkx(…, attribute="weight")` reads it back.
+        """
+        graph: nx.Graph[Any] = nx.Graph(name=self.name)
+        graph.add_nodes_from((label, {"vertex": v}) for v, label in enumerate(self.labels))
+        graph.add_weighted_edges_from(
+            (self.labels[a], self.labels[b], weight)
+            for (a, b), weight in zip(self.edges, self._weights.edge.tolist(), strict=True)
+        )
+        return graph
 
     def with_missing(self, edges: Iterable[tuple[int, int]]) -> Matrix:
         """Mixing matrix of a round in which `edges` fail: their weight returns to both ends.
@@ -276,9 +357,10 @@ class Topology:
         Still symmetric and doubly stochastic, so the network average is kept.
         Raises GraphError if one of them is no edge.
         """
-        matrix = self.mixing_matrix.copy()
-        for a, b in {(min(e), max(e)) for e in edges}:
-            if not self.adjacency[self._check_vertex(a), self._check_vertex(b)]:
+        matrix = self._weights.dense()
+        failing = {(self._check_vertex(a), self._check_vertex(b)) for a, b in pairs(edges)}
+        for a, b in {(min(e), max(e)) for e in failing}:
+            if b not in self.neighbors(a):
                 raise GraphError(f"there is no edge between {a} and {b}")
             matrix[a, a] += matrix[a, b]
             matrix[b, b] += matrix[a, b]
@@ -286,85 +368,45 @@ class Topology:
         return matrix
 
     def _check_vertex(self, vertex: int) -> int:
-        if not 0 <= vertex < self.n_agents:
-            raise GraphError(f"no vertex {vertex}; vertices are 0 … {self.n_agents - 1}")
-        return vertex
+        whole = isinstance(vertex, int | np.integer) and not isinstance(vertex, bool)
+        if not whole or not 0 <= vertex < self.n_agents:
+            raise GraphError(f"no vertex {vertex!r}; vertices are 0 … {self.n_agents - 1}")
+        return int(vertex)
 
 
-def _check_graph(graph: nx.Graph[Any]) -> tuple[Hashable, ...]:
-    """Vertex labels in order, if the graph is one that agents can sit on."""
-    if graph.is_directed():
-        raise GraphError("a communication graph is undirected; got a directed graph")
-    labels = list(graph.nodes())
-    if not labels:
-        raise GraphError("the communication graph is empty: it has no vertex")
-    loops = list(nx.selfloop_edges(graph))
-    if loops:
-        raise GraphError(
-            f"self-loop at vertex {loops[0][0]}; an agent's own weight is the diagonal of "
-            "the mixing matrix, not an edge"
-        )
-    if not nx.is_connected(graph):
-        parts = sorted((sorted(part, key=str) for part in nx.connected_components(graph)), key=len)
-        raise GraphError(
-            f"the graph is disconnected: {len(parts)} parts that can never agree, the smallest "
-            f"is {parts[0][:8]}; add an edge between the parts"
-        )
-    if all(isinstance(label, int | np.integer) for label in labels):
-        integers = sorted(int(label) for label in labels)
-        if integers != list(range(len(integers))):
-            raise GraphError(
-                f"integer vertices must be 0 … {len(integers) - 1}, got {integers[:8]} …"
-            )
-        return tuple(integers)
-    return tuple(sorted(labels, key=lambda label: (str(type(label)), label)))
+def _read(spec: str) -> tuple[forms.Form, list[Any]] | None:
+    """Form and values of a graph's short text; None if it names a file."""
+    if not isinstance(spec, str):
+        raise GraphError(f"a topology is a text such as 'ring:8' or a file's name, got {spec!r}")
+    kind = spec.partition(":")[0]
+    if kind not in FORMS:
+        if "." in kind or "/" in spec or "\\" in spec:
+            return None
+        raise GraphError(unknown("topology", kind, FORMS) + ", or a graph file")
+    values = FORMS[kind].read(spec)
+    if values is None:
+        raise GraphError(f"topology '{spec}' is not of the form {FORMS[kind].text}")
+    return FORMS[kind], values
 
 
-def _random(
-    cls: type[Topology], graph: nx.Graph[Any], weights: Weights, name: str, remedy: str
-) -> Topology:
+def _random(cls: type[Topology], plan: Plan, weights: Weights, name: str, remedy: str) -> Topology:
     try:
-        _check_graph(graph)
+        check_connected(plan)
     except GraphError as error:
         raise GraphError(f"{name}: {error}, or choose {remedy}") from None
-    return cls(graph, weights, name=name)
+    return cls(plan, weights, name=name)
 
 
-def _at_least(what: str, value: int, least: int, remedy: str = "") -> None:
-    if not value >= least:
-        raise GraphError(
-            f"{what} needs at least {least}, got {value}" + (f"; {remedy}" if remedy else "")
-        )
-
-
-def _probability(what: str, p: float) -> None:
-    if not 0.0 <= p <= 1.0:
-        raise GraphError(f"{what} needs a probability in [0, 1], got {p}")
-
-
-def _seed(seed: int) -> int:
-    # networkx takes None as "the global generator", which no run could repeat.
-    if not isinstance(seed, int | np.integer) or seed < 0:
-        raise GraphError(f"a random graph needs a seed that is an integer >= 0, got {seed!r}")
-    return int(seed)
+def digest_of(*arrays: Any) -> str:
+    """Digest of numbers and arrays: their types, shapes and bits."""
+    found = hashlib.sha256()
+    for array in arrays:
+        values = np.asarray(array)
+        found.update(f"{values.dtype.str}{values.shape}".encode())
+        found.update(np.ascontiguousarray(values).tobytes())
+    return found.hexdigest()[:32]
 
 
 def _frozen(array: A) -> A:
     array.setflags(write=False)
     return array
-
-
-# name: (builder, form); P is a probability, everything else an integer.
-_FORMS: dict[str, tuple[str, str]] = {
-    "ring": ("ring", "ring:N"),
-    "complete": ("complete", "complete:N"),
-    "star": ("star", "star:N"),
-    "path": ("path", "path:N"),
-    "torus": ("torus", "torus:ROWSxCOLUMNS"),
-    "bipartite": ("bipartite", "bipartite:AxB"),
-    "hypercube": ("hypercube", "hypercube:DIMENSION"),
-    "exponential": ("exponential", "exponential:N"),
-    "erdos-renyi": ("erdos_renyi", "erdos-renyi:N:P:SEED"),
-    "random-regular": ("random_regular", "random-regular:N:DEGREE:SEED"),
-    "small-world": ("small_world", "small-world:N:K:P:SEED"),
-}

@@ -41,10 +41,43 @@ def _read_edge_list(path: Path) -> nx.Graph[Any]:
 
 
 def _read_json(path: Path) -> nx.Graph[Any]:
-    document = json.loads(path.read_text(encoding="utf-8"))
-    links = "links" if "links" in document else "edges"
-    graph: nx.Graph[Any] = nx.node_link_graph(document, edges=links)
+    # networkx names the lists of this format differently from version to version, and
+    # adds vertices that only an edge names.
+    document = json.loads(path.read_text(encoding="utf-8-sig"))
+    if not isinstance(document, dict):
+        raise ValueError("expected an object with 'nodes' and 'edges' (or 'links')")
+    if document.get("directed"):
+        raise ValueError("a communication graph is undirected; got a directed graph")
+    if ("edges" in document) == ("links" in document):
+        raise ValueError("expected the edges as one list, 'edges' or 'links'")
+    graph: nx.Graph[Any] = nx.Graph()
+    for node in _objects(document, "nodes", ("id",)):
+        if node["id"] in graph:
+            raise ValueError(f"two nodes have the id {node['id']!r}")
+        graph.add_node(node["id"])
+    name = "edges" if "edges" in document else "links"
+    for edge in _objects(document, name, ("source", "target")):
+        for end in (edge["source"], edge["target"]):
+            if end not in graph:
+                raise ValueError(f"an edge names {end!r}, which is no node")
+        graph.add_edge(edge["source"], edge["target"])
     return graph
+
+
+def _objects(document: dict[str, Any], name: str, keys: tuple[str, ...]) -> list[dict[str, Any]]:
+    """A list of objects whose `keys` are integers or texts."""
+    found = document.get(name)
+    if not isinstance(found, list):
+        raise ValueError(f"expected a list '{name}', got {found!r}")
+    for position, item in enumerate(found):
+        values = [item.get(key) if isinstance(item, dict) else None for key in keys]
+        if not all(isinstance(v, int | str) and not isinstance(v, bool) for v in values):
+            wanted = " and ".join(f"'{key}'" for key in keys)
+            raise ValueError(
+                f"'{name}', entry {position}: expected an object with {wanted}, integers or "
+                f"texts; got {item!r}"
+            )
+    return found
 
 
 def _integer_labels(graph: nx.Graph[Any]) -> nx.Graph[Any]:

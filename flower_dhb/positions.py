@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["Places", "on_circle", "places", "wrapped_edges"]
 
 Places: TypeAlias = NDArray[np.float64]  # (n, 2), within [-1, 1] x [-1, 1]
-Plan: TypeAlias = Callable[[int, list[int]], Places | None]
+Plan: TypeAlias = Callable[[int, tuple[int, ...]], Places]
 
 _CAREFUL_UP_TO = 80  # agents; loosening the drawing of more takes seconds
 _TRIES = 1000
@@ -33,7 +33,7 @@ def places(topology: Topology) -> Places:
 
 def on_circle(topology: Topology) -> bool:
     """Whether the vertices lie on a circle in their order."""
-    return _kind(topology)[0] in _CIRCULAR
+    return topology.kind in _CIRCULAR
 
 
 def wrapped_edges(topology: Topology) -> Mapping[tuple[int, int], tuple[int, int]]:
@@ -41,10 +41,9 @@ def wrapped_edges(topology: Topology) -> Mapping[tuple[int, int], tuple[int, int
 
     By edge: the direction `(right, up)` in which it leaves its first vertex.
     """
-    kind, sizes = _kind(topology)
-    if kind != "torus" or _planned(topology) is None:
+    if topology.kind != "torus":
         return {}
-    columns = sizes[1]
+    columns = topology.sizes[1]
     wrapped = {}
     for a, b in topology.edges:
         (row_a, column_a), (row_b, column_b) = divmod(a, columns), divmod(b, columns)
@@ -55,29 +54,21 @@ def wrapped_edges(topology: Topology) -> Mapping[tuple[int, int], tuple[int, int
     return wrapped
 
 
-def _kind(topology: Topology) -> tuple[str, list[int]]:
-    """Kind and sizes in a topology's name; a graph from a file is of no kind, as is `ring.json`."""
-    kind, colon, rest = topology.name.partition(":")
-    sizes = [int(field) for field in rest.replace("x", ":").split(":") if field.isdecimal()]
-    return (kind, sizes) if colon and sizes else ("", [])
-
-
 def _planned(topology: Topology) -> Places | None:
-    kind, sizes = _kind(topology)
-    plan = _PLANS.get(kind)
-    return plan(topology.n_agents, sizes) if plan is not None else None
+    plan = _PLANS.get(topology.kind)
+    return plan(topology.n_agents, topology.sizes) if plan is not None else None
 
 
-def _circle(n: int, sizes: list[int]) -> Places:  # noqa: ARG001
+def _circle(n: int, sizes: tuple[int, ...]) -> Places:  # noqa: ARG001
     angles = np.pi / 2 - 2 * np.pi * np.arange(n) / n
     return np.column_stack([np.cos(angles), np.sin(angles)])
 
 
-def _star(n: int, sizes: list[int]) -> Places:
+def _star(n: int, sizes: tuple[int, ...]) -> Places:
     return np.vstack([np.zeros((1, 2)), _circle(n - 1, sizes)])
 
 
-def _line(n: int, sizes: list[int]) -> Places:  # noqa: ARG001
+def _line(n: int, sizes: tuple[int, ...]) -> Places:  # noqa: ARG001
     # Long lines go to and fro, like writing that turns at each end.
     width = n if n <= 10 else int(np.ceil(np.sqrt(n)))
     rows, columns = np.divmod(np.arange(n), width)
@@ -85,16 +76,12 @@ def _line(n: int, sizes: list[int]) -> Places:  # noqa: ARG001
     return np.column_stack([columns, -rows]).astype(np.float64)
 
 
-def _grid(n: int, sizes: list[int]) -> Places | None:
-    if len(sizes) != 2 or sizes[0] * sizes[1] != n:
-        return None
+def _grid(n: int, sizes: tuple[int, ...]) -> Places:
     rows, columns = np.divmod(np.arange(n), sizes[1])
     return np.column_stack([columns, -rows]).astype(np.float64)
 
 
-def _two_sides(n: int, sizes: list[int]) -> Places | None:
-    if len(sizes) != 2 or sum(sizes) != n:
-        return None
+def _two_sides(n: int, sizes: tuple[int, ...]) -> Places:  # noqa: ARG001
     sides = []
     for x, size in zip((-1.0, 1.0), sizes, strict=True):
         y = np.linspace(1.0, -1.0, size) if size > 1 else np.zeros(1)
@@ -102,10 +89,8 @@ def _two_sides(n: int, sizes: list[int]) -> Places | None:
     return np.vstack(sides)
 
 
-def _cube(n: int, sizes: list[int]) -> Places | None:
+def _cube(n: int, sizes: tuple[int, ...]) -> Places:
     dimension = sizes[0]
-    if 2**dimension != n:
-        return None
     digits = (np.arange(n)[:, None] >> np.arange(dimension)[::-1]) & 1
     edges = tuple((v, v | 1 << k) for v in range(n) for k in range(dimension) if not v >> k & 1)
     angles = np.pi * np.arange(dimension) / dimension

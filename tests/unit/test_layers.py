@@ -16,7 +16,8 @@ DOOR = "flower_dhb"  # loads public names from all layers on first use; belongs 
 LAYERS = [
     ["errors", "types", "files"],
     [
-        *("graph", "graph_files", "digraph", "weights", "fdla"),
+        *("graph", "graph_forms", "graph_input", "graph_files", "digraph"),
+        *("weights", "spectrum", "fdla"),
         *("algorithms.", "config", "data", "planning"),
     ],
     ["node", "mixing", "codec", "engine.", "metrics", "progress", "reference", "problems."],
@@ -30,7 +31,9 @@ EXTERNAL_OF = {
     "codec": {"xxhash"},
     "mixing": {"numpy", "scipy"},
     "engine.": {"torch", "safetensors"},
-    "digraph": {"numpy", "networkx"},
+    "digraph": {"numpy", "scipy"},
+    "spectrum": {"numpy", "scipy"},
+    "weights": {"numpy", "scipy"},
     "planning": {"numpy", "networkx"},
     "problems.": {"torch", "sklearn"},
     "graph": {"matplotlib"},  # the type of a picture

@@ -158,12 +158,12 @@ def known_names(key):
     """The names that the code takes for a key."""
     from clients.client_app import WORKLOADS
     from flower_dhb.algorithms import method, relayed_methods
-    from flower_dhb.graph import _FORMS
+    from flower_dhb.graph_forms import FORMS
     from flower_dhb.problems.digits import MODELS
     from flower_dhb.weights import WEIGHTS
 
     return {
-        "topology": {form for _, form in _FORMS.values()},
+        "topology": {form.text for form in FORMS.values()},
         "weights": set(WEIGHTS),
         "algorithm": {name for name in relayed_methods() if _ours(method(name))},
         "form": {"displacement", "buffer", "tracking"},
