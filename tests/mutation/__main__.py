@@ -82,16 +82,22 @@ def try_one(tree: Path, module: str, mutant: Mutant, chosen: list[str], limit_s:
     """The name of the test that caught the mutant, "timeout", or "" if it survived."""
     path = tree / module
     original = path.read_text()
-    for compiled in path.parent.glob(f"__pycache__/{path.stem}.*.pyc"):
-        compiled.unlink()  # same second, same size: it would pass for the mutant's
+    _forget(path)
     path.write_text(mutant.source)
     try:
         answer = in_child(tree, lambda: run(tree, chosen), limit_s)
     finally:
         path.write_text(original)
+        _forget(path)
     if answer is None:
         return "timeout"
     return (answer["failed"] or f"pytest ended with {answer['code']}") if answer["code"] else ""
+
+
+def _forget(path: Path) -> None:
+    """Drop the compiled module: of the same second and size, it would pass for the next one's."""
+    for compiled in path.parent.glob(f"__pycache__/{path.stem}.*.pyc"):
+        compiled.unlink()
 
 
 def main() -> int:

@@ -21,6 +21,7 @@ from .fork import in_child
 
 MARKS = ["-m", "not slow", "-p", "no:cacheprovider", "-q"]
 MARKS += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # of the plugins imported before
+MARKS += ["-p", "no:anyio", "-p", "no:platformdirs"]  # not used here, and slow to import
 LIMIT_S = 600.0
 
 # Per test: seconds, whether it passed, and the functions it called as "module.py::qualified.name".

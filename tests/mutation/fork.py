@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -38,6 +39,8 @@ def preload() -> None:
     for name in HEAVY.split():
         with contextlib.suppress(Exception):
             importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # or each child would walk all of it, more than once
     package = [name for name in sys.modules if name.split(".")[0] == "flower_dhb"]
     if package:
         raise RuntimeError(f"already imported before any mutant was made: {package}")
@@ -102,6 +105,7 @@ def _settle(tree: Path) -> None:
     os.chdir(tree)
     sys.path[:] = [str(tree)] + [entry for entry in sys.path if entry not in ("", os.getcwd())]
     sys.path_importer_cache.clear()
+    sys.dont_write_bytecode = False  # rewritten tests are kept in the copy for the next child
     os.environ["PYTHONPATH"] = str(tree)  # for what the tests start
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
     said = os.open(tree.parent / "said.txt", os.O_RDWR | os.O_CREAT | os.O_TRUNC)
