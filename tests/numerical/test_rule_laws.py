@@ -1,0 +1,265 @@
+"""Every rule in every variant against its paper's own variables, written out in NumPy.
+
+The papers speak of gradients `g`, a step size `a` and their own momenta; the rules of this
+package of displacements. Here the papers' recursions run on an irregular graph whose weights
+are partly negative and whose edges fail by turns.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from flower_dhb.algorithms import (
+    CDMSGD,
+    DSGD,
+    Centralized,
+    DecentLaM,
+    ExactDiffusion,
+    GradientTracking,
+    HeavyBall,
+    MomentumTracking,
+    PushSum,
+    QuasiGlobal,
+)
+from flower_dhb.digraph import DirectedTopology
+from flower_dhb.engine import Analytic, Engine
+from flower_dhb.graph import Topology
+from flower_dhb.mixing import BLOCK, combine
+from flower_dhb.reference import simulate
+from flower_dhb.types import State
+
+N, D, ROUNDS, A = 5, 3, 9, 0.07
+EDGES = [(0, 1), (0, 2), (0, 3), (1, 2), (3, 4)]
+_RNG = np.random.default_rng(8)
+TARGET, CURVATURE = _RNG.normal(size=(N, D)), _RNG.uniform(0.3, 1.5, size=(N, D))
+START = _RNG.normal(size=(N, D))
+MISSING = {2: [(0, 1)], 5: [(3, 4), (0, 2)], 6: [(1, 2)]}
+
+
+def negative() -> np.ndarray:
+    """Symmetric, doubly stochastic, -0.2 on one edge and on one diagonal."""
+    w = np.zeros((N, N))
+    for (i, j), weight in zip(EDGES, (0.4, 0.45, 0.35, -0.2, 0.5), strict=True):
+        w[i, j] = w[j, i] = weight
+    return w + np.diag(1 - w.sum(axis=1))
+
+
+GRAPH = Topology.from_edges(EDGES, negative())
+
+
+def gradient(x: np.ndarray, k: int) -> np.ndarray:
+    """Differs by agent, element and round, and is not linear."""
+    return CURVATURE * (x - TARGET) + 0.3 * np.sin(2 * x + k)
+
+
+def local_step(x: np.ndarray, k: int) -> np.ndarray:
+    return x - A * gradient(x, k)
+
+
+def dsgd(ws, order):
+    x = START
+    for k, w in enumerate(ws, start=1):
+        x = w @ (x - A * gradient(x, k)) if order == "atc" else w @ x - A * gradient(x, k)
+        yield x
+
+
+def tracking(ws, order):
+    """y(0) = g(0); y(k) = W y(k-1) + g(k) - g(k-1), mixed by the links of round k - 1."""
+    x, y, last, before = START, None, None, np.eye(N)
+    for k, w in enumerate(ws, start=1):
+        g = gradient(x, k)
+        y = g if y is None else before @ y + g - last
+        x = w @ (x - A * y) if order == "atc" else w @ x - A * y
+        last, before = g, w
+        yield x
+
+
+def quasi_global(ws, b, nesterov):
+    x, m_hat = START, np.zeros_like(START)
+    for k, w in enumerate(ws, start=1):
+        g = gradient(x, k)
+        m = b * m_hat + g
+        new = w @ (x - A * (g + b * m if nesterov else m))
+        m_hat = b * m_hat + (1 - b) * (x - new) / A
+        x = new
+        yield x
+
+
+def decentlam(ws, b):
+    x, m = START, np.zeros_like(START)
+    for k, w in enumerate(ws, start=1):
+        m = b * m + (x - w @ (x - A * gradient(x, k))) / A
+        x = x - A * m
+        yield x
+
+
+def momentum_tracking(ws, b):
+    x, u, c = START, np.zeros_like(START), np.zeros_like(START)
+    for k, w in enumerate(ws, start=1):
+        u = b * u + gradient(x, k)
+        x = w @ (x - A * (u - c))
+        c = w @ (c - u) + u
+        yield x
+
+
+def consensus_momentum(ws, b, nesterov):
+    x, v = START, np.zeros_like(START)
+    for k, w in enumerate(ws, start=1):
+        g = gradient(x, k)
+        v = b * v - A * g
+        x = w @ x + (b * v - A * g if nesterov else v)
+        yield x
+
+
+def exact_diffusion(ws, b, lazy):
+    x, v, psi = START, np.zeros_like(START), None
+    for k, w in enumerate(ws, start=1):
+        v = b * v - A * gradient(x, k)
+        new = x + v
+        phi = new if psi is None else new + x - psi
+        x, psi = ((np.eye(N) + w) / 2 if lazy else w) @ phi, new
+        yield x
+
+
+def server(ws, b):
+    x, d = np.broadcast_to(START.mean(axis=0), START.shape), np.zeros(D)
+    for k, _ in enumerate(ws, start=1):
+        new = (x - A * gradient(x, k)).mean(axis=0) + b * d
+        d, x = new - x[0], np.broadcast_to(new, x.shape)
+        yield x
+
+
+LAWS = [
+    (DSGD(), lambda ws: dsgd(ws, "atc")),
+    (DSGD(order="combine-then-adapt"), lambda ws: dsgd(ws, "cta")),
+    (GradientTracking(), lambda ws: tracking(ws, "atc")),
+    (GradientTracking(order="combine-then-adapt"), lambda ws: tracking(ws, "cta")),
+    (QuasiGlobal(momentum=0.8), lambda ws: quasi_global(ws, 0.8, False)),
+    (QuasiGlobal(momentum=0.8, nesterov=True), lambda ws: quasi_global(ws, 0.8, True)),
+    (QuasiGlobal(momentum=0.0, nesterov=True), lambda ws: quasi_global(ws, 0.0, True)),
+    (DecentLaM(momentum=0.7), lambda ws: decentlam(ws, 0.7)),
+    (HeavyBall(momentum=0.7, momentum_mixing=0.0), lambda ws: decentlam(ws, 0.7)),
+    (MomentumTracking(momentum=0.6), lambda ws: momentum_tracking(ws, 0.6)),
+    (CDMSGD(momentum=0.8), lambda ws: consensus_momentum(ws, 0.8, False)),
+    (CDMSGD(momentum=0.8, nesterov=True), lambda ws: consensus_momentum(ws, 0.8, True)),
+    (ExactDiffusion(), lambda ws: exact_diffusion(ws, 0.0, True)),
+    (ExactDiffusion(momentum=0.6), lambda ws: exact_diffusion(ws, 0.6, True)),
+    (ExactDiffusion(momentum=0.6, lazy=False), lambda ws: exact_diffusion(ws, 0.6, False)),
+    (ExactDiffusion(lazy=False), lambda ws: exact_diffusion(ws, 0.0, False)),
+]
+
+
+@pytest.mark.parametrize(("rule", "law"), LAWS, ids=lambda value: repr(value)[:60])
+@pytest.mark.parametrize("missing", [{}, MISSING], ids=["all edges", "missing edges"])
+def test_a_rule_is_its_papers_law(rule, law, missing):
+    # D2 alone needs eigenvalues above -1/3: lazy weights keep the negative one on its edge.
+    graph = GRAPH
+    if isinstance(rule, ExactDiffusion) and not rule.lazy:
+        graph = Topology.from_edges(EDGES, (np.eye(N) + negative()) / 2)
+    ws = [graph.with_missing(missing.get(k, ())) for k in range(1, ROUNDS + 1)]
+    expected = np.array(list(law(ws)))
+    found = simulate(rule, graph, START, local_step, ROUNDS, missing=missing)
+    # float64: nine rounds of numbers of a few units, summed in another order.
+    np.testing.assert_allclose(found[1:], expected, rtol=0, atol=1e-12)
+    engine = Engine(Analytic(START, gradient), graph, rule, learning_rate=A, missing=missing)
+    for k in range(ROUNDS):
+        engine.step()
+        np.testing.assert_allclose(engine.parameters.numpy(), expected[k], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_the_centralized_rule_is_one_heavy_ball_for_all(momentum):
+    start = np.broadcast_to(START.mean(axis=0), START.shape)
+    expected = np.array(list(server(range(ROUNDS), momentum)))
+    rule = Centralized(momentum=momentum)
+    found = simulate(rule, Topology.complete(N, "uniform"), start, local_step, ROUNDS)
+    np.testing.assert_allclose(found[1:], expected, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("missing", [{}, {2: [(2, 3)], 3: [(0, 1), (3, 4)]}])
+def test_push_sum_trains_as_in_its_paper(missing):
+    """n+ = P (n - a g(x)), w+ = P w, x = n / w: gradients are taken at the unbiased x."""
+    graph = DirectedTopology([(0, 1), (1, 2), (2, 0), (2, 3), (3, 4), (4, 0), (1, 4)])
+    engine = Engine(Analytic(START, gradient), graph, PushSum(), learning_rate=A, missing=missing)
+    simulated = simulate(PushSum(), graph, START, local_step, ROUNDS, missing=missing)
+    numerator, w, x = START, np.ones((N, 1)), START
+    for k in range(1, ROUNDS + 1):
+        p = graph.with_missing(missing.get(k, ()))
+        numerator, w = p @ (numerator - A * gradient(x, k)), p @ w
+        x = numerator / w
+        engine.step()
+        np.testing.assert_allclose(engine.parameters.numpy(), x, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(engine.memory["push_weight"].numpy(), w, atol=1e-13)
+        np.testing.assert_allclose(simulated[k], x, rtol=0, atol=1e-12)
+    assert w.min() < 0.7 < 1.3 < w.max()  # rows of P do not sum to 1: the weights matter
+
+
+# --- the kernel on every magnitude of momentum -------------------------------------------------
+
+MOMENTA = [0.0, 1e-3, 0.5, 0.99, 0.999, 0.999_999]
+BUILD = {
+    "heavy ball": lambda b: HeavyBall(momentum=b),
+    "mixing 0.1": lambda b: HeavyBall(momentum=b, momentum_mixing=0.1),
+    "mixing 1": lambda b: HeavyBall(momentum=b, momentum_mixing=1.0),
+    "separate": lambda b: HeavyBall(momentum=b, payload="separate"),
+    "combine first": lambda b: HeavyBall(momentum=b, order="combine-then-adapt"),
+    "buffer": lambda b: HeavyBall(momentum=b, form="buffer", momentum_mixing=0.3),
+    "buffer, combine first": lambda b: HeavyBall(
+        momentum=b, form="buffer", order="combine-then-adapt"
+    ),
+    "tracking": lambda b: HeavyBall(momentum=b, form="tracking"),
+    "quasi-global": lambda b: QuasiGlobal(momentum=b, nesterov=True),
+    "momentum tracking": lambda b: MomentumTracking(momentum=b),
+    "exact diffusion": lambda b: ExactDiffusion(momentum=b),
+    "D2": lambda b: ExactDiffusion(momentum=b, lazy=False),
+    "consensus": lambda b: CDMSGD(momentum=b, nesterov=True),
+    "tracking, plain": lambda b: GradientTracking(order="combine-then-adapt"),
+}
+
+
+@pytest.mark.parametrize("momentum", MOMENTA)
+@pytest.mark.parametrize("name", BUILD)
+def test_the_kernel_computes_what_the_rule_says(name, momentum):
+    """Into new vectors and in place; with an own weight of 1/3, of nothing, and below it."""
+    rule = BUILD[name](momentum)
+    rng = np.random.default_rng(5)
+    for size, own in ((7, 1 / 3), (7, -0.25), (7, 0.0), (7, 1.0)):
+        weights = {4: own, 1: 0.4, 9: 0.6 - own} if own != 1.0 else {4: 1.0}
+        state = State(rng.normal(size=size), {m: rng.normal(size=size) for m in rule.memory})
+        trained = rng.normal(size=size)
+        near = [j for j in weights if j != 4]
+        payloads = {j: {v: rng.normal(size=size) for v in rule.vectors} for j in near}
+        sent = rule.outgoing(state, trained)
+        mixed = {
+            v: weights[4] * sent[v] + sum(weights[j] * payloads[j][v] for j in near)
+            for v in rule.vectors
+        }
+        expected = rule.combine(state, trained, mixed)
+        fresh = combine(rule, state, trained, 4, weights, payloads)
+        kept = trained.copy()
+        inplace = combine(rule, state, trained, 4, weights, payloads, out=state)
+        assert inplace is state
+        np.testing.assert_array_equal(trained, kept)
+        for found in (fresh, inplace):
+            # Coefficients near 1e-12 and below count as rounding.
+            np.testing.assert_allclose(found.parameters, expected.parameters, rtol=0, atol=1e-11)
+            for m in rule.memory:
+                np.testing.assert_allclose(found.memory[m], expected.memory[m], rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("size", [BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 5])
+def test_blocks_meet_at_their_ends(size):
+    rule = HeavyBall(form="tracking", momentum=0.7)
+    ramp = np.arange(size, dtype=np.float64)
+    memory = {m: ramp * c for c, m in enumerate(rule.memory, start=2)}
+    state, trained = State(ramp, memory), ramp * 3 + 1
+    payloads = {0: {"folded": ramp * 5, "tracker": ramp * 7}}
+    sent = rule.outgoing(state, trained)
+    mixed = {v: 0.25 * sent[v] + 0.75 * payloads[0][v] for v in rule.vectors}
+    expected = rule.combine(state, trained, mixed)
+    found = combine(rule, state, trained, 1, {1: 0.25, 0: 0.75}, payloads)
+    # Numbers up to a few million.
+    np.testing.assert_allclose(found.parameters, expected.parameters, rtol=1e-13, atol=1e-8)
+    for m in rule.memory:
+        np.testing.assert_allclose(found.memory[m], expected.memory[m], rtol=1e-13, atol=1e-8)
