@@ -96,12 +96,10 @@ def measured(tree: Path, kept: Path, again: bool, tell: Any) -> Record:
     files: dict[str, Any] = {}
     if kept.exists() and not again:
         files = json.loads(kept.read_text())
-    support = [*(tree / "tests" / "support").rglob("*.py"), *(tree / "tests").glob("*/naive.py")]
-    common = "".join(_digest(path) for path in sorted(support))
     everything: Record = {}
     for path in sorted((tree / "tests").rglob("test_*.py")):
         name = str(path.relative_to(tree))
-        key = _digest(path) + hashlib.sha256(common.encode()).hexdigest()[:8]
+        key = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
         if files.get(name, {}).get("key") != key:
             tell(f"tracing {name}")
             found = in_child(tree, lambda path=path: _run(tree, path), LIMIT_S)
@@ -119,7 +117,3 @@ def _run(tree: Path, path: Path) -> Record:
     tracer = Tracer(tree / "flower_dhb")
     pytest.main([str(path), *MARKS], plugins=[tracer])
     return tracer.record()
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
