@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from flower_dhb.metrics import RoundRecord
+from flower_dhb.metrics import RoundRecord, Summary
 
 __all__ = ["VARIABLE", "Progress", "tell", "tell_round"]
 
@@ -36,15 +36,17 @@ def tell(what: str, **values: Any) -> None:
         file.write(line)
 
 
-def tell_round(record: RoundRecord, metrics: Mapping[str, object] | None) -> None:
-    """Tell a finished round. metrics: over all agents, as the strategy's result has them."""
+def tell_round(record: RoundRecord) -> None:
+    """Tell a finished round: means over agents, worst and best one, and what went wrong."""
     tell(
         "round",
         round=record.round,
-        metrics=_numbers(metrics),
+        metrics=_summary(record.evaluate_summary),
         average_model=_numbers(record.evaluate_average_model),
         consensus_distance=record.consensus_distance,
         missing=record.missing,
+        events=[[vertices, text] for vertices, text in record.grouped_events],
+        warnings=record.warnings,
         seconds=record.seconds,
     )
 
@@ -68,6 +70,15 @@ class Progress:
         whole = data[: data.rfind(b"\n") + 1]
         self._offset += len(whole)
         return [json.loads(line) for line in whole.splitlines()]
+
+
+def _summary(summary: Mapping[str, Summary]) -> dict[str, float]:
+    """`NAME`, `NAME-worst` and `NAME-best` of each metric that is a number."""
+    found: dict[str, float] = {}
+    for name, one in summary.items():
+        if isinstance(one.mean, float) and one.worst is not None and one.best is not None:
+            found |= {name: one.mean, f"{name}-worst": one.worst, f"{name}-best": one.best}
+    return found
 
 
 def _numbers(metrics: Mapping[str, object] | None) -> dict[str, float]:

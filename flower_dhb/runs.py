@@ -16,14 +16,14 @@ from safetensors.numpy import save_file
 
 from flower_dhb.errors import ConfigError
 from flower_dhb.graph import Topology
-from flower_dhb.metrics import LOWER_IS_BETTER, RoundRecord, summarize
+from flower_dhb.metrics import RoundRecord, Summary
 from flower_dhb.progress import tell
 from flower_dhb.types import NDArrays
 
 __all__ = ["RunFolder", "history_row", "toml_text"]
 
 _ALWAYS = ("accuracy", "loss")  # metrics whose keys are there even if an app lacks them
-_WEIGHT = "num-examples"
+_NOTHING = Summary(float("nan"))
 _COLUMNS = {
     "accuracy_mean": "accuracy, mean",
     "accuracy_worst": "worst agent",
@@ -90,29 +90,26 @@ class RunFolder:
 def history_row(record: RoundRecord, n_agents: int) -> dict[str, Any]:
     """One line of `history.jsonl`: plain values, None for what was not measured.
 
-    For each metric of the app's evaluation: `NAME_mean` (weighted by num-examples),
+    For each metric of the app's evaluation: `NAME_mean` (weighted as the strategy weights),
     `NAME_worst`, `NAME_best`, and `NAME`, a list with one value per agent.
     """
     row: dict[str, Any] = {"round": record.round}
-    weights = {}
-    for vertex, metrics in record.evaluate.items():
-        weight = metrics.get(_WEIGHT, 1)
-        weights[vertex] = float(weight) if isinstance(weight, int | float) else 1.0
-    summary = summarize(record.evaluate, weights, LOWER_IS_BETTER)
-    names = {n for metrics in record.evaluate.values() for n in metrics} - {_WEIGHT}
-    for name in sorted(names | set(_ALWAYS)):
-        key = name.replace("-", "_")
-        row[f"{key}_mean"] = _number(summary.get(name))
-        row[f"{key}_worst"] = _number(summary.get(f"{name}-worst"))
-        row[f"{key}_best"] = _number(summary.get(f"{name}-best"))
+    summary = record.evaluate_summary
+    for name in sorted(summary.keys() | set(_ALWAYS)):
+        key, found = name.replace("-", "_"), summary.get(name, _NOTHING)
+        row[f"{key}_mean"] = _number(found.mean)
+        row[f"{key}_worst"] = _number(found.worst)
+        row[f"{key}_best"] = _number(found.best)
         row[key] = [_number(value) for value in record.values(name, range(n_agents))]
     observed = record.evaluate_average_model or {}
-    for name in sorted({"accuracy", *observed} - {_WEIGHT}):
+    for name in sorted({"accuracy", *observed} - {record.weighted_by_key}):
         row[f"{name.replace('-', '_')}_average_model"] = _number(observed.get(name))
     return row | {
         "consensus_distance": _number(record.consensus_distance),
         "bytes_sent": record.bytes_sent,
         "bytes_sent_by_agent": [record.bytes_by_agent.get(v, 0) for v in range(n_agents)],
+        "distance_from_start": _number(record.distance_from_start),
+        "warnings": record.warnings,
         "missing": record.missing,
         "rejoined": record.rejoined,
         "events": [{"agent": vertex, "what": what} for vertex, what in record.events],

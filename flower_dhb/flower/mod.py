@@ -299,7 +299,7 @@ class _Turn:
 
     def _act(self, node: Node, message: Message, call_next: ClientAppCallable) -> Answer:
         ask = self.instruction
-        failure, metrics, payload = "", RecordDict(), None
+        failure, detail, metrics, payload = "", "", RecordDict(), None
         # Framed before training, since training may take the node a round further.
         parameters = self._parameters(node) if ask.report else None
         if ask.ask in ("train", "evaluate"):
@@ -313,7 +313,8 @@ class _Turn:
                 failure = failure_text(error)
                 log(ERROR, "agent %s, round %s: %s", ask.vertex, ask.round, failure)
                 if not isinstance(error, FlowerDhbError):
-                    log(ERROR, "%s", traceback.format_exc())
+                    detail = traceback.format_exc()
+                    log(ERROR, "%s", detail)
         state_round = node.round
         try:
             self.store.save(node.snapshot, node.algorithm)
@@ -326,6 +327,7 @@ class _Turn:
             round=ask.round,
             state_round=state_round,
             failure=failure,
+            detail=detail,
             rejoined=self.rejoined,
             refused=tuple(self.refused),
             payload=payload,

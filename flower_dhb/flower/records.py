@@ -160,7 +160,8 @@ class Instruction:
 class Answer:
     """What an agent answers.
 
-    failure: why there is no payload, empty if all went well. state_round: round of its
+    failure: why there is no payload, empty if all went well; detail: its traceback, if the
+    app raised. state_round: round of its
     combined parameters, -1 if it could not combine or keep its state. rejoined: it had
     lost its state. refused: payloads that it did not accept, a text each. payload: frame
     of the trained round. parameters: frame of its parameters, if asked for. metrics: the
@@ -172,6 +173,7 @@ class Answer:
     round: int = 0
     state_round: int = 0
     failure: str = ""
+    detail: str = ""
     rejoined: bool = False
     refused: tuple[str, ...] = ()
     payload: Array | None = None
@@ -187,6 +189,7 @@ class Answer:
             "round": self.round,
             "state_round": self.state_round,
             "failure": self.failure,
+            "detail": self.detail,
             "rejoined": self.rejoined,
             "refused": list(self.refused),
             "keeps_file": self.keeps_file,
@@ -226,6 +229,7 @@ class Answer:
             round=fields.integer("round", 0),
             state_round=fields.integer("state_round", -1),
             failure=fields.text("failure"),
+            detail=fields.text("detail"),
             rejoined=fields.flag("rejoined"),
             refused=fields.texts("refused"),
             payload=_arrays(records, _PAYLOAD).get("payload"),

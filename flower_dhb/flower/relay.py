@@ -17,7 +17,7 @@ from flwr.common import log
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
-from flower_dhb.errors import PayloadError, RoundError
+from flower_dhb.errors import ConfigError, PayloadError, RoundError
 from flower_dhb.flower.records import Answer
 
 __all__ = ["NOBODY", "Relay", "Sent", "is_unavailable", "read_answer"]
@@ -87,7 +87,8 @@ class Relay:
 
     def __init__(self, grid: Grid) -> None:
         self.grid = grid
-        self._addressed: dict[int, Sent] = {}  # by id() of the message, until it is sent
+        # By id() of the message, until it is sent, or answered if somebody else sends it.
+        self._addressed: dict[int, tuple[Message, Sent]] = {}
         self._waiting: dict[str, Sent] = {}  # by message id, until answered, in order of sending
         self._origins: dict[str, Sent] = {}  # by message id, what was answered last
         self._patience: dict[int, int] = {}  # by vertex, in rounds
@@ -111,7 +112,7 @@ class Relay:
 
     def address(self, message: Message, sent: Sent) -> None:
         """Note for whom a message is that will be sent next."""
-        self._addressed[id(message)] = sent
+        self._addressed[id(message)] = (message, sent)
 
     def forget(self, node_id: int) -> None:
         """Wait no longer for a node; what it answers later is not heard."""
@@ -137,14 +138,35 @@ class Relay:
         return True
 
     def origin(self, message: Message) -> Sent | None:
-        """What a reply answers. Replies that Flower makes itself do not carry the node's id."""
-        return self._origins.get(message.metadata.reply_to_message_id)
+        """What a reply answers. Replies that Flower makes itself do not carry the node's id.
+
+        Messages that somebody's own loop has sent are known by the id that they got there.
+        """
+        answered = message.metadata.reply_to_message_id
+        if answered not in self._origins:
+            for key, (sent_elsewhere, about) in self._addressed.items():
+                if sent_elsewhere.metadata.message_id == answered:
+                    del self._addressed[key]
+                    return about
+        return self._origins.get(answered)
+
+    def unanswered(self) -> list[Sent]:
+        """What somebody's own loop was to send and brought no reply to; told once."""
+        silent = [about for _, about in self._addressed.values()]
+        self._addressed = {}
+        return silent
 
     def send(self, messages: Sequence[Message]) -> tuple[list[Sent], list[Sent]]:
         """Push messages. Returns those that Flower did not take, and those now on their way."""
         if not messages:
             return [], []
-        sent = [self._addressed.pop(id(message)) for message in messages]
+        if any(id(message) not in self._addressed for message in messages):
+            raise ConfigError(
+                "configure_train or configure_evaluate returned a message that this strategy did "
+                "not make; return messages of super().configure_train(...), whose content may be "
+                "changed"
+            )
+        sent = [self._addressed.pop(id(message))[1] for message in messages]
         self._addressed.clear()
         accepted = self._push(messages)
         refused, waiting = [], []

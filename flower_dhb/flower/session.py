@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from logging import WARNING
 from typing import Any
@@ -13,12 +14,13 @@ from numpy.typing import NDArray
 
 from flower_dhb.errors import FlowerDhbError, PayloadError
 from flower_dhb.flower.arrays import array_record
+from flower_dhb.flower.failures import Failure
 from flower_dhb.flower.ledger import Ledger
 from flower_dhb.flower.members import Members
 from flower_dhb.flower.records import Answer, Ask, Farewell
-from flower_dhb.flower.relay import Relay, Sent, read_answer
+from flower_dhb.flower.relay import Relay, Sent, is_unavailable, read_answer
 from flower_dhb.graph import Topology
-from flower_dhb.metrics import RoundRecord
+from flower_dhb.metrics import Events, RoundRecord, agents_text, distance_from, grouped
 from flower_dhb.mixing import weighted_sum
 from flower_dhb.node import STATISTICS_VECTOR
 from flower_dhb.types import Layout, NDArrays
@@ -26,6 +28,7 @@ from flower_dhb.types import Layout, NDArrays
 __all__ = ["Session"]
 
 _FAREWELL_S = 30.0  # deployed nodes ask for messages every three seconds, and start a process
+_LOOK_S = 0.5  # between two looks at who is connected, while nobody can be asked
 
 
 @dataclass
@@ -42,12 +45,46 @@ class Session:
     parameters: dict[int, dict[str, NDArray[Any]]] = field(default_factory=dict)
     parameters_round: int = 0
     wants_parameters: bool = False
+    delivered: set[int] = field(default_factory=set)  # who trained in this round
+    failures: dict[int, Failure] = field(default_factory=dict)  # and who failed
+    start: NDArray[Any] | None = None  # the parameters from which all agents began
+    _unlogged: Events = field(default_factory=list)
 
-    def messages(self, ask: Ask, round: int, config: ConfigRecord) -> list[Message]:
-        """One message for each agent that is connected and not busy."""
+    def begin(self, record: RoundRecord) -> None:
+        """Begin a round."""
+        self.flush()
+        self.record = record
+        self.delivered, self.failures = set(), {}
+
+    def wait(self, limit: float) -> None:
+        """If nobody can be asked, wait until those who are busy have answered, or come back.
+
+        Without this, all agents that are slower than a round's deadline would use up the
+        rounds that are left within a moment.
+        """
+        begin = time.monotonic()
+        if self._connected() - self.relay.busy:
+            return
+        while self._connected() & self.relay.busy or not self._connected():
+            left = limit - (time.monotonic() - begin)
+            if left <= 0.0:
+                break
+            if self.relay.busy:
+                self.sort(self.relay.collect(self.relay.busy, min(left, _LOOK_S)))
+            else:
+                time.sleep(min(left, _LOOK_S / 5))
+            self.members.refresh()
+
+    def _connected(self) -> set[int]:
+        return {v for v in range(self.topology.n_agents) if self.members.node(v) is not None}
+
+    def messages(
+        self, ask: Ask, round: int, config: ConfigRecord, among: Collection[int] | None = None
+    ) -> list[Message]:
+        """One message for each agent, or each of some, that is connected and not busy."""
         busy = self.relay.busy
         messages = []
-        for vertex in range(self.topology.n_agents):
+        for vertex in range(self.topology.n_agents) if among is None else sorted(among):
             moved = self.members.settle(vertex)
             if moved:
                 self.note(vertex, moved)
@@ -75,9 +112,9 @@ class Session:
         self.ledger.doubt(vertex)
         return True
 
-    def exchange(self, messages: Sequence[Message], limit: float) -> list[Message]:
+    def exchange(self, messages: Iterable[Message], limit: float) -> list[Message]:
         """Send messages and wait for their replies until the deadline."""
-        refused, waiting = self.relay.send(messages)
+        refused, waiting = self.relay.send(list(messages))
         for sent in refused:
             self.note(sent.vertex, "Flower did not accept the message for its node")
         replies = self.relay.collect({sent.vertex for sent in waiting}, limit)
@@ -88,7 +125,7 @@ class Session:
                 self.members.doubt(sent.vertex)
         return replies
 
-    def sort(self, replies: Iterable[Message], ask: Ask) -> dict[int, Answer]:
+    def sort(self, replies: Iterable[Message], *asks: Ask) -> dict[int, Answer]:
         """Answers to this round's messages by vertex; everything else is dealt with here."""
         current: dict[int, Answer] = {}
         for message in replies:
@@ -100,7 +137,7 @@ class Session:
                 if what:
                     self.note(vertex, what)
                 continue
-            answer = self._answer(sent, message)
+            answer = self._answer(sent, message, asks)
             if answer is None:
                 self.ledger.doubt(sent.vertex)
                 self.members.doubt(sent.vertex, ask=not message.has_error())
@@ -110,22 +147,37 @@ class Session:
             for text in answer.refused:
                 self.note(sent.vertex, f"refused a payload: {text}")
             if answer.failure:
-                self.note(sent.vertex, answer.failure)
+                self._failed(sent, asks, Failure(answer.failure, answer.detail))
             if answer.rejoined:
                 self.record.rejoined.append(sent.vertex)
                 self.note(sent.vertex, f"state was lost; rejoined at round {answer.state_round}")
-            if (sent.ask, sent.round) == (ask, self.record.round):
+            if self._is_current(sent, asks):
                 current[sent.vertex] = answer
             else:
                 self.note(sent.vertex, f"late answer to '{sent.ask}' of round {sent.round}")
+        for sent in self.relay.unanswered():
+            self.note(sent.vertex, f"no answer to '{sent.ask}'")
+            self.ledger.doubt(sent.vertex)
         return dict(sorted(current.items()))
 
-    def _answer(self, sent: Sent, message: Message) -> Answer | None:
+    def _is_current(self, sent: Sent, asks: Collection[Ask]) -> bool:
+        return sent.ask in asks and sent.round == self.record.round
+
+    def _failed(self, sent: Sent, asks: Collection[Ask], failure: Failure) -> None:
+        self.note(sent.vertex, failure.text)
+        if self._is_current(sent, asks):
+            self.failures[sent.vertex] = failure
+
+    def _answer(self, sent: Sent, message: Message, asks: Collection[Ask]) -> Answer | None:
         """What an agent answers, None if it is nothing that can be used; the event says why."""
         try:
             return read_answer(sent, message)
         except FlowerDhbError as error:
-            self.note(sent.vertex, str(error))
+            if is_unavailable(message):
+                self.note(sent.vertex, str(error))  # late or lost, which is no failure of the app
+            else:
+                full = str(message.error.reason) if message.has_error() else ""
+                self._failed(sent, asks, Failure(str(error), full if "\n" in full else ""))
             return None
 
     def deliver(self, round: int, answers: Mapping[int, Answer]) -> None:
@@ -138,16 +190,18 @@ class Session:
                 self.ledger.check(vertex, round, answer.payload)
             except PayloadError as error:
                 self.note(vertex, f"payload refused: {error}")
+                self.failures[vertex] = Failure(f"payload refused: {error}")
                 continue
             frames[vertex] = answer.payload
+        self.delivered = set(frames)
         self.record.bytes_by_agent = self.ledger.deliver(round, frames)
         self.record.bytes_sent = sum(self.record.bytes_by_agent.values())
         self.record.missing = [v for v in range(self.topology.n_agents) if v not in frames]
 
     def take_parameters(self, answers: Mapping[int, Answer], round: int) -> None:
-        """Keep the parameters that agents report."""
-        self.parameters = {}
-        self.parameters_round = round
+        """Keep the parameters that agents report, beside those of the same round."""
+        if self.parameters_round != round:
+            self.parameters, self.parameters_round = {}, round
         for vertex, answer in answers.items():
             try:
                 vectors = self.ledger.parameters(answer)
@@ -156,6 +210,23 @@ class Session:
                 continue
             if vectors:
                 self.parameters[vertex] = vectors
+
+    def report(self, round: int, limit: float) -> None:
+        """Ask those agents for their parameters of a round that have not reported them."""
+        known = self.parameters if self.parameters_round == round else {}
+        asked = [v for v in range(self.topology.n_agents) if v not in known]
+        if not asked:
+            return
+        self.wants_parameters = True
+        replies = self.exchange(self.messages("report", round, ConfigRecord(), asked), limit)
+        self.take_parameters(self.sort(replies, "report"), round)
+        self.flush()
+
+    def distance_from_start(self) -> float | None:
+        """How far the agents have come: root mean square of `||x_i - x(0)||`."""
+        if self.start is None or not self.parameters:
+            return None
+        return distance_from([p["parameters"] for p in self.parameters.values()], self.start)
 
     def average(self) -> ArrayRecord:
         """The network average of the reported parameters, as the model's arrays."""
@@ -196,6 +267,14 @@ class Session:
             log(WARNING, "the agents could not be told that the run is over: %s", error)
 
     def note(self, vertex: int, text: str) -> None:
-        """Write an event into the round's record."""
+        """Write an event into the round's record; `flush` tells the log."""
         self.record.events.append((vertex, text))
-        log(WARNING, "round %d, agent %d: %s", self.record.round, vertex, text)
+        self._unlogged.append((vertex, text))
+
+    def flush(self) -> None:
+        """Log the events since the last time, what befell many agents in one line."""
+        for vertices, text in grouped(self._unlogged):
+            # What a node does that sits on no vertex is noted under -1.
+            who = agents_text(vertices) if min(vertices) >= 0 else "relay"
+            log(WARNING, "round %d, %s: %s", self.record.round, who, text)
+        self._unlogged = []

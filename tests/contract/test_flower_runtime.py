@@ -95,8 +95,8 @@ def test_average_model_and_consensus_distance_are_those_of_the_trajectory() -> N
         x = trajectory[record.round]
         distance = np.sqrt(np.mean(np.sum((x - x.mean(axis=0)) ** 2, axis=1)))
         assert record.consensus_distance == pytest.approx(distance, rel=1e-10)
-        metrics = result.evaluate_metrics_clientapp[record.round]
-        assert metrics["consensus-distance"] == record.consensus_distance
+        way = np.sqrt(np.mean(np.sum((x - trajectory[0]) ** 2, axis=1)))
+        assert record.distance_from_start == pytest.approx(way, rel=1e-10)
 
 
 def test_metrics_are_weighted_as_fedavg_weights_them() -> None:
@@ -104,11 +104,15 @@ def test_metrics_are_weighted_as_fedavg_weights_them() -> None:
     metrics = result.evaluate_metrics_clientapp[3]
     weights = np.arange(1, N + 1)
     assert metrics["vertex"] == pytest.approx(np.average(np.arange(N), weights=weights))
-    assert (metrics["vertex-worst"], metrics["vertex-best"]) == (0.0, N - 1.0)
+    assert set(metrics) == {"vertex", "norm"}, "the app's own names, and nothing else"
+    vertex = result.history[2].evaluate_summary["vertex"]
+    assert (vertex.worst, vertex.best) == (0.0, N - 1.0)
     losses = [float(result.history[2].train[i]["train_loss"]) for i in range(N)]  # type: ignore[arg-type]
     trained = result.train_metrics_clientapp[3]
     assert trained["train_loss"] == pytest.approx(np.average(losses, weights=weights))
-    assert (trained["train_loss-worst"], trained["train_loss-best"]) == (max(losses), min(losses))
+    assert set(trained) == {"train_loss"}
+    loss = result.history[2].train_summary["train_loss"]
+    assert (loss.worst, loss.best) == (max(losses), min(losses))
 
 
 def test_bytes_are_counted_over_edges() -> None:

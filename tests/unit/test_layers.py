@@ -20,7 +20,17 @@ LAYERS = [
         *("weights", "spectrum", "fdla"),
         *("algorithms.", "config", "data", "planning"),
     ],
-    ["node", "mixing", "codec", "engine.", "metrics", "progress", "reference", "problems."],
+    [
+        "node",
+        "mixing",
+        "codec",
+        "engine.",
+        "metrics",
+        "health",
+        "progress",
+        "reference",
+        "problems.",
+    ],
     ["flower.", "peer."],
     ["plots", "positions", "plots_compare", "compare.", "runs", "superlink", "cli."],
 ]

@@ -47,11 +47,23 @@ def test_a_round_without_evaluation_is_told_too(path):
 
 
 def test_what_is_no_number_is_left_out(path):
-    record = RoundRecord(round=7, missing=[1], evaluate_average_model={"accuracy": 0.5})
-    tell_round(record, {"accuracy": 1, "per-class": [0.1, 0.2]})
+    record = RoundRecord(
+        round=7,
+        missing=[1],
+        evaluate={
+            0: {"accuracy": 1, "per-class": [0.1, 0.2], "num-examples": 3},
+            1: {"accuracy": 0.6, "num-examples": 1},
+        },
+        evaluate_average_model={"accuracy": 0.5, "per-class": [0.5]},
+        events=[(0, "late"), (1, "late")],
+        warnings=["it rains"],
+    )
+    tell_round(record)
     (entry,) = reader(path).news()
     assert (entry["round"], entry["missing"]) == (7, [1])
-    assert (entry["metrics"], entry["average_model"]) == ({"accuracy": 1.0}, {"accuracy": 0.5})
+    assert entry["metrics"] == {"accuracy": 0.9, "accuracy-worst": 0.6, "accuracy-best": 1.0}
+    assert entry["average_model"] == {"accuracy": 0.5}
+    assert (entry["events"], entry["warnings"]) == ([[[0, 1], "late"]], ["it rains"])
 
 
 def test_a_run_folder_tells_where_it_is(path, tmp_path, monkeypatch):

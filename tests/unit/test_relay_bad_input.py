@@ -86,17 +86,33 @@ def test_a_rule_that_diverges_on_the_graph_is_refused_when_made() -> None:
     [
         ({"round_timeout_s": 0.0}, "round_timeout_s must be above 0"),
         ({"round_timeout_s": float("nan")}, "round_timeout_s must be above 0"),
+        ({"round_timeout_s": True}, "round_timeout_s must be a number of seconds, got True"),
+        ({"node_timeout_s": -1}, "node_timeout_s must be at least 0"),
+        ({"node_timeout_s": float("nan")}, "node_timeout_s must be at least 0"),
         ({"evaluate_every": -1}, "evaluate_every must be at least 0"),
+        ({"evaluate_every": 1.5}, "evaluate_every must be an integer, got 1.5"),
+        ({"evaluate_every": True}, "evaluate_every must be an integer, got True"),
+        ({"evaluate_every": float("inf")}, "evaluate_every must be an integer, got inf"),
+        ({"average": "no"}, "average must be True or False, got 'no'"),
+        ({"measure_consensus": 1}, "measure_consensus must be True or False, got 1"),
+        ({"collect_models": None}, "collect_models must be True or False, got None"),
+        ({"on_round": 3}, "on_round must be callable, got int"),
+        ({"train_metrics_aggr_fn": {}}, "train_metrics_aggr_fn must be callable, got dict"),
+        ({"weighted_by_key": ""}, "weighted_by_key must be a text"),
+        ({"arrayrecord_key": "flower_dhb.payloads"}, "arrayrecord_key must be a text"),
+        ({"configrecord_key": "arrays"}, "must differ, both are 'arrays'"),
+        ({"lower_is_better": "loss"}, "lower_is_better must be a sequence of name patterns"),
+        ({"lower_is_better": [1]}, "lower_is_better must hold name patterns"),
     ],
 )
-def test_settings_out_of_range(options: dict[str, float], told: str) -> None:
+def test_settings_out_of_range(options: dict[str, object], told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         ServerlessStrategy(Topology.ring(3), **options)  # type: ignore[arg-type]
 
 
 def test_a_topology_that_is_none() -> None:
-    with pytest.raises(ConfigError, match="topology must be a Topology, got str"):
-        ServerlessStrategy("ring:3")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="topology must be a Topology or its name, such as"):
+        ServerlessStrategy(8)  # type: ignore[arg-type]
 
 
 def test_initial_arrays_that_are_not_finite() -> None:

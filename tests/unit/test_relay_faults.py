@@ -206,7 +206,6 @@ def test_an_agent_that_lost_its_state_rejoins_from_its_neighbors() -> None:
     record = result.history[FAULTY_ROUND]
     assert record.rejoined == [VICTIM]
     assert (VICTIM, f"state was lost; rejoined at round {FAULTY_ROUND}") in record.events
-    assert result.train_metrics_clientapp[FAULTY_ROUND + 1]["agents-rejoined"] == 1
     assert all(r.missing == [] for r in result.history), "it takes part in the same round"
     assert np.isfinite(flat(result.models[VICTIM])).all()
 

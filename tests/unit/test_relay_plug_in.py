@@ -37,7 +37,7 @@ def test_a_quickstart_app_with_batch_norm_learns(app: ClientApp) -> None:
     result = run(app)
     first, last = (result.evaluate_metrics_clientapp[k] for k in (1, 40))
     assert float(last["eval_acc"]) > 0.9 > float(first["eval_acc"])  # type: ignore[arg-type]
-    assert float(last["eval_loss-worst"]) >= float(last["eval_loss"])  # type: ignore[arg-type]
+    assert set(last) == {"eval_loss", "eval_acc"}, "the app's own names, as under FedAvg"
     assert all(r.missing == [] and r.events == [] for r in result.history)
 
 

@@ -102,10 +102,11 @@ def test_without_an_average_reading_it_says_what_to_set() -> None:
 
 def test_where_nobody_reports_reading_it_says_so() -> None:
     def lost(vertex: int, message: Message) -> Exception | None:
-        return ConnectionError("gone") if message.metadata.group_id != "" else None
+        document = str(message.content.config_records["flower_dhb"]["json"])
+        return ConnectionError("gone") if '"ask": "report"' in document else None
 
     grid = LocalGrid(numpy_app(N, D, mods=[mod]), N, intercept=lost)
-    result = start(rounds=1, grid=grid)
+    result = start(rounds=1, grid=grid, evaluate_every=0)
     with pytest.raises(RoundError, match="no agent reported its parameters at the end of the run"):
         _ = result.arrays
 

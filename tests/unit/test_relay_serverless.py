@@ -73,10 +73,14 @@ def test_one_average_is_formed_at_the_end_and_one_at_each_evaluation_that_is_wat
 
 
 def test_parameters_are_reported_only_if_something_needs_them() -> None:
-    grid, result = start(ServerlessStrategy(STAR_AND_TAIL, measure_consensus=False, average=False))
-    assert all("flower_dhb.parameters" not in reply.content for _, reply in grid.replies)
-    assert result.history[-1].consensus_distance is None
-    assert "consensus-distance" not in result.evaluate_metrics_clientapp[1]
+    def reports(**options: bool) -> list[str]:
+        grid, result = start(ServerlessStrategy(STAR_AND_TAIL, measure_consensus=False, **options))
+        assert result.history[-1].consensus_distance is None
+        reported = [r for _, r in grid.replies if "flower_dhb.parameters" in r.content]
+        return [reply.metadata.group_id for reply in reported]
+
+    assert reports(average=False) == []
+    assert reports() == ["4"] * N, "for the average, once, in the last round"
 
 
 def test_the_observer_sees_the_average_of_each_evaluated_round() -> None:
@@ -130,7 +134,8 @@ def test_custom_aggregation_of_metrics_is_called_as_fedavg_calls_it() -> None:
     _, result = start(ServerlessStrategy(STAR_AND_TAIL, evaluate_metrics_aggr_fn=count))
     metrics = result.evaluate_metrics_clientapp[2]
     assert (metrics["agents"], metrics["norm"]) == (N, -1.0)
-    assert "norm-worst" in metrics
+    assert set(metrics) == {"agents", "norm"}, "it replaces the mean, as under FedAvg"
+    assert result.history[1].evaluate_summary["norm"].best > 0
 
 
 def test_on_round_is_called_once_a_round_in_order() -> None:

@@ -18,6 +18,7 @@ REQUIRED = {
     *("round", "accuracy_mean", "accuracy_worst", "accuracy_best", "accuracy_average_model"),
     *("loss_mean", "loss_worst", "loss_best", "accuracy", "loss", "consensus_distance"),
     *("bytes_sent", "bytes_sent_by_agent", "missing", "rejoined", "events", "seconds"),
+    *("distance_from_start", "warnings"),
 }
 
 
@@ -87,6 +88,21 @@ def test_other_metrics_of_an_app_get_keys_of_their_own():
     assert (row["f1_score_mean"], row["f1_score"]) == (0.25, [None, 0.25, None])
     assert "num_examples" not in row
     assert "num-examples_mean" not in row
+
+
+def test_a_row_has_the_strategys_weights_and_its_idea_of_better():
+    """By another key, one agent without it; of `age` less is better; the key is no metric."""
+    evaluate = {
+        0: {"age": 1.0, "loss": 1.0, "n": 1},
+        1: {"age": 2.0, "loss": 2.0, "n": 3},
+        2: {"age": 9.0, "loss": 0.5, "num-examples": 5},
+    }
+    row = history_row(record(evaluate=evaluate, weighted_by_key="n", lower_is_better=("age",)), 3)
+    assert row["age_mean"] == pytest.approx((1.0 + 3 * 2.0) / 4)
+    assert (row["age_worst"], row["age_best"]) == (9.0, 1.0)
+    assert (row["loss_worst"], row["loss_best"]) == (0.5, 2.0)
+    assert "n_mean" not in row
+    assert row["num_examples"] == [None, None, 5.0], "here it is a metric like any other"
 
 
 def test_missing_agents_and_events_are_told():
