@@ -838,7 +838,7 @@ def test_the_end_of_a_run_is_told_and_waited_for():
     ("seconds", "waited", "ahead", "follows"),
     [
         (2.0, 0.0, 10, True),  # ten rounds are believed at once
-        (2.0, 0.0, 11, False),
+        (2.0, 0.0, 12, False),
         (2.0, 2.0, 20, True),  # and ten more for each usual time of a round
         (2.0, 2.0, 21, False),
         (2.0, 20.0, 110, True),
