@@ -13,7 +13,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flower_dhb.algorithms import DSGD, Algorithm, HeavyBall, algorithm_from_config
+    from flower_dhb.algorithms import (
+        DSGD,
+        Algorithm,
+        HeavyBall,
+        SafeguardedHeavyBall,
+        algorithm_from_config,
+    )
     from flower_dhb.config import RunConfig
     from flower_dhb.errors import (
         ConfigError,
@@ -47,6 +53,7 @@ _HOMES = {
     "RoundError": "errors",
     "RunConfig": "config",
     "RunFolder": "runs",
+    "SafeguardedHeavyBall": "algorithms",
     "ServerlessResult": "flower.result",
     "ServerlessStrategy": "flower.strategy",
     "StateError": "errors",
@@ -71,6 +78,7 @@ __all__ = [
     "RoundError",
     "RunConfig",
     "RunFolder",
+    "SafeguardedHeavyBall",
     "ServerlessResult",
     "ServerlessStrategy",
     "StateError",

@@ -23,6 +23,7 @@ from flower_dhb.algorithms.registry import (
     relayed_methods,
     settings_of,
 )
+from flower_dhb.algorithms.safeguarded import SafeguardedHeavyBall
 
 __all__ = [
     "ALGORITHMS",
@@ -38,6 +39,7 @@ __all__ = [
     "MomentumTracking",
     "PushSum",
     "QuasiGlobal",
+    "SafeguardedHeavyBall",
     "algorithm_from_config",
     "check_relayed",
     "default_algorithm",

@@ -17,6 +17,7 @@ from flower_dhb.algorithms.heavy_ball import HeavyBall
 from flower_dhb.algorithms.momentum_tracking import MomentumTracking
 from flower_dhb.algorithms.push_sum import PushSum
 from flower_dhb.algorithms.quasi_global import QuasiGlobal
+from flower_dhb.algorithms.safeguarded import SafeguardedHeavyBall
 from flower_dhb.errors import ConfigError, unknown
 
 __all__ = [
@@ -37,6 +38,7 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     rule.name: rule
     for rule in (
         HeavyBall,
+        SafeguardedHeavyBall,
         DSGD,
         CDMSGD,
         QuasiGlobal,
@@ -66,8 +68,8 @@ R = TypeVar("R", bound=type[Algorithm])
 
 
 def default_algorithm() -> Algorithm:
-    """The rule of a strategy to which none is given."""
-    return HeavyBall()
+    """The rule of a strategy to which none is given: chosen by a study, `docs/decisions/0012`."""
+    return SafeguardedHeavyBall()
 
 
 def register(rule: R) -> R:

@@ -79,7 +79,7 @@ class ServerlessStrategy(Strategy):
         Who talks to whom, such as `Topology.ring(8)` or `"ring:8"`. Node `i` is the node
         whose config says `vertex` (or else `partition-id`) `i`.
     algorithm : Algorithm or str, optional
-        The rule, or its name, such as `"dsgd"`; `default_algorithm()` unless given.
+        The rule, or its name, such as `"dsgd"`; `SafeguardedHeavyBall()` unless given.
     round_timeout_s : float, optional
         Seconds after which an agent that has not answered is missing for the round.
         None takes `timeout` of `start`.

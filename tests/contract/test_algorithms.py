@@ -8,6 +8,7 @@ import pytest
 
 from flower_dhb import DSGD, HeavyBall, Topology, algorithm_from_config, simulate
 from flower_dhb.algorithms import ALGORITHMS, QuasiGlobal, method, relayed_methods
+from flower_dhb.algorithms.measurement import measured
 from flower_dhb.types import State
 
 FORMS = [
@@ -138,7 +139,7 @@ def test_on_a_complete_graph_equal_agents_are_one_agent(algorithm):
 
 @every_rule
 def test_declared_vectors_and_memory_are_those_produced(algorithm):
-    state = algorithm.start(np.zeros(D))
+    state = measured(algorithm, algorithm.start(np.zeros(D)), np.ones(D))
     assert tuple(state.memory) == algorithm.memory
     payload = algorithm.outgoing(state, np.ones(D))
     assert set(payload) == set(algorithm.vectors)
@@ -151,7 +152,8 @@ def random_inputs(algorithm):
     rng = np.random.default_rng(4)
     memory = {name: rng.normal(size=(8, D)) for name in algorithm.memory}
     mixed = {name: rng.normal(size=(8, D)) for name in algorithm.vectors}
-    return State(rng.normal(size=(8, D)), memory), rng.normal(size=(8, D)), mixed
+    state, trained = State(rng.normal(size=(8, D)), memory), rng.normal(size=(8, D))
+    return measured(algorithm, state, trained), trained, mixed
 
 
 @every_rule
@@ -177,16 +179,19 @@ def test_sharing_before_training_means_that_training_does_not_matter(algorithm):
 
 @every_rule
 def test_a_rule_is_linear(algorithm):
-    """Doubling all inputs doubles all outputs, exactly: no constant, no threshold."""
+    """Doubling all inputs doubles all outputs, exactly: no constant, no threshold.
+
+    Of a rule that measures this asks more: that its numbers do not depend on the scale.
+    """
     state, trained, mixed = random_inputs(algorithm)
 
     def double(vectors):
         return {name: 2.0 * vector for name, vector in vectors.items()}
 
     new = algorithm.combine(state, trained, mixed)
-    twice = algorithm.combine(
-        State(2.0 * state.parameters, double(state.memory)), 2.0 * trained, double(mixed)
-    )
+    larger = State(2.0 * state.parameters, double(state.memory))
+    larger = measured(algorithm, larger, 2.0 * trained)
+    twice = algorithm.combine(larger, 2.0 * trained, double(mixed))
     np.testing.assert_array_equal(twice.parameters, 2.0 * new.parameters)
     for name in algorithm.memory:
         np.testing.assert_array_equal(twice.memory[name], 2.0 * new.memory[name])

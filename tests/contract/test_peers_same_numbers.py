@@ -23,6 +23,7 @@ RULES = {
     "dmsgd-gt": {"algorithm": "dmsgd", "form": "tracking"},
     "dmsgd-combine-then-adapt": {"algorithm": "dmsgd", "order": "combine-then-adapt"},
     "d-psgd": {"algorithm": "dsgd"},
+    "safeguarded": {"algorithm": "safeguarded"},
 }
 
 

@@ -132,7 +132,7 @@ def test_average_survives_missing_neighbors(name: str) -> None:
 AGREE_AT_ONCE = [
     name
     for name in NAMES
-    if not name.endswith("-cta") and not name.startswith(("cd", "exact-diffusion"))
+    if not name.endswith("-cta") and not name.startswith(("cd", "exact-diffusion", "safeguarded"))
 ]
 
 
@@ -157,6 +157,7 @@ def test_without_momentum_it_is_its_plain_rule(name: str) -> None:
         "qg": "dsgd",
         "decentlam": "dsgd",
         "momentum-tracking": "dsgt",
+        "safeguarded": "dsgd",
         "exact-diffusion": "exact-diffusion",
         "exact-diffusion-hb": "exact-diffusion",
     }

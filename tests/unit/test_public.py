@@ -22,6 +22,7 @@ PUBLIC = [
     "RoundError",
     "RunConfig",
     "RunFolder",
+    "SafeguardedHeavyBall",
     "ServerlessResult",
     "ServerlessStrategy",
     "StateError",

@@ -8,7 +8,7 @@ from flwr.app import ArrayRecord, MetricRecord
 from support.apps import flat, numpy_app, start_arrays
 from support.grid import LocalGrid
 
-from flower_dhb import HeavyBall, ServerlessStrategy, Topology, consensus_mod
+from flower_dhb import ServerlessStrategy, Topology, consensus_mod
 from flower_dhb.flower import session
 
 N, D = 6, 4
@@ -151,7 +151,3 @@ def test_messages_of_other_strategies_pass_through_the_mod() -> None:
     result = FedAvg(min_available_nodes=N).start(LocalGrid(app, N), start_arrays(D)[0], 2)
     assert len(result.arrays) == 2
     assert "train_loss" in result.train_metrics_clientapp[2]
-
-
-def test_default_rule_is_the_papers() -> None:
-    assert ServerlessStrategy(STAR_AND_TAIL).algorithm == HeavyBall()

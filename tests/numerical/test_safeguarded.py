@@ -1,0 +1,233 @@
+"""The default rule: against its law written out agent by agent, and at its limits."""
+
+from __future__ import annotations
+
+from math import sqrt
+
+import numpy as np
+import pytest
+import torch
+
+from flower_dhb import SafeguardedHeavyBall, ServerlessStrategy, Topology, simulate
+from flower_dhb.algorithms import default_algorithm
+from flower_dhb.algorithms.measurement import measured
+from flower_dhb.types import State
+
+# Irregular: degrees 4, 2, 3, 2, 2, 1, 2.
+GRAPH = Topology.from_edges([(0, 1), (1, 2), (2, 3), (3, 0), (0, 4), (4, 5), (0, 6), (2, 6)])
+N, D, ROUNDS = 7, 5, 30
+RULE = SafeguardedHeavyBall()
+
+
+def local_step(x, k):
+    """Pulled to a target of one's own, each coordinate at its pace, and shaken a little."""
+    rng = np.random.default_rng(0)
+    targets, pace = rng.normal(size=(N, D)), np.geomspace(0.02, 0.9, D)
+    return x + pace * (targets - x) + 0.02 * np.random.default_rng(k).normal(size=(N, D))
+
+
+def length(vector):
+    return sqrt(sum(float(v) ** 2 for v in vector))
+
+
+def gain_by_hand(momentum, step, displacement):
+    """How much of the last displacement one agent adds, from the geometry."""
+    if length(step) == 0.0:
+        return 0.0
+    direction = [v / length(step) for v in step]
+    along = sum(a * b for a, b in zip(displacement, direction, strict=True))
+    kept = max(along, 0.0)
+    unconfirmed = length([v - kept * e for v, e in zip(displacement, direction, strict=True)])
+    return momentum if momentum * unconfirmed <= length(step) else length(step) / unconfirmed
+
+
+def by_hand(start, rounds, momentum=0.9, missing=None):
+    """Every agent in turn, with loops; also what each added, gains and corrections."""
+    x = np.array(start)
+    d, c = np.zeros((N, D)), np.zeros((N, D))
+    history = []
+    for k in range(1, rounds + 1):
+        w, z = GRAPH.with_missing((missing or {}).get(k, ())), local_step(x, k)
+        gains = [gain_by_hand(momentum, z[i] - x[i], d[i]) for i in range(N)]
+        m = np.array([gains[i] * d[i] + momentum * c[i] for i in range(N)])
+        new = np.zeros((N, D))
+        for i in range(N):
+            for j in range(N):
+                new[i] += w[i, j] * (z[j] + 0.5 * m[j])
+            new[i] += 0.5 * m[i]
+        history.append((x, z, d, np.array(gains)))
+        d, c, x = new - x, new - z - m, new
+    return x, c, history
+
+
+START = np.random.default_rng(1).normal(size=(N, D))
+MISSING = {2: [(0, 1)], 3: [(0, 1), (4, 5)], 9: [(0, 6), (2, 6)]}
+
+
+@pytest.mark.parametrize("missing", [None, MISSING])
+@pytest.mark.parametrize("momentum", [0.9, 0.7])
+def test_it_is_the_law_written_out(momentum, missing):
+    rule = SafeguardedHeavyBall(momentum=momentum)
+    found = simulate(rule, GRAPH, START, local_step, ROUNDS, missing=missing)[-1]
+    expected, _, history = by_hand(START, ROUNDS, momentum, missing)
+    # Thirty rounds of rounding of numbers near 1.
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+    gains = np.array([gains for *_, gains in history[1:]])
+    bounded = gains < momentum
+    assert 0.05 < bounded.mean() < 0.95  # it saw both kinds of rounds
+    assert gains.std(axis=1).max() > 0.05  # and agents that differ
+
+
+@pytest.mark.parametrize("missing", [None, MISSING])
+def test_the_average_moves_by_the_steps_and_by_the_mean_of_the_momentum(missing):
+    x = simulate(RULE, GRAPH, START, local_step, ROUNDS, missing=missing)
+    _, correction, history = by_hand(START, ROUNDS, missing=missing)
+    for k, (before, z, d, gains) in enumerate(history):
+        moved = (z - before + gains[:, None] * d).mean(axis=0)
+        np.testing.assert_allclose((x[k + 1] - x[k]).mean(axis=0), moved, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(correction.sum(axis=0), 0.0, atol=1e-12)
+    assert np.abs(correction).max() > 0.01
+
+
+# --- the momentum of one agent --------------------------------------------------------------
+
+CASES = {
+    # 0.9 * 4 is longer than 3: of the displacement, 4 stands at right angles to the step.
+    "at right angles": ([3, 0], [0, 4], 0.75),
+    "short enough": ([3, 0], [0, 3], 0.9),
+    "just short enough": ([9, 0], [0, 10], 0.9),
+    "what the step confirms is free": ([3, 0], [70, 4], 0.75),
+    "all confirmed": ([1, 0], [1000, 0], 0.9),
+    "against the step, all of it counts": ([3, 0], [-3, 4], 0.6),
+    "straight against the step": ([3, 0], [-6, 0], 0.5),
+    "no step": ([0, 0], [1, 2], 0.0),
+    "the first round": ([1, 2], [0, 0], 0.9),
+    "nothing at all": ([0, 0], [0, 0], 0.0),
+}
+
+
+def gain(step, displacement, rule=RULE, dtype=np.float64, scale=1.0):
+    x = np.full(len(step), 2.0, dtype) * dtype(scale)
+    d = np.asarray(displacement, dtype) * dtype(scale)
+    z = x + np.asarray(step, dtype) * dtype(scale)
+    return measured(rule, State(x, {"displacement": d, "correction": d}), z).measured["momentum"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_momentum_of_an_agent(case):
+    step, displacement, expected = CASES[case]
+    assert gain(step, displacement) == pytest.approx(expected, abs=1e-15)
+
+
+@pytest.mark.parametrize("scale", [2.0**-60, 2.0**-30, 2.0**30, 2.0**60])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_it_does_not_depend_on_the_scale_of_the_parameters(scale, dtype):
+    """Powers of two, so to the last bit; their squares are far out of float32's range."""
+    step, displacement = [3.0, 0.5, -1.0], [1.0, 4.0, 2.0]
+    here = gain(step, displacement, dtype=dtype)
+    assert 0.1 < here < 0.9
+    assert gain(step, displacement, dtype=dtype, scale=scale) == here
+
+
+def test_it_does_not_depend_on_parameters_that_never_change():
+    """Frozen layers, as under adapters: as many and as large as they may be."""
+    step, displacement = [3.0, 0.5, -1.0], [1.0, 4.0, 2.0]
+    frozen = np.zeros(1000)
+    alone = gain(step, displacement)
+    assert gain(np.concatenate([step, frozen]), np.concatenate([displacement, frozen])) == alone
+
+    def beside(x, k):
+        z = local_step(x[:, :D], k)
+        return np.concatenate([z, x[:, D:]], axis=1)
+
+    start = np.concatenate([START, np.full((N, 3), 1e6)], axis=1)
+    wide = simulate(RULE, GRAPH, start, beside, ROUNDS)[-1]
+    narrow = simulate(RULE, GRAPH, START, local_step, ROUNDS)[-1]
+    np.testing.assert_allclose(wide[:, :D], narrow, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(wide[:, D:], 1e6, rtol=1e-14)
+
+
+def test_momentum_beyond_what_the_step_confirms_is_never_longer_than_the_step():
+    rng = np.random.default_rng(2)
+    for _ in range(200):
+        step, displacement = rng.normal(size=4), rng.normal(size=4) * rng.choice([0.1, 1, 10])
+        g = gain(step, displacement)
+        assert 0.0 < g <= 0.9
+        along = max(step @ displacement, 0.0) / (step @ step)
+        assert g * length(displacement - along * step) <= length(step) * (1 + 1e-12)
+        assert g == pytest.approx(gain_by_hand(0.9, step, displacement), rel=1e-12)
+
+
+def test_parallel_vectors_leave_nothing_unconfirmed():
+    """Rounding must not make a square of less than nothing, nor a bound of it."""
+    rng = np.random.default_rng(3)
+    for factor in rng.uniform(1.0, 1e6, size=200):
+        step = rng.normal(size=6).astype(np.float32)
+        assert gain(step, factor * step.astype(np.float64)) == 0.9
+
+
+def test_a_stack_of_agents_measures_what_each_measures_alone():
+    rng = np.random.default_rng(5)
+    x, z, d = rng.normal(size=(3, N, D))
+    stack = measured(RULE, State(x, {"displacement": d, "correction": d}), z).measured["momentum"]
+    tensors = {name: torch.from_numpy(d) for name in RULE.memory}
+    found = measured(RULE, State(torch.from_numpy(x), tensors), torch.from_numpy(z))
+    alone = [gain_by_hand(0.9, z[i] - x[i], d[i]) for i in range(N)]
+    np.testing.assert_allclose(stack[:, 0], alone, rtol=1e-13)
+    np.testing.assert_allclose(found.measured["momentum"][:, 0], alone, rtol=1e-13)
+
+
+# --- stability and bias -----------------------------------------------------------------------
+
+
+def radius(a, momentum, u, rule=RULE):
+    """Spectral radius of a round on two agents: eigenvalues 1 and u, curvature a, gain fixed."""
+    w = np.array([[1 + u, 1 - u], [1 - u, 1 + u]]) / 2
+
+    def round_(vector):
+        x, d, c = vector.reshape(3, 2, 1)
+        state = State(x, {"displacement": d, "correction": c}, {"momentum": momentum})
+        z = (1 - a) * x
+        sent = rule.outgoing(state, z)
+        new = rule.combine(state, z, {name: w @ v for name, v in sent.items()})
+        parts = (new.parameters, new.memory["displacement"], new.memory["correction"])
+        return np.concatenate([part.ravel() for part in parts])
+
+    # Corrections sum to zero: of their two directions one cannot arise.
+    basis = np.column_stack([np.eye(6)[:, :4], np.array([0, 0, 0, 0, 1, -1]) / sqrt(2)])
+    matrix = basis.T @ np.column_stack([round_(column) for column in basis.T])
+    return np.abs(np.linalg.eigvals(matrix)).max()
+
+
+@pytest.mark.parametrize("u", [-0.99, -0.6, -1 / 3, 0.0, 0.5, 0.99])
+@pytest.mark.parametrize("momentum", [0.0, 0.3, 0.9])
+def test_stable_on_every_graph_where_gradient_descent_is(u, momentum):
+    """Whatever the gain: docs/algorithm.md derives the limits."""
+    for a in (0.001, 0.1, 1.0, 1.9, 1.99):
+        assert radius(a, momentum, u) < 1.0
+    assert radius(2.0 * (1.0 + momentum) + 0.01, momentum, u) > 1.0
+
+
+def test_different_data_leave_about_half_of_the_bias_of_d_psgd():
+    """At rest `(I - W) x = (W - b / (1 + b) (I + W) / 2) s`, with b = 0.9."""
+    targets = np.random.default_rng(4).normal(size=(N, 2))
+    x = simulate(RULE, GRAPH, np.zeros(2), lambda x, _: x + 0.05 * (targets - x), 3000)[-1]
+    w, step = GRAPH.mixing_matrix, 0.05 * (targets - x)
+    left = (np.eye(N) - w) @ x
+    right = (w - 0.9 / 1.9 * (np.eye(N) + w) / 2) @ step
+    np.testing.assert_allclose(left, right, rtol=0, atol=1e-12)
+    assert np.abs(left).max() > 1e-3
+
+
+# --- where it is used -------------------------------------------------------------------------
+
+
+def test_it_is_what_a_strategy_takes_when_no_rule_is_given():
+    assert default_algorithm() == SafeguardedHeavyBall(momentum=0.9)
+    assert ServerlessStrategy(Topology.ring(3)).algorithm == SafeguardedHeavyBall()
+
+
+def test_it_sends_one_vector_and_remembers_two():
+    assert RULE.vectors == ("folded",)
+    assert RULE.memory == ("displacement", "correction")
+    assert RULE.to_config() == {"name": "safeguarded", "momentum": 0.9}
