@@ -143,7 +143,8 @@ class _Turn:
         try:
             vertex = _vertex(self.context)
             if vertex != ask.vertex:
-                raise StateError(f"message is for vertex {ask.vertex}, this node is {vertex}")
+                told = f"message is for vertex {ask.vertex}, this node is {vertex}"
+                return Answer(ask="vertex", vertex=vertex, failure=told)
             self.store = open_store(self.context, ask.run, vertex)
             node = self._restore()
             if node.pending_round is not None:

@@ -23,9 +23,18 @@ _run_ids = itertools.count(77)
 class LocalGrid(Grid):
     """Runs each message's ClientApp when its reply is asked for.
 
-    hold: given a message, says how many pulls its reply is late. intercept: given a
-    message, returns an exception to answer with instead of running the app, or None.
+    Everything that a network does can be done to it, by functions of vertex and message:
+
+    intercept: an exception to answer with instead of running the app, or None. refuse:
+    whether the grid does not take the message. hold: how many pulls the message is late;
+    `LATE` until `release`. hold_reply: the same for the reply, the app having run. lose:
+    whether the reply never arrives, the app having run. duplicate: whether the reply
+    arrives twice, and once more with the next pull.
+
+    failing: how often calls of `nodes`, `push` and `pull` fail from now on.
     """
+
+    LATE = 10**9
 
     def __init__(
         self,
@@ -34,20 +43,32 @@ class LocalGrid(Grid):
         *,
         node_config: Callable[[int], dict[str, object]] | None = None,
         intercept: Callable[[int, Message], Exception | None] | None = None,
+        refuse: Callable[[int, Message], bool] | None = None,
         hold: Callable[[int, Message], int] | None = None,
         run_config: dict[str, object] | None = None,
+        hold_reply: Callable[[int, Message], int] | None = None,
+        lose: Callable[[int, Message], bool] | None = None,
+        duplicate: Callable[[int, Message], bool] | None = None,
     ) -> None:
         self.run_id = next(_run_ids)
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, self.run_id, 1
         self.app_of = app if not isinstance(app, ClientApp) else lambda _: app
         self.intercept = intercept or (lambda _vertex, _message: None)
         self.hold = hold or (lambda _vertex, _message: 0)
+        self.hold_reply = hold_reply or (lambda _vertex, _message: 0)
+        self.refuse = refuse or (lambda _vertex, _message: False)
+        self.lose = lose or (lambda _vertex, _message: False)
+        self.duplicate = duplicate or (lambda _vertex, _message: False)
+        self.failing = {"nodes": 0, "push": 0, "pull": 0}
+        self._again: list[Message] = []  # duplicates that come with the next pull
+        self.dead: set[int] = set()  # listed by the grid, but nothing answers
         self.contexts: dict[int, Context] = {}
         self.vertex_of: dict[int, int] = {}
         self.messages: list[tuple[int, Message]] = []  # (vertex, as sent)
         self.replies: list[tuple[int, Message]] = []
         self._queue: dict[str, tuple[Message, int]] = {}
         self._run_config = run_config or {}
+        self._held: dict[str, tuple[int, Message, int]] = {}  # vertex, reply, pulls
         self._config = node_config or (lambda i: {"partition-id": i, "num-partitions": n})
         for i in range(n):
             self.add_node(i, node_id=1000 + 7 * ((i * 5 + 3) % n) if n % 5 else 1000 + i)
@@ -71,6 +92,28 @@ class LocalGrid(Grid):
     def lose_state(self, vertex: int) -> None:
         self.contexts[self.node_of(vertex)].state = RecordDict()
 
+    def kill(self, vertex: int) -> int:
+        """A node dies, with whatever it was asked; the grid lists it until it is removed."""
+        node = self.node_of(vertex)
+        self.dead.add(node)
+        self.vertex_of[node] = -2  # so that `node_of` finds who comes after it
+        return node
+
+    def swap(self, one: int, other: int) -> None:
+        """Two nodes exchange their ids, and nothing else."""
+        a, b = self.node_of(one), self.node_of(other)
+        for table in (self.vertex_of, self.contexts):
+            table[a], table[b] = table[b], table[a]  # type: ignore[index]
+
+    def release(self, vertex: int | None = None) -> None:
+        """Let what is held go on its way, of one vertex or of all."""
+        for i, (message, _) in self._queue.items():
+            if vertex in (None, self.vertex_of.get(message.metadata.dst_node_id)):
+                self._queue[i] = (message, 0)
+        for i, (v, reply, _) in self._held.items():
+            if vertex in (None, v):
+                self._held[i] = (v, reply, 0)
+
     @property
     def run(self) -> Run:
         return Run.create_empty(self.run_id)
@@ -81,28 +124,62 @@ class LocalGrid(Grid):
         raise NotImplementedError("deprecated in Flower")
 
     def get_node_ids(self) -> Iterable[int]:
+        self._fail("nodes")
         return list(self.vertex_of)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        self._fail("push")
         ids = []
         for message in messages:
             message.metadata.__dict__["_message_id"] = str(uuid4())
-            ids.append(message.metadata.message_id)
             vertex = self.vertex_of.get(message.metadata.dst_node_id, -1)
+            if self.refuse(vertex, message):
+                ids.append(None)
+                continue
+            ids.append(message.metadata.message_id)
             self.messages.append((vertex, message))
             self._queue[message.metadata.message_id] = (message, self.hold(vertex, message))
-        return ids
+        return ids  # type: ignore[return-value]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        replies = []
+        self._fail("pull")
+        replies, again = [], []
         for message_id in list(message_ids):
-            message, pulls = self._queue[message_id]
-            if pulls > 0:
-                self._queue[message_id] = (message, pulls - 1)
+            if message_id in self._queue:
+                self._work(message_id)
+            if message_id not in self._held:
                 continue
-            del self._queue[message_id]
-            replies.append(self._execute(message))
-        return replies
+            vertex, reply, pulls = self._held[message_id]
+            if pulls > 0:
+                self._held[message_id] = (vertex, reply, pulls - 1)
+                continue
+            del self._held[message_id]
+            replies.append(reply)
+            self.replies.append((vertex, reply))
+            if self.duplicate(vertex, reply):
+                again.append(reply)
+        replies += self._again
+        self._again = again
+        return replies + again
+
+    def _work(self, message_id: str) -> None:
+        """Run the app of a message that has arrived at its node."""
+        message, pulls = self._queue[message_id]
+        if message.metadata.dst_node_id in self.dead:
+            return
+        if pulls > 0:
+            self._queue[message_id] = (message, pulls - 1)
+            return
+        del self._queue[message_id]
+        vertex = self.vertex_of.get(message.metadata.dst_node_id, -1)
+        reply = self._execute(message)
+        if not self.lose(vertex, message):
+            self._held[message_id] = (vertex, reply, self.hold_reply(vertex, message))
+
+    def _fail(self, call: str) -> None:
+        if self.failing[call] > 0:
+            self.failing[call] -= 1
+            raise ConnectionError(f"the grid cannot be reached: {call}")
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -112,7 +189,8 @@ class LocalGrid(Grid):
     def _execute(self, message: Message) -> Message:
         node = message.metadata.dst_node_id
         vertex = self.vertex_of.get(node, -1)
-        error = ConnectionError("node is gone") if vertex < 0 else self.intercept(vertex, message)
+        gone = node not in self.vertex_of
+        error = ConnectionError("node is gone") if gone else self.intercept(vertex, message)
         if error is None:
             context = copy.deepcopy(self.contexts[node])
             received = copy.deepcopy(message)
@@ -123,7 +201,8 @@ class LocalGrid(Grid):
             else:
                 self.contexts[node] = context
         if error is not None:
-            reply = Message(Error(code=0, reason=str(error)), reply_to=message)
+            reply = Message(
+                Error(code=getattr(error, "code", 0), reason=str(error)), reply_to=message
+            )
         reply.metadata.__dict__["_message_id"] = str(uuid4())
-        self.replies.append((vertex, reply))
         return reply

@@ -1,0 +1,407 @@
+"""What a network does to messages and nodes, by value: refused, lost, late, twice, restarted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import Message
+from support.apps import flat, numpy_app, quadratic, quadratic_step, start_arrays
+from support.grid import LocalGrid
+from support.law import trajectory
+
+from flower_dhb import (
+    DSGD,
+    Algorithm,
+    ConfigError,
+    HeavyBall,
+    RoundError,
+    ServerlessStrategy,
+    Topology,
+    consensus_mod,
+)
+from flower_dhb.flower import members, relay
+
+N, D, ROUNDS, RATE = 6, 4, 9, 0.05
+GRAPH = Topology.from_edges([(0, 1), (0, 2), (0, 3), (3, 4), (4, 5), (5, 0)])
+VICTIM, OTHER = 3, 5
+NEW = 4242
+RULES = [HeavyBall(), HeavyBall(form="tracking"), DSGD()]
+EVERYBODY = pytest.mark.parametrize("rule", RULES, ids=str)
+
+# float64 on both sides, sums of at most five terms in another order.
+TOLERANCE = 1e-13
+
+
+def is_round(number: int, kind: str = "train") -> Callable[[int, Message], bool]:
+    """Whether a message is the victim's of a round."""
+
+    def match(vertex: int, message: Message) -> bool:
+        about = message.metadata
+        return (vertex, about.group_id, about.message_type) == (VICTIM, str(number), kind)
+
+    return match
+
+
+def grid_of(**options: object) -> LocalGrid:
+    return LocalGrid(numpy_app(N, D, rate=RATE, mods=[consensus_mod]), N, **options)  # type: ignore[arg-type]
+
+
+def run(grid: LocalGrid, rule: Algorithm | None = None, rounds: int = ROUNDS, **options: object):
+    options = {"evaluate_every": 0, "round_timeout_s": 0.03, **options}
+    strategy = ServerlessStrategy(GRAPH, rule or HeavyBall(), collect_models=True, **options)  # type: ignore[arg-type]
+    return strategy.start(grid, start_arrays(D)[0], rounds)
+
+
+def assert_law(result, rule: Algorithm | None = None, **away: dict[int, set[int]]) -> None:
+    """The final models are those of the law, with the victim out as the test says."""
+    curvature, center = quadratic(N, D)
+    step = lambda x, _: quadratic_step(x, curvature, center, RATE)  # noqa: E731
+    rounds = len(result.history)
+    expected = trajectory(rule or HeavyBall(), GRAPH, start_arrays(D)[1], step, rounds, **away)
+    found = np.stack([flat(result.models[i]) for i in range(N)])
+    np.testing.assert_allclose(found, expected[-1], rtol=0, atol=TOLERANCE)
+
+
+def events(result) -> list[tuple[int, int, str]]:
+    return [(r.round, vertex, text) for r in result.history for vertex, text in r.events]
+
+
+def missing(result) -> dict[int, list[int]]:
+    return {r.round: r.missing for r in result.history if r.missing}
+
+
+# --- messages -----------------------------------------------------------------------
+
+
+@EVERYBODY
+def test_a_refused_message_costs_the_agent_its_round(rule: Algorithm) -> None:
+    result = run(grid_of(refuse=is_round(4)), rule)
+    assert missing(result) == {4: [VICTIM]}
+    assert events(result) == [(4, VICTIM, "Flower did not accept the message for its node")]
+    assert_law(result, rule, frozen={4: {VICTIM}})
+
+
+@EVERYBODY
+def test_a_reply_that_is_lost_costs_three_rounds_and_then_the_agent_is_asked_anew(
+    rule: Algorithm,
+) -> None:
+    """It has trained, its neighbors went on without: it combines that round alone."""
+    result = run(grid_of(lose=is_round(4)), rule)
+    assert missing(result) == {4: [VICTIM], 5: [VICTIM], 6: [VICTIM]}
+    assert events(result) == [
+        (4, VICTIM, "no answer to 'train' within 0.03 s"),
+        (5, VICTIM, "still busy with an earlier message"),
+        (6, VICTIM, "still busy with an earlier message"),
+        (7, VICTIM, "its message or its answer seems to be lost; it is asked anew"),
+    ]
+    assert_law(result, rule, alone={4: {VICTIM}}, frozen={5: {VICTIM}, 6: {VICTIM}})
+
+
+def test_a_slow_agent_is_asked_anew_ever_more_seldom() -> None:
+    """Its messages pile up at its node, so there must not be one every third round."""
+    late = lambda v, m: grid.LATE if v == VICTIM and m.metadata.group_id else 0  # noqa: E731
+    grid = grid_of(hold=late)
+    result = run(grid, rounds=24, round_timeout_s=0.004)
+    asked = [int(m.metadata.group_id) for v, m in grid.messages if v == VICTIM and late(v, m)]
+    assert asked == [1, 4, 10, 22]
+    assert all(r.missing == [VICTIM] for r in result.history)
+
+
+@EVERYBODY
+def test_a_message_that_is_lost_leaves_the_state_as_it_was(rule: Algorithm) -> None:
+    grid = grid_of(hold=lambda v, m: LocalGrid.LATE if is_round(4)(v, m) else 0)
+    result = run(grid, rule)
+    assert missing(result) == {4: [VICTIM], 5: [VICTIM], 6: [VICTIM]}
+    assert_law(result, rule, frozen={k: {VICTIM} for k in (4, 5, 6)})
+
+
+@EVERYBODY
+def test_a_lost_reply_to_evaluate_is_no_lost_round(rule: Algorithm) -> None:
+    """The round was delivered before: both ends of its edges have combined it."""
+    result = run(grid_of(lose=is_round(4, "evaluate")), rule, evaluate_every=4)
+    assert missing(result) == {5: [VICTIM], 6: [VICTIM]}
+    assert_law(result, rule, frozen={5: {VICTIM}, 6: {VICTIM}})
+
+
+@EVERYBODY
+def test_a_reply_that_is_late_by_two_rounds_is_heard_and_noted(rule: Algorithm) -> None:
+    grid = grid_of(hold_reply=lambda v, m: LocalGrid.LATE if is_round(4)(v, m) else 0)
+    result = run(grid, rule, on_round=lambda r: grid.release() if r.round == 5 else None)
+    assert missing(result) == {4: [VICTIM], 5: [VICTIM], 6: [VICTIM]}
+    assert (6, VICTIM, "late answer to 'train' of round 4") in events(result)
+    assert_law(result, rule, alone={4: {VICTIM}}, frozen={5: {VICTIM}, 6: {VICTIM}})
+
+
+def test_an_answer_that_comes_after_the_agent_was_asked_anew_changes_nothing() -> None:
+    grid = grid_of(hold_reply=lambda v, m: LocalGrid.LATE if is_round(4)(v, m) else 0)
+    result = run(grid, on_round=lambda r: grid.release() if r.round == 7 else None)
+    assert missing(result) == {4: [VICTIM], 5: [VICTIM], 6: [VICTIM]}
+    assert_law(result, alone={4: {VICTIM}}, frozen={5: {VICTIM}, 6: {VICTIM}})
+
+
+def test_replies_that_come_twice_count_once() -> None:
+    result = run(grid_of(duplicate=lambda v, m: True), evaluate_every=2)
+    assert events(result) == []
+    assert missing(result) == {}
+    assert_law(result)
+
+
+def test_a_message_that_comes_twice_is_refused_the_second_time() -> None:
+    """To combine for it would spoil the round that the agent is in."""
+    grid = grid_of()
+    app = grid.app_of(VICTIM)
+
+    def again(record) -> None:
+        if record.round == 5:
+            node = grid.node_of(VICTIM)
+            for number in (4, 5):
+                (old,) = [m for v, m in grid.messages if is_round(number)(v, m)]
+                app(old, grid.contexts[node])
+
+    result = run(grid, on_round=again)
+    assert events(result) == []
+    assert_law(result)
+
+
+# --- the grid itself ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("call", ["nodes", "push", "pull"])
+def test_a_grid_that_fails_for_a_moment_changes_nothing(
+    call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay, "_RETRY_MIN_S", 0.001)
+    grid = grid_of()
+
+    def fail(record) -> None:
+        grid.failing[call] = 2 if record.round in (3, 4) else 0
+
+    grid.failing[call] = 1
+    result = run(grid, on_round=fail, round_timeout_s=5.0)
+    assert events(result) == []
+    assert_law(result)
+
+
+def test_a_grid_that_only_cannot_list_its_nodes_goes_on_with_those_it_had(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(relay, "_ENDURED_S", 0.0001)
+    grid = grid_of()
+    result = run(grid, on_round=lambda r: grid.failing.update(nodes=10**9))
+    assert events(result) == []
+    assert_law(result)
+
+
+@pytest.mark.parametrize("call", ["push", "pull"])
+def test_a_grid_that_fails_for_long_ends_the_run_with_its_reason(
+    call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay, "_RETRY_MIN_S", 0.001)
+    monkeypatch.setattr(relay, "_ENDURED_S", 0.02)
+    grid = grid_of()
+    with pytest.raises(RoundError, match=r"for \d+ s: the grid cannot be reached") as e:
+        run(
+            grid,
+            rounds=10**6,
+            round_timeout_s=0.05,
+            on_round=lambda r: grid.failing.update({call: 10**9}) if r.round == 3 else None,
+        )
+    assert isinstance(e.value.__cause__, ConnectionError)
+
+
+# --- nodes --------------------------------------------------------------------------
+
+
+def state_dir_grid(path: Path, **options: object) -> LocalGrid:
+    return grid_of(
+        node_config=lambda i: {"partition-id": i, "state-dir": str(path)},
+        **options,
+    )
+
+
+def dies_with_a_message_open(grid: LocalGrid) -> None:
+    """The victim's node dies in round 4, unheard, and another one is there at once."""
+
+    def kill(vertex: int, message: Message) -> bool:
+        if is_round(4)(vertex, message) and NEW not in grid.vertex_of:
+            grid.kill(VICTIM)
+            grid.add_node(VICTIM, NEW)
+        return False
+
+    grid.refuse = kill
+
+
+@EVERYBODY
+def test_a_node_that_dies_with_a_message_open_is_replaced_while_it_is_still_listed(
+    rule: Algorithm, tmp_path: Path
+) -> None:
+    grid = state_dir_grid(tmp_path)
+    dies_with_a_message_open(grid)
+    old = grid.node_of(VICTIM)
+    result = run(grid, rule)
+    assert old in grid.get_node_ids(), "Flower lists it to the end"
+    assert missing(result) == {4: [VICTIM], 5: [VICTIM]}
+    assert [e for e in events(result) if e[0] >= 5] == [
+        (5, VICTIM, "still busy with an earlier message"),
+        (
+            5,
+            VICTIM,
+            f"node {NEW} says vertex 3, where node {old} sits; it takes over if node {old} does "
+            "not answer. If this is no restart, give each node a vertex of its own",
+        ),
+        (6, VICTIM, f"vertex 3 is back, on node {NEW}, since node {old} does not answer"),
+    ]
+    assert all(r.rejoined == [] for r in result.history), "its state lay in a file"
+    assert_law(result, rule, frozen={4: {VICTIM}, 5: {VICTIM}})
+
+
+@EVERYBODY
+def test_a_returning_agent_without_its_state_rejoins_from_the_newest_payloads(
+    rule: Algorithm,
+) -> None:
+    grid = grid_of()
+    dies_with_a_message_open(grid)
+    result = run(grid, rule)
+    assert [r.round for r in result.history if r.rejoined] == [6]
+    assert (6, VICTIM, "state was lost; rejoined at round 5") in events(result)
+    assert_law(result, rule, frozen={4: {VICTIM}, 5: {VICTIM}}, back={6: {VICTIM}})
+
+
+@EVERYBODY
+def test_an_agent_that_lost_its_state_in_the_middle_rejoins_from_what_it_was_due(
+    rule: Algorithm,
+) -> None:
+    grid = grid_of()
+    result = run(grid, rule, on_round=lambda r: grid.lose_state(VICTIM) if r.round == 6 else None)
+    assert [r.round for r in result.history if r.rejoined] == [7]
+    assert (7, VICTIM, "state was lost; rejoined at round 6") in events(result)
+    assert missing(result) == {}
+    assert_law(result, rule, back={7: {VICTIM}})
+
+
+def test_a_node_that_dies_between_two_messages_is_replaced_one_round_later(
+    tmp_path: Path,
+) -> None:
+    grid = state_dir_grid(tmp_path)
+
+    def restart(record) -> None:
+        if record.round == 4:
+            grid.kill(VICTIM)
+            grid.add_node(VICTIM, NEW)
+
+    result = run(grid, on_round=restart)
+    assert missing(result) == {5: [VICTIM]}
+    assert_law(result, frozen={5: {VICTIM}})
+
+
+def test_a_second_node_on_a_vertex_takes_nothing_from_a_node_that_answers() -> None:
+    grid = grid_of()
+    result = run(grid, on_round=lambda r: grid.add_node(VICTIM, NEW) if r.round == 2 else None)
+    ((number, vertex, text),) = events(result)  # once, not in every round
+    assert (number, vertex) == (3, VICTIM)
+    assert f"node {NEW} says vertex 3, where node" in text
+    assert [m.metadata.group_id for _, m in grid.messages if m.metadata.dst_node_id == NEW] == [""]
+    assert_law(result)
+
+
+@pytest.mark.parametrize(
+    ("vertex", "told"),
+    [
+        (99, "says vertex 99, which the topology does not have; ignored"),
+        (True, "node config must name its vertex as an integer >= 0"),
+        (2**70, f"'vertex' is {2**70}, expected an integer in [-1, {2**53}]"),
+        ("3", "node config must name its vertex as an integer >= 0"),
+    ],
+)
+def test_a_strangers_vertex_in_mid_run_is_said_once_and_ignored(vertex: object, told: str) -> None:
+    names = dict(enumerate(range(N))) | {77: vertex}
+    grid = grid_of(node_config=lambda i: {"partition-id": names[i]})
+    result = run(grid, on_round=lambda r: grid.add_node(77, NEW) if r.round == 2 else None)
+    ((number, _, text),) = events(result)
+    assert number == 3
+    assert told in text
+    assert_law(result)
+
+
+@EVERYBODY
+def test_nodes_whose_ids_are_exchanged_find_their_vertices_again(rule: Algorithm) -> None:
+    grid = grid_of()
+    result = run(grid, rule, on_round=lambda r: grid.swap(VICTIM, OTHER) if r.round == 3 else None)
+    both = {VICTIM, OTHER}
+    assert missing(result) == {4: sorted(both), 5: sorted(both)}
+    assert (4, VICTIM, "message is for vertex 3, this node is 5") in events(result)
+    assert_law(result, rule, frozen={4: both, 5: both})
+
+
+# --- enrolling ----------------------------------------------------------------------
+
+
+class UnavailableError(ConnectionError):
+    code = 5  # NODE_UNAVAILABLE
+
+
+def test_a_dead_node_that_is_still_listed_does_not_keep_a_run_from_beginning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(members, "_SURPLUS_S", 0.05)
+    grid = grid_of()
+    grid.kill(VICTIM)
+    grid.add_node(VICTIM, NEW)
+    result = run(grid)
+    assert events(result) == []
+    assert_law(result)
+
+
+def test_a_node_that_flower_finds_gone_is_replaced_before_the_run_begins() -> None:
+    grid = grid_of()
+    old = grid.node_of(VICTIM)
+    asked: list[Message] = []
+
+    def gone(vertex: int, message: Message) -> Exception | None:
+        if message.metadata.dst_node_id != old:
+            return None
+        if not asked:
+            grid.vertex_of[old] = -2
+            grid.add_node(VICTIM, NEW)
+        asked.append(message)
+        return UnavailableError("no heartbeat")
+
+    grid.intercept = gone
+    result = run(grid)
+    assert_law(result)
+    assert events(result) == []
+
+
+def test_an_app_without_the_mod_is_told_at_once_while_others_are_still_silent() -> None:
+    plain, ours = numpy_app(N, D), numpy_app(N, D, mods=[consensus_mod])
+    grid = LocalGrid(
+        lambda vertex: plain if vertex == 2 else ours,
+        N,
+        hold=lambda v, _: 0 if v == 2 else LocalGrid.LATE,
+    )
+    begin = time.monotonic()
+    with pytest.raises(ConfigError, match=r"consensus_mod must be the first of ClientApp\(mods="):
+        run(grid)
+    assert time.monotonic() - begin < 5.0, "not after the time that silent nodes are given"
+
+
+def test_a_question_that_is_lost_is_put_again() -> None:
+    """The new node does not hear the first question; its vertex waits for it all the same."""
+    grid = grid_of(hold=lambda v, m: LocalGrid.LATE if m.metadata.dst_node_id in deaf else 0)
+    deaf: set[int] = set()
+
+    def restart(record) -> None:
+        if record.round == 2:
+            grid.remove_node(grid.node_of(VICTIM))
+            grid.add_node(VICTIM, NEW)
+            deaf.add(NEW)
+        if record.round == 3:
+            deaf.clear()
+
+    result = run(grid, on_round=restart)
+    assert missing(result) == {k: [VICTIM] for k in (3, 4, 5)}
+    assert (5, VICTIM, f"vertex 3 is back, on node {NEW}") in events(result)
