@@ -16,9 +16,14 @@ from typing import Any
 
 from flower_dhb.metrics import RoundRecord, Summary
 
-__all__ = ["VARIABLE", "Progress", "tell", "tell_round"]
+__all__ = ["VARIABLE", "Progress", "tell", "tell_round", "watched"]
 
 VARIABLE = "FLOWER_DHB_PROGRESS"
+
+
+def watched() -> bool:
+    """Whether somebody reads what this run tells."""
+    return bool(os.environ.get(VARIABLE))
 
 
 def tell(what: str, **values: Any) -> None:
@@ -27,12 +32,11 @@ def tell(what: str, **values: Any) -> None:
     what: `start` (a strategy begins), `round` (one is finished) or `folder` (results are
     written there).
     """
-    path = os.environ.get(VARIABLE)
-    if not path:
+    if not watched():
         return
     line = json.dumps({"what": what, **values}) + "\n"
     # Nobody's results depend on this file, so a run goes on without it.
-    with suppress(OSError), Path(path).open("a", encoding="utf-8") as file:
+    with suppress(OSError), Path(os.environ[VARIABLE]).open("a", encoding="utf-8") as file:
         file.write(line)
 
 

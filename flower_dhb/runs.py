@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 from flower_dhb.errors import ConfigError
 from flower_dhb.graph import Topology
 from flower_dhb.metrics import RoundRecord, Summary
-from flower_dhb.progress import tell
+from flower_dhb.progress import tell, watched
 from flower_dhb.types import NDArrays
 
 __all__ = ["RunFolder", "history_row", "toml_text"]
@@ -74,7 +74,12 @@ class RunFolder:
             figure.savefig(self.path / "convergence.png", dpi=150)
 
     def table(self) -> list[str]:
-        """Short plain table: the first, the best and the last evaluated round."""
+        """Short plain table: the first, the best and the last evaluated round.
+
+        Empty where `flower-dhb run` watches, which shows a table of its own.
+        """
+        if watched():
+            return []
         rows = [row for row in self.rows if row["accuracy_mean"] is not None]
         if not rows:
             return []

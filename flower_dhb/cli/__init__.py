@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from flower_dhb.errors import FlowerDhbError
+from flower_dhb import __version__
+from flower_dhb.errors import ConfigError, FlowerDhbError
 
 __all__ = ["main"]
 
@@ -24,34 +26,87 @@ _COMMANDS = {
     "replay": "compute a recorded run of peers again and say who followed the law",
 }
 
+# What a module's absence means: the extra that brings it.
+_EXTRAS = {
+    "matplotlib": "plot",
+    "cvxpy": "fdla",
+    "torchvision": "vision",
+    "cryptography": "peer",
+    "google": "peer",
+    "grpc": "peer",
+    "prometheus_client": "peer",
+    "tomli_w": "peer",
+}
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Returns its exit status: 0 done, 1 failed, 2 wrong usage."""
+    """Run one command. Returns its exit status.
+
+    0: done. 1: it failed, and one message on standard error says why. 2: wrong usage, an
+    argument or a setting is refused, so that another try is of no use. 130: interrupted.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(
         prog="flower-dhb", description="Training without a server, for Flower apps."
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     chosen = next((word for word in words if not word.startswith("-")), None)
     modules = {}
     for name, summary in _COMMANDS.items():
         command = commands.add_parser(name, help=summary, description=summary)
         if name == chosen:
-            modules[name] = import_module(f"{__name__}.{name}")
+            try:
+                modules[name] = import_module(f"{__name__}.{name}")
+            except ModuleNotFoundError as error:
+                return _fail(name, _missing(error))
             modules[name].configure(command)
     parsed = parser.parse_args(words)
+    if parsed.command is None:
+        parser.print_help(sys.stderr)
+        return 2
     # Whatever stops this command, what it started is ended, too; a shell's background
     # jobs would otherwise ignore the first of these.
     signal.signal(signal.SIGINT, _interrupt)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        return int(modules[parsed.command].execute(parsed))
+        status = int(modules[parsed.command].execute(parsed))
+        sys.stdout.flush()
+    except ConfigError as error:
+        return _fail(parsed.command, error, status=2)
     except FlowerDhbError as error:
-        print(f"flower-dhb {parsed.command}: {error}", file=sys.stderr)
+        return _fail(parsed.command, error)
+    except BrokenPipeError:
+        # Whoever read our output has enough of it, as `head` does.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        return _fail(parsed.command, _of_system(error))
+    except ModuleNotFoundError as error:
+        return _fail(parsed.command, _missing(error))
     except KeyboardInterrupt:
-        print(f"flower-dhb {parsed.command}: stopped", file=sys.stderr)
-        return 130
+        return _fail(parsed.command, "stopped", status=130)
+    return status
+
+
+def _fail(command: str, why: object, status: int = 1) -> int:
+    print(f"flower-dhb {command}: {why}", file=sys.stderr)
+    return status
+
+
+def _of_system(error: OSError) -> str:
+    """What the system refused, and about which file."""
+    files = " and ".join(str(f) for f in (error.filename, error.filename2) if f is not None)
+    return f"{files}: {error.strerror}" if files and error.strerror else str(error)
+
+
+def _missing(error: ModuleNotFoundError) -> str:
+    """The remedy if an optional package is missing. Raises the error again if it is not that."""
+    package = (error.name or "").partition(".")[0]
+    extra = _EXTRAS.get(package)
+    if extra is None:
+        raise error
+    return f"'{package}' is not installed, which this needs: pip install 'flower-dhb[{extra}]'"
 
 
 def _interrupt(*_: object) -> None:

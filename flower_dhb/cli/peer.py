@@ -5,14 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-
-from flower_dhb.errors import ConfigError
 
 __all__ = ["configure", "execute"]
 
@@ -31,17 +28,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def execute(arguments: argparse.Namespace) -> int:
     """Run until the last round is over, or SIGINT or SIGTERM.
 
-    Returns 0 if the run is over, 3 if it was stopped before, and 2 if the configuration does not
-    fit, so that another try is of no use.
+    Returns 0 if the run is over, and 3 if it was stopped before.
     """
-    try:
-        return _run(arguments)
-    except ConfigError as error:
-        print(f"flower-dhb peer: {error}", file=sys.stderr)
-        return 2
-
-
-def _run(arguments: argparse.Namespace) -> int:
     from flower_dhb.peer.monitor import Monitor, set_up_logging
     from flower_dhb.peer.native_log import capture_native_log, let_native_log_speak
 

@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 import pytest
+from rich.console import Console
 from safetensors.numpy import load_file
 
 from flower_dhb import HeavyBall, Topology, simulate
+from flower_dhb.cli.run import Watch
 from flower_dhb.data import batches, split
+from flower_dhb.errors import RoundError
 from flower_dhb.problems.digits import load_digits, make_model
+from flower_dhb.progress import VARIABLE, Progress
 from flower_dhb.superlink import SuperLink, local_superlink
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 ROOT = Path(__file__).parents[2]
 FAULTY = Path(__file__).parent / "apps" / "faulty"
+FOREIGN = Path(__file__).parent / "apps" / "foreign"
 TOPOLOGY = "erdos-renyi:7:0.4:2"
 SETTINGS: dict[str, Any] = {"topology": TOPOLOGY, "rounds": 5, "split": "iid", "seed": 3}
 
@@ -36,7 +44,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def superlink(home: Path) -> Iterator[SuperLink]:
-    with local_superlink(home) as link:
+    with local_superlink(home, {VARIABLE: str(home / "progress")}) as link:
         yield link
     assert _processes_of(home) == [], "all that was started must have ended"
 
@@ -150,6 +158,90 @@ def test_too_few_nodes_end_the_run_with_the_remedy(superlink: SuperLink) -> None
     assert "num-supernodes=16" in text
 
 
+# --- apps that know nothing of run folders ------------------------------------------------------
+
+
+def watch(superlink: SuperLink, app: Path, mode: str, out: StringIO) -> Watch:
+    """Follow a run of the foreign app as `flower-dhb run` does."""
+    home = superlink.log_path.parent
+    progress = Progress(home / "progress")
+    run_id = superlink.submit(app, 4, {"mode": mode})
+    watching = Watch(superlink, progress, home / f"{mode}.log")
+    try:
+        watching.follow(run_id, Console(file=out, width=200))
+    finally:
+        assert (app / "pyproject.toml").read_bytes() == (FOREIGN / "pyproject.toml").read_bytes()
+    return watching
+
+
+@pytest.fixture
+def foreign(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(FOREIGN, tmp_path / "foreign"))
+
+
+@pytest.mark.parametrize(
+    ("mode", "last"),
+    [
+        ("serverless", r"round 3/3 \| eval_loss .* \| consensus distance "),
+        # From 0, all move half way to the mean, 1.5, in each of three rounds.
+        ("fedavg", r"round 3/3 \| .*eval_loss 0.1875 \| eval_acc 0.8421$"),
+    ],
+)
+def test_an_app_of_ones_own_shows_its_prints_and_its_rounds(
+    superlink: SuperLink, foreign: Path, mode: str, last: str
+) -> None:
+    out = StringIO()
+    watching = watch(superlink, foreign, mode, out)
+    lines = out.getvalue().splitlines()
+    assert lines[0] == f"the app begins, mode {mode}"
+    assert "the app ends with 3 evaluations" in lines
+    assert any(line.startswith("agents: client ") for line in lines)
+    assert [row.round for row in watching.rows] == [1, 2, 3]
+    assert all(row.rounds == 3 for row in watching.rows)
+    (told,) = [line for line in lines if line.startswith("round 3/3")]
+    assert re.match(last, told)
+    assert not any("SuperNodes" in line or "logstream" in line for line in lines)
+
+
+def test_an_app_that_fails_ends_with_its_error_once(superlink: SuperLink, foreign: Path) -> None:
+    out = StringIO()
+    with pytest.raises(RoundError) as error:
+        watch(superlink, foreign, "server-fails", out)
+    text = str(error.value)
+    assert text.startswith("the run failed: KeyError: 'weight' (foreign/server_app.py, line ")
+    assert text.endswith(f"All of its log: {superlink.log_path.with_name('server-fails.log')}")
+    assert "Traceback" not in out.getvalue()
+    assert "KeyError" not in out.getvalue()
+    assert "Traceback" in superlink.log_path.with_name("server-fails.log").read_text()
+
+
+def test_two_commands_at_once_keep_apart_and_leave_nothing_behind(
+    foreign: Path, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    before = sorted(foreign.rglob("*"))
+    running = {}
+    for rounds in (1, 2):
+        command = [sys.executable, "-m", "flower_dhb.cli", "run", ".", "--home", str(home)]
+        settings = f'num-server-rounds={rounds} out="{tmp_path}/{rounds}"'
+        running[rounds] = subprocess.Popen(
+            [*command, "-c", settings], cwd=foreign, stdout=subprocess.PIPE, text=True
+        )
+    try:
+        for rounds, process in running.items():
+            out, _ = process.communicate(timeout=250)
+            assert process.returncode == 0, out
+            assert f"round {rounds}/{rounds} | " in out
+            assert (tmp_path / str(rounds)).read_text() == str(list(range(1, rounds + 1)))
+    finally:
+        for process in running.values():
+            process.kill()
+            process.wait()
+    assert sorted(foreign.rglob("*")) == before
+    assert len(list(home.iterdir())) == 2
+    assert _processes_of(home) == []
+
+
 def test_the_command_shows_rounds_and_leaves_nothing_behind(tmp_path: Path) -> None:
     home = tmp_path / "home"
     command = [sys.executable, "-m", "flower_dhb.cli", "run", str(ROOT), "--home", str(home)]
@@ -190,7 +282,7 @@ def _processes_of(home: Path) -> list[str]:
     gone_in_a_moment = []
     for process in psutil.process_iter():
         try:
-            mine = process.environ().get("FLWR_HOME") == str(home)
+            mine = process.environ().get("FLWR_HOME", "").startswith(str(home))
             if mine and process.status() != psutil.STATUS_ZOMBIE:
                 gone_in_a_moment.append(process)
         except (psutil.NoSuchProcess, psutil.AccessDenied):

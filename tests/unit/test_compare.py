@@ -197,7 +197,7 @@ def test_several_processes_give_the_same_numbers(tmp_path: Path) -> None:
 def test_bad_input_names_what_is_valid(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, words: list[str], message: str
 ) -> None:
-    assert main(["compare", *words, "--out", str(tmp_path)]) == 1
+    assert main(["compare", *words, "--out", str(tmp_path)]) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 

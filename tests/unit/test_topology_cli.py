@@ -134,5 +134,5 @@ def test_small_facts() -> None:
 def test_bad_input_says_what_is_allowed(
     capsys: pytest.CaptureFixture[str], words: list[str], message: str
 ) -> None:
-    assert main(["topology", *words]) == 1
+    assert main(["topology", *words]) == 2
     assert message in capsys.readouterr().err
