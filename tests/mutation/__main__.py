@@ -41,8 +41,8 @@ class Selection:
 def choose(record: Record, module: str, scope: str, budget_s: float) -> tuple[list[str], float]:
     """Tests that call the function (or else its class, or anything of the module), in order.
 
-    The module's own test files come first, then the cheap ones; what does not fit into the
-    budget is left out.
+    The module's own test files come first, then those with the cheapest tests; dear tests that
+    do not fit into the budget are left out.
     """
     usable = {name: test for name, test in record.items() if test["passed"]}
     names = [scope.rsplit(".<locals>.", i)[0] for i in range(scope.count(".<locals>.") + 1)]
@@ -56,18 +56,17 @@ def choose(record: Record, module: str, scope: str, budget_s: float) -> tuple[li
             if any(call.startswith(prefix) for call in test["calls"])
         ]
     stem = Path(module).stem.removeprefix("__").removesuffix("__")
-    files: dict[str, list[str]] = {}
-    for name in found:
-        files.setdefault(name.split("::")[0], []).append(name)
-    cost = {file: sum(usable[name]["seconds"] for name in some) for file, some in files.items()}
-    ordered = sorted(files, key=lambda file: (stem not in file, cost[file]))
     chosen: list[str] = []
     total = 0.0
-    for name in [name for file in ordered for name in files[file]]:
+    cheap_first = lambda name: (stem not in name.split("::")[0], usable[name]["seconds"])  # noqa: E731
+    for name in sorted(found, key=cheap_first):
         if total + usable[name]["seconds"] <= budget_s:
             chosen.append(name)
             total += usable[name]["seconds"]
-    return chosen, total
+    # File by file, so that what a file shares is made once.
+    files = list(dict.fromkeys(name.split("::")[0] for name in chosen))
+    place = {name: k for k, name in enumerate(usable)}
+    return sorted(chosen, key=lambda n: (files.index(n.split("::")[0]), place[n])), total
 
 
 def run(tree: Path, chosen: list[str]) -> dict[str, Any]:
