@@ -257,8 +257,10 @@ def messages(algorithm: Algorithm, topology: AnyTopology, failing: Sequence[Any]
     """Payloads sent in one round over all links; by way of a server for the centralized rule."""
     if algorithm.graph == COMPLETE:
         return 2 * topology.n_agents
-    both_ways = 1 if isinstance(topology, DirectedTopology) else 2
-    return both_ways * (len(topology.edges) - len(set(failing)))
+    if isinstance(topology, DirectedTopology):
+        return len(topology.edges) - len(set(failing))
+    # An edge may be named by either end first, and twice.
+    return 2 * (len(topology.edges) - len({(min(edge), max(edge)) for edge in failing}))
 
 
 def random_failures(topology: AnyTopology, probability: float, seed: int) -> Missing:
