@@ -105,6 +105,8 @@ def _from_npy(name: str, array: Array) -> NDArray[Any]:
     try:
         start = _npy_start(array.data)
         shape, fortran, dtype = _read_npy_head(bytes(array.data[:start]))
+        if min(shape, default=0) < 0:  # NumPy would make something of it
+            raise ValueError(f"its shape is {list(shape)}")
         count = math.prod(shape)
         flat = np.frombuffer(array.data, dtype, count, start) if count else np.empty(0, dtype)
         if not dtype.isnative:
