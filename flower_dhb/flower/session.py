@@ -63,6 +63,7 @@ class Session:
         rounds that are left within a moment.
         """
         begin = time.monotonic()
+        self.members.refresh()
         if self._connected() - self.relay.busy:
             return
         while self._connected() & self.relay.busy or not self._connected():
