@@ -29,6 +29,7 @@ from support.families import (
 from support.grid import LocalGrid
 
 from flower_dhb import ConfigError, ServerlessStrategy, Topology, consensus_mod
+from flower_dhb.superlink import local_superlink
 from flower_dhb.types import STATISTICS, Layout
 
 pytestmark = [
@@ -90,6 +91,7 @@ def test_an_app_ends_as_it_did(family: Family, tmp_path: Path) -> None:
     outcome = run(family, tmp_path, 2)
     result = outcome.result
     assert all(record.missing == [] and record.events == [] for record in result.history)
+    assert sum(m["num-examples"] for m in result.history[0].train.values()) == family.examples
     before = run_as_written(family, tmp_path, 1)
     assert form(result.arrays) == form(outcome.initial_arrays)
     # FedAvg makes a fraction of BatchNorm's counters: names and shapes are what it keeps.
@@ -257,6 +259,50 @@ def test_a_wrapped_app_trains_as_a_changed_one(tmp_path: Path) -> None:
     (folder / family.package / "decentral.py").write_text(wrapper())
     wrapped = run_app(family, folder, rounds=2, client="decentral")
     assert_same(changed.result.arrays, wrapped.result.arrays)
+
+
+@pytest.mark.slow
+def test_a_changed_app_runs_under_flwr_run_as_it_does_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family = FAMILIES["numpy_cancer"]
+    here = run(family, tmp_path / "here", 2)
+    folder = copy_of(family, tmp_path / "there", hunks(family.heading))
+    (folder / "pyproject.toml").write_text(PYPROJECT)
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")  # where the ServerApp saves its model
+    with local_superlink(tmp_path / "home") as superlink:
+        run_id = superlink.submit(folder, N, {})
+        with superlink.log(run_id) as lines:
+            text = lines.read()
+    saved = tmp_path / "work" / family.final
+    assert saved.exists(), text[-3000:]
+    with np.load(saved) as file:
+        np.testing.assert_array_equal(file["weights"], here.result.arrays["0"].numpy())
+
+
+PYPROJECT = """
+[project]
+name = "numpy-cancer"
+version = "1.0.0"
+dependencies = []
+
+[tool.hatch.build.targets.wheel]
+packages = ["."]
+
+[tool.flwr.app]
+publisher = "somebody"
+
+[tool.flwr.app.components]
+serverapp = "numpy_cancer.server_app:app"
+clientapp = "numpy_cancer.client_app:app"
+
+[tool.flwr.app.config]
+num-server-rounds = 2
+learning-rate = 0.1
+local-epochs = 1
+seed = 1
+"""
 
 
 # --- trees --------------------------------------------------------------------------------

@@ -41,6 +41,7 @@ class Family:
     package: str
     heading: str
     run_config: dict[str, object]
+    examples: int = 1437  # to train from, over all clients
     needs: tuple[str, ...] = ()  # heavy packages
     final: str = "final_model.npz"
 
@@ -72,6 +73,7 @@ FAMILIES = {
             name="numpy_cancer",
             package="numpy_cancer",
             heading="NumPy",
+            examples=398,
             run_config={"learning-rate": 0.1, "local-epochs": 1},
         ),
         Family(
@@ -101,6 +103,7 @@ FAMILIES = {
             name="transformers_lora",
             package="transformers_lora",
             heading="Hugging Face",
+            examples=784,
             run_config={"local-epochs": 1, "lr-max": 0.01, "lr-min": 0.001},
             needs=("transformers", "peft"),
             final="final_adapter",
@@ -109,6 +112,7 @@ FAMILIES = {
             name="pytorch_personal",
             package="pytorch_personal",
             heading="An app that keeps something in its context",
+            examples=3022,
             run_config={"learning-rate": 0.1},
             final="final_body.pt",
         ),

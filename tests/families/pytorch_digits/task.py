@@ -47,7 +47,7 @@ def _split(seed: int):
 def load_data(partition_id: int, num_partitions: int, seed: int) -> TensorDataset:
     """One client's part; the last client has about three times the data of the first."""
     x, _, y, _ = _split(seed)
-    shares = np.arange(num_partitions, 3 * num_partitions)
+    shares = np.arange(num_partitions, 3 * num_partitions, 2)
     ends = (np.cumsum(shares) / shares.sum() * len(x)).astype(int)[:-1]
     part = np.split(np.random.default_rng(seed).permutation(len(x)), ends)[partition_id]
     return TensorDataset(torch.from_numpy(x[part]), torch.from_numpy(y[part]))
