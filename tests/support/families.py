@@ -133,23 +133,31 @@ FAMILIES = {
 
 @dataclass(frozen=True)
 class Hunk:
-    """A diff block: the text that it removes and the text that it puts there."""
+    """One change in a file: the text that goes and the text that comes in its place."""
 
+    file: str
     old: str
     new: str
 
 
 def hunks(heading: str) -> list[Hunk]:
-    """The diff blocks under a heading of the docs."""
+    """The changes of the diff under a heading of the docs."""
     page = PAGE.read_text(encoding="utf-8")
     section = re.search(rf"^### {re.escape(heading)}\n(.*?)(?=^#{{2,3}} |\Z)", page, re.M | re.S)
     if section is None:
         raise LookupError(f"{PAGE.name} has no heading '{heading}'")
-    found = []
+    found: list[Hunk] = []
     for block in re.findall(r"^```diff\n(.*?)^```", section[1], re.M | re.S):
-        lines = block.splitlines(keepends=True)
-        old = "".join(line[1:] for line in lines if line[0] in " -")
-        found.append(Hunk(old, "".join(line[1:] for line in lines if line[0] in " +")))
+        file = ""
+        for line in block.splitlines(keepends=True):
+            if line.startswith(("--- ", "+++ ")):
+                file = line[4:].strip()
+            elif line.startswith("@@"):
+                found.append(Hunk(file, "", ""))
+            else:
+                last = found.pop()
+                old = last.old + line[1:] * (line[0] in " -")
+                found.append(Hunk(last.file, old, last.new + line[1:] * (line[0] in " +")))
     return found
 
 
@@ -161,15 +169,14 @@ def wrapper() -> str:
 
 
 def copy_of(family: Family, folder: Path, changes: list[Hunk] | None = None) -> Path:
-    """A copy of the app in `folder`; each change must fit exactly one place in one file."""
+    """A copy of the app in `folder`; each change must fit exactly one place in its file."""
     target = folder / family.package
     shutil.copytree(APPS / family.package, target, ignore=shutil.ignore_patterns("__pycache__"))
     for change in changes or []:
-        fitting = [f for f in sorted(target.glob("*.py")) if f.read_text().count(change.old) == 1]
-        if len(fitting) != 1:
-            raise LookupError(f"{family.package}: {len(fitting)} files hold\n{change.old}")
-        text = fitting[0].read_text()
-        fitting[0].write_text(text.replace(change.old, change.new))
+        text = (target / change.file).read_text(encoding="utf-8")
+        if not change.old or text.count(change.old) != 1:
+            raise LookupError(f"{family.package}/{change.file} does not hold once:\n{change.old}")
+        (target / change.file).write_text(text.replace(change.old, change.new), encoding="utf-8")
     return folder
 
 
