@@ -1,4 +1,4 @@
-"""README.md: its Python runs, and what it names exists."""
+"""README.md and docs/run-config.md: their Python runs, and what they name exists."""
 
 import re
 import subprocess
@@ -7,9 +7,9 @@ import tomllib
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
-from flwr.app import ArrayRecord
-from flwr.clientapp import ClientApp
+from flwr.app import ArrayRecord, Context, RecordDict
 from support.apps import flat, numpy_app, start_arrays
 from support.grid import LocalGrid
 
@@ -18,12 +18,13 @@ from flower_dhb.config import AUTO
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+RUN_CONFIG = (ROOT / "docs" / "run-config.md").read_text(encoding="utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 CONFIG = PROJECT["tool"]["flwr"]["app"]["config"]
 
 
-def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+def blocks(language, text=README):
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
 PYTHON = blocks("python")
@@ -39,7 +40,7 @@ def the_block_with(text):
 
 def test_every_python_block_is_run_by_one_of_these_tests():
     assert len(PYTHON) == 4
-    for text in ("quickstart", "average=True", "def local_step", "from_edges"):
+    for text in ("quickstart", "collect_models=True", "def local_step", "from_edges"):
         assert the_block_with(text)
 
 
@@ -90,7 +91,7 @@ def test_decentralize_wraps_the_app_as_shown(monkeypatch):
 
 
 def test_the_strategy_with_all_its_arguments_gives_what_it_says():
-    strategy = executed(the_block_with("average=True"))["strategy"]
+    strategy = executed(the_block_with("collect_models=True"))["strategy"]
     app = numpy_app(16, 6, mods=[consensus_mod])
     result, start = train_on_a_grid(app, strategy, 16)
     assert sorted(result.models) == list(range(16))
@@ -98,14 +99,41 @@ def test_the_strategy_with_all_its_arguments_gives_what_it_says():
     assert abs(flat(result.arrays) - start).max() > 0
 
 
-def test_the_lines_of_the_diff_decentralize_an_app():
-    (diff,) = blocks("diff")
-    added = "\n".join(line[1:] for line in diff.splitlines() if line.startswith("+"))
-    removed = [line[1:] for line in diff.splitlines() if line.startswith("-")]
-    assert removed == ["app = ClientApp()", "strategy = FedAvg()"]
-    names = executed(added, ClientApp=ClientApp)
-    app = numpy_app(8, 6, mods=names["app"]._mods)
-    train_on_a_grid(app, names["strategy"], 8)
+def before_and_after():
+    """The whole app, before and after: `(client_app, server_app)` each."""
+    client, server = blocks("diff")
+
+    def version(diff, mark):
+        lines = [line for line in diff.splitlines() if not line.startswith(mark)]
+        return "\n".join(line[1:] for line in lines)
+
+    return [(version(client, mark), version(server, mark)) for mark in "+-"]
+
+
+def test_two_lines_of_the_app_change_and_their_imports():
+    changed = [line for d in blocks("diff") for line in d.splitlines() if line[:1] in ("+", "-")]
+    imports = [line for line in changed if line[1:].startswith("from ")]
+    assert [line for line in changed if line not in imports] == [
+        "-app = ClientApp()",
+        "+app = ClientApp(mods=[consensus_mod])",
+        "-    strategy = FedAvg()",
+        "+    strategy = ServerlessStrategy(Topology.ring(8))",
+    ]
+    assert len(imports) == 3
+
+
+@pytest.mark.parametrize("version", [0, 1], ids=["before", "after"])
+def test_the_whole_app_runs_and_saves_a_model_before_and_after(version, tmp_path, monkeypatch):
+    client, server = (executed(source) for source in before_and_after()[version])
+    monkeypatch.chdir(tmp_path)
+    nodes = [{"partition-id": i, "num-partitions": 8} for i in range(8)]
+    grid = LocalGrid(client["app"], 8, node_config=lambda i: nodes[i])
+    context = Context(1, 1, {}, RecordDict(), {})
+    server["app"](grid, context)
+    w = np.load(tmp_path / "model.npy")
+    whole = [client["load"](types.SimpleNamespace(node_config=node)) for node in nodes]
+    right = [(x @ w > 0) == y for x, y in whole]
+    assert np.mean(np.concatenate(right)) > 0.97  # 0.63 are of one class
 
 
 # --- the table of the run config ----------------------------------------------------------
@@ -113,7 +141,7 @@ def test_the_lines_of_the_diff_decentralize_an_app():
 
 def table_rows(title):
     """Cells of the table below a heading."""
-    section = README.split(f"\n{title}\n", 1)[1].split("\n#", 1)[0]
+    section = RUN_CONFIG.split(f"\n{title}\n", 1)[1].split("\n#", 1)[0]
     rows = [line for line in section.splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows[2:]]
 
@@ -122,7 +150,7 @@ def documented_config():
     """`{key: (default, text of the allowed values)}`"""
     return {
         key.strip("`"): (tomllib.loads(f"x = {default.strip('`')}")["x"], allowed)
-        for key, default, allowed in table_rows("### Run config")
+        for key, default, allowed in table_rows("## Run config")
     }
 
 
@@ -229,7 +257,7 @@ def test_every_file_that_it_names_exists(path):
 
 
 def test_all_presets_are_listed_and_set_known_keys_only():
-    listed = {row[0].strip("`") for row in table_rows("## Run the Flower App of this repository")}
+    listed = {row[0].strip("`") for row in table_rows("## Presets")}
     presets = sorted((ROOT / "strategies").glob("*.toml"))
     assert {f"strategies/{path.name}" for path in presets} <= listed
     for path in presets:
@@ -238,7 +266,9 @@ def test_all_presets_are_listed_and_set_known_keys_only():
         RunConfig.of(CONFIG | values)
 
 
-@pytest.mark.parametrize("command", [c for block in blocks("sh") for c in block.splitlines()])
+@pytest.mark.parametrize(
+    "command", [c for t in (README, RUN_CONFIG) for b in blocks("sh", t) for c in b.splitlines()]
+)
 def test_run_config_keys_in_commands_exist(command):
     from flwr.common.config import parse_config_args
 

@@ -14,9 +14,6 @@ from flower_dhb import superlink
 from flower_dhb.errors import ConfigError, RoundError
 from flower_dhb.superlink import SuperLink
 
-# Flower builds a bundle with what its own dependency is about to remove.
-pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")
-
 APP = """
 [project]
 name = "old"
