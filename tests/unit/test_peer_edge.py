@@ -217,6 +217,7 @@ def test_a_round_with_one_neighbor(case):
     end = after(*steps)
     assert end.close() == used
     assert end.sent() == sent
+    assert 1 not in dict(end.exchange.newest(0.0).values())  # its memory is free
     missed = not used
     assert end.exchange.edges[1].rounds_missed == missed
     assert end.count("in-doubt") == (missed and "ack 1" in sent)
@@ -582,6 +583,15 @@ def test_an_acknowledgment_in_a_hello_counts():
     assert end.close() == {1: 1}
 
 
+def test_a_hello_says_whether_its_sender_has_finished():
+    end = after("share 1")
+    end.cut()
+    end.connect(1, round=1, done=True)
+    assert end.left() == 0.0
+    end.connect(1, round=1)  # a later one decides
+    assert end.left() > 0.0
+
+
 @pytest.mark.parametrize("holds", [0, 2])
 def test_what_a_hello_holds_of_another_round_is_no_acknowledgment(holds):
     end = after("share 1", "payload 1")
@@ -852,6 +862,18 @@ def test_a_neighbor_is_believed_as_far_as_its_pace_allows(seconds, waited, ahead
     end.payload(10 + ahead)
     assert end.exchange.next_round() == (10 + ahead if follows else 11)
     assert end.count("not-followed") == (not follows)
+
+
+def test_at_first_contact_a_neighbor_may_be_anywhere_and_later_it_may_not():
+    """Whoever begins late finds a run under way."""
+    end = End(neighbors=(1, 2), rounds=5000, connected=False)
+    end.connect(2, round=1)
+    end.connect(1, round=4000, closed=3999)
+    assert end.exchange.next_round() == 4000
+    end = at_pace(2.0, neighbors=(1, 2), rounds=10)
+    end.exchange.rounds = 5000
+    end.connect(1, round=4000, closed=3999)
+    assert end.exchange.next_round() == 11
 
 
 @pytest.mark.parametrize(("other", "follows"), [(990, True), (989, False)])
