@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, cast
 
 import torch
@@ -12,11 +12,11 @@ from flwr.clientapp import ClientApp
 
 from clients import digits, vision
 from clients.workload import Workload, evaluate, train
-from flower_dhb import ConfigError, RunConfig, consensus_mod
+from flower_dhb import ConfigError, Topology, consensus_mod
 from flower_dhb.config import get_choice, get_integer, get_number, get_text
 from flower_dhb.data import batches
 
-__all__ = ["app", "load_workload"]
+__all__ = ["app", "count_agents", "load_workload"]
 
 app = ClientApp(mods=[consensus_mod])
 
@@ -39,6 +39,14 @@ def load_workload(values: Mapping[str, Any], n_agents: int) -> Workload:
         get_integer(values, "seed", 0, least=0),
         get_text(values, "data-dir", "data"),
     )
+
+
+def count_agents(values: Mapping[str, Any]) -> int:
+    """Number of agents of the topology in a run config; no graph is built.
+
+    Asked for with every message, so a graph file is read once.
+    """
+    return _count(get_text(values, "topology", "ring:16"))
 
 
 @app.train()
@@ -78,10 +86,15 @@ def evaluate_own_model(message: Message, context: Context) -> Message:
 def _open(context: Context) -> tuple[Mapping[str, Any], int, Workload]:
     values = context.run_config
     vertex = int(context.node_config.get("vertex", context.node_config.get("partition-id", -1)))
-    n_agents = RunConfig.of(values).topology.n_agents
+    n_agents = count_agents(values)
     if not 0 <= vertex < n_agents:
         raise ConfigError(f"this node is vertex {vertex}, the topology has {n_agents}")
     return values, vertex, load_workload(values, n_agents)
+
+
+@lru_cache(maxsize=8)
+def _count(topology: str) -> int:
+    return Topology.count(topology)
 
 
 def _reply(message: Message, records: dict[str, Any]) -> Message:

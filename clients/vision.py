@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from clients.workload import Workload
 from flower_dhb import ConfigError
 from flower_dhb.data import split
+from flower_dhb.extras import needs_extra
 
 __all__ = ["DATASETS", "load_named"]
 
@@ -41,10 +42,8 @@ def _read(dataset: str, data_dir: str, *, train: bool) -> tuple[Tensor, Tensor]:
     """Images `(m, channels, side, side)` float32 in [0, 1] and labels `(m,)` int64."""
     try:
         from torchvision import datasets
-    except ImportError:
-        raise ConfigError(
-            f"workload '{dataset}' needs torchvision: pip install 'flower-dhb[vision]'"
-        ) from None
+    except ImportError as error:
+        raise needs_extra(f"workload '{dataset}'", "vision") from error
     kind = DATASETS[dataset]
     try:
         data = getattr(datasets, kind)(data_dir, train=train, download=False)

@@ -15,7 +15,6 @@ __all__ = [
     "PayloadError",
     "RoundError",
     "StateError",
-    "needs_extra",
     "unknown",
 ]
 
@@ -50,8 +49,3 @@ def unknown(what: str, name: object, known: Iterable[str]) -> str:
     close = get_close_matches(str(name), names, n=1)
     hint = f", did you mean '{close[0]}'?" if close else "."
     return f"unknown {what} '{name}'{hint} Known: {', '.join(names)}"
-
-
-def needs_extra(what: str, extra: str) -> ConfigError:
-    """Error for a library that an optional extra of this package installs, and how to."""
-    return ConfigError(f"{what} needs the '{extra}' extra: pip install 'flower-dhb[{extra}]'")

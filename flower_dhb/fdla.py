@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flower_dhb.errors import GraphError, needs_extra
+from flower_dhb.errors import GraphError
+from flower_dhb.extras import needs_extra
 from flower_dhb.weights import Matrix
 
 __all__ = ["FDLA", "fastest_weights"]

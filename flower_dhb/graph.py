@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flower_dhb import graph_forms as forms
-from flower_dhb.errors import GraphError, needs_extra, unknown
+from flower_dhb.errors import GraphError, unknown
+from flower_dhb.extras import needs_extra
 from flower_dhb.graph_files import read_graph
 from flower_dhb.graph_forms import FORMS, Plan
 from flower_dhb.graph_input import (
@@ -236,7 +237,9 @@ class Topology:
         if found is None:
             return len(plan_of_networkx(read_graph(Path(spec))).labels)
         form, values = found
-        return form.agents(*values)
+        agents = form.agents(*values)
+        forms.check_size(spec, agents, edges=0)
+        return agents
 
     # --- what it is -----------------------------------------------------------------
 

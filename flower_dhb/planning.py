@@ -1,4 +1,4 @@
-"""What a graph can do, before anything is deployed: rates, limits and useful links.
+"""What a graph can do, before anything is deployed: rates and limits.
 
 Every rule is linear in what it mixes, so on a quadratic whose curvature all agents share
 it falls into independent modes, one per eigenvalue `u` of the mixing matrix and `h` of
@@ -7,12 +7,6 @@ iteration matrix is found by applying the rule itself to unit vectors.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import combinations
-from math import comb
-from typing import TypeAlias
 
 import networkx as nx
 import numpy as np
@@ -23,10 +17,8 @@ from flower_dhb.algorithms.heavy_ball import HeavyBall
 from flower_dhb.errors import ConfigError
 from flower_dhb.graph import Topology
 from flower_dhb.types import State
-from flower_dhb.weights import WeightRule, mixing_matrix, second_largest
 
 __all__ = [
-    "Link",
     "averaging_rate",
     "best_averaging_momentum",
     "best_rate",
@@ -35,11 +27,9 @@ __all__ = [
     "mode_matrices",
     "rate",
     "stability_limit",
-    "suggest_links",
 ]
 
 Array = NDArray[np.float64]
-Edge: TypeAlias = tuple[int, int]
 
 _TINY = 1e-9
 _DIVERGED = 1.0 + 1e-7  # eigenvalues of these small matrices are accurate to about 1e-8
@@ -138,8 +128,8 @@ def best_rate(algorithm: Algorithm, eigenvalues: Array, condition: float) -> tup
     Returns (rate, step size x largest curvature). The rate is that of the distance to the
     rule's own fixed point. Searched over 60 step sizes below the stability limit.
     """
-    if not condition >= 1.0:
-        raise ConfigError(f"condition number must be at least 1, got {condition}")
+    if not 1.0 <= condition < float("inf"):
+        raise ConfigError(f"condition number must be finite and at least 1, got {condition}")
     limit = min(stability_limit(algorithm, eigenvalues), 8.0)
     if limit <= 0.0:
         return float("inf"), 0.0
@@ -180,76 +170,9 @@ def halving_rounds(rate: float) -> float:
     return float("inf") if rate >= 1.0 else float(np.log(0.5) / np.log(rate))
 
 
-@dataclass(frozen=True)
-class Link:
-    """A link worth adding, and the spectral gap once it and those before it are there."""
-
-    edge: tuple[int, int]
-    spectral_gap: float
-
-
-def suggest_links(
-    topology: Topology, count: int, weights: str | WeightRule = "metropolis"
-) -> list[Link]:
-    """The links that together raise the spectral gap most, the most useful one first.
-
-    All choices of links are tried where there are at most 20,000 of them; otherwise all
-    choices among those links that join what the slowest modes keep most apart (to first
-    order an eigenvalue with eigenvector q changes with (q_i - q_j)^2), as many as give
-    5,000 choices. One link at a time would miss pairs that help only together.
-    Raises ConfigError if `count` is below 1 or there are fewer absent links.
-    """
-    if not count >= 1:
-        raise ConfigError(f"the number of links to add must be at least 1, got {count}")
-    absent = _absent(topology.adjacency)
-    if count > len(absent):
-        raise ConfigError(f"'{topology.name}' lacks {len(absent)} links only, cannot add {count}")
-
-    def gap(edges: Sequence[Edge]) -> float:
-        matrix = mixing_matrix(_with_links(topology.adjacency, edges), weights)
-        return 1.0 - second_largest(np.linalg.eigvalsh(matrix))
-
-    def after(edges: Sequence[Edge], candidates: Sequence[Edge]) -> Edge:
-        return max(candidates, key=lambda edge: (round(gap([*edges, edge]), 12), edge[::-1]))
-
-    if comb(len(absent), count) > 20_000:
-        absent = _most_apart(topology, absent, count)
-    together = max(combinations(absent, count), key=lambda edges: round(gap(edges), 12))
-    chosen: list[Edge] = []
-    while len(chosen) < count:
-        chosen.append(after(chosen, [edge for edge in together if edge not in chosen]))
-    return [Link(edge, gap(chosen[: at + 1])) for at, edge in enumerate(chosen)]
-
-
 def diameter(topology: Topology) -> int:
     """The largest number of hops between two agents."""
-    return int(nx.diameter(nx.from_numpy_array(topology.adjacency)))
-
-
-def _absent(adjacency: NDArray[np.bool_]) -> list[Edge]:
-    rows, columns = np.nonzero(np.triu(~adjacency, k=1))
-    return [(int(i), int(j)) for i, j in zip(rows, columns, strict=True)]
-
-
-def _with_links(adjacency: NDArray[np.bool_], edges: Sequence[Edge]) -> NDArray[np.bool_]:
-    found = adjacency.copy()
-    for i, j in edges:
-        found[i, j] = found[j, i] = True
-    return found
-
-
-def _most_apart(topology: Topology, absent: Sequence[Edge], count: int) -> list[Edge]:
-    """The absent links across which the slowest modes differ most, for 5,000 choices."""
-    eigenvalues, vectors = np.linalg.eigh(topology.mixing_matrix)
-    sizes = np.abs(eigenvalues)
-    sizes[-1] = 0.0
-    slow = vectors[:, sizes >= sizes.max() - 1e-9]
-    i, j = np.array(absent).T
-    order = np.argsort(-np.round(((slow[i] - slow[j]) ** 2).sum(axis=1), 12), kind="stable")
-    many = count
-    while many < len(absent) and comb(many + 1, count) <= 5000:
-        many += 1
-    return [absent[k] for k in order[:many]]
+    return int(nx.diameter(nx.Graph(topology.edges))) if topology.edges else 0
 
 
 def _disagreement(eigenvalues: Array) -> Array:

@@ -7,7 +7,6 @@ import math
 import re
 import time
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from flower_dhb.errors import ConfigError
+from flower_dhb.extras import installed
 from flower_dhb.graph import Topology
 from flower_dhb.metrics import RoundRecord, Summary
 from flower_dhb.progress import tell, watched
@@ -52,7 +52,7 @@ class RunFolder:
         self._history = self.path / "history.jsonl"
         self._history.touch()
         (self.path / "config.toml").write_text(toml_text(config), encoding="utf-8")
-        if find_spec("matplotlib") is not None:
+        if installed("matplotlib"):
             topology.picture.savefig(self.path / "topology.png", dpi=150)
 
     def append(self, record: RoundRecord) -> None:
@@ -67,7 +67,7 @@ class RunFolder:
         for vertex, arrays in models.items():
             contiguous = {name: np.asarray(a, order="C") for name, a in arrays.items()}
             save_file(contiguous, self.path / f"agent-{vertex:03d}.safetensors")
-        if find_spec("matplotlib") is not None:
+        if installed("matplotlib"):
             from flower_dhb.plots import convergence_figure
 
             figure = convergence_figure(self.rows, title)

@@ -132,24 +132,29 @@ WEIGHTS: dict[str, str | _Lazy] = {
 
 
 def edge_weights(
-    n_agents: int, ends: Ends, weights: Weights, group: tuple[int, ...] = ()
+    n_agents: int,
+    ends: Ends,
+    weights: Weights,
+    group: tuple[int, ...] = (),
+    *,
+    connected: bool = False,
 ) -> EdgeWeights:
     """Mixing weights of a connected graph by name, by rule, or as given.
 
     Named weights are mixing matrices of any connected graph: their own weights are
     positive, or the spectrum is balanced by construction. All others are checked.
-    group: see `spectrum`. Raises GraphError if the name is unknown, the graph is not
-    connected, or a matrix is not a mixing matrix.
+    group: see `spectrum`. connected: whether the graph is known to be. Raises GraphError
+    if the name is unknown, the graph is not connected, or a matrix is not a mixing matrix.
     """
     if isinstance(weights, str):
         if weights not in WEIGHTS:
             raise GraphError(unknown("weights", weights, WEIGHTS))
         weights = WEIGHTS[weights]
     if isinstance(weights, _Lazy):
-        whole = edge_weights(n_agents, ends, weights.of, group)
+        whole = edge_weights(n_agents, ends, weights.of, group, connected=connected)
         return EdgeWeights(ends, whole.edge / 2.0, (1.0 + whole.own) / 2.0)
     if isinstance(weights, str):
-        if parts_of(n_agents, ends).max(initial=0) > 0:
+        if not connected and parts_of(n_agents, ends).max(initial=0) > 0:
             raise GraphError(f"{weights} weights need a connected graph")
         degree = np.bincount(ends.ravel(), minlength=n_agents)
         return given_edge_weights(ends, _RULES[weights](ends, degree, group), n_agents)
@@ -162,8 +167,9 @@ def edge_weights(
 
 def given_edge_weights(ends: Ends, edge: Matrix, n_agents: int) -> EdgeWeights:
     """Weights of the edges, and for each agent's own what its row lacks to a sum of 1."""
-    off_diagonal = _sparse(ends, edge, np.zeros(n_agents))
-    return EdgeWeights(ends, edge, 1.0 - off_diagonal.sum(axis=1))
+    # In the order of the edges, so every row sums its neighbors in vertex order.
+    sums = np.bincount(ends.ravel(), np.repeat(edge, 2), minlength=n_agents)
+    return EdgeWeights(ends, edge, np.asarray(1.0 - sums, np.float64))
 
 
 def mixing_matrix(adjacency: Adjacency, weights: Weights) -> Matrix:

@@ -21,6 +21,7 @@ from flower_dhb.compare.runs import Store
 from flower_dhb.compare.settings import Comparison
 from flower_dhb.compare.tasks import TASKS
 from flower_dhb.errors import ConfigError
+from flower_dhb.extras import installed, needs_extra
 from flower_dhb.files import write_durably
 
 __all__ = ["configure", "execute"]
@@ -70,7 +71,13 @@ def execute(arguments: argparse.Namespace) -> int:
         failures=arguments.failures,
     )
     out: Path = arguments.out
+    if arguments.jobs < 0:
+        raise ConfigError(f"--jobs must be at least 0, got {arguments.jobs}")
     jobs = arguments.jobs or os.cpu_count() or 1
+    try:  # before hours are spent
+        (out / "runs").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out: cannot write to '{out}': {error.strerror or error}") from error
     with Bar(
         TextColumn("comparing"),
         BarColumn(),
@@ -121,11 +128,11 @@ def _print(outcomes: Sequence[Outcome], comparison: Comparison) -> None:
 
 
 def _draw(outcomes: Sequence[Outcome], comparison: Comparison, out: Path) -> list[Path]:
-    try:
-        from flower_dhb.plots_compare import case_figure
-    except ImportError:
-        print("no pictures: pip install 'flower-dhb[plot]'", file=sys.stderr)
+    if not installed("matplotlib"):
+        print(f"no pictures: {needs_extra('a picture', 'plot')}", file=sys.stderr)
         return []
+    from flower_dhb.plots_compare import case_figure
+
     paths = []
     for case in comparison.cases:
         name = case.name.replace(":", "-").replace(" ", "_").replace("/", "-")

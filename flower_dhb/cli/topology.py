@@ -6,10 +6,13 @@ import argparse
 import json
 import math
 from collections.abc import Callable, Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import Progress as Bar
 from rich.table import Table
 
 from flower_dhb.algorithms import HeavyBall
@@ -19,6 +22,7 @@ from flower_dhb.errors import ConfigError, GraphError
 from flower_dhb.fdla import FDLA, fastest_weights
 from flower_dhb.files import write_durably
 from flower_dhb.graph import Topology
+from flower_dhb.links import suggest_links
 from flower_dhb.planning import (
     averaging_rate,
     best_averaging_momentum,
@@ -26,7 +30,6 @@ from flower_dhb.planning import (
     diameter,
     halving_rounds,
     stability_limit,
-    suggest_links,
 )
 from flower_dhb.weights import WEIGHTS
 
@@ -41,6 +44,8 @@ _FORMS = (
 )
 _SHOWN_EIGENVALUES = 16
 _WEIGHTS = ", ".join((*WEIGHTS, FDLA))
+_PICTURES = (".png", ".svg", ".pdf", ".jpg", ".jpeg")
+_MOST_SHOWN = 2_000  # agents; the predictions need the whole spectrum, and try it often
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -56,8 +61,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     show.add_argument("--picture", type=Path, metavar="FILE", help="draw the graph (.png, .svg)")
     optimize = _action(actions, "optimize", "fastest-mixing weights, and what they gain")
     optimize.add_argument("--out", type=Path, metavar="FILE", help="write the matrix as JSON")
-    suggest = _action(actions, "suggest", "the links that raise the spectral gap most")
-    suggest.add_argument("--add", type=int, default=1, metavar="N", help="how many (default 1)")
+    suggest = _action(actions, "suggest", "links that raise the spectral gap most, if any does")
+    suggest.add_argument(
+        "--add", type=int, default=1, metavar="N", help="at most how many (default 1)"
+    )
 
 
 def execute(arguments: argparse.Namespace) -> int:
@@ -87,9 +94,10 @@ def _action(actions: Any, name: str, summary: str) -> argparse.ArgumentParser:
 
 
 def _show(arguments: argparse.Namespace, topology: Topology) -> dict[str, Any]:
+    _check_show(arguments, topology)
     mixing = 0.5 if arguments.momentum_mixing is None else arguments.momentum_mixing
     forms = _forms(arguments, topology)
-    degrees = topology.adjacency.sum(axis=1)
+    degrees = topology.degrees
     eigenvalues = topology.eigenvalues
     best, fastest = best_averaging_momentum(eigenvalues, mixing)
     own = averaging_rate(eigenvalues, arguments.momentum, mixing)
@@ -121,6 +129,22 @@ def _show(arguments: argparse.Namespace, topology: Topology) -> dict[str, Any]:
     if arguments.picture:
         facts["picture"] = _draw(topology, arguments.picture)
     return facts
+
+
+def _check_show(arguments: argparse.Namespace, topology: Topology) -> None:
+    """Refuse what would fail after minutes of computing."""
+    if not 1.0 <= arguments.condition < math.inf:
+        raise ConfigError(f"--condition must be finite and at least 1, got {arguments.condition}")
+    if topology.n_agents > _MOST_SHOWN:
+        raise ConfigError(
+            f"predictions are made for at most {_MOST_SHOWN:,} agents; '{topology.name}' has "
+            f"{topology.n_agents:,}, with a spectral gap of {topology.spectral_gap:.4g}"
+        )
+    picture = arguments.picture
+    if picture and picture.suffix.lower() not in _PICTURES:
+        raise ConfigError(
+            f"--picture: '{picture}' ends in none of {', '.join(_PICTURES)}; got '{picture.suffix}'"
+        )
 
 
 def _forms(arguments: argparse.Namespace, topology: Topology) -> list[dict[str, Any]]:
@@ -168,15 +192,18 @@ def _parameters(arguments: argparse.Namespace) -> int:
 
 
 def _draw(topology: Topology, path: Path) -> str:
-    try:
-        figure = topology.picture
-    except ImportError:
-        raise ConfigError(
-            "pictures need the 'plot' extra: pip install 'flower-dhb[plot]'"
-        ) from None
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    buffer = BytesIO()
+    topology.picture.savefig(buffer, format=path.suffix[1:].lower(), dpi=120)
+    _write("--picture", path, buffer.getvalue())
     return str(path)
+
+
+def _write(option: str, path: Path, data: bytes) -> None:
+    try:
+        write_durably(path, data)
+    except (OSError, ValueError) as error:  # the latter of a path without a name
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{option}: cannot write '{path}': {reason}") from error
 
 
 def _optimize(arguments: argparse.Namespace, topology: Topology) -> dict[str, Any]:
@@ -197,18 +224,36 @@ def _optimize(arguments: argparse.Namespace, topology: Topology) -> dict[str, An
     }
     if arguments.out:
         document = {"topology": topology.name, "mixing_matrix": fastest.mixing_matrix.tolist()}
-        write_durably(arguments.out, json.dumps(document).encode())
+        _write("--out", arguments.out, json.dumps(document).encode())
         facts["written"] = str(arguments.out)
     return facts
 
 
 def _suggest(arguments: argparse.Namespace, topology: Topology) -> dict[str, Any]:
     rule = fastest_weights if arguments.weights == FDLA else arguments.weights
-    links = suggest_links(topology, arguments.add, rule)
-    gaps = [topology.spectral_gap, *(link.spectral_gap for link in links)]
-    return {
-        "topology": topology.name,
-        "spectral gap": gaps[0],
+    with Bar(
+        TextColumn("trying links"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    ) as bar:
+        task = bar.add_task("graphs", total=None)
+        links = suggest_links(
+            topology,
+            arguments.add,
+            rule,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    found = {"topology": topology.name, "spectral gap": topology.spectral_gap}
+    if not links:
+        return found | {
+            "links to add": [],
+            "note": f"with {arguments.weights} weights no link raises the spectral gap; a link "
+            "also takes weight from those that are there. More links at once (--add), or "
+            "other weights (--weights fdla), may",
+        }
+    return found | {
         "links to add": [
             {
                 "link": f"{link.edge[0]}-{link.edge[1]}",
@@ -238,7 +283,7 @@ def _print(facts: Mapping[str, Any]) -> None:
         elif isinstance(value, Mapping):
             console.print(f"{name}: " + ", ".join(f"{k} {_text(v)}" for k, v in value.items()))
         elif isinstance(value, list):
-            console.print(f"{name}: {_eigenvalues(value)}")
+            console.print(f"{name}: {_eigenvalues(value) if value else 'none'}")
         else:
             console.print(f"{name}: {_text(value)}")
 

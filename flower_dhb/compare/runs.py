@@ -18,6 +18,7 @@ from flower_dhb.compare.tasks import Task, make_task
 from flower_dhb.digraph import parse_topology
 from flower_dhb.engine import Engine, random_failures
 from flower_dhb.engine.engine import AnyTopology
+from flower_dhb.errors import GraphError
 from flower_dhb.files import write_durably
 
 __all__ = ["Curves", "Run", "Store", "execute"]
@@ -29,13 +30,16 @@ _FORMAT = 1  # raised when the same settings would give other numbers
 class Run:
     """Settings of a run: the same settings give the same curves, to the bit.
 
-    algorithm: a rule's `to_config`. part: `validation` or `test`, what is measured.
-    failures: probability that a link fails in a round.
+    graph: digest of the mixing matrix that `topology` and `weights` gave: a file of the
+    same name may hold another graph tomorrow. algorithm: a rule's `to_config`. part:
+    `validation` or `test`, what is measured. failures: probability that a link fails in a
+    round.
     """
 
     problem: str
     topology: str
     weights: str
+    graph: str
     split: str
     algorithm: Mapping[str, Any]
     learning_rate: float
@@ -100,7 +104,7 @@ def execute(run: Run) -> Curves:
     """Do a run. One thread: more would round sums in another order on another machine."""
     torch.set_num_threads(1)
     task = _task(run.problem, run.batch_size, run.local_steps)
-    topology = _topology(run.topology, run.weights)
+    topology = _topology(run.topology, run.weights, run.graph)
     steps = (run.batch_size, run.local_steps)
     problem = _problem(run.problem, *steps, topology.n_agents, run.split, run.seed)
     missing = random_failures(topology, run.failures, run.seed) if run.failures else None
@@ -138,8 +142,14 @@ def _task(name: str, batch_size: int, local_steps: int) -> Task:
 
 
 @cache
-def _topology(spec: str, weights: str) -> AnyTopology:
-    return parse_topology(spec, weights)
+def _topology(spec: str, weights: str, digest: str) -> AnyTopology:
+    topology = parse_topology(spec, weights)
+    if topology.digest != digest:
+        raise GraphError(
+            f"'{spec}' with weights '{weights}' is no longer the graph that this comparison "
+            "began with; leave the file alone while a comparison runs, and start it again"
+        )
+    return topology
 
 
 @cache

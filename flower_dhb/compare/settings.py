@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from flower_dhb.algorithms import method
 from flower_dhb.compare.runs import Run
@@ -35,7 +36,7 @@ class Comparison:
     methods: names, each with settings after colons (`dmsgd:momentum=0.8`). targets:
     scores to reach. grid: learning rates; with `tune`, each method takes the one that is
     best on validation data, otherwise the first. failures: probability that a link
-    fails in a round.
+    fails in a round. graphs: digest of each topology, as it was when this was made.
 
     Raises ConfigError that names the value found, the values allowed and the nearest one.
     """
@@ -54,6 +55,7 @@ class Comparison:
     local_steps: int = 1
     weights: str = "metropolis"
     failures: float = 0.0
+    graphs: Mapping[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
         task = self.task
@@ -67,18 +69,26 @@ class Comparison:
             if not values or len(set(values)) != len(values):
                 raise ConfigError(f"{name} must be different and at least one, got {list(values)}")
         for name in ("seeds", "rounds", "evaluate_every", "batch_size", "local_steps"):
-            if not getattr(self, name) >= 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or not value >= 1:
+                raise ConfigError(f"{name} must be at least 1 and an integer, got {value!r}")
         if not all(0.0 < rate < float("inf") for rate in self.grid):
             raise ConfigError(f"learning rates must be finite and above 0, got {list(self.grid)}")
+        if not all(math.isfinite(target) for target in self.targets):
+            raise ConfigError(f"targets must be finite, got {list(self.targets)}")
         if not 0.0 <= self.failures < 1.0:
             raise ConfigError(f"failures must be in [0, 1), got {self.failures}")
-        self._check_cases()
+        object.__setattr__(self, "graphs", self._check_cases())
 
-    def _check_cases(self) -> None:
-        """Try every graph with every rule and every split, before hours are spent."""
+    def _check_cases(self) -> dict[str, str]:
+        """Try every graph with every rule and every split, before hours are spent.
+
+        Returns the digest of each graph, by its text.
+        """
+        digests = {}
         for spec in self.topologies:
             topology = parse_topology(spec, self.weights)
+            digests[spec] = topology.digest
             for name in self.methods:
                 try:
                     mixing_matrix_of(method(name), topology)
@@ -86,6 +96,7 @@ class Comparison:
                     raise ConfigError(f"method '{name}' on '{spec}': {error}") from None
             for how in self.splits:
                 self.task.problem(topology.n_agents, how, 0)
+        return digests
 
     @property
     def task(self) -> Task:
@@ -103,6 +114,7 @@ class Comparison:
             problem=self.problem,
             topology=case.topology,
             weights=self.weights,
+            graph=self.graphs[case.topology],
             split=case.split,
             algorithm=method(name).to_config(),
             learning_rate=learning_rate,

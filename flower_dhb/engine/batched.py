@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, functionalize, grad, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from flower_dhb.engine.draws import Draws
 from flower_dhb.engine.graph_passes import (
     apply_updates,
     call_directly,
@@ -43,6 +44,7 @@ class LocalModel:
 
     layout: the arrays in the order of `state_dict`, with what the law does with each;
     the same as in the other runtimes. A subclass says how many agents step at once.
+    draws: generators for random layers; `step` draws from those of `draws.of(…)`.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class LocalModel:
     ) -> None:
         self.module = module
         self.loss = loss
+        self.draws = Draws()
         arrays = module.state_dict()
         self.layout = Layout.of(
             {name: np.empty(t.shape, _numpy(t.dtype)) for name, t in arrays.items()}, statistics
@@ -151,6 +154,7 @@ class Batched(LocalModel):
         simplify(module)
         apply_updates(module, n_trained)
         call_directly(module)
+        self.draws.separate(module, len(x))
         module.recompile()
         return module.forward  # type: ignore[no-any-return]
 
@@ -193,10 +197,11 @@ class Looped(LocalModel):
             arrays = [tensor[agent] for tensor in stack]
             with torch.inference_mode(False), torch.enable_grad():
                 trained = [tensor.detach().requires_grad_() for tensor in arrays[:n_trained]]
-                output = self._call([*trained, *arrays[n_trained:]], x[agent])
-                gradients = torch.autograd.grad(
-                    self.loss(output, y[agent]), trained, allow_unused=True
-                )
+                with self.draws.agent(agent):
+                    output = self._call([*trained, *arrays[n_trained:]], x[agent])
+                    gradients = torch.autograd.grad(
+                        self.loss(output, y[agent]), trained, allow_unused=True
+                    )
             for tensor, gradient in zip(arrays, gradients, strict=False):
                 if gradient is not None:
                     tensor.add_(gradient, alpha=-learning_rate)

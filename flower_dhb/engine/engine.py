@@ -231,11 +231,12 @@ class Engine:
 
     def _description(self) -> dict[str, Any]:
         return {
-            "version": 1,
+            "version": 2,
             "algorithm": self.algorithm.to_config(),
-            "topologies": [topology.name for topology in self.topologies],
+            # What the graphs are, not what they are called: a file may change.
+            "topologies": [topology.digest for topology in self.topologies],
+            "problem": self.problem.digest,
             "learning_rate": self.learning_rate,
-            "seed": getattr(self.problem, "seed", None),
             "round": self.round,
             "bytes_sent": self.bytes_sent,
         }

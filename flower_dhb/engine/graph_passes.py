@@ -19,6 +19,7 @@ from torch.fx.node import map_arg
 __all__ = [
     "apply_updates",
     "call_directly",
+    "draws",
     "fold_constants",
     "fuse_bias",
     "is_random",
@@ -74,7 +75,7 @@ def fold_constants(module: GraphModule, device: torch.device) -> None:
     graph = module.graph
     values: dict[Node, Any] = {}
     for node in list(graph.nodes):
-        if node.op != "call_function" or _mutates(node) or _draws(node):
+        if node.op != "call_function" or _mutates(node) or draws(node):
             continue
         if node.target in _FILLS and isinstance(node.args[0], Node):
             like = _example(node.args[0])
@@ -172,7 +173,7 @@ def apply_updates(module: GraphModule, n_parameters: int) -> None:
 
 def is_random(graph: Graph) -> bool:
     """Whether an operation draws random numbers (dropout, for one)."""
-    return any(_draws(node) for node in graph.nodes)
+    return any(draws(node) for node in graph.nodes)
 
 
 def _drop_identities(graph: Graph) -> bool:
@@ -202,7 +203,7 @@ def _merge_equal(graph: Graph) -> bool:
     seen: dict[Any, Node] = {}
     changed = False
     for node in list(graph.nodes):
-        if node.op != "call_function" or _mutates(node) or _draws(node):
+        if node.op != "call_function" or _mutates(node) or draws(node):
             continue
         key = (node.target, _key(node.args), _key(tuple(sorted(node.kwargs.items()))))
         first = seen.setdefault(key, node)
@@ -276,7 +277,8 @@ def _mutates(node: Node) -> bool:
     return bool(schema is not None and schema.is_mutable)
 
 
-def _draws(node: Node) -> bool:
+def draws(node: Node) -> bool:
+    """Whether a node draws random numbers."""
     return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flower_dhb.errors import ConfigError
+from flower_dhb.graph import digest_of
 
 __all__ = ["Agents", "Analytic", "Problem"]
 
@@ -35,6 +36,10 @@ class Problem(Protocol):
     @property
     def n_agents(self) -> int:
         """Number of agents that hold data."""
+
+    @property
+    def digest(self) -> str:
+        """What a checkpoint must be of: data, split, batches, seed, as far as they are known."""
 
     def start(self, device: torch.device) -> Agents:
         """Arrays at round 0."""
@@ -71,6 +76,11 @@ class Analytic:
     def n_agents(self) -> int:
         """Number of agents."""
         return self._n
+
+    @property
+    def digest(self) -> str:
+        """Of the start alone: a gradient is a function, and has no digest."""
+        return digest_of(self._n, self._start)
 
     def start(self, device: torch.device) -> Agents:
         """The given start, on the device."""

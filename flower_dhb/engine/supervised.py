@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from flower_dhb.data import Indices, batches
 from flower_dhb.engine.batched import Batched, LocalModel, Looped, Loss, cross_entropy
 from flower_dhb.engine.problem import Agents
 from flower_dhb.errors import ConfigError
+from flower_dhb.graph import digest_of
 from flower_dhb.types import STATISTICS, Entry, Statistics
 
 __all__ = ["BATCH_CACHE_BYTES", "BLOCK_BYTES", "Supervised"]
@@ -24,6 +25,8 @@ __all__ = ["BATCH_CACHE_BYTES", "BLOCK_BYTES", "Supervised"]
 # while all its local steps are done. Measured (benchmarks/engine.py blocks).
 BLOCK_BYTES = 5 * 2**18
 FEW, FEW_BYTES = 4, 2**21
+
+_DROPOUT = 1  # after seed, vertex and round: other draws than those of the batches
 
 BATCH_CACHE_BYTES = 2**27  # sample positions kept for the next run with the same seed
 
@@ -93,6 +96,13 @@ class Supervised:
         """Number of agents that hold data."""
         return len(self.parts)
 
+    @property
+    def digest(self) -> str:
+        """Samples of each agent, their targets, batches, steps and seed."""
+        settings = (self.batch_size, self.local_steps, self.seed, *self.inputs.shape)
+        parts = [part.numpy() for part in self.parts]
+        return digest_of(settings, self.targets.cpu().numpy(), *parts)
+
     def start(self, device: torch.device) -> Agents:
         """The module's own values for every agent; the data move to the device."""
         self.inputs, self.targets = self.inputs.to(device), self.targets.to(device)
@@ -120,7 +130,7 @@ class Supervised:
         for first in range(0, self.n_agents, self.block):
             block = slice(first, min(first + self.block, self.n_agents))
             stack = self._load(agents, block)
-            with self._seeded(round, first, trained.device):
+            with self._drawing(round, block, trained.device):
                 for step in range(self.local_steps):
                     index = positions[block, step].to(trained.device)
                     x = self.inputs[index]
@@ -157,9 +167,10 @@ class Supervised:
         for trial in range(4):  # the first one traces
             began = time.perf_counter()
             stack = self._load(agents, block)
-            for step in range(self.local_steps):
-                at = index[:, step].to(self.inputs.device)
-                self.model.step(stack, self.inputs[at], self.targets[at], 0.0)
+            with self._drawing(1, block, agents.parameters.device):
+                for step in range(self.local_steps):
+                    at = index[:, step].to(self.inputs.device)
+                    self.model.step(stack, self.inputs[at], self.targets[at], 0.0)
             if agents.parameters.device.type == "cuda":
                 torch.cuda.synchronize()
             if trial:
@@ -216,17 +227,15 @@ class Supervised:
             self._schedule[round] = drawn
         return drawn
 
-    @contextmanager
-    def _seeded(self, round: int, first: int, device: torch.device) -> Iterator[None]:
-        """Torch's generator seeded for models that draw from it, and left as it was."""
+    def _drawing(
+        self, round: int, block: slice, device: torch.device
+    ) -> AbstractContextManager[None]:
+        """Generators for models that draw, from seed, vertex and round, as the batches."""
         if isinstance(self.model, Batched) and not self.model.may_draw:
-            yield
-            return
-        devices = [device] if device.type == "cuda" else []
-        entropy = np.random.SeedSequence([self.seed, round, first]).generate_state(1, np.uint64)
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(int(entropy[0]) >> 1)
-            yield
+            return nullcontext()
+        words = [[self.seed, vertex, round, _DROPOUT] for vertex in range(block.start, block.stop)]
+        states = (np.random.SeedSequence(w).generate_state(1, np.uint64) for w in words)
+        return self.model.draws.of([int(state[0]) >> 1 for state in states], device)
 
 
 def _places(entries: tuple[Entry, ...]) -> dict[str, slice]:

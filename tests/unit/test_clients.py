@@ -15,7 +15,7 @@ from torch import nn
 from clients import client_app, vision
 from clients.client_app import WORKLOADS, evaluate_own_model, load_workload, train_locally
 from clients.workload import evaluate, train
-from flower_dhb import ConfigError
+from flower_dhb import ConfigError, Topology
 from flower_dhb.data import batches, split
 from flower_dhb.problems.digits import load_digits, make_model
 
@@ -368,5 +368,27 @@ def test_without_torchvision_the_remedy_is_named(monkeypatch, tmp_path):
     import sys
 
     monkeypatch.setitem(sys.modules, "torchvision", None)
-    with pytest.raises(ConfigError, match=r"needs torchvision: pip install 'flower-dhb\[vision\]'"):
+    with pytest.raises(
+        ConfigError, match=r"needs the 'vision' extra: pip install 'flower-dhb\[vision\]'"
+    ):
         load("mnist", tmp_path)
+
+
+def test_a_message_needs_the_number_of_agents_and_not_their_graph(monkeypatch, tmp_path):
+    """Each message asks for it: at a thousand agents, a graph would cost more than training."""
+    count_agents = client_app.count_agents
+    built = []
+    monkeypatch.setattr(Topology, "__init__", lambda self, *_, **__: built.append(self))
+    for spec, expected in (("ring:1000", 1000), ("torus:30x40", 1200), ("hypercube:10", 1024)):
+        assert count_agents({"topology": spec}) == expected
+    path = tmp_path / "g.edges"
+    path.write_text("0 1\n1 2\n")
+    assert count_agents({"topology": str(path)}) == 3
+    path.unlink()
+    assert count_agents({"topology": str(path)}) == 3  # read once
+    values = {"topology": "ring:1000", "split": "iid"}
+    trained = train_locally(message(make_model("logistic", 4)), context(999, **values))
+    assert trained.content["metrics"]["num-examples"] == 1
+    assert not built
+    with pytest.raises(ConfigError, match="this node is vertex 1000, the topology has 1000"):
+        train_locally(message(make_model("logistic", 4)), context(1000, **values))

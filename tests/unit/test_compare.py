@@ -15,12 +15,14 @@ from sklearn.linear_model import LogisticRegression as Sklearn
 from flower_dhb.algorithms import method
 from flower_dhb.cli import main
 from flower_dhb.compare import comparison as comparison_module
+from flower_dhb.compare import runs, tasks
 from flower_dhb.compare.comparison import compare
 from flower_dhb.compare.report import NOT_REACHED, Spread, first_reaching, rows, to_json
 from flower_dhb.compare.runs import Curves, Run, Store, execute
 from flower_dhb.compare.settings import Comparison
 from flower_dhb.compare.tuning import MAX_WIDENINGS, best_rate, learning_score, widen
 from flower_dhb.errors import ConfigError
+from flower_dhb.problems.digits import load_digits
 from flower_dhb.problems.logistic import LogisticRegression
 from flower_dhb.problems.quadratic import Quadratic
 
@@ -98,6 +100,47 @@ def test_tuning_never_looks_at_test_data(monkeypatch: pytest.MonkeyPatch, tmp_pa
         assert tested == {outcome.learning_rate}
         assert {r.learning_rate for r in own if r.part == "validation"} == set(outcome.tried)
         assert outcome.learning_rate == max(outcome.tried, key=lambda r: outcome.tried[r])
+
+
+def test_test_data_change_no_rate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With other test data, tuning tries and takes the same; only the final scores differ."""
+    setting = Comparison(**{**SMALL, "methods": ("dsgd",)}, tune=True, grid=(0.05, 0.1))  # type: ignore[arg-type]
+    [expected] = compare(setting, Store(tmp_path / "true"))
+    data = load_digits()
+    wrong = replace(data, test_x=data.test_x.flip(1), test_y=(data.test_y + 1) % 10)
+    monkeypatch.setattr(tasks, "load_digits", lambda: wrong)
+    [found] = compare(setting, Store(tmp_path / "wrong"))
+    assert (found.tried, found.learning_rate) == (expected.tried, expected.learning_rate)
+    for ours, theirs in zip(found.runs, expected.runs, strict=True):
+        assert ours.consensus == theirs.consensus
+        assert max(ours.mean) < 0.5 < max(theirs.mean)
+    other = replace(data, validation_x=data.validation_x.flip(1))
+    monkeypatch.setattr(tasks, "load_digits", lambda: other)
+    [third] = compare(setting, Store(tmp_path / "other"))
+    assert third.tried != expected.tried
+
+
+def test_a_graph_file_that_changes_is_another_run(tmp_path: Path) -> None:
+    path = tmp_path / "field.edges"
+    path.write_text("0 1\n1 2\n2 3\n")
+    values = {**SMALL, "problem": "averaging", "topologies": (str(path),), "methods": ("dsgd",)}
+    store = Store(tmp_path / "runs")
+    before = Comparison(**values)  # type: ignore[arg-type]
+    first = compare(before, store)
+    path.write_text("0 1\n1 2\n2 3\n3 0\n")
+    after = Comparison(**values)  # type: ignore[arg-type]
+    second = compare(after, store)
+    ring = Comparison(**{**values, "topologies": ("ring:4",)})  # type: ignore[arg-type]
+    assert [o.runs for o in second] == [o.runs for o in compare(ring, store)]
+    assert [o.runs for o in second] != [o.runs for o in first]
+    assert before.graphs != after.graphs
+    # What the first comparison still lacks belongs to a graph that is gone.
+    runs._topology.cache_clear()
+    missing = before.run(before.cases[0], "dsgd", 0.5, 7)
+    with pytest.raises(ConfigError, match="no longer the graph that this comparison began with"):
+        execute(missing)
+    path.write_text("0 1\n1 2\n2 3\n")
+    assert compare(Comparison(**values), store) == first  # type: ignore[arg-type]
 
 
 def test_interrupted_comparison_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -192,6 +235,11 @@ def test_several_processes_give_the_same_numbers(tmp_path: Path) -> None:
         (["--learning-rates", "0"], "above 0"),
         (["--seeds", "0"], "seeds must be at least 1"),
         (["--failures", "1"], "failures"),
+        (["--failures", "nan"], "failures"),
+        (["--targets", "nan"], "targets must be finite"),
+        (["--rounds", "-5"], "rounds must be at least 1 and an integer, got -5"),
+        (["--jobs", "-1"], "--jobs must be at least 0"),
+        (["--topology", "ring:1_6"], "not of the form ring:N"),
     ],
 )
 def test_bad_input_names_what_is_valid(
@@ -200,6 +248,22 @@ def test_bad_input_names_what_is_valid(
     assert main(["compare", *words, "--out", str(tmp_path)]) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_is_found_before_anything_runs(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(comparison_module, "execute", lambda run: pytest.fail(str(run)))
+    assert main(["compare", "--problem", "averaging", "--out", str(tmp_path / "file" / "x")]) == 2
+    assert "--out: cannot write to" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["seeds", "rounds", "evaluate_every", "batch_size", "local_steps"])
+@pytest.mark.parametrize("value", [1.5, True, -1])
+def test_counts_are_integers(name: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=f"{name} must be at least 1 and an integer"):
+        Comparison(**{**SMALL, name: value})  # type: ignore[arg-type]
 
 
 # --- the problems: optima found another way ---------------------------------------------

@@ -267,19 +267,78 @@ def test_shared_parameters_stay_shared() -> None:
     assert not torch.equal(a[0], a[1])
 
 
-def test_dropout_is_seeded_and_agents_draw_differently() -> None:
+class Noisy(nn.Module):
+    """Draws in each of the ways that torch has: like a tensor, of a size, with a mask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(64, 6), nn.Linear(6, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = functional.dropout(self.a(x), 0.5, self.training)
+        hidden = hidden + torch.rand_like(hidden) + torch.randn(hidden.shape)
+        return self.b(hidden * torch.bernoulli(torch.full_like(hidden, 0.7)))
+
+
+def drawn(seed: int = SEED, rounds: int = 2, **settings: object) -> torch.Tensor:
     torch.manual_seed(0)
-    module = nn.Sequential(nn.Linear(64, 32), nn.Dropout(0.5), nn.Linear(32, 10))
+    module = Noisy()
+    torch.manual_seed(seed)  # whatever the caller's generator does is not asked
+    engine = Engine(digits_problem(module, seed=seed, **settings), GRAPH, DSGD())
+    engine.run(rounds)
+    return engine.parameters
 
-    def final() -> torch.Tensor:
-        engine = Engine(digits_problem(module), GRAPH, HeavyBall())
-        engine.run(3)
-        return engine.parameters
 
+def test_random_layers_draw_the_same_whatever_the_block() -> None:
+    alone = drawn(block=1)
+    assert torch.equal(drawn(block=4), alone)  # blocks of 3, evenly
+    torch.manual_seed(0)
+    problem = digits_problem(Noisy())
     before = torch.get_rng_state()
-    first = final()
-    assert torch.equal(first, final())
+    problem.measure_block()
+    engine = Engine(problem, GRAPH, DSGD())
+    engine.run(2)
+    assert torch.equal(engine.parameters, alone)
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_random_layers_repeat_from_agent_to_agent_neither_nor_from_round_to_round() -> None:
+    """Two agents with the same data, a learning rate of 0 for the rest: only masks differ."""
+    module = nn.Sequential(nn.Flatten(0), nn.Dropout(0.5), nn.Unflatten(0, (-1, 64)))
+    module = nn.Sequential(module, nn.Linear(64, 10, bias=False))
+    data = load_digits()
+    for backend in ("batched", "loop"):
+        problem = Supervised(
+            module,
+            data.train_x[:1].expand(6, 64),
+            data.train_y[:1].expand(6),
+            [np.array([v]) for v in range(6)],
+            batch_size=1,
+            backend=backend,
+        )
+        agents = problem.start(torch.device("cpu"))
+        found = []
+        for k in (1, 2, 3):
+            trained = torch.empty_like(agents.parameters)
+            problem.adapt(agents, k, 1.0, trained)
+            found += [tuple((row != 0).tolist()) for row in trained - agents.parameters]
+        assert len(set(found)) == len(found) == 18
+
+
+def test_looped_and_batched_models_draw_the_same() -> None:
+    torch.testing.assert_close(drawn(backend="loop"), drawn(), rtol=0, atol=1e-5)
+    assert torch.equal(drawn(backend="loop", block=1), drawn(backend="loop", block=4))
+    assert not torch.equal(drawn(), drawn(seed=SEED + 1))
+
+
+def test_a_draw_that_has_no_agents_in_it_is_refused() -> None:
+    class Shuffled(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x)[:, torch.randperm(10)]
+
+    with pytest.raises(ConfigError, match="backend='loop'"):
+        Engine(digits_problem(Shuffled(64, 10)), GRAPH, DSGD()).run(1)
+    Engine(digits_problem(Shuffled(64, 10), backend="loop"), GRAPH, DSGD()).run(1)
 
 
 def test_stop_and_resume_is_the_same_to_the_bit(tmp_path: Path) -> None:
@@ -305,6 +364,29 @@ def test_stop_and_resume_is_the_same_to_the_bit(tmp_path: Path) -> None:
         with pytest.raises(StateError, match=r"'learning_rate' is 0.1, expected 0.2"):
             other.load(tmp_path / "run.safetensors")
     assert [p.name for p in tmp_path.iterdir()] == ["run.safetensors"]
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
+    """A graph is what it is, not what it is called; the same holds for the data."""
+    path = tmp_path / "run.safetensors"
+    module = make_model("logistic", 0)
+    Engine(digits_problem(module), Topology.ring(6), DSGD()).save(path)
+    called = Topology.from_edges(GRAPH.edges, name="ring:6")
+    same = Topology.from_edges(Topology.ring(6).edges, name="other")
+    lazy = Topology.ring(6, "lazy")
+    for graph in (called, lazy, [Topology.ring(6), lazy]):
+        with pytest.raises(StateError, match="checkpoint of another run: 'topologies' is"):
+            Engine(digits_problem(module), graph, DSGD()).load(path)
+    for change in ({"seed": 8}, {"batch_size": 8}, {"local_steps": 3}):
+        with pytest.raises(StateError, match="checkpoint of another run: 'problem' is"):
+            Engine(digits_problem(module, **change), same, DSGD()).load(path)
+    other = digits_problem(module)
+    other.parts[0], other.parts[1] = other.parts[1], other.parts[0]
+    with pytest.raises(StateError, match="checkpoint of another run: 'problem' is"):
+        Engine(other, same, DSGD()).load(path)
+    Engine(digits_problem(module, block=1), same, DSGD()).load(path)
+    quadratic_engine(DSGD(), GRAPH).save(path)
+    quadratic_engine(DSGD(), GRAPH).load(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"\x08\x00\x00\x00\x00\x00\x00\x00notjson!", b"x" * 100])
@@ -351,6 +433,26 @@ def test_random_failures_repeat_and_save_bytes() -> None:
     assert broken.bytes_sent < whole.bytes_sent == 10 * 2 * len(GRAPH.edges) * 5 * 8
     with pytest.raises(ConfigError, match=r"in \[0, 1\]"):
         random_failures(GRAPH, 1.5, seed=1)
+
+
+def test_failures_differ_from_round_to_round_and_from_seed_to_seed() -> None:
+    """Which links fail is drawn anew each round; over many rounds each fails its share."""
+    graph = Topology.complete(8)
+    rounds = range(1, 201)
+    failing = {
+        seed: [tuple(random_failures(graph, 0.3, seed)(k)) for k in rounds]  # type: ignore[operator]
+        for seed in (0, 1)
+    }
+    for seed in (0, 1):
+        assert len(set(failing[seed])) > 195
+    assert not any(a == b for a, b in zip(*failing.values(), strict=True))
+    # The next round's links are not this round's, moved on by one either.
+    assert not any(a == b for a, b in zip(failing[0][1:], failing[1], strict=False))
+    counts = [sum(edge in r for r in failing[0]) for edge in graph.edges]
+    # Binomial(200, 0.3): within 5 standard deviations (6.5) of 60, for each of 28 links.
+    assert all(28 <= count <= 92 for count in counts)
+    assert random_failures(graph, 0.0, 0)(1) == []  # type: ignore[operator]
+    assert random_failures(graph, 1.0, 0)(1) == list(graph.edges)  # type: ignore[operator]
 
 
 def test_bytes_by_rule() -> None:

@@ -14,11 +14,11 @@ DOOR = "flower_dhb"  # loads public names from all layers on first use; belongs 
 
 # A name with a dot at its end is a folder: all modules below it.
 LAYERS = [
-    ["errors", "types", "files"],
+    ["errors", "extras", "types", "files"],
     [
         *("graph", "graph_forms", "graph_input", "graph_files", "digraph"),
         *("weights", "spectrum", "fdla"),
-        *("algorithms.", "config", "data", "planning"),
+        *("algorithms.", "config", "data", "planning", "links"),
     ],
     [
         "node",
