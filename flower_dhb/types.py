@@ -247,10 +247,10 @@ def _bytes(entries: Sequence[Entry]) -> str:
 def _kind(name: str, dtype: np.dtype[Any], statistics: set[str]) -> Kind:
     if dtype.kind in "iub":
         return "local"
-    if dtype.kind != "f":
+    if dtype.kind != "f" or dtype.itemsize > 8:  # a long double differs from machine to machine
         raise ConfigError(
-            f"array '{name}' is {dtype}; only real floating-point, integer and boolean "
-            "arrays are supported"
+            f"array '{name}' is {dtype}; only real floating-point arrays of 16, 32 or 64 bits, "
+            "integer and boolean arrays are supported"
         )
     return "statistic" if name in statistics else "parameter"
 
