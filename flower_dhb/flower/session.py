@@ -159,6 +159,7 @@ class Session:
         for sent in self.relay.unanswered():
             self.note(sent.vertex, f"no answer to '{sent.ask}'")
             self.ledger.doubt(sent.vertex)
+            self.members.doubt(sent.vertex)
         return dict(sorted(current.items()))
 
     def _is_current(self, sent: Sent, asks: Collection[Ask]) -> bool:
