@@ -46,7 +46,7 @@ def split(labels: NDArray[np.integer], n_agents: int, how: str, seed: int) -> li
             f"split: {len(labels)} samples cannot be divided among {n_agents} agents without "
             "leaving one empty"
         )
-    rng = np.random.default_rng([seed, n_agents])
+    rng = _generator(seed, n_agents)
     kind, _, argument = how.partition(":")
     if kind == "iid" and not argument:
         parts = np.array_split(rng.permutation(len(labels)), n_agents)
@@ -80,13 +80,23 @@ def batches(
         raise ConfigError(
             f"batch size and local steps must be at least 1, got {batch_size} and {local_steps}"
         )
-    rng = np.random.default_rng([seed, vertex, round])
+    rng = _generator(seed, vertex, round)
     repeats = -(-batch_size // n_samples)
     steps = [
         np.concatenate([rng.permutation(n_samples) for _ in range(repeats)])[:batch_size]
         for _ in range(local_steps)
     ]
     return np.stack(steps).astype(np.int64)
+
+
+def _generator(*words: int) -> np.random.Generator:
+    """Generator of a seed and what else the draws depend on."""
+    for word in words:
+        if isinstance(word, bool) or not isinstance(word, int | np.integer) or word < 0:
+            raise ConfigError(
+                f"seed, vertex and round must be integers and at least 0, got {word!r}"
+            )
+    return np.random.default_rng(list(words))
 
 
 def _by_classes(

@@ -11,6 +11,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from flower_dhb.errors import PayloadError
+
 __all__ = [
     "LOWER_IS_BETTER",
     "Events",
@@ -40,10 +42,17 @@ def consensus_distance(parameters: Sequence[NDArray[Any]]) -> float:
     """Root mean square over agents of the distance to their mean: `sqrt(mean ||x_i - mean x||^2)`.
 
     parameters: n vectors `(d,)`, or an array `(n, d)`. Computed in float64 and in blocks:
-    no average model is formed.
+    no average model is formed. Raises PayloadError unless all have the same length.
     """
     if len(parameters) == 0:
         return float("nan")
+    shapes = [np.shape(x) for x in parameters]
+    for agent, shape in enumerate(shapes):
+        if len(shape) != 1 or shape != shapes[0]:
+            raise PayloadError(
+                f"consensus distance: agent {agent} has shape {shape}, agent 0 {shapes[0]}; all "
+                "agents must have one vector (d,), of the same length"
+            )
     total = 0.0
     for start in range(0, len(parameters[0]), _BLOCK):
         block = np.stack([np.asarray(x[start : start + _BLOCK], np.float64) for x in parameters])

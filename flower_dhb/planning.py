@@ -172,7 +172,7 @@ def halving_rounds(rate: float) -> float:
 
 def diameter(topology: Topology) -> int:
     """The largest number of hops between two agents."""
-    return int(nx.diameter(nx.Graph(topology.edges))) if topology.edges else 0
+    return int(nx.diameter(topology.to_networkx()))
 
 
 def _disagreement(eigenvalues: Array) -> Array:

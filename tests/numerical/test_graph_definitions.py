@@ -7,7 +7,7 @@ square graphs.
 import numpy as np
 import pytest
 
-from flower_dhb import Topology
+from flower_dhb import GraphError, Topology
 from flower_dhb.digraph import DirectedTopology, parse_topology
 
 
@@ -124,6 +124,44 @@ def test_a_one_way_edge_that_fails_leaves_its_weight_with_the_sender():
     )
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-15)
     np.testing.assert_allclose(graph.mixing_matrix[:, 2], [1 / 3, 0, 1 / 3, 1 / 3])
+
+
+def test_a_directed_graph_is_told_apart_by_its_digest():
+    graph = DirectedTopology([(0, 1), (1, 2), (2, 0), (2, 1)])
+    again = DirectedTopology([(2, 1), (2, 0), (1, 2), (0, 1)], name="other")
+    turned = DirectedTopology([(b, a) for a, b in graph.edges])
+    assert graph.digest == again.digest != turned.digest
+    assert DirectedTopology.ring(5).digest != Topology.ring(5).digest
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: DirectedTopology([1, 2]), "an edge is a pair of vertices, got 1"),
+        (lambda: DirectedTopology(["ab"]), "an edge is a pair of vertices, got 'ab'"),
+        (lambda: DirectedTopology(3), "sequence of pairs of vertices, got 3"),
+        (lambda: DirectedTopology([(0, 1.5)]), "directed: a vertex must be an integer, got 1.5"),
+        (lambda: DirectedTopology([(0, True)]), "a vertex must be an integer, got True"),
+        (lambda: DirectedTopology([(0, -1)]), "needs at least 0, got -1"),
+        (lambda: DirectedTopology([(0, 1), (1, 0), (1, 1)]), "self-loop at vertex 1"),
+        (lambda: DirectedTopology([(0, 1), (1, 3), (3, 0)]), "vertices must be 0 … n-1"),
+        (lambda: DirectedTopology([]), "vertices must be 0 … n-1"),
+        (lambda: DirectedTopology([(0, 1), (1, 2), (2, 1)]), "not strongly connected"),
+        (lambda: DirectedTopology.ring(8.0), "the number of agents must be an integer, got 8.0"),
+        (lambda: DirectedTopology.ring(1), "directed-ring needs at least 2, got 1"),
+        (lambda: DirectedTopology.exponential(10**12), "1,000,000,000,000 agents are too many"),
+        (lambda: parse_topology("directed-ring:1_6"), "not of the form directed-ring:N"),
+        (lambda: parse_topology("directed-ring:٨"), "not of the form directed-ring:N"),
+        (lambda: parse_topology(" directed-ring:8"), "unknown topology ' directed-ring'"),
+        (lambda: parse_topology("directed-rign:8"), "did you mean 'directed-ring'"),
+        (lambda: parse_topology("directed-ring:8", "metropolos"), "did you mean 'metropolis'"),
+        (lambda: DirectedTopology.ring(3).with_missing([(1, 0)]), "no edge from 1 to 0"),
+        (lambda: DirectedTopology.ring(3).with_missing([1]), "an edge is a pair of vertices"),
+    ],
+)
+def test_directed_graphs_that_are_none(build, message):
+    with pytest.raises(GraphError, match=message):
+        build()
 
 
 def test_spectrum_of_a_ring_and_what_it_says():

@@ -242,3 +242,15 @@ def test_no_two_of_seed_vertex_and_round_share_their_batches():
         for k in range(4)
     }
     assert len(drawn) == 64
+
+
+@pytest.mark.parametrize("wrong", [-1, 1.5, True, None, "1"])
+@pytest.mark.parametrize("name", ["seed", "vertex", "round"])
+def test_seeds_that_are_none(name, wrong):
+    with pytest.raises(ConfigError, match="must be integers and at least 0, got"):
+        draw(**{name: wrong})
+
+
+def test_a_split_needs_a_seed_that_is_one():
+    with pytest.raises(ConfigError, match="must be integers and at least 0, got -1"):
+        split(LABELS, 4, "iid", seed=-1)

@@ -1,6 +1,7 @@
 """Graphs from files: edge list, GraphML, JSON node-link; and files that are none."""
 
 import json
+import warnings
 
 import networkx as nx
 import numpy as np
@@ -17,8 +18,27 @@ def write_edge_list(path):
     path.write_text("\n".join(lines))
 
 
+def node_link(edges="edges", directed=False, graph=GRAPH):
+    """As networkx writes it; its own function has other arguments in other versions."""
+    return {
+        "directed": directed,
+        "multigraph": False,
+        "graph": {},
+        "nodes": [{"id": label} for label in graph.nodes()],
+        edges: [{"source": a, "target": b, "weight": 0.5} for a, b in graph.edges()],
+    }
+
+
 def write_json(path, **options):
-    path.write_text(json.dumps(nx.node_link_data(GRAPH, **options)))
+    path.write_text(json.dumps(node_link(**options)))
+
+
+def test_this_is_how_networkx_writes_it(tmp_path):
+    path = tmp_path / "g.json"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # some versions announce another default
+        path.write_text(json.dumps(nx.node_link_data(GRAPH)))
+    assert Topology.load(path).edges == EDGES
 
 
 FILES = {
@@ -65,7 +85,13 @@ def test_load_and_parse_take_weights(tmp_path):
 
 
 JSON_LIST, JSON_NUMBER = "[1, 2]", "7"
-DIRECTED = json.dumps(nx.node_link_data(nx.DiGraph([(0, 1)]), edges="edges"))
+
+
+def document(**changes):
+    return json.dumps({"nodes": [{"id": 0}, {"id": 1}], "edges": [], **changes})
+
+
+EDGE = {"source": 0, "target": 1}
 BAD_FILES = {
     "three fields": ("g.txt", "0 1\n1 2 0.5\n", "line 2: expected two vertices, got '1 2 0.5'"),
     "one field": ("g.txt", "0 1\n2\n", "line 2: expected two vertices, got '2'"),
@@ -81,7 +107,23 @@ BAD_FILES = {
     "JSON list": ("g.json", JSON_LIST, "not a readable graph file"),
     "JSON number": ("g.json", JSON_NUMBER, "not a readable graph file"),
     "JSON without nodes": ("g.json", '{"edges": []}', "not a readable graph file"),
-    "directed": ("g.json", DIRECTED, "undirected; got a directed graph"),
+    "directed": ("g.json", document(directed=True), "undirected; got a directed graph"),
+    "directed GraphML": (
+        "g.graphml",
+        "\n".join(nx.generate_graphml(nx.path_graph(3, nx.DiGraph))),
+        "undirected; got a directed graph",
+    ),
+    "no edges": ("g.json", '{"nodes": []}', "one list, 'edges' or 'links'"),
+    "two lists of edges": ("g.json", document(links=[]), "one list, 'edges' or 'links'"),
+    "edges by number": ("g.json", document(edges=2), "expected a list 'edges', got 2"),
+    "a stranger": ("g.json", document(edges=[{**EDGE, "target": 7}]), "names 7, which is no node"),
+    "half an edge": ("g.json", document(edges=[{"source": 0}]), "'edges', entry 0: expected an"),
+    "an edge as a list": ("g.json", document(edges=[[0, 1]]), "'source' and 'target', integers"),
+    "a node twice": ("g.json", document(nodes=[{"id": 0}] * 2), "two nodes have the id 0"),
+    "a node without id": ("g.json", document(nodes=[{}]), "'nodes', entry 0: expected an object"),
+    "a node that is true": ("g.json", document(nodes=[{"id": True}]), "integers or texts; got"),
+    "a node that is NaN": ("g.json", document(nodes=[{"id": float("nan")}]), "integers or texts"),
+    "a node that is a list": ("g.json", document(nodes=[{"id": [1]}]), "integers or texts"),
 }
 
 

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from flower_dhb import consensus_distance
+from flower_dhb import PayloadError, consensus_distance
 from flower_dhb.metrics import (
     RoundRecord,
     Summary,
@@ -36,6 +36,21 @@ def test_consensus_distance_counts_every_element_once(size):
     """Two agents that differ by 2 in each element: 1 from the mean, so the root of the size."""
     agents = np.stack([np.full(size, 5.0), np.full(size, 7.0)])
     assert consensus_distance(agents) == pytest.approx(math.sqrt(size), rel=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("agents", "message"),
+    [
+        ([[1.0, 2.0], [3.0]], r"agent 1 has shape \(1,\), agent 0 \(2,\)"),
+        # A longer vector must not be cut to the first one's length.
+        ([[1.0], [3.0, 4.0]], r"agent 1 has shape \(2,\), agent 0 \(1,\)"),
+        ([np.zeros((2, 2)), np.zeros((2, 2))], r"agent 0 has shape \(2, 2\)"),
+        ([1.0, 2.0], r"agent 0 has shape \(\)"),
+    ],
+)
+def test_agents_whose_vectors_differ_have_no_consensus_distance(agents, message):
+    with pytest.raises(PayloadError, match=f"consensus distance: {message}"):
+        consensus_distance(agents)
 
 
 def test_consensus_distance_of_float32_is_computed_in_float64():

@@ -7,7 +7,7 @@ import pytest
 
 from flower_dhb import Topology
 from flower_dhb.plots import convergence_figure, topology_figure
-from flower_dhb.positions import places, wrapped_edges
+from flower_dhb.positions import on_circle, places, wrapped_edges
 
 FORMS = [
     *("ring:16", "complete:8", "star:9", "path:2", "path:9", "path:12", "torus:4x4", "torus:2x3"),
@@ -115,6 +115,17 @@ def test_a_name_that_does_not_fit_the_graph_is_only_a_name(name):
     topology = Topology.from_edges([(0, 1), (1, 2), (2, 0), (2, 3)], name=name)
     assert png(topology_figure(topology))
     assert wrapped_edges(topology) == {}
+
+
+@pytest.mark.parametrize("name", ["torus:2x2", "ring:4", "star:4", "path:4", "hypercube:2"])
+def test_a_name_of_the_right_size_is_only_a_name_either(name):
+    """A graph is drawn by what it was built as: this one has a triangle and a tail."""
+    edges = [(0, 1), (1, 2), (2, 0), (2, 3)]
+    named, plain = (Topology.from_edges(edges, name=n) for n in (name, "custom"))
+    np.testing.assert_array_equal(places(named), places(plain))
+    assert not on_circle(named)
+    assert on_circle(Topology.ring(4))
+    assert not np.allclose(places(named), places(Topology.parse(name)))
 
 
 def test_negative_weights_are_dashed_and_said_to_be():
