@@ -19,6 +19,7 @@ from logging import INFO
 
 from flwr.app import Message, MessageType
 from flwr.common import log
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from flower_dhb.errors import ConfigError, FlowerDhbError
@@ -268,10 +269,13 @@ def _read_claim(sent: Sent, message: Message) -> Answer:
         "decentralize(app)"
     )
     if message.has_error():
-        raise ConfigError(
-            f"node {node} failed to say its vertex: {message.error.reason}; {remedy}, and the "
-            "ClientApp must load"
-        )
+        if message.error.code == ErrorCode.LOAD_CLIENT_APP_EXCEPTION:
+            raise ConfigError(
+                "correct the app's imports, or install what it needs where the agents run (the "
+                f"node's log has the traceback): node {node} cannot load its ClientApp: "
+                f"{message.error.reason}"
+            )
+        raise ConfigError(f"node {node} failed to say its vertex: {message.error.reason}; {remedy}")
     try:
         answer = Answer.from_records(message.content)
     except FlowerDhbError as error:

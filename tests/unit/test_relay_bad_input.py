@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
 from support.apps import numpy_app, start_arrays
 from support.grid import LocalGrid
 
@@ -61,6 +62,16 @@ def test_a_vertex_that_is_no_number(vertex: object) -> None:
 def test_an_app_without_the_mod_is_told_the_remedy() -> None:
     with pytest.raises(ConfigError, match="consensus_mod must be the first of ClientApp"):
         start(LocalGrid(numpy_app(3, D), 3), Topology.ring(3))
+
+
+def test_an_app_that_cannot_be_loaded_is_not_blamed_on_the_mod() -> None:
+    missing = ImportError("No module named 'sonnet'")
+    missing.code = ErrorCode.LOAD_CLIENT_APP_EXCEPTION  # type: ignore[attr-defined]
+    app = numpy_app(3, D, mods=[consensus_mod])
+    with pytest.raises(ConfigError, match=r"^correct the app's imports, or install") as error:
+        start(LocalGrid(app, 3, intercept=lambda *_: missing), Topology.ring(3))
+    assert "cannot load its ClientApp: No module named 'sonnet'" in str(error.value)
+    assert "consensus_mod" not in str(error.value)
 
 
 def test_an_app_that_answers_something_else() -> None:
