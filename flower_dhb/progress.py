@@ -16,7 +16,7 @@ from typing import Any
 
 from flower_dhb.metrics import RoundRecord, Summary
 
-__all__ = ["VARIABLE", "Progress", "tell", "tell_round", "watched"]
+__all__ = ["VARIABLE", "Progress", "round_line", "tell", "tell_round", "watched"]
 
 VARIABLE = "FLOWER_DHB_PROGRESS"
 
@@ -53,6 +53,20 @@ def tell_round(record: RoundRecord) -> None:
         warnings=record.warnings,
         seconds=record.seconds,
     )
+
+
+def round_line(record: RoundRecord, rounds: int) -> str:
+    """One plain line that says how a round went."""
+    parts = [f"round {record.round}/{rounds}"]
+    for name, found in record.evaluate_summary.items():
+        if isinstance(found.mean, float) and found.worst is not None:
+            parts.append(f"{name} {found.mean:.4g} (worst {found.worst:.4g})")
+    if record.consensus_distance is not None:
+        parts.append(f"consensus distance {record.consensus_distance:.3g}")
+    if record.missing:
+        parts.append(f"missing {record.missing}")
+    parts.append(f"{record.seconds:.2f} s")
+    return " | ".join(parts)
 
 
 class Progress:

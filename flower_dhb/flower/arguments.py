@@ -7,9 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from flower_dhb.algorithms import Algorithm, default_algorithm, method
 from flower_dhb.errors import ConfigError, unknown
+from flower_dhb.graph import Topology
 
 __all__ = [
+    "a_rule",
+    "a_topology",
     "check_callable",
     "check_count",
     "check_flag",
@@ -19,6 +23,7 @@ __all__ = [
     "check_type",
     "evaluating_fraction",
     "least_nodes",
+    "maybe_seconds",
     "refuse",
     "train_everywhere",
 ]
@@ -210,6 +215,39 @@ def check_type(name: str, value: object, kind: type, example: str) -> None:
         raise ConfigError(
             f"{name} must be a flwr.app.{kind.__name__}, got {type(value).__name__}; {example}"
         )
+
+
+def a_topology(topology: object) -> Topology:
+    """A topology, or the one of a name such as `ring:8`."""
+    if isinstance(topology, str):
+        return Topology.parse(topology)
+    if not isinstance(topology, Topology):
+        raise ConfigError(
+            f"topology must be a Topology or its name, such as 'ring:8', got "
+            f"{type(topology).__name__}"
+        )
+    return topology
+
+
+def a_rule(algorithm: object) -> Algorithm:
+    """A rule, the one of a name such as `dsgd`, or the default for None."""
+    if algorithm is None:
+        return default_algorithm()
+    if isinstance(algorithm, str):
+        return method(algorithm)
+    if isinstance(algorithm, Algorithm):
+        return algorithm
+    hint = ""
+    if isinstance(algorithm, type) and issubclass(algorithm, Algorithm):
+        hint = f"; did you mean {algorithm.__name__}()?"
+    raise ConfigError(
+        f"algorithm must be a rule or its name, such as DSGD() or 'dsgd', got {algorithm!r}{hint}"
+    )
+
+
+def maybe_seconds(name: str, value: object, *, zero: bool = False) -> float | None:
+    """None, or what `check_seconds` takes."""
+    return None if value is None else check_seconds(name, value, zero=zero)
 
 
 def _is_number(value: object) -> bool:

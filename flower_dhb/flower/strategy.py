@@ -8,18 +8,20 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from logging import INFO, WARNING
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.common import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
-from flower_dhb.algorithms import Algorithm, check_relayed, default_algorithm, method
+from flower_dhb.algorithms import Algorithm, check_relayed
 from flower_dhb.errors import ConfigError, PayloadError, RoundError
 from flower_dhb.flower.arguments import (
+    a_rule,
+    a_topology,
     check_callable,
     check_count,
     check_flag,
@@ -29,6 +31,7 @@ from flower_dhb.flower.arguments import (
     check_type,
     evaluating_fraction,
     least_nodes,
+    maybe_seconds,
     refuse,
     train_everywhere,
 )
@@ -36,21 +39,19 @@ from flower_dhb.flower.arrays import named_arrays
 from flower_dhb.flower.failures import Failures
 from flower_dhb.flower.ledger import Ledger
 from flower_dhb.flower.members import Members
-from flower_dhb.flower.records import Answer
 from flower_dhb.flower.relay import Relay
 from flower_dhb.flower.result import ServerlessResult
 from flower_dhb.flower.session import Session
+from flower_dhb.flower.summary import AggregateMetrics, sum_up
 from flower_dhb.graph import Topology
 from flower_dhb.health import Health
 from flower_dhb.metrics import (
     LOWER_IS_BETTER,
-    Metrics,
     RoundRecord,
     agents_text,
     consensus_distance,
-    weights_of,
 )
-from flower_dhb.progress import tell, tell_round
+from flower_dhb.progress import round_line, tell, tell_round
 from flower_dhb.types import STATISTICS, Layout, Statistics, unnamed_statistics
 
 __all__ = ["ServerlessStrategy"]
@@ -58,7 +59,6 @@ __all__ = ["ServerlessStrategy"]
 # How often `start` was called in a run: each is a run of its own for the agents.
 _starts: Counter[int] = Counter()
 
-AggregateMetrics = Callable[[list[RecordDict], str], MetricRecord]
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 OnRound = Callable[[RoundRecord], object]
 
@@ -157,12 +157,12 @@ evaluate_metrics_aggr_fn
         **others: Any,
     ) -> None:
         refuse(others, _arguments())
-        self.topology = _topology(topology)
-        self.algorithm = _rule(algorithm)
+        self.topology = a_topology(topology)
+        self.algorithm = a_rule(algorithm)
         check_relayed(self.algorithm, self.topology)
         n = self.topology.n_agents
-        self.round_timeout_s = _seconds("round_timeout_s", round_timeout_s)
-        self.node_timeout_s = _seconds("node_timeout_s", node_timeout_s, zero=True)
+        self.round_timeout_s = maybe_seconds("round_timeout_s", round_timeout_s)
+        self.node_timeout_s = maybe_seconds("node_timeout_s", node_timeout_s, zero=True)
         self.evaluate_every = check_count("evaluate_every", evaluate_every, least=0)
         self.fraction_train = train_everywhere(fraction_train)
         self.fraction_evaluate = evaluating_fraction(fraction_evaluate)
@@ -320,7 +320,7 @@ evaluate_metrics_aggr_fn
         for finding in health.observe(record):
             record.warnings.append(finding)
             self._warn(f"round {record.round}: {finding}")
-        log(INFO, "%s", _line(record, rounds))
+        log(INFO, "%s", round_line(record, rounds))
         tell_round(record)
         if self.on_round is None:
             return False
@@ -463,7 +463,14 @@ evaluate_metrics_aggr_fn
         answers = run.sort(replies, "train")
         run.deliver(server_round, answers)
         run.record.train = {v: a.app_metrics for v, a in answers.items() if len(a.metrics)}
-        metrics = self._metrics("train", answers)
+        metrics = sum_up(
+            "train",
+            run.record,
+            answers,
+            self.train_metrics_aggr_fn,
+            run.note,
+            self.topology.n_agents,
+        )
         run.flush()
         return None, metrics
 
@@ -502,7 +509,14 @@ evaluate_metrics_aggr_fn
         run = self._current(server_round, "aggregate_evaluate")
         answers = run.sort(replies, "evaluate", "report")
         run.record.evaluate = {v: a.app_metrics for v, a in answers.items() if len(a.metrics)}
-        metrics = self._metrics("evaluate", answers)
+        metrics = sum_up(
+            "evaluate",
+            run.record,
+            answers,
+            self.evaluate_metrics_aggr_fn,
+            run.note,
+            self.topology.n_agents,
+        )
         run.take_parameters(answers, server_round)
         if self.measure_consensus and run.parameters:
             vectors = [v["parameters"] for v in run.parameters.values()]
@@ -586,90 +600,12 @@ evaluate_metrics_aggr_fn
         drawn = np.random.default_rng([n, k]).permutation(n)[:count]
         return sorted(int(v) for v in drawn)
 
-    def _metrics(
-        self, part: Literal["train", "evaluate"], answers: Mapping[int, Answer]
-    ) -> MetricRecord | None:
-        """The apps' metrics over agents under their own names, weighted as FedAvg weights them."""
-        run, key = self._opened(), self.weighted_by_key
-        record = run.record
-        per_agent = record.train if part == "train" else record.evaluate
-        aggregate = self.train_metrics_aggr_fn if part == "train" else self.evaluate_metrics_aggr_fn
-        if not per_agent:
-            return None
-        weights, events = weights_of(per_agent, key)
-        if not weights and aggregate is None:
-            self._refuse_without_weights(per_agent)
-        for vertex, text in events:
-            run.note(vertex, text)
-        if aggregate is not None:
-            name = f"{part}_metrics_aggr_fn"
-            metrics = aggregate([answers[v].metrics for v in weights or per_agent], key)
-            check_type(f"{name}'s answer", metrics, MetricRecord, "MetricRecord({...})")
-            return metrics
-        if not sum(weights.values()) > 0.0:
-            run.note(min(per_agent), f"no agent has a '{key}' above 0, so all count alike")
-        summary = record.train_summary if part == "train" else record.evaluate_summary
-        return MetricRecord({name: found.mean for name, found in summary.items()})
-
-    def _refuse_without_weights(self, per_agent: Mapping[int, Metrics]) -> None:
-        """In round 1 that most agents lack their weight is a mistake of the app's."""
-        first = self._opened().record.round == 1
-        if first and 2 * len(per_agent) > self.topology.n_agents:
-            raise ConfigError(
-                f"no agent's metrics hold '{self.weighted_by_key}' as a number >= 0, by which they "
-                f"are weighted; the app's metrics are {sorted(next(iter(per_agent.values())))}. "
-                "Add it, or set weighted_by_key"
-            )
-
 
 def _arguments() -> list[str]:
     parameters = inspect.signature(ServerlessStrategy.__init__).parameters
     return [name for name in parameters if name not in ("self", "others")]
 
 
-def _topology(topology: Topology | str) -> Topology:
-    if isinstance(topology, str):
-        return Topology.parse(topology)
-    if not isinstance(topology, Topology):
-        raise ConfigError(
-            f"topology must be a Topology or its name, such as 'ring:8', got "
-            f"{type(topology).__name__}"
-        )
-    return topology
-
-
-def _rule(algorithm: Algorithm | str | None) -> Algorithm:
-    if algorithm is None:
-        return default_algorithm()
-    if isinstance(algorithm, str):
-        return method(algorithm)
-    if not isinstance(algorithm, Algorithm):
-        made = isinstance(algorithm, type) and issubclass(algorithm, Algorithm)
-        raise ConfigError(
-            f"algorithm must be a rule or its name, such as DSGD() or 'dsgd', got {algorithm!r}"
-            + (f"; did you mean {algorithm.__name__}()?" if made else "")
-        )
-    return algorithm
-
-
-def _seconds(name: str, value: float | None, *, zero: bool = False) -> float | None:
-    return None if value is None else check_seconds(name, value, zero=zero)
-
-
 def _name(run_id: int, start: int) -> str:
     """Name of a run, of one length, so that payloads of a repeated run are as long."""
     return f"{run_id:016x}" + (f".{start}" if start > 1 else "")
-
-
-def _line(record: RoundRecord, rounds: int) -> str:
-    """One plain line that says how a round went."""
-    parts = [f"round {record.round}/{rounds}"]
-    for name, found in record.evaluate_summary.items():
-        if isinstance(found.mean, float) and found.worst is not None:
-            parts.append(f"{name} {found.mean:.4g} (worst {found.worst:.4g})")
-    if record.consensus_distance is not None:
-        parts.append(f"consensus distance {record.consensus_distance:.3g}")
-    if record.missing:
-        parts.append(f"missing {record.missing}")
-    parts.append(f"{record.seconds:.2f} s")
-    return " | ".join(parts)
