@@ -337,6 +337,52 @@ def test_nodes_whose_ids_are_exchanged_find_their_vertices_again(rule: Algorithm
     assert_law(result, rule, frozen={4: both, 5: both})
 
 
+def test_the_newest_node_that_waits_is_taken_and_the_dead_one_last() -> None:
+    grid = grid_of()
+    dies_with_a_message_open(grid)
+    more = NEW + 1
+
+    def happen(record) -> None:
+        if record.round == 4:
+            grid.add_node(VICTIM, more)
+        if record.round == 6:  # the newest sits now, and dies as the first did
+            grid.dead.add(more)
+
+    result = run(grid, rounds=10, on_round=happen)
+    moved = [(k, text.split(",")[1]) for k, _, text in events(result) if " is back" in text]
+    assert moved == [(6, f" on node {more}"), (8, f" on node {NEW}")]
+    assert missing(result) == {k: [VICTIM] for k in (4, 5, 7)}
+
+
+def test_a_node_that_was_late_once_keeps_its_vertex_when_another_one_names_it() -> None:
+    grid = grid_of(hold_reply=lambda v, m: LocalGrid.LATE if is_round(2)(v, m) else 0)
+
+    def happen(record) -> None:
+        if record.round == 3:
+            grid.release()
+        if record.round == 6:
+            grid.add_node(VICTIM, NEW)
+
+    result = run(grid, on_round=happen)
+    assert not any("is back" in text for _, _, text in events(result))
+    assert missing(result) == {k: [VICTIM] for k in (2, 3, 4)}
+
+
+def test_an_agent_that_has_answered_is_given_three_rounds_again() -> None:
+    lost = lambda v, m: is_round(1)(v, m) or is_round(6)(v, m)  # noqa: E731
+    result = run(grid_of(lose=lost), rounds=11)
+    assert sorted(missing(result)) == [1, 2, 3, 6, 7, 8]
+
+
+def test_a_node_that_has_moved_does_not_wait_at_its_former_vertex() -> None:
+    grid = grid_of(lose=is_round(7))
+    result = run(
+        grid, rounds=12, on_round=lambda r: grid.swap(VICTIM, OTHER) if r.round == 3 else None
+    )
+    assert missing(result) == {4: [3, 5], 5: [3, 5], 7: [3], 8: [3], 9: [3]}
+    assert not [e for e in events(result) if e[0] > 6 and "is back" in e[2]]
+
+
 # --- enrolling ----------------------------------------------------------------------
 
 
