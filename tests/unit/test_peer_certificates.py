@@ -119,7 +119,9 @@ def test_a_device_certificate_is_of_one_vertex_and_signs_nothing(authority, vert
     assert certificate.not_valid_after_utc == start + 5 * DAY
     assert certificate.issuer == authority.certificate.subject
     assert certificate.subject.rfc4514_string() == f"CN={host_name(identity)}"
-    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    assert found.critical is False  # there is a subject beside it
+    names = found.value
     assert names.get_values_for_type(x509.UniformResourceIdentifier) == [identity_uri(identity)]
     assert names.get_values_for_type(x509.DNSName) == [host_name(identity)]
     constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints)

@@ -10,6 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from flower_dhb import StateError
 from flower_dhb.peer.checkpoint import Checkpoint, Checkpoints
+from flower_dhb.peer.checkpoint import _checksum as checksum
 
 
 class Store(Checkpoints):
@@ -179,6 +180,26 @@ def test_the_checksum_is_of_all_that_is_in_the_file(tmp_path, what):
     assert len(store.said) == (what != "nothing")
     if what in ("value", "name", "dtype", "shape", "one more", "document"):
         assert "its checksum is" in store.said[0]
+
+
+def test_a_document_that_is_none_is_damage_though_its_checksum_is_right(tmp_path):
+    store = Store(tmp_path)
+    store.save(checkpoint(2))
+    for about in ("3", "[1]", "{}", "{"):
+        arrays = {"x": np.zeros(1)}
+        save_file(arrays, path(tmp_path, 3), {"about": about, "checksum": checksum(about, arrays)})
+        assert store.load().round == 2
+    assert len(store.said) == 4
+    assert not any("its checksum is" in text for text in store.said)
+
+
+def test_one_that_somebody_has_removed_is_not_missed(tmp_path):
+    store = Store(tmp_path)
+    for k in (1, 2):
+        store.save(checkpoint(k))
+    path(tmp_path, 1).unlink()
+    store.save(checkpoint(3))
+    assert rounds(tmp_path) == [2, 3]
 
 
 def test_what_cannot_be_written_is_an_error_and_the_older_ones_stay(tmp_path):

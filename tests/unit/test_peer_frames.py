@@ -95,6 +95,8 @@ def reason(call, *arguments):
     ],
 )
 def test_a_payload_travels_whole_or_in_chunks_of_the_size_that_the_link_carries(total, chunks):
+    assert (WHOLE_BYTES, CHUNK_BYTES) == (2**18, 2**20)  # as measured best (docs/benchmarks.md)
+    assert MESSAGE_LIMIT_BYTES == 2**20 + 2**16
     made = frame_of_bytes(total)
     first, *rest = Outgoing.of(made).pieces(ack=4)
     message = pb.Frame.FromString(first).header

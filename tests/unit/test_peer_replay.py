@@ -167,6 +167,19 @@ def test_a_recorder_that_is_off_writes_nothing(tmp_path):
     assert json.loads(line) == want
 
 
+def test_a_round_that_is_not_pending_has_no_vectors_to_keep(tmp_path):
+    node = run(tmp_path / "other")[0]
+    frame = codec.encode({"folded": np.ones(SIZE)}, run="r", round=5, vertex=0)
+    recorder = Recorder(tmp_path, "payloads")
+    recorder.shared(5, 4, frame, {}, node.snapshot, node.snapshot)
+    recorder.combined(5, node.snapshot)
+    recorder.close()
+    assert sorted(p.name for p in tmp_path.glob("*round*")) == ["round-5-combined.safetensors"]
+    line = read_record(tmp_path, 0).lines[5]
+    assert (line["trained_as"], line["received"]) == (4, {})
+    assert line["sent"] == fingerprint({"folded": np.ones(SIZE)})
+
+
 def test_a_record_goes_on_where_it_was_and_is_written_at_once(tmp_path):
     node = run(tmp_path / "other")[0]
     for k in (1, 2):

@@ -74,6 +74,21 @@ def test_the_least_that_a_file_must_say(tmp_path):
     assert (found.timing, found.limits, found.tls) == (Timing(), Limits(), None)
 
 
+def test_the_limits_that_hold_where_nothing_is_said():
+    assert Timing() == Timing(ceiling_s=60.0, least_s=1.0, factor=3.0, reconnect_s=2.0)
+    assert Limits() == Limits(
+        heartbeat_s=2.0,
+        dead_after_s=8.0,
+        hello_s=5.0,
+        transfer_s=60.0,
+        retry_s=0.2,
+        retry_max_s=5.0,
+        streams=(8.0, 0.5),
+        refusals=(32.0, 1.0),
+        frames=(2000.0, 500.0),
+    )
+
+
 def test_all_that_a_file_can_say(tmp_path):
     tables = {
         "node-config": {"partition-id": 1, "vertex": 1, "data": "/d", "lidar": True, "rate": 0.5},

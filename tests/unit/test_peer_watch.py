@@ -10,6 +10,7 @@ import threading
 import time
 import urllib.request
 
+import grpc
 import numpy as np
 import pytest
 import xxhash
@@ -19,6 +20,7 @@ from flower_dhb.peer import native_log
 from flower_dhb.peer import relay_pb2 as pb
 from flower_dhb.peer.exchange import Exchange, Timing
 from flower_dhb.peer.fleet import Fleet, FleetStatus
+from flower_dhb.peer.fleet import _reason as reason_of
 from flower_dhb.peer.monitor import LOGGER, Monitor, set_up_logging
 from flower_dhb.peer.native_log import handshake_reason, let_native_log_speak
 from flower_dhb.peer.patience import Patience
@@ -473,6 +475,41 @@ def test_who_cannot_be_asked_and_who_does_not_listen(tmp_path):
         1: f"nothing listens at {address}",
     }
     assert (found.replies, found.edges) == ({}, ((0, 1),))
+
+
+def test_an_edge_of_somebody_who_has_finished_hides_no_other():
+    found = view(
+        reply(0, (), {1}, phase=FINISHED), reply(1, {2}, {0}), reply(2, {1}, {3}), reply(3, {2})
+    )
+    assert found.warnings == ["edge 2-3 is down"]
+
+
+class Failed(grpc.RpcError):
+    def __init__(self, code, details):
+        self.code, self.details = lambda: code, lambda: details
+
+
+@pytest.mark.parametrize(
+    ("code", "details", "text"),
+    [
+        (grpc.StatusCode.UNAVAILABLE, "x: Connection refused", "nothing listens at a:1"),
+        (grpc.StatusCode.UNAVAILABLE, "x: connection refused (111)", "nothing listens at a:1"),
+        (grpc.StatusCode.DEADLINE_EXCEEDED, "too late", "deadline_exceeded: too late"),
+        (grpc.StatusCode.INTERNAL, "y" * 300, ("internal: " + "y" * 300)[:200]),
+    ],
+)
+def test_why_a_peer_did_not_answer(code, details, text):
+    assert reason_of(Failed(code, details), "a:1") == text
+
+
+def test_after_the_end_nobody_is_asked(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    fleet = write_mesh(tmp_path, hosts=[{"vertex": 1, "address": address}])
+    fleet.status(5.0)
+    fleet.close()
+    with pytest.raises(ValueError, match="closed channel"):
+        fleet.status(5.0)
 
 
 def test_finished_is_the_word_of_both_ends():
