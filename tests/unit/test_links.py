@@ -117,3 +117,15 @@ def test_what_cannot_be_added(spec, count, message):
 def test_links_repeat():
     graph = Topology.small_world(30, 4, 0.1, 1)
     assert suggest_links(graph, 1) == suggest_links(graph, 1)
+
+
+def test_where_a_negative_eigenvalue_is_the_slow_one_its_opposites_are_left_apart():
+    """Two sides that swap values: a link between them makes that worse, one within helps."""
+    sides = [(i, j) for i in range(6) for j in range(6, 12) if (i, j) != (0, 6)]
+    topology = Topology.from_edges(sides, "uniform")
+    assert abs(topology.smallest_eigenvalue) > topology.eigenvalues[-2] + 0.05
+    search = links._Search(topology, "uniform", lambda _done, _total: None)
+    promising = search._promising([], len(absent(topology)))
+    assert promising[-1] == (0, 6)
+    assert gap_with(topology, [promising[0]], "uniform") > topology.spectral_gap
+    assert gap_with(topology, [(0, 6)], "uniform") < gap_with(topology, [promising[0]], "uniform")

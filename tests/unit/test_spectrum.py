@@ -3,6 +3,7 @@
 import networkx as nx
 import numpy as np
 import pytest
+from scipy.sparse import csr_array
 
 from flower_dhb import GraphError, Topology
 from flower_dhb.spectrum import DENSE_UP_TO, all_eigenvalues, extreme_eigenvalues
@@ -38,6 +39,12 @@ def test_a_matrix_that_is_no_convolution_is_decomposed():
     np.testing.assert_allclose(
         all_eigenvalues(sparse.sparse(), (2, 3)), np.linalg.eigvalsh(sparse.dense()), atol=1e-14
     )
+
+
+def test_a_row_that_has_more_entries_than_others_is_no_convolution():
+    matrix = csr_array(np.array([[2, 5, 0, 5], [5, 2, 0, 0], [0, 0, 2, 0], [5, 0, 0, 2.0]]))
+    expected = [2 - np.sqrt(50), 2, 2, 2 + np.sqrt(50)]
+    np.testing.assert_allclose(all_eigenvalues(matrix, (4,)), expected, atol=1e-13)
 
 
 def test_a_long_path_by_formula():
@@ -87,6 +94,13 @@ def test_large_matrices_of_ones_own_are_checked():
         bad[[i, j], [i, j]] -= amount
         with pytest.raises(GraphError, match="second largest absolute eigenvalue is 1"):
             Topology.from_edges(edges, bad)
+    # Apart by so little that no iteration tells the eigenvalue from those around it.
+    slight = wide.copy()
+    i, j = n // 2, n // 2 + 1
+    slight[[i, j], [j, i]] -= 1 / 3 + 1e-9
+    slight[[i, j], [i, j]] += 1 / 3 + 1e-9
+    with pytest.raises(GraphError, match="second largest absolute eigenvalue is 1"):
+        Topology.from_edges(edges, slight)
     swap = np.kron(np.eye(n // 2), [[0.0, 1.0], [1.0, 0.0]])
     with pytest.raises(GraphError, match="second largest absolute eigenvalue is 1"):
         Topology.from_edges(edges, swap)

@@ -186,3 +186,11 @@ def test_the_mixing_matrix_cannot_be_written_to():
 )
 def test_second_largest(eigenvalues, expected):
     assert second_largest(np.array(eigenvalues)) == expected
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_named_weights_need_a_connected_graph(name):
+    apart = np.zeros((4, 4), dtype=bool)
+    apart[[0, 1, 2, 3], [1, 0, 3, 2]] = True
+    with pytest.raises(GraphError, match="weights need a connected graph"):
+        mixing_matrix(apart, name)
