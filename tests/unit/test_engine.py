@@ -302,27 +302,29 @@ def test_random_layers_draw_the_same_whatever_the_block() -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_random_layers_repeat_from_agent_to_agent_neither_nor_from_round_to_round() -> None:
+def test_random_layers_differ_between_agents_rounds_and_seeds() -> None:
     """Two agents with the same data, a learning rate of 0 for the rest: only masks differ."""
     module = nn.Sequential(nn.Flatten(0), nn.Dropout(0.5), nn.Unflatten(0, (-1, 64)))
     module = nn.Sequential(module, nn.Linear(64, 10, bias=False))
     data = load_digits()
     for backend in ("batched", "loop"):
-        problem = Supervised(
-            module,
-            data.train_x[:1].expand(6, 64),
-            data.train_y[:1].expand(6),
-            [np.array([v]) for v in range(6)],
-            batch_size=1,
-            backend=backend,
-        )
-        agents = problem.start(torch.device("cpu"))
         found = []
-        for k in (1, 2, 3):
-            trained = torch.empty_like(agents.parameters)
-            problem.adapt(agents, k, 1.0, trained)
-            found += [tuple((row != 0).tolist()) for row in trained - agents.parameters]
-        assert len(set(found)) == len(found) == 18
+        for seed in (0, 1):
+            problem = Supervised(
+                module,
+                data.train_x[:1].expand(6, 64),
+                data.train_y[:1].expand(6),
+                [np.array([v]) for v in range(6)],
+                batch_size=1,
+                seed=seed,
+                backend=backend,
+            )
+            agents = problem.start(torch.device("cpu"))
+            for k in (1, 2):
+                trained = torch.empty_like(agents.parameters)
+                problem.adapt(agents, k, 1.0, trained)
+                found += [tuple((row != 0).tolist()) for row in trained - agents.parameters]
+        assert len(set(found)) == len(found) == 24
 
 
 def test_looped_and_batched_models_draw_the_same() -> None:
