@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from math import sqrt
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from flower_dhb import SafeguardedHeavyBall, ServerlessStrategy, Topology, simulate
-from flower_dhb.algorithms import default_algorithm
+from flower_dhb.algorithms import Algorithm, default_algorithm
 from flower_dhb.algorithms.measurement import measured
 from flower_dhb.types import State
 
@@ -231,3 +233,13 @@ def test_it_sends_one_vector_and_remembers_two():
     assert RULE.vectors == ("folded",)
     assert RULE.memory == ("displacement", "correction")
     assert RULE.to_config() == {"name": "safeguarded", "momentum": 0.9}
+
+
+def test_the_page_on_rules_builds_what_it_names():
+    page = (Path(__file__).parents[2] / "docs" / "which-rule.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    built: list[Algorithm] = []
+    names = {"built": lambda *given: built.append(ServerlessStrategy(*given).algorithm)}
+    exec(block.replace("ServerlessStrategy(topology", "built(topology"), names)  # noqa: S102
+    assert [rule.to_config().get("momentum", 0.0) for rule in built] == [0.9, 0.9, 0.5, 0.0]
+    assert [rule.name for rule in built] == ["safeguarded", "dmsgd", "dmsgd", "dsgd"]
