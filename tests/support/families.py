@@ -252,7 +252,7 @@ def run_app(
                 self.evaluate_every = evaluate_every
                 self.collect_models = True
                 self.algorithm = algorithm or self.algorithm
-            elif evaluate_every != 1:
+            elif evaluate_every != 1 and "evaluate_fn" in kwargs:
                 self.fraction_evaluate = 0.0
             given = kwargs["initial_arrays"], kwargs.get("train_config")
             runs.append((original(self, *args, **kwargs), self, *given))
