@@ -41,7 +41,7 @@ TWINS |= {value: key for key, value in TWINS.items() if key not in {"eigvalsh"}}
 OBVIOUS = {"property", "staticmethod", "classmethod", "dataclass", "contextmanager"}
 OBVIOUS |= {"overload", "override", "final", "abstractmethod", "runtime_checkable"}
 # Their arguments are words for people: only the whole statement is dropped.
-WORDS = {"debug", "info", "warning", "error", "exception", "print", "log", "warn"}
+WORDS = {"TypeVar", "debug", "info", "warning", "error", "exception", "print", "log", "warn"}
 
 
 @dataclass(frozen=True, kw_only=True)

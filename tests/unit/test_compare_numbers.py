@@ -1,0 +1,242 @@
+"""What a comparison reports, once more by hand: curves, scores, which part of the data, keys."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+import torch
+
+from flower_dhb.algorithms import HeavyBall
+from flower_dhb.compare.runs import Curves, Run, execute
+from flower_dhb.compare.tasks import TASKS, make_task
+from flower_dhb.compare.tuning import best_rate, learning_score, widen
+from flower_dhb.engine import Engine
+from flower_dhb.errors import ConfigError
+from flower_dhb.graph import Topology
+from flower_dhb.metrics import consensus_distance
+from flower_dhb.problems.digits import load_digits, make_model
+from flower_dhb.problems.logistic import LogisticRegression
+from flower_dhb.problems.quadratic import Quadratic
+from flower_dhb.reference import simulate
+
+RULE = HeavyBall(momentum=0.5)
+RUN = Run(
+    problem="quadratic",
+    topology="star:5",
+    weights="metropolis",
+    split="iid",
+    algorithm=RULE.to_config(),
+    learning_rate=0.4,
+    seed=3,
+    rounds=7,
+    evaluate_every=3,
+    batch_size=16,
+    local_steps=1,
+    part="test",
+)
+
+
+def test_curves_of_a_quadratic_are_those_of_the_law() -> None:
+    source = Quadratic.random(5, condition=50.0, heterogeneity=1.0, seed=3)
+    rate = 0.4 / source.largest_curvature
+    x = simulate(RULE, Topology.star(5), source.start, source.local_step(rate), 7)
+    away = x - source.optimum()
+    own = np.linalg.norm(away, axis=2) / np.linalg.norm(source.optimum())
+    average = np.linalg.norm(away.mean(axis=1), axis=1) / np.linalg.norm(source.optimum())
+    at = [3, 6, 7]  # every third round, and the last one
+    found = execute(RUN)
+    assert found.rounds == at
+    np.testing.assert_allclose(found.average, average[at], rtol=1e-12)
+    np.testing.assert_allclose(found.mean, own[at].mean(axis=1), rtol=1e-12)
+    np.testing.assert_allclose(found.worst, own[at].max(axis=1), rtol=1e-12)
+    np.testing.assert_allclose(found.consensus, [consensus_distance(x[k]) for k in at], rtol=1e-12)
+    # 8 messages a round of 10 float64.
+    np.testing.assert_allclose(found.megabytes, [k * 8 * 80 / 1e6 for k in at], rtol=1e-12)
+    np.testing.assert_allclose(found.agents, own[7], rtol=1e-12)
+    assert found.diverged is False
+
+
+def test_a_run_that_diverges_ends_with_its_last_finite_round() -> None:
+    found = execute(replace(RUN, learning_rate=1e60, rounds=20, evaluate_every=1))
+    assert found.diverged is True
+    assert found.rounds == list(range(1, len(found.rounds) + 1))
+    assert 1 <= len(found.rounds) < 20
+    assert np.isfinite(found.agents).all()
+    np.testing.assert_allclose(found.worst[-1], max(found.agents))
+    at_once = execute(replace(RUN, learning_rate=1e300, rounds=20, evaluate_every=5))
+    assert at_once.rounds == []
+    # Nothing was finite but the start, which is at distance 1 for each.
+    np.testing.assert_allclose(at_once.agents, 1.0)
+
+
+def test_links_fail_as_the_run_says() -> None:
+    whole, broken, other = (
+        execute(replace(RUN, failures=p, seed=s)) for p, s in ((0.0, 3), (0.5, 3), (0.5, 4))
+    )
+    assert broken.megabytes[-1] < whole.megabytes[-1]
+    assert broken.megabytes != other.megabytes
+    assert broken == execute(replace(RUN, failures=0.5))
+
+
+@pytest.mark.parametrize("name", ["batch_size", "local_steps"])
+def test_settings_of_the_digits_reach_the_training(name: str) -> None:
+    task = make_task("digits-logistic", **{name: 7})
+    assert getattr(task.problem(4, "iid", 0), name) == 7
+    assert task.problem(4, "iid", 0) is task.problem(4, "iid", 0)
+    assert task.problem(4, "iid", 0) is not task.problem(4, "iid", 1)
+
+
+@pytest.mark.parametrize("part", ["validation", "test"])
+def test_scores_are_accuracies_on_that_part_of_the_digits(part: str) -> None:
+    data = load_digits()
+    x, y = getattr(data, f"{part}_x"), getattr(data, f"{part}_y")
+    task = make_task("digits-logistic")
+    engine = Engine(task.problem(4, "iid", 2), Topology.ring(4), RULE, learning_rate=0.2)
+    engine.agents.parameters += 0.3 * torch.randn(
+        4, 650, generator=torch.Generator().manual_seed(0), dtype=torch.float32
+    )
+    found = task.scores(engine, part)
+
+    def accuracy(vector: torch.Tensor) -> float:
+        weight, bias = vector[:640].reshape(10, 64), vector[640:]
+        order = [name for name, _ in make_model("logistic", 0).named_parameters()]
+        assert order == ["weight", "bias"]
+        return float((((x @ weight.T) + bias).argmax(1) == y).double().mean())
+
+    expected = [accuracy(vector) for vector in engine.parameters]
+    assert len(set(expected)) > 1
+    np.testing.assert_allclose(found.agents, expected, atol=1e-12)
+    assert found.average == pytest.approx(accuracy(engine.parameters.mean(0)), abs=1e-12)
+
+
+def test_a_digits_run_reports_its_worst_agent_and_starts_from_the_seeds_model() -> None:
+    run = replace(RUN, problem="digits-logistic", split="classes:2", rounds=2, evaluate_every=1)
+    found = execute(run)
+    assert found.worst[-1] == min(found.agents)
+    assert found.mean[-1] == pytest.approx(np.mean(found.agents), abs=1e-12)
+    task = make_task("digits-logistic", 16)
+    problem = task.problem(5, "classes:2", 3)
+    vector = torch.nn.utils.parameters_to_vector(make_model("logistic", 3).parameters())
+    start = problem.start(torch.device("cpu")).parameters
+    torch.testing.assert_close(start, vector.detach().expand(5, -1), rtol=0, atol=0)
+    engine = Engine(problem, Topology.star(5), RULE, learning_rate=0.4)
+    engine.run(2)
+    np.testing.assert_allclose(found.agents, task.scores(engine, "test").agents)
+
+
+def test_errors_are_relative_to_the_start_and_steps_to_the_curvature() -> None:
+    task = make_task("breast-cancer")
+    source = LogisticRegression.breast_cancer(4, "classes:1", seed=2)
+    problem = task.problem(4, "classes:1", 2)
+    engine = Engine(problem, Topology.ring(4), RULE, learning_rate=0.5)
+    before = task.scores(engine, "validation")
+    np.testing.assert_allclose(before.agents, 1.0, rtol=1e-12)
+    assert before.average == pytest.approx(1.0)
+    engine.step()
+    step = source.local_step(0.5 / source.largest_curvature)
+    expected = simulate(RULE, Topology.ring(4), source.start, step, 1)[1] - source.optimum()
+    scale = np.linalg.norm(source.optimum())
+    after = task.scores(engine, "test")
+    np.testing.assert_allclose(after.agents, np.linalg.norm(expected, axis=1) / scale, rtol=1e-9)
+    assert after.average == pytest.approx(np.linalg.norm(expected.mean(0)) / scale, rel=1e-9)
+
+
+def test_averaging_has_no_curvature_and_starts_apart() -> None:
+    task = make_task("averaging")
+    engine = Engine(task.problem(4, "iid", 0), Topology.ring(4), RULE, learning_rate=1.0)
+    scores = task.scores(engine, "test")
+    assert scores.average == pytest.approx(0.0, abs=1e-14)
+    assert np.sqrt((scores.agents**2).mean()) == pytest.approx(1.0)
+
+
+def test_what_each_problem_is_compared_by() -> None:
+    tasks = {name: make_task(name) for name in TASKS}
+    assert set(tasks) == {
+        *("digits-logistic", "digits-mlp", "digits-cnn"),
+        *("quadratic", "logistic", "breast-cancer", "averaging"),
+    }
+    for name, task in tasks.items():
+        digits = name.startswith("digits")
+        assert task.name == name
+        assert (task.metric, task.rising) == (("accuracy", True) if digits else ("error", False))
+        assert task.targets == ((0.9, 0.95) if digits else (1e-2, 1e-6))
+        assert task.rounds == (300 if digits else 500)
+        assert task.splits is (digits or name == "breast-cancer")
+        grid = (0.05, 0.1, 0.2, 0.4, 0.8) if digits else (0.1, 0.2, 0.4, 0.8)
+        assert task.grid == ((1.0,) if name == "averaging" else grid)
+    with pytest.raises(ConfigError, match="did you mean 'digits-mlp'"):
+        make_task("digits-mpl")
+
+
+# --- keys and tuning ------------------------------------------------------------------------
+
+CHANGES = {
+    "problem": "logistic",
+    "topology": "star:6",
+    "weights": "lazy",
+    "split": "classes:1",
+    "algorithm": HeavyBall().to_config(),
+    "learning_rate": 0.41,
+    "seed": 4,
+    "rounds": 8,
+    "evaluate_every": 2,
+    "batch_size": 17,
+    "local_steps": 2,
+    "part": "validation",
+    "failures": 0.01,
+}
+
+
+def test_every_setting_is_part_of_the_key() -> None:
+    assert set(CHANGES) == set(asdict(RUN))
+    keys = {replace(RUN, **{name: value}).key for name, value in CHANGES.items()}
+    assert len(keys | {RUN.key}) == len(CHANGES) + 1
+    assert replace(RUN).key == RUN.key
+
+
+def curves(**changes: object) -> Curves:
+    values = {
+        "rounds": [2, 5],
+        "average": [0.5, 1.0],
+        "mean": [0.3, 0.6],
+        "worst": [0.0, 0.0],
+        "consensus": [1.0, 1.0],
+        "megabytes": [1.0, 2.0],
+        "agents": [0.6],
+        "diverged": False,
+    }
+    return Curves(**(values | changes))  # type: ignore[arg-type]
+
+
+def test_a_score_is_the_area_under_the_mean_of_both_curves() -> None:
+    # (2 * 0.4 + 3 * 0.8) / 10
+    assert learning_score(curves(), 10, rising=True) == pytest.approx(0.32)
+    expected = -(2 * math.log10(0.4) + 3 * math.log10(0.8)) / 10
+    assert learning_score(curves(), 10, rising=False) == pytest.approx(expected)
+    exact = curves(average=[0.0, 0.0], mean=[0.0, 0.0])
+    assert learning_score(exact, 5, rising=False) == pytest.approx(16.0)
+    assert learning_score(curves(diverged=True), 10, rising=True) == -math.inf
+    assert learning_score(curves(rounds=[]), 10, rising=True) == -math.inf
+
+
+def test_the_best_rate_is_that_of_the_mean_and_of_equals_the_smallest() -> None:
+    assert best_rate({0.4: [1.0, 0.0], 0.1: [0.2, 0.9], 0.2: [0.9, 0.2]}) == 0.1
+    assert best_rate({0.1: [-math.inf, 5.0], 0.2: [0.0, 0.0]}) == 0.2
+
+
+@pytest.mark.parametrize(
+    ("scores", "widenings", "expected"),
+    [
+        ({0.1: [1.0], 0.2: [0.0], 0.8: [0.0]}, 0, 0.05),
+        ({0.1: [0.0], 0.2: [0.0], 0.8: [1.0]}, 0, 3.2),
+        ({0.1: [0.0], 0.2: [1.0], 0.8: [0.0]}, 0, None),
+        ({0.1: [1.0]}, 0, None),
+        ({0.1: [1.0], 0.3: [0.0]}, 5, 0.0333),
+        ({0.1: [1.0], 0.3: [0.0]}, 6, None),
+    ],
+)
+def test_a_grid_goes_on_where_the_best_is_at_its_edge(scores, widenings, expected) -> None:
+    assert widen(scores, widenings) == expected

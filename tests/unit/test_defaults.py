@@ -1,0 +1,89 @@
+"""What holds when a user says nothing: a default that changes is a change that users notice."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import pkgutil
+
+import pytest
+
+import flower_dhb
+
+DEFAULTS = {
+    "algorithms.CDMSGD": "momentum=0.9, nesterov=False",
+    "algorithms.Centralized": "momentum=0.9",
+    "algorithms.DecentLaM": "momentum=0.9",
+    "algorithms.DSGD": "order='adapt-then-combine'",
+    "algorithms.ExactDiffusion": "momentum=0.0, lazy=True",
+    "algorithms.GradientTracking": "order='adapt-then-combine'",
+    "algorithms.HeavyBall": (
+        "momentum=0.9, momentum_mixing=None, form='displacement', order='adapt-then-combine', "
+        "payload=None"
+    ),
+    "algorithms.MomentumTracking": "momentum=0.9",
+    "algorithms.QuasiGlobal": "momentum=0.9, nesterov=False",
+    "compare.runs.Run": "failures=0.0",
+    "config.RunConfig": (
+        "rounds=100, seed=0, round_timeout_s=300.0, evaluate_every=1, observe_average=False, "
+        "name='run'"
+    ),
+    "engine.Engine": "learning_rate=0.1, missing=None, mixing='auto', device='cpu'",
+    "engine.Mixer": "kind='auto'",
+    "engine.mixer.prefers_sparse": "device='cpu'",
+    "problems.averaging.Averaging.random": "size=1000, seed=0",
+    "problems.averaging.Averaging.local_step": "learning_rate=0.0",
+    "problems.logistic.LogisticRegression.breast_cancer": "how='iid', penalty=0.01, seed=0",
+    "problems.logistic.LogisticRegression.synthetic": (
+        "samples=50, size=10, heterogeneity=1.0, penalty=0.01, seed=0"
+    ),
+    "problems.quadratic.Quadratic.random": (
+        "size=10, condition=10.0, heterogeneity=1.0, curvature_spread=0.0, seed=0"
+    ),
+    "weights.lazy": "weights='metropolis'",
+}
+
+# Records that grow while something goes on; everything else is a value.
+GROW = {
+    *("Agents", "RoundRecord", "Session", "ServerlessResult", "Health", "DigitsTask"),
+    *("AnalyticTask", "Edge", "PeerStatus", "RunLog", "Transport", "Watch"),
+}
+
+
+def found(name: str) -> object:
+    """What a dotted name below the package stands for."""
+    parts = name.split(".")
+    for cut in range(len(parts), 0, -1):
+        try:
+            value: object = importlib.import_module("flower_dhb." + ".".join(parts[:cut]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[cut:]:
+            value = getattr(value, part)
+        return value
+    raise AssertionError(name)
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_defaults(name: str) -> None:
+    parameters = inspect.signature(found(name)).parameters.values()  # type: ignore[arg-type]
+    said = [f"{p.name}={p.default!r}" for p in parameters if p.default is not p.empty]
+    assert ", ".join(said) == DEFAULTS[name]
+
+
+def dataclasses_of_the_package():
+    for info in pkgutil.walk_packages(flower_dhb.__path__, "flower_dhb."):
+        if info.name.endswith(("__main__", "relay_pb2")):
+            continue
+        module = importlib.import_module(info.name)
+        for value in vars(module).values():
+            if dataclasses.is_dataclass(value) and value.__module__ == info.name:
+                yield value
+
+
+def test_configurations_messages_and_results_are_values() -> None:
+    """Nobody changes a rule, a topology's plan or a payload's header that another one holds."""
+    grow = {c.__name__ for c in dataclasses_of_the_package() if not c.__dataclass_params__.frozen}
+    public = {name for name in grow if not name.startswith("_")}
+    assert public <= GROW, f"not frozen: {sorted(public - GROW)}"
