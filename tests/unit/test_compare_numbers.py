@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from flower_dhb.algorithms import HeavyBall
-from flower_dhb.compare.runs import Curves, Run, execute
+from flower_dhb.compare.comparison import compare
+from flower_dhb.compare.runs import Curves, Run, Store, execute
+from flower_dhb.compare.settings import Comparison
 from flower_dhb.compare.tasks import TASKS, make_task
 from flower_dhb.compare.tuning import best_rate, learning_score, widen
 from flower_dhb.engine import Engine
@@ -240,3 +243,111 @@ def test_the_best_rate_is_that_of_the_mean_and_of_equals_the_smallest() -> None:
 )
 def test_a_grid_goes_on_where_the_best_is_at_its_edge(scores, widenings, expected) -> None:
     assert widen(scores, widenings) == expected
+
+
+# --- the whole comparison -------------------------------------------------------------------
+
+
+def comparison(**changes: object) -> Comparison:
+    settings = {
+        "problem": "quadratic",
+        "topologies": ["star:4", "ring:4"],
+        "splits": ["iid"],
+        "methods": ["dsgd", "dmsgd:momentum=0.5"],
+        "seeds": 2,
+        "rounds": 6,
+        "evaluate_every": 4,
+        "tune": True,
+        "grid": (0.2, 0.4),
+    }
+    return Comparison(**(settings | changes))  # type: ignore[arg-type]
+
+
+def test_a_comparison_tunes_on_validation_data_and_reports_test_data(tmp_path: Path) -> None:
+    setting = comparison()
+    seen: list[tuple[int, int]] = []
+    found = compare(setting, Store(tmp_path), progress=lambda *at: seen.append(at))
+    assert [(o.case.topology, o.method) for o in found] == [
+        *(("star:4", "dsgd"), ("star:4", "dmsgd:momentum=0.5")),
+        *(("ring:4", "dsgd"), ("ring:4", "dmsgd:momentum=0.5")),
+    ]
+    runs = 0
+    for outcome in found:
+        scores = {}
+        for rate in outcome.tried:
+            trials = [
+                execute(setting.run(outcome.case, outcome.method, rate, seed, "validation"))
+                for seed in range(2)
+            ]
+            scores[rate] = np.mean([learning_score(trial, 6, rising=False) for trial in trials])
+        assert outcome.tried == pytest.approx(scores)
+        assert list(outcome.tried) == sorted(scores)
+        assert set(scores) >= {0.2, 0.4}
+        best = max(sorted(scores), key=lambda rate, scores=scores: scores[rate])
+        assert outcome.learning_rate == best
+        # The grid went on until the best was inside, or six times.
+        assert min(scores) < best < max(scores) or len(scores) == 8
+        expected = [
+            execute(setting.run(outcome.case, outcome.method, best, seed, "test"))
+            for seed in range(2)
+        ]
+        assert outcome.runs == expected
+        runs += 2 * len(scores) + 2
+    assert seen[0] == (0, 4 * 2 * (2 + 1))
+    assert seen[-1] == (runs, runs)
+    assert all(done <= total for done, total in seen)
+    assert len(list(tmp_path.iterdir())) == runs
+
+
+def test_without_tuning_all_take_the_first_rate(tmp_path: Path) -> None:
+    setting = comparison(tune=False, grid=(0.4, 0.2))
+    for outcome in compare(setting, Store(tmp_path)):
+        assert (outcome.learning_rate, outcome.tried) == (0.4, {})
+        assert len(outcome.runs) == 2
+        assert outcome.runs[0] != outcome.runs[1]
+
+
+def test_a_comparison_takes_what_its_problem_says_where_nothing_is_said() -> None:
+    plain = Comparison(
+        problem="averaging", topologies=["ring:4"], splits=["iid", "classes:2"], methods=["dsgd"]
+    )
+    assert (plain.rounds, tuple(plain.grid), tuple(plain.targets)) == (500, (1.0,), (1e-2, 1e-6))
+    assert tuple(plain.splits) == ("",)  # there are no samples to split
+    assert (plain.seeds, plain.evaluate_every, plain.batch_size, plain.local_steps) == (3, 5, 32, 1)
+    assert (plain.weights, plain.failures, plain.tune) == ("metropolis", 0.0, False)
+    (case,) = plain.cases
+    assert case.name == "ring:4"
+    own = comparison(targets=(0.5,), failures=0.25, batch_size=3, local_steps=4, weights="lazy")
+    assert own.targets == (0.5,)
+    run = own.run(own.cases[1], "dmsgd:momentum=0.5", 0.3, 9)
+    assert (run.problem, run.topology, run.weights, run.split) == (
+        "quadratic",
+        "ring:4",
+        "lazy",
+        "",
+    )
+    assert run.algorithm == HeavyBall(momentum=0.5).to_config()
+    assert (run.learning_rate, run.seed, run.rounds, run.evaluate_every) == (0.3, 9, 6, 4)
+    assert (run.batch_size, run.local_steps, run.part, run.failures) == (3, 4, "test", 0.25)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"methods": []}, "methods must be different and at least one"),
+        ({"methods": ["dsgd", "dsgd"]}, "methods must be different"),
+        ({"topologies": ["ring:4", "ring:4"]}, "topologies must be different"),
+        ({"seeds": 0}, "seeds must be at least 1, got 0"),
+        ({"evaluate_every": 0}, "evaluate_every must be at least 1"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"local_steps": 0}, "local_steps must be at least 1"),
+        ({"grid": (0.1, 0.0)}, "learning rates must be finite and above 0"),
+        ({"grid": (math.inf,)}, "learning rates must be finite and above 0"),
+        ({"failures": 1.0}, r"failures must be in \[0, 1\), got 1.0"),
+        ({"failures": -0.1}, r"failures must be in \[0, 1\)"),
+        ({"topologies": ["directed-ring:4"]}, "method 'dsgd' on 'directed-ring:4': .*undirected"),
+    ],
+)
+def test_comparisons_that_cannot_be(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        comparison(**changes)
