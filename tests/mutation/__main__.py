@@ -45,6 +45,7 @@ def choose(record: Record, module: str, scope: str, budget_s: float) -> tuple[li
     do not fit into the budget are left out.
     """
     usable = {name: test for name, test in record.items() if test["passed"]}
+    # Decorators and defaults belong to what they stand at; a class's body runs at import.
     names = [scope.rsplit(".<locals>.", i)[0] for i in range(scope.count(".<locals>.") + 1)]
     inside = [f"{module}::{name}" for name in names if name]
     group = f"{module}::{scope.split('.')[0]}." if scope else f"{module}::"

@@ -46,7 +46,10 @@ WORDS = {"TypeVar", "debug", "info", "warning", "error", "exception", "print", "
 
 @dataclass(frozen=True, kw_only=True)
 class Mutant:
-    """One changed source, and where the change is: `scope` is a function's qualified name."""
+    """One changed source, and where the change is.
+
+    scope: a function's qualified name; `A.` for the body of class A, "" for the module's.
+    """
 
     line: int
     scope: str
@@ -65,7 +68,7 @@ def mutants(source: str) -> list[Mutant]:
     found = {}
     for node, new, scope, what in _Walker().walk(ast.parse(source)):
         changed = _replace(source, node, new)
-        where = scope.removesuffix(".").removesuffix(".<locals>")
+        where = scope.removesuffix(".<locals>.")
         found[changed] = Mutant(line=node.lineno, scope=where, source=changed, what=what)
     return list(found.values())
 

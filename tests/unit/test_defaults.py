@@ -10,6 +10,8 @@ import pkgutil
 import pytest
 
 import flower_dhb
+from flower_dhb.algorithms import ALGORITHMS, DSGD, Algorithm, PushSum
+from flower_dhb.errors import ConfigError
 
 DEFAULTS = {
     "algorithms.CDMSGD": "momentum=0.9, nesterov=False",
@@ -70,6 +72,34 @@ def test_defaults(name: str) -> None:
     parameters = inspect.signature(found(name)).parameters.values()  # type: ignore[arg-type]
     said = [f"{p.name}={p.default!r}" for p in parameters if p.default is not p.empty]
     assert ", ".join(said) == DEFAULTS[name]
+
+
+RULES = [rule for rule in ALGORITHMS.values() if rule.__module__.startswith("flower_dhb.")]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+def test_settings_of_a_rule_are_named_and_so_are_wrong_ones(rule: type[Algorithm]) -> None:
+    wrong = {"momentum": 1.0, "nesterov": 1, "lazy": "no", "order": "first", "form": "x"}
+    for setting in inspect.signature(rule).parameters:
+        if setting in wrong:
+            with pytest.raises(ConfigError, match=f"^{setting} must be .*got"):
+                rule(**{setting: wrong[setting]})  # type: ignore[call-arg]
+        with pytest.raises(TypeError, match="positional"):
+            rule(0.5)  # type: ignore[call-arg]
+
+
+def test_names_of_rules_are_what_configs_checkpoints_and_messages_say() -> None:
+    names = {
+        *("cdmsgd", "centralized", "decentlam", "dsgd", "exact-diffusion", "dsgt", "dmsgd"),
+        *("momentum-tracking", "sgp", "qg"),
+    }
+    found = {name: rule for name, rule in ALGORITHMS.items() if rule in RULES}
+    assert names <= set(found)
+    assert all(rule.name == name for name, rule in found.items())
+    others = {name for name, rule in found.items() if rule.graph != "undirected"}
+    assert others == {"centralized", "sgp"}
+    assert PushSum().preserves_average is False
+    assert DSGD().preserves_average is True
 
 
 def dataclasses_of_the_package():
