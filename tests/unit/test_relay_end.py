@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
 from support.apps import flat, numpy_app, start_arrays
 from support.grid import LocalGrid
 
 from flower_dhb import DSGD, ConfigError, RoundError, ServerlessStrategy, Topology, consensus_mod
+from flower_dhb.flower.failures import Failure, Failures
 
 N, D = 6, 4
 GRAPH = Topology.from_edges([(0, 1), (0, 2), (0, 3), (3, 4), (4, 5)])
@@ -344,3 +346,47 @@ def test_equal_events_of_many_agents_are_one_line(
         go()
     told = [r.getMessage() for r in caplog.records if r.getMessage().startswith("round 2, ")]
     assert told == ["round 2, agents 0, 2 and 5: ValueError: broken"]
+
+
+# --- late is not failed -------------------------------------------------------------------------
+
+
+def test_rounds_in_which_all_are_late_are_no_failures() -> None:
+    watch, failed = Failures(4), {v: Failure("ValueError: broken") for v in range(4)}
+    watch.look(1, {0}, {})
+    for k in range(2, 20):
+        watch.look(k, set(), {})
+    for k, failures in ((20, failed), (21, failed), (22, {}), (23, failed), (24, failed)):
+        watch.look(k, set(), failures)
+    watch.end()
+    with pytest.raises(RoundError, match="in rounds 23 to 25 every agent that answered failed"):
+        watch.look(25, set(), failed)
+
+
+def test_nodes_that_are_gone_in_round_1_may_come_back() -> None:
+    def gone(vertex: int, message: Message) -> Exception | None:
+        if message.metadata.group_id != "1":
+            return None
+        error = ConnectionError("node unavailable")
+        error.code = ErrorCode.NODE_UNAVAILABLE  # type: ignore[attr-defined]
+        return error
+
+    grid = LocalGrid(numpy_app(N, D, mods=[consensus_mod]), N, intercept=gone)
+    _, go = start(grid=grid, rounds=3)
+    assert [record.missing for record in go().history] == [list(range(N)), [], []]
+
+
+def test_who_did_not_report_at_the_last_evaluation_is_asked_once_more() -> None:
+    def lost(vertex: int, message: Message) -> Exception | None:
+        is_last = (message.metadata.group_id, message.metadata.message_type) == ("3", "evaluate")
+        return ConnectionError("lost") if is_last and vertex == 2 else None
+
+    grid = LocalGrid(numpy_app(N, D, mods=[consensus_mod]), N, intercept=lost)
+    _, go = start(grid=grid, rounds=3)
+    result = go()
+    _, go = start(rounds=3)
+    whole = go()
+    assert sorted(result.history[2].evaluate) == [0, 1, 3, 4, 5]
+    assert sorted(result.models) == list(range(N))
+    assert np.array_equal(flat(result.arrays), flat(whole.arrays))
+    assert result.warnings == []

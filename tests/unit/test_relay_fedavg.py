@@ -348,3 +348,31 @@ def test_calls_in_the_wrong_order_are_refused_with_a_word() -> None:
         strategy.configure_train(0, arrays, config, grid)
     with pytest.raises(ConfigError, match=r"arrays must be a flwr.app.ArrayRecord"):
         ServerlessStrategy(GRAPH).configure_train(1, None, config, grid)
+
+
+def test_a_message_that_waits_keeps_the_config_of_its_round() -> None:
+    strategy, config = ServerlessStrategy(GRAPH), ConfigRecord({"lr": 0.5})
+    messages = strategy.configure_train(1, start_arrays(D)[0], config, grid_of())
+    config["lr"] = 0.1
+    assert {m.content["config"]["lr"] for m in messages} == {0.5}
+    assert config["server-round"] == 1, "as under FedAvg"
+
+
+def test_a_custom_aggregation_gets_those_that_have_their_weight_or_all_if_none_has() -> None:
+    def lacking(who: set[int]) -> ClientApp:
+        def strip(message: Message, context, call_next):
+            reply = call_next(message, context)
+            if int(context.node_config["partition-id"]) in who:
+                reply.content["metrics"] = MetricRecord({"train_loss": 1.0})
+            return reply
+
+        return numpy_app(N, D, mods=[consensus_mod, strip])
+
+    for who, count in (({1, 4}, N - 2), (set(range(N)), N)):
+        strategy = ServerlessStrategy(
+            GRAPH,
+            evaluate_every=0,
+            train_metrics_aggr_fn=lambda records, key: MetricRecord({"agents": len(records)}),
+        )
+        result = start(strategy, rounds=1, grid=grid_of(lacking(who)))
+        assert result.train_metrics_clientapp[1]["agents"] == count
