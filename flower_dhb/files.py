@@ -1,4 +1,4 @@
-"""Files that are there whole, or not at all."""
+"""Files that are there whole, or not at all; and those that a user writes."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import errno
 import os
 import re
 import secrets
+import tomllib
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import Any, BinaryIO, TextIO
 
-__all__ = ["sync", "write_durably"]
+from flower_dhb.errors import ConfigError
+
+__all__ = ["read_toml", "sync", "write_durably"]
 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")
 _ORPHAN_S = 3600.0  # nobody writes one file for an hour
@@ -47,6 +50,16 @@ def write_durably(path: Path, data: bytes, *, private: bool = False) -> None:
         raise
     _sync_folder(path.parent)  # the rename itself must reach the disk
     _remove_orphans(path.parent, now)
+
+
+def read_toml(path: Path, remedy: str) -> dict[str, Any]:
+    """A TOML file. Raises ConfigError with the file, what is wrong with it, and the remedy."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; {remedy}") from None
+    except ValueError as error:  # neither UTF-8 nor TOML
+        raise ConfigError(f"{path}: not readable as TOML: {error}; {remedy}") from None
 
 
 def sync(file: BinaryIO | TextIO) -> None:

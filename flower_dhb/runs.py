@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from flower_dhb.errors import ConfigError
 from flower_dhb.extras import installed
+from flower_dhb.files import sync, write_durably
 from flower_dhb.graph import Topology
 from flower_dhb.metrics import RoundRecord, Summary
 from flower_dhb.progress import tell, watched
@@ -36,8 +37,8 @@ _COLUMNS = {
 class RunFolder:
     """Folder `<time>-<name>` of one run, written as the run goes on.
 
-    `history.jsonl` gets one line a round, flushed at once, so whatever ends the run,
-    the finished rounds are there. Pass `append` as a strategy's `on_round`.
+    `history.jsonl` gets one line a round, forced to the disk at once, so whatever ends the
+    run, the finished rounds are there. Pass `append` as a strategy's `on_round`.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class RunFolder:
         self.rows: list[dict[str, Any]] = []
         self._history = self.path / "history.jsonl"
         self._history.touch()
-        (self.path / "config.toml").write_text(toml_text(config), encoding="utf-8")
+        write_durably(self.path / "config.toml", toml_text(config).encode())
         if installed("matplotlib"):
             topology.picture.savefig(self.path / "topology.png", dpi=150)
 
@@ -61,12 +62,13 @@ class RunFolder:
         self.rows.append(row)
         with self._history.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+            sync(file)
 
     def finish(self, models: Mapping[int, NDArrays], title: str = "") -> None:
         """Draw how the run converged and save each agent's final model as safetensors."""
         for vertex, arrays in models.items():
             contiguous = {name: np.asarray(a, order="C") for name, a in arrays.items()}
-            save_file(contiguous, self.path / f"agent-{vertex:03d}.safetensors")
+            write_durably(self.path / f"agent-{vertex:03d}.safetensors", save(contiguous))
         if installed("matplotlib"):
             from flower_dhb.plots import convergence_figure
 

@@ -79,6 +79,7 @@ def execute(arguments: argparse.Namespace) -> int:
 def _create(arguments: argparse.Namespace) -> int:
     from flower_dhb.peer import mesh
 
+    _check_days(arguments.days)
     overrides = _pairs(arguments.run_config, "--run-config")
     for key in ("topology", "weights", "rounds"):
         if getattr(arguments, key) is not None:
@@ -110,6 +111,7 @@ def _renew(arguments: argparse.Namespace) -> int:
     from flower_dhb.peer.certificates import OPERATOR
     from flower_dhb.peer.mesh import renew
 
+    _check_days(arguments.days)
     vertex = OPERATOR if arguments.vertex is None else arguments.vertex
     renew(arguments.mesh, vertex, arguments.days)
     print("new key and certificate; a running peer uses them from its next connection on")
@@ -345,6 +347,11 @@ def _size(count: int) -> str:
             return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
         amount /= 1024.0
     return f"{amount:.1f} GiB"
+
+
+def _check_days(days: int) -> None:
+    if not days >= 1:
+        raise ConfigError(f"--days must be at least 1, got {days}: no device would be let in")
 
 
 def _pairs(words: list[str], option: str) -> dict[str, Any]:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import tomllib
 from pathlib import Path
-
-from flower_dhb.errors import ConfigError
 
 __all__ = ["configure", "execute"]
 
@@ -18,14 +15,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace) -> int:
     """Returns 0 if every recorded round is as the law says, 1 if not."""
+    from flower_dhb.peer.overview import read_overview
     from flower_dhb.peer.replay import of_mesh
 
-    path = arguments.mesh / "mesh.toml"
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from None
-    replay = of_mesh(document, arguments.mesh)
+    replay = of_mesh(read_overview(arguments.mesh), arguments.mesh)
     findings = list(replay.findings())
     for finding in findings:
         print(finding)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,10 +11,10 @@ from typing import Any
 import grpc
 import numpy as np
 
-from flower_dhb.errors import ConfigError
 from flower_dhb.metrics import consensus_distance
 from flower_dhb.peer import relay_pb2 as pb
 from flower_dhb.peer.certificates import OPERATOR, Identity
+from flower_dhb.peer.overview import read_overview
 from flower_dhb.peer.status import FINISHED
 from flower_dhb.peer.tls import TlsFiles
 from flower_dhb.peer.transport import STATUS
@@ -90,11 +89,7 @@ class Fleet:
     """All peers of the mesh in a directory that `mesh create` wrote. Raises ConfigError."""
 
     def __init__(self, directory: Path) -> None:
-        path = directory / "mesh.toml"
-        try:
-            document = tomllib.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(f"{path}: {error.strerror}; 'mesh create' writes it") from None
+        document = read_overview(directory)
         self.document: dict[str, Any] = document
         self.edges = tuple((e["between"][0], e["between"][1]) for e in document["edges"])
         self.hosts: dict[int, str | None] = {

@@ -8,7 +8,6 @@ import secrets
 import shutil
 import socket
 import sys
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +21,7 @@ from safetensors.numpy import load_file, save_file
 
 from flower_dhb.config import RunConfig
 from flower_dhb.errors import ConfigError
-from flower_dhb.files import write_durably
+from flower_dhb.files import read_toml, write_durably
 from flower_dhb.graph import Topology
 from flower_dhb.peer.certificates import OPERATOR, Authority, write_private
 from flower_dhb.peer.settings import check_loopback
@@ -85,12 +84,11 @@ class MeshPlan:
 
 def read_hosts(path: Path) -> list[Host]:
     """Hosts from a TOML file with one `[[hosts]]` table per vertex. Raises ConfigError."""
+    document = read_toml(path, "it has one [[hosts]] table for each vertex")
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))["hosts"]
+        tables = document["hosts"]
         hosts = [Host(**{k.replace("-", "_"): v for k, v in table.items()}) for table in tables]
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"{path}: expected [[hosts]] tables with vertex, address, listen, app and node-config: "
             f"{error}"
@@ -290,14 +288,13 @@ def _digest(topology: Topology) -> str:
 
 def _app_document(app: Path) -> dict[str, Any]:
     path = app / "pyproject.toml"
+    tree = read_toml(path, "--app is a Flower App's directory")
     try:
-        tool = tomllib.loads(path.read_text(encoding="utf-8"))["tool"]
+        tool = tree["tool"]
         document = dict(tool["flwr"]["app"])
         if "clientapp" not in document["components"]:
             raise KeyError("clientapp")
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}; --app is a Flower App's directory") from None
-    except (tomllib.TOMLDecodeError, KeyError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{path}: is not a Flower App's: {error}") from None
     own = tool.get("flower-dhb", {})
     document["start"] = own.get("start")

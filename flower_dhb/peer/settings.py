@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 import math
-import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, TypeVar
 
 from flower_dhb.algorithms import Algorithm, algorithm_from_config, check_relayed
 from flower_dhb.errors import ConfigError, unknown
+from flower_dhb.files import read_toml
 from flower_dhb.peer.certificates import Identity
 from flower_dhb.peer.exchange import Timing
 from flower_dhb.peer.tls import TlsFiles
@@ -118,14 +118,7 @@ class PeerSettings:
     def load(cls, path: str | Path) -> PeerSettings:
         """Read a `peer.toml`. Raises ConfigError that names the file and the key."""
         path = Path(path)
-        try:
-            document = tomllib.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(
-                f"{path}: {error.strerror}; 'flower-dhb mesh create' writes it"
-            ) from None
-        except tomllib.TOMLDecodeError as error:
-            raise ConfigError(f"{path}: not readable as TOML: {error}") from None
+        document = read_toml(path, "'flower-dhb mesh create' writes it")
         try:
             return cls._of(document, path.resolve().parent)
         except KeyError as error:

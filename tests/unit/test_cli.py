@@ -146,6 +146,47 @@ def test_files_that_cannot_be_read_or_written_are_one_line(words, capsys):
     assert error.count("\n") == 1
 
 
+@pytest.fixture
+def odd_files(tmp_path):
+    """Files of every command that are no TOML, no text, or lack what they should hold."""
+    for folder, content in (("toml", b"not toml ["), ("text", b"\xff\xfe"), ("empty", b"x = 1")):
+        (tmp_path / folder).mkdir()
+        for name in ("mesh.toml", "peer.toml", "pyproject.toml", "hosts.toml"):
+            (tmp_path / folder / name).write_bytes(content)
+    return tmp_path
+
+
+@pytest.mark.parametrize("folder", ["toml", "text", "empty"])
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["mesh", "status", "{}"], "mesh.toml"),
+        (["mesh", "up", "{}"], "mesh.toml"),
+        (["replay", "{}"], "mesh.toml"),
+        (["peer", "{}/peer.toml"], "peer.toml"),
+        (["mesh", "create", "--app", "{}", "--out", "/dev/null/x"], "pyproject.toml"),
+        (["mesh", "create", "--hosts", "{}/hosts.toml", "--out", "/dev/null/x"], "hosts.toml"),
+        (["run", "{}"], "pyproject.toml"),
+        (["run", "{}/../../../app", "-c", "{}/hosts.toml"], ""),
+    ],
+)
+def test_files_that_hold_something_else_are_named(odd_files, capsys, words, name, folder):
+    pytest.importorskip("grpc")
+    path = str(odd_files / folder)
+    assert cli.main([word.replace("{}", path) for word in words]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"flower-dhb {words[0]}: ")
+    assert name in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [["create", "--out", "/dev/null/x"], ["renew", "/dev/null"]])
+def test_certificates_that_nobody_could_use_are_refused(capsys, words):
+    pytest.importorskip("grpc")
+    assert cli.main(["mesh", *words, "--days", "0"]) == 2
+    assert "--days must be at least 1, got 0" in capsys.readouterr().err
+
+
 def test_whoever_stops_reading_gets_no_traceback():
     program = (
         "from flower_dhb import cli\nfrom flower_dhb.cli import run\n"
