@@ -114,6 +114,15 @@ def test_missing_agents_and_events_are_told():
 # --- the folder --------------------------------------------------------------------------
 
 
+def test_a_finished_round_is_forced_to_the_disk(tmp_path, monkeypatch):
+    folder, forced = open_folder(tmp_path), []
+    monkeypatch.setattr("flower_dhb.runs.sync", lambda file: forced.append(file.tell()))
+    for k in (1, 2):
+        folder.append(record(k))
+    lines = (folder.path / "history.jsonl").read_bytes().splitlines(keepends=True)
+    assert forced == [len(lines[0]), len(lines[0]) + len(lines[1])]
+
+
 def test_finished_rounds_are_on_disk_before_the_run_ends(tmp_path):
     folder = open_folder(tmp_path)
     assert history(folder) == []
@@ -170,7 +179,7 @@ def test_finish_saves_models_that_safetensors_reads(tmp_path):
 
 
 def test_without_matplotlib_there_are_no_pictures_and_all_else(tmp_path, monkeypatch):
-    monkeypatch.setattr("flower_dhb.runs.find_spec", lambda _: None)
+    monkeypatch.setattr("flower_dhb.runs.installed", lambda *_: False)
     folder = open_folder(tmp_path)
     folder.append(record())
     folder.finish({0: {"x": np.zeros(2)}})
