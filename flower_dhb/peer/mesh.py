@@ -84,7 +84,7 @@ class MeshPlan:
 
 def read_hosts(path: Path) -> list[Host]:
     """Hosts from a TOML file with one `[[hosts]]` table per vertex. Raises ConfigError."""
-    document = read_toml(path, "it has one [[hosts]] table for each vertex")
+    document = read_toml(path, "expected [[hosts]] tables with vertex and address")
     try:
         tables = document["hosts"]
         hosts = [Host(**{k.replace("-", "_"): v for k, v in table.items()}) for table in tables]
@@ -288,7 +288,7 @@ def _digest(topology: Topology) -> str:
 
 def _app_document(app: Path) -> dict[str, Any]:
     path = app / "pyproject.toml"
-    tree = read_toml(path, "--app is a Flower App's directory")
+    tree = read_toml(path, "it is not a Flower App's; --app is a directory that has one")
     try:
         tool = tree["tool"]
         document = dict(tool["flwr"]["app"])
