@@ -288,7 +288,7 @@ def _digest(topology: Topology) -> str:
 
 def _app_document(app: Path) -> dict[str, Any]:
     path = app / "pyproject.toml"
-    tree = read_toml(path, "it is not a Flower App's; --app is a directory that has one")
+    tree = read_toml(path, "--app is a Flower App's directory")
     try:
         tool = tree["tool"]
         document = dict(tool["flwr"]["app"])
