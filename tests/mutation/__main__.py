@@ -16,6 +16,7 @@ from .fork import copy_of, in_child, preload
 from .mutants import Mutant, sample
 
 ROOT = Path(__file__).parents[2]
+LOOK_WITHOUT_CALLING = "tests/unit/test_defaults.py"  # at signatures and classes
 
 
 class Selection:
@@ -51,12 +52,12 @@ def choose(record: Record, module: str, scope: str, budget_s: float) -> tuple[li
     group = f"{module}::{scope.split('.')[0]}." if scope else f"{module}::"
     found = [name for name, test in usable.items() if set(inside) & set(test["calls"])]
     for prefix in (group, f"{module}::"):
-        found = found or [
-            name
-            for name, test in usable.items()
-            if any(call.startswith(prefix) for call in test["calls"])
-        ]
+        found = found or _touching(usable, prefix)
     stem = Path(module).stem.removeprefix("__").removesuffix("__")
+    # The record may be older than the function's name; the module's own tests run anyway.
+    own = [name for name in _touching(usable, f"{module}::") if stem in name.split("::")[0]]
+    looking = [name for name in usable if name.startswith(LOOK_WITHOUT_CALLING)]
+    found = list(dict.fromkeys([*own, *found, *looking]))
     chosen: list[str] = []
     total = 0.0
     cheap_first = lambda name: (stem not in name.split("::")[0], usable[name]["seconds"])  # noqa: E731
@@ -68,6 +69,10 @@ def choose(record: Record, module: str, scope: str, budget_s: float) -> tuple[li
     files = list(dict.fromkeys(name.split("::")[0] for name in chosen))
     place = {name: k for k, name in enumerate(usable)}
     return sorted(chosen, key=lambda n: (files.index(n.split("::")[0]), place[n])), total
+
+
+def _touching(usable: Record, prefix: str) -> list[str]:
+    return [n for n, test in usable.items() if any(c.startswith(prefix) for c in test["calls"])]
 
 
 def run(tree: Path, chosen: list[str]) -> dict[str, Any]:
