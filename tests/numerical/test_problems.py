@@ -78,6 +78,19 @@ def test_heterogeneity_is_how_far_the_minimizers_are_apart():
     assert 0.4 < (some - same).std() < 1.6
 
 
+def test_quadratics_are_drawn_as_documented():
+    rng = np.random.default_rng([3, 4, 6])
+    basis = np.linalg.qr(rng.standard_normal((6, 6)))[0]
+    noise = rng.standard_normal((4, 6))
+    noise -= noise.mean(axis=0)
+    common = rng.standard_normal(6)
+    q = quadratic(seed=3, heterogeneity=0.7)
+    np.testing.assert_array_equal(q.centers, common + 0.7 * rng.standard_normal((4, 6)))
+    scale = 20.0 ** (np.arange(6) / 5 - 1) * (1 + 0.5 * noise / np.abs(noise).max(axis=0))
+    for i in range(4):
+        np.testing.assert_allclose(q.curvature[i], basis @ np.diag(scale[i]) @ basis.T, atol=1e-14)
+
+
 def test_quadratics_depend_on_seed_agents_and_size_alone():
     assert np.array_equal(quadratic(seed=1).centers, quadratic(seed=1).centers)
     drawn = [quadratic(seed=1), quadratic(seed=2), Quadratic.random(3, 6), Quadratic.random(4, 5)]
@@ -199,6 +212,29 @@ def test_synthetic_data_are_gaussian_and_depend_on_the_seed():
     assert np.array_equal(problem.features[2], logistic().features[2])
     for other in (logistic(seed=2), LogisticRegression.synthetic(4, 20, 4, seed=1)):
         assert not np.array_equal(problem.features[0], other.features[0])
+
+
+def test_synthetic_data_are_drawn_as_documented():
+    """Once more in the same order: the common weights, then features, weights, labels of each."""
+    rng = np.random.default_rng([5, 2, 6, 3])
+    common = rng.standard_normal(3)
+    problem = LogisticRegression.synthetic(2, 6, 3, heterogeneity=0.7, seed=5)
+    for a, y in zip(problem.features, problem.labels, strict=True):
+        expected = rng.standard_normal((6, 3))
+        chance = 1 / (1 + np.exp(-expected @ (common + 0.7 * rng.standard_normal(3))))
+        np.testing.assert_array_equal(a, expected)
+        np.testing.assert_array_equal(y, np.where(rng.random(6) < chance, 1.0, -1.0))
+
+
+def test_newton_goes_on_while_any_coordinate_moves():
+    """A feature that is always zero is at its optimum from the start; the others are not."""
+    full = logistic()
+    features = [np.column_stack([a[:, :2], np.zeros(20)]) for a in full.features]
+    problem = LogisticRegression(features, full.labels, 0.05)
+    best = problem.optimum()
+    assert best[2] == 0.0
+    slopes = problem.gradient(np.broadcast_to(best, (3, 3)))
+    np.testing.assert_allclose(slopes.mean(axis=0), 0.0, atol=1e-14)
 
 
 def test_breast_cancer_is_standardized_labelled_and_split():

@@ -94,3 +94,7 @@ def test_models_compute_what_their_names_say():
     small = images.view(3, 8, 4, 2, 4, 2).amax(dim=(3, 5))
     deep = torch.nn.functional.conv2d(small, k2, b2, padding=1).clamp(min=0)
     torch.testing.assert_close(make_model("cnn", 5)(x), deep.flatten(1) @ out.T + b3)
+
+
+def test_the_digits_are_read_once():
+    assert load_digits() is load_digits()

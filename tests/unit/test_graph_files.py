@@ -104,8 +104,8 @@ BAD_FILES = {
     "not XML": ("g.graphml", "0 1\n", "not a readable graph file"),
     "other XML": ("g.xml", "<a></a>", "not a readable graph file"),
     "not JSON": ("g.json", "{", "not a readable graph file"),
-    "JSON list": ("g.json", JSON_LIST, "not a readable graph file"),
-    "JSON number": ("g.json", JSON_NUMBER, "not a readable graph file"),
+    "JSON list": ("g.json", JSON_LIST, "expected an object with .nodes. and .edges."),
+    "JSON number": ("g.json", JSON_NUMBER, "expected an object with .nodes. and .edges."),
     "JSON without nodes": ("g.json", '{"edges": []}', "not a readable graph file"),
     "directed": ("g.json", document(directed=True), "undirected; got a directed graph"),
     "directed GraphML": (

@@ -194,3 +194,15 @@ def test_named_weights_need_a_connected_graph(name):
     apart[[0, 1, 2, 3], [1, 0, 3, 2]] = True
     with pytest.raises(GraphError, match="weights need a connected graph"):
         mixing_matrix(apart, name)
+
+
+def test_a_matrix_of_integers_or_a_sparse_one_is_a_matrix_of_floats():
+    from scipy.sparse import csr_array
+
+    alone = Topology.path(1, [[1]])
+    assert alone.mixing_matrix.dtype == np.float64
+    found = check_mixing_matrix(csr_array(KITE.mixing_matrix), KITE.adjacency)
+    assert found.dtype == np.float64
+    np.testing.assert_array_equal(found, KITE.mixing_matrix)
+    same = Topology.from_edges(EDGES, csr_array(KITE.mixing_matrix))
+    np.testing.assert_array_equal(same.mixing_matrix, KITE.mixing_matrix)
