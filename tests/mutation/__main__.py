@@ -149,7 +149,7 @@ def _report(tree: Path, module: str, record: Record, args: Any) -> tuple[int, in
     print(f"{module}")
     for mutant in chosen:
         tests, seconds = choose(record, module, mutant.scope, args.budget_s)
-        limit_s = 30.0 + 10.0 * seconds
+        limit_s = 15.0 + 5.0 * seconds
         by = try_one(tree, module, mutant, tests, limit_s) if tests else ""
         timeouts += by == "timeout"
         survived += not by

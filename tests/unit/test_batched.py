@@ -232,3 +232,15 @@ def test_cross_entropy_of_scores_by_hand() -> None:
     found = cross_entropy(scores, torch.tensor([0, 1]))
     expected = (torch.log1p(torch.exp(torch.tensor(-2.0))) + torch.log(torch.tensor(2.0))) / 2
     assert found == pytest.approx(float(expected), abs=1e-7)
+
+
+def test_a_traced_step_holds_no_operation_too_many() -> None:
+    """On small models the time of a step is the number of its operations."""
+    module = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5)).double()
+    model = Batched(module)
+    labels = torch.zeros(AGENTS, SAMPLES, dtype=torch.int64)
+    model.step(stack_of(model), random(AGENTS, SAMPLES, 4), labels, STEP)
+    (trace,) = model._traces.values()
+    graph = trace.__self__.graph  # type: ignore[attr-defined]
+    called = [node for node in graph.nodes if node.op == "call_function"]
+    assert len(called) <= 23
