@@ -90,7 +90,10 @@ def test_settings_of_the_digits_reach_the_training(name: str) -> None:
     task = make_task("digits-logistic", **{name: 7})
     assert getattr(task.problem(4, "iid", 0), name) == 7
     assert task.problem(4, "iid", 0) is task.problem(4, "iid", 0)
-    assert task.problem(4, "iid", 0) is not task.problem(4, "iid", 1)
+    other = task.problem(4, "iid", 1)
+    assert task.problem(4, "iid", 0) is not other
+    assert other.seed == 1
+    assert task.problem(4, "iid", 0).model is other.model  # traced once
 
 
 @pytest.mark.parametrize("part", ["validation", "test"])

@@ -7,6 +7,7 @@ import importlib
 import inspect
 import pkgutil
 
+import numpy as np
 import pytest
 
 import flower_dhb
@@ -86,6 +87,20 @@ def test_settings_of_a_rule_are_named_and_so_are_wrong_ones(rule: type[Algorithm
                 rule(**{setting: wrong[setting]})  # type: ignore[call-arg]
         with pytest.raises(TypeError, match="positional"):
             rule(0.5)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+def test_numpys_numbers_and_texts_become_pythons(rule: type[Algorithm]) -> None:
+    """A NumPy float would lift float32 vectors to its own precision."""
+    settings = inspect.signature(rule).parameters
+    given = {
+        "momentum": np.float64(0.5),
+        "order": np.str_("adapt-then-combine"),
+        "lazy": np.bool_(True),
+    }
+    made = rule(**{name: value for name, value in given.items() if name in settings})
+    for name in set(given) & set(settings):
+        assert type(getattr(made, name)) in (float, str, bool)
 
 
 def test_names_of_rules_are_what_configs_checkpoints_and_messages_say() -> None:
