@@ -208,11 +208,15 @@ def test_a_checkpoint_of_another_run_changes_nothing(tmp_path: Path, other, key:
 
 def test_a_checkpoint_of_another_size_is_refused(tmp_path: Path) -> None:
     engine(size=3).save(tmp_path / "run")
-    with pytest.raises(StateError, match=r"'parameters' is \(6, 3\), expected \(6, 4\)"):
+    with pytest.raises(StateError, match="checkpoint of another run: 'problem'"):
         engine(size=4).load(tmp_path / "run")
     found = engine()
     found.save(tmp_path / "run")
     arrays, description = read(tmp_path / "run")
+    cut = arrays | {"parameters": arrays["parameters"][:, :3].copy()}
+    write(tmp_path / "run", cut, description)
+    with pytest.raises(StateError, match=r"'parameters' is \(6, 3\), expected \(6, 4\)"):
+        engine().load(tmp_path / "run")
     del arrays["memory.displacement"]
     write(tmp_path / "run", arrays, description)
     with pytest.raises(StateError, match=r"'memory.displacement' is None, expected \(6, 4\)"):
