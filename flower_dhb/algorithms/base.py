@@ -142,7 +142,8 @@ class Algorithm(ABC):
     def products(self) -> tuple[tuple[str, str], ...]:
         """Pairs of vectors whose inner products `measure` needs.
 
-        Names are `parameters`, `trained`, `step` (`z - x`) and `memory/NAME`.
+        Names are `parameters`, `trained`, `step` (`z - x`), `moving` (`x` where local
+        training changed it, 0 elsewhere) and `memory/NAME`.
         """
         return ()
 

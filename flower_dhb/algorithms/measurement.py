@@ -60,10 +60,13 @@ def _block(name: str, state: State, trained: Vector, part: slice) -> Vector:
         return _double(trained[..., part])
     if name == "step":
         return _double(trained[..., part]) - _double(state.parameters[..., part])
+    if name == "moving":
+        x, z = state.parameters[..., part], trained[..., part]
+        return _double(x) * _double(z != x)
     return _double(state.memory[name.removeprefix("memory/")][..., part])
 
 
-def _double(vector: Vector) -> Vector:
+def _double(vector: Vector) -> Vector:  # also of flags: 1 and 0
     return vector.astype(np.float64) if isinstance(vector, np.ndarray) else vector.double()
 
 

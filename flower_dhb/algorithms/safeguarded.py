@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flower_dhb.algorithms.base import Algorithm, Products, check_fraction
 from flower_dhb.types import Payload, State, Vector
@@ -24,10 +25,15 @@ __all__ = ["SafeguardedHeavyBall"]
 # stable on every graph; with others it is not (docs/algorithm.md).
 _MIXED = 0.5
 
+# What the step does not confirm moves an agent in a round by this share of its parameters'
+# length at most. With a tenth and more, convolutional networks that train for an epoch at a
+# large rate get lost (docs/decisions/0012).
+_REACH = 0.03
+
 
 @dataclass(frozen=True, kw_only=True)
 class SafeguardedHeavyBall(Algorithm):
-    """Momentum that is never longer than the local step, but for what the step confirms.
+    """Momentum that goes no further than the local step confirms, but for a small reach.
 
     With `z` the locally trained parameters, `s = z - x` the local step, `d` the last
     displacement, `c` what mixing moved the agent by in the last round, and `b` the
@@ -35,13 +41,16 @@ class SafeguardedHeavyBall(Algorithm):
 
     - `u` is the part of `d` that the step does not confirm: `d` without its component
       along `s` where `<s, d>` is positive, all of `d` where it is not;
-    - `g = min(b, |s| / |u|)`, this agent's momentum in this round (0 if `s` is 0);
-    - `m = g d + b c`;
+    - `g = min(b, |s| / |u|)` (0 if `s` is 0), and `m = g d + b c`;
+    - `m` is shortened to `|m| <= 0.03 |x| + min(g |d|, <s, d>+ / |d|) +
+      min(b |c|, <s, -c>+ / |c|)`: a reach of the agent's own, and what the step confirms of
+      either part: as far as it goes along the displacement, and against the last mixing.
+      `|x|` is of those parameters that the step changes;
     - `x+ = W (z + m / 2) + m / 2`, `d+ = x+ - x`, `c+ = x+ - z - m`.
 
-    One vector is sent, `z + m / 2`; two are remembered. `c` sums to zero over the agents,
-    so their average moves by the average of `s + g d` on every graph. Multiplying all
-    parameters by a number, and parameters that never change, do not alter `g`.
+    One vector is sent, `z + m / 2`; two are remembered. The average over the agents moves
+    by the average of `s + m` on every graph. Multiplying all parameters by a number, and
+    parameters that never change, do not alter what is added.
 
     Parameters
     ----------
@@ -77,19 +86,27 @@ class SafeguardedHeavyBall(Algorithm):
 
     @property
     def products(self) -> tuple[tuple[str, str], ...]:
-        d = "memory/displacement"
-        return (("step", "step"), ("step", d), (d, d))
+        d, c = "memory/displacement", "memory/correction"
+        pairs = (("step", "step"), ("step", d), (d, d), ("step", c), (c, c), (d, c))
+        return (*pairs, ("moving", "moving"))
 
     def measure(self, products: Products) -> Mapping[str, Any]:
-        steps, along, moves = (np.asarray(products[pair]) for pair in self.products)
-        step = np.sqrt(steps)
+        ss, sd, dd, sc, cc, dc, xx = (np.asarray(products[pair]) for pair in self.products)
+        step, b = np.sqrt(ss), self.momentum
         still = step == 0.0
-        confirmed = np.maximum(along, 0.0) / np.where(still, 1.0, step)
+        confirmed = np.maximum(sd, 0.0) / np.where(still, 1.0, step)
         # Rounding may leave a little less than nothing of two parallel vectors.
-        unconfirmed = np.sqrt(np.maximum(moves - confirmed**2, 0.0))
-        short = self.momentum * unconfirmed <= step
-        bounded = step / np.where(short, 1.0, unconfirmed)
-        return {"momentum": np.where(still, 0.0, np.where(short, self.momentum, bounded))}
+        unconfirmed = np.sqrt(np.maximum(dd - confirmed**2, 0.0))
+        short = b * unconfirmed <= step
+        g = np.where(short, b, step / np.where(short, 1.0, unconfirmed))
+        length = np.sqrt(np.maximum(g**2 * dd + 2.0 * g * b * dc + b**2 * cc, 0.0))
+        confirmed_d = np.minimum(g * np.sqrt(dd), _along(sd, dd))
+        confirmed_c = np.minimum(b * np.sqrt(cc), _along(-sc, cc))
+        reach = _REACH * np.sqrt(xx) + confirmed_d + confirmed_c
+        within = length <= reach
+        share = np.where(within, 1.0, reach / np.where(within, 1.0, length))
+        share = np.where(still, 0.0, share)
+        return {"momentum": share * g, "correction": share * b}
 
     def outgoing(self, state: State, trained: Vector) -> Payload:
         return {"folded": trained + _MIXED * self._added(state)}
@@ -103,4 +120,10 @@ class SafeguardedHeavyBall(Algorithm):
     def _added(self, state: State) -> Vector:
         """`m`, what momentum adds to the local step."""
         d, c = state.memory["displacement"], state.memory["correction"]
-        return state.measured["momentum"] * d + self.momentum * c
+        return state.measured["momentum"] * d + state.measured["correction"] * c
+
+
+def _along(product: NDArray[np.float64], square: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How far one vector goes along another, 0 if it goes against it: `<a, b>+ / |b|`."""
+    length = np.sqrt(square)
+    return np.maximum(product, 0.0) / np.where(length == 0.0, 1.0, length)

@@ -12,7 +12,7 @@ import torch
 
 from flower_dhb import SafeguardedHeavyBall, ServerlessStrategy, Topology, simulate
 from flower_dhb.algorithms import Algorithm, default_algorithm
-from flower_dhb.algorithms.measurement import measured
+from flower_dhb.algorithms.measurement import inner_products, measured
 from flower_dhb.types import State
 
 # Irregular: degrees 4, 2, 3, 2, 2, 1, 2.
@@ -43,21 +43,41 @@ def gain_by_hand(momentum, step, displacement):
     return momentum if momentum * unconfirmed <= length(step) else length(step) / unconfirmed
 
 
+def along(step, direction):
+    """How far the step goes in a direction, 0 if it goes the other way."""
+    product = sum(a * b for a, b in zip(step, direction, strict=True))
+    return max(product, 0.0) / length(direction) if product else 0.0
+
+
+def added_by_hand(momentum, x, z, d, c):
+    """What one agent adds to its local step."""
+    step = [a - b for a, b in zip(z, x, strict=True)]
+    if length(step) == 0.0:
+        return np.zeros(len(x))
+    parts = gain_by_hand(momentum, step, d) * np.asarray(d), momentum * np.asarray(c)
+    m = parts[0] + parts[1]
+    reach = 0.03 * length([v for v, s in zip(x, step, strict=True) if s])
+    reach += min(length(parts[0]), along(step, d))
+    reach += min(length(parts[1]), along(step, [-v for v in c]))
+    return m if length(m) <= reach else m * reach / length(m)
+
+
 def by_hand(start, rounds, momentum=0.9, missing=None):
-    """Every agent in turn, with loops; also what each added, gains and corrections."""
+    """Every agent in turn, with loops; also where each was and what it added."""
     x = np.array(start)
     d, c = np.zeros((N, D)), np.zeros((N, D))
     history = []
     for k in range(1, rounds + 1):
         w, z = GRAPH.with_missing((missing or {}).get(k, ())), local_step(x, k)
-        gains = [gain_by_hand(momentum, z[i] - x[i], d[i]) for i in range(N)]
-        m = np.array([gains[i] * d[i] + momentum * c[i] for i in range(N)])
+        m = np.array([added_by_hand(momentum, x[i], z[i], d[i], c[i]) for i in range(N)])
         new = np.zeros((N, D))
         for i in range(N):
             for j in range(N):
                 new[i] += w[i, j] * (z[j] + 0.5 * m[j])
             new[i] += 0.5 * m[i]
-        history.append((x, z, d, np.array(gains)))
+        gains = np.array([gain_by_hand(momentum, z[i] - x[i], d[i]) for i in range(N)])
+        full = gains[:, None] * d + momentum * c
+        history.append((x, z, m, gains, full))
         d, c, x = new - x, new - z - m, new
     return x, c, history
 
@@ -74,18 +94,20 @@ def test_it_is_the_law_written_out(momentum, missing):
     expected, _, history = by_hand(START, ROUNDS, momentum, missing)
     # Thirty rounds of rounding of numbers near 1.
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
-    gains = np.array([gains for *_, gains in history[1:]])
+    gains = np.array([gains for *_, gains, _ in history[1:]])
     bounded = gains < momentum
-    assert 0.05 < bounded.mean() < 0.95  # it saw both kinds of rounds
-    assert gains.std(axis=1).max() > 0.05  # and agents that differ
+    assert 0.01 < bounded.mean() < 0.99  # it saw both kinds of rounds
+    assert gains.std(axis=1).max() > 0.02  # and agents that differ
+    shortened = np.array([np.abs(full - m).max(axis=1) > 1e-9 for *_, m, _, full in history[1:]])
+    assert 0.05 < shortened.mean() < 0.95
 
 
 @pytest.mark.parametrize("missing", [None, MISSING])
-def test_the_average_moves_by_the_steps_and_by_the_mean_of_the_momentum(missing):
+def test_the_average_moves_by_the_steps_and_by_the_mean_of_what_is_added(missing):
     x = simulate(RULE, GRAPH, START, local_step, ROUNDS, missing=missing)
     _, correction, history = by_hand(START, ROUNDS, missing=missing)
-    for k, (before, z, d, gains) in enumerate(history):
-        moved = (z - before + gains[:, None] * d).mean(axis=0)
+    for k, (before, z, m, *_) in enumerate(history):
+        moved = (z - before + m).mean(axis=0)
         np.testing.assert_allclose((x[k + 1] - x[k]).mean(axis=0), moved, rtol=0, atol=1e-12)
     np.testing.assert_allclose(correction.sum(axis=0), 0.0, atol=1e-12)
     assert np.abs(correction).max() > 0.01
@@ -109,16 +131,48 @@ CASES = {
 
 
 def gain(step, displacement, rule=RULE, dtype=np.float64, scale=1.0):
+    """Of parameters so long that nothing is out of reach."""
     x = np.full(len(step), 2.0, dtype) * dtype(scale)
     d = np.asarray(displacement, dtype) * dtype(scale)
     z = x + np.asarray(step, dtype) * dtype(scale)
-    return measured(rule, State(x, {"displacement": d, "correction": d}), z).measured["momentum"]
+    state = State(x, {"displacement": d, "correction": np.zeros_like(d)})
+    products = dict(inner_products(rule, state, z))
+    products["moving", "moving"] = np.asarray(1e200)
+    return float(rule.measure(products)["momentum"])
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_momentum_of_an_agent(case):
     step, displacement, expected = CASES[case]
     assert gain(step, displacement) == pytest.approx(expected, abs=1e-15)
+
+
+# Step, displacement, correction, and what is added, of the parameters (60, 80): their reach
+# is 3 if both move, 1.8 if the first moves alone, 2.4 if the second does.
+ADDED = {
+    "within reach": ([0, 3], [2.4, 0], [0, 0], [2.16, 0]),
+    "out of reach": ([0, 27], [24, 0], [0, 0], [2.4, 0]),
+    "the step confirms the displacement": ([6, 27], [24, 0], [0, 0], [9, 0]),
+    "the step goes against it": ([-6, 27], [24, 0], [0, 0], [3, 0]),
+    "the last mixing, out of reach": ([0, 27], [0, 0], [24, 0], [2.4, 0]),
+    "mixing that the step undoes": ([-6, 27], [0, 0], [24, 0], [9, 0]),
+    "mixing that the step repeats": ([6, 27], [0, 0], [24, 0], [3, 0]),
+    "a trace is confirmed as a trace": ([-15, 27], [24, 0], [0.01, 0], [3.009, 0]),
+    "a long step confirms what there is": ([15, 27], [3.6, 0], [0, 0], [3.24, 0]),
+    "both, at right angles": ([12, 0], [0, 24], [18, 0], [9.72 / sqrt(45.16), 7.2 / sqrt(45.16)]),
+    "both, and they cancel": ([0, 3], [3, 0], [-3, 0], [0, 0]),
+    "no step": ([0, 0], [24, 0], [24, 0], [0, 0]),
+}
+
+
+@pytest.mark.parametrize("case", ADDED)
+def test_what_an_agent_adds(case):
+    step, d, c, expected = (np.asarray(v, float) for v in ADDED[case])
+    x = np.array([60.0, 80.0])
+    state = measured(RULE, State(x, {"displacement": d, "correction": c}), x + step)
+    added = state.measured["momentum"] * d + state.measured["correction"] * c
+    np.testing.assert_allclose(added, expected, rtol=0, atol=1e-13)
+    np.testing.assert_allclose(added, added_by_hand(0.9, x, x + step, d, c), rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("scale", [2.0**-60, 2.0**-30, 2.0**30, 2.0**60])
@@ -171,12 +225,14 @@ def test_parallel_vectors_leave_nothing_unconfirmed():
 def test_a_stack_of_agents_measures_what_each_measures_alone():
     rng = np.random.default_rng(5)
     x, z, d = rng.normal(size=(3, N, D))
-    stack = measured(RULE, State(x, {"displacement": d, "correction": d}), z).measured["momentum"]
-    tensors = {name: torch.from_numpy(d) for name in RULE.memory}
+    stack = measured(RULE, State(x, {"displacement": d, "correction": -d}), z)
+    tensors = {"displacement": torch.from_numpy(d), "correction": torch.from_numpy(-d)}
     found = measured(RULE, State(torch.from_numpy(x), tensors), torch.from_numpy(z))
-    alone = [gain_by_hand(0.9, z[i] - x[i], d[i]) for i in range(N)]
-    np.testing.assert_allclose(stack[:, 0], alone, rtol=1e-13)
-    np.testing.assert_allclose(found.measured["momentum"][:, 0], alone, rtol=1e-13)
+    for i in range(N):
+        one = measured(RULE, State(x[i], {"displacement": d[i], "correction": -d[i]}), z[i])
+        for name, value in one.measured.items():
+            assert stack.measured[name][i, 0] == pytest.approx(value, rel=1e-13)
+            assert found.measured[name][i, 0] == pytest.approx(value, rel=1e-13)
 
 
 # --- stability and bias -----------------------------------------------------------------------
@@ -188,7 +244,8 @@ def radius(a, momentum, u, rule=RULE):
 
     def round_(vector):
         x, d, c = vector.reshape(3, 2, 1)
-        state = State(x, {"displacement": d, "correction": c}, {"momentum": momentum})
+        numbers = {"momentum": momentum, "correction": 0.9}
+        state = State(x, {"displacement": d, "correction": c}, numbers)
         z = (1 - a) * x
         sent = rule.outgoing(state, z)
         new = rule.combine(state, z, {name: w @ v for name, v in sent.items()})
