@@ -82,6 +82,9 @@ SETTINGS = {
     "cnn, epoch": Setting(model="cnn", **TEMPLATE),
     "deeper cnn, epoch": Setting(model="cnn2", **TEMPLATE, rounds=30),
     "cnn of the PyTorch quickstart, epoch": Setting(model="cnn3", **TEMPLATE, rounds=30, **HELD),
+    "cnn on standardized images, epoch": Setting(
+        model="cnn4", data="standardized digits", batch=16, rounds=30, **TEMPLATE
+    ),
     "mlp, 5 steps, noise": Setting(steps=5, noise=2.0),
     # Different data.
     "mlp, 1 step of 0.4, 2 classes": Setting(split="classes:2", rate=0.4),
@@ -242,6 +245,9 @@ def build(name: str, width: int, classes: int) -> nn.Module:
         second = (nn.Conv2d(6, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten())
         third = (nn.Linear(64, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU())
         return nn.Sequential(*first, *second, *third, nn.Linear(84, classes))
+    if name == "cnn4":
+        first = (image, c1(), nn.ReLU(), nn.MaxPool2d(2), c2(), nn.ReLU(), nn.MaxPool2d(2))
+        return nn.Sequential(*first, nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
     if name == "logistic":
         return nn.Linear(width, classes)
     if name == "lora":
@@ -258,10 +264,13 @@ def build(name: str, width: int, classes: int) -> nn.Module:
 @cache
 def load(name: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Standardized training data and all held-out data."""
-    if name == "digits":
+    if name.endswith("digits"):
         d = load_digits()
         x, y = torch.cat([d.validation_x, d.test_x]), torch.cat([d.validation_y, d.test_y])
-        return d.train_x, d.train_y, x, y
+        if name == "digits":
+            return d.train_x, d.train_y, x, y
+        mean, deviation = d.train_x.mean(), d.train_x.std()
+        return (d.train_x - mean) / deviation, d.train_y, (x - mean) / deviation, y
     from sklearn import datasets
 
     source = {"cancer": datasets.load_breast_cancer, "wine": datasets.load_wine}[name]

@@ -238,13 +238,13 @@ def test_a_stack_of_agents_measures_what_each_measures_alone():
 # --- stability and bias -----------------------------------------------------------------------
 
 
-def radius(a, momentum, u, rule=RULE):
+def radius(a, momentum, u, correction=0.9, rule=RULE):
     """Spectral radius of a round on two agents: eigenvalues 1 and u, curvature a, gain fixed."""
     w = np.array([[1 + u, 1 - u], [1 - u, 1 + u]]) / 2
 
     def round_(vector):
         x, d, c = vector.reshape(3, 2, 1)
-        numbers = {"momentum": momentum, "correction": 0.9}
+        numbers = {"momentum": momentum, "correction": correction}
         state = State(x, {"displacement": d, "correction": c}, numbers)
         z = (1 - a) * x
         sent = rule.outgoing(state, z)
@@ -260,11 +260,12 @@ def radius(a, momentum, u, rule=RULE):
 
 @pytest.mark.parametrize("u", [-0.99, -0.6, -1 / 3, 0.0, 0.5, 0.99])
 @pytest.mark.parametrize("momentum", [0.0, 0.3, 0.9])
-def test_stable_on_every_graph_where_gradient_descent_is(u, momentum):
-    """Whatever the gain: docs/algorithm.md derives the limits."""
+@pytest.mark.parametrize("correction", [0.0, 0.5, 0.9])
+def test_stable_on_every_graph_where_gradient_descent_is(u, momentum, correction):
+    """Whatever is added of either part: docs/algorithm.md derives the limits."""
     for a in (0.001, 0.1, 1.0, 1.9, 1.99):
-        assert radius(a, momentum, u) < 1.0
-    assert radius(2.0 * (1.0 + momentum) + 0.01, momentum, u) > 1.0
+        assert radius(a, momentum, u, correction) < 1.0
+    assert radius(2.0 * (1.0 + momentum) + 0.01, momentum, u, correction) > 1.0
 
 
 def test_different_data_leave_about_half_of_the_bias_of_d_psgd():
