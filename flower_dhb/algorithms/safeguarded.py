@@ -26,9 +26,10 @@ __all__ = ["SafeguardedHeavyBall"]
 _MIXED = 0.5
 
 # What the step does not confirm moves an agent in a round by this share of its parameters'
-# length at most. With a tenth and more, convolutional networks that train for an epoch at a
-# large rate get lost (docs/decisions/0012).
-_REACH = 0.03
+# length at most. Without such a limit, convolutional networks that train for an epoch at a
+# large rate end at chance; its value hardly matters between 0.02 and 0.07, and with 0.2 they
+# lose several points (docs/decisions/0012).
+_REACH = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,7 @@ class SafeguardedHeavyBall(Algorithm):
     - `u` is the part of `d` that the step does not confirm: `d` without its component
       along `s` where `<s, d>` is positive, all of `d` where it is not;
     - `g = min(b, |s| / |u|)` (0 if `s` is 0), and `m = g d + b c`;
-    - `m` is shortened to `|m| <= 0.03 |x| + min(g |d|, <s, d>+ / |d|) +
+    - `m` is shortened to `|m| <= 0.05 |x| + min(g |d|, <s, d>+ / |d|) +
       min(b |c|, <s, -c>+ / |c|)`: a reach of the agent's own, and what the step confirms of
       either part: as far as it goes along the displacement, and against the last mixing.
       `|x|` is of those parameters that the step changes;

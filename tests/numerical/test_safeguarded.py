@@ -56,7 +56,7 @@ def added_by_hand(momentum, x, z, d, c):
         return np.zeros(len(x))
     parts = gain_by_hand(momentum, step, d) * np.asarray(d), momentum * np.asarray(c)
     m = parts[0] + parts[1]
-    reach = 0.03 * length([v for v, s in zip(x, step, strict=True) if s])
+    reach = 0.05 * length([v for v, s in zip(x, step, strict=True) if s])
     reach += min(length(parts[0]), along(step, d))
     reach += min(length(parts[1]), along(step, [-v for v in c]))
     return m if length(m) <= reach else m * reach / length(m)
@@ -147,7 +147,7 @@ def test_momentum_of_an_agent(case):
     assert gain(step, displacement) == pytest.approx(expected, abs=1e-15)
 
 
-# Step, displacement, correction, and what is added, of the parameters (60, 80): their reach
+# Step, displacement, correction, and what is added, of the parameters (36, 48): their reach
 # is 3 if both move, 1.8 if the first moves alone, 2.4 if the second does.
 ADDED = {
     "within reach": ([0, 3], [2.4, 0], [0, 0], [2.16, 0]),
@@ -168,7 +168,7 @@ ADDED = {
 @pytest.mark.parametrize("case", ADDED)
 def test_what_an_agent_adds(case):
     step, d, c, expected = (np.asarray(v, float) for v in ADDED[case])
-    x = np.array([60.0, 80.0])
+    x = np.array([36.0, 48.0])
     state = measured(RULE, State(x, {"displacement": d, "correction": c}), x + step)
     added = state.measured["momentum"] * d + state.measured["correction"] * c
     np.testing.assert_allclose(added, expected, rtol=0, atol=1e-13)

@@ -445,6 +445,10 @@ def write_mesh(tmp_path, **changes):
 
     document = {
         "mesh": "m",
+        "run": "0001",
+        "topology": "path:2",
+        "weights": [[0.5, 0.5], [0.5, 0.5]],
+        "algorithm": {"name": "dsgd"},
         "plaintext": True,
         "edges": [{"between": [0, 1], "dials": 0}],
         "hosts": [{"vertex": 0}, {"vertex": 1, "address": "127.0.0.1:1"}],
