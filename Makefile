@@ -21,8 +21,12 @@ help:
 demo: install
 	@$(BIN)/flower-dhb run . --run-config 'topology="ring:$(AGENTS)" observe-average=true name="demo"'
 
+# Fast tests share the cores; those with real processes have the machine to themselves.
+FAST := $(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile
+
 test: install
-	@$(BIN)/python -m pytest
+	@$(FAST)
+	@$(BIN)/python -m pytest -m slow
 
 test-families: install
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,families]'
@@ -33,7 +37,7 @@ check: install
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/bandit -q -r flower_dhb strategies clients -c pyproject.toml
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(FAST)
 
 install: $(STAMP)
 

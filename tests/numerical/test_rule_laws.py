@@ -150,7 +150,7 @@ LAWS = [
 ]
 
 
-@pytest.mark.parametrize(("rule", "law"), LAWS, ids=lambda value: repr(value)[:60])
+@pytest.mark.parametrize(("rule", "law"), LAWS, ids=[str(rule) for rule, _ in LAWS])
 @pytest.mark.parametrize("missing", [{}, MISSING], ids=["all edges", "missing edges"])
 def test_a_rule_is_its_papers_law(rule, law, missing):
     # D2 alone needs eigenvalues above -1/3: lazy weights keep the negative one on its edge.
