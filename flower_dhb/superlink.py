@@ -48,7 +48,7 @@ class SuperLink:
     log_path: Path
 
     def submit(
-        self, app: Path, n_agents: int, settings: Mapping[str, Any], cpus_per_agent: float = 1
+        self, app: Path, n_agents: int, settings: Mapping[str, Any], cpus_per_agent: int = 1
     ) -> str:
         """Start a run of a Flower App; returns its run id.
 
@@ -57,7 +57,7 @@ class SuperLink:
         """
         from flower_dhb.runs import toml_text  # the guard loads this module, too, and is quick
 
-        federation = f"num-supernodes={n_agents} client-resources-num-cpus={cpus_per_agent:g}"
+        federation = f"num-supernodes={n_agents} client-resources-num-cpus={cpus_per_agent}"
         # A folder of its own for each run, so that runs may be submitted at the same time.
         with tempfile.TemporaryDirectory(prefix="run-", dir=self.log_path.parent) as scratch:
             folder = _left_alone(app, Path(scratch))

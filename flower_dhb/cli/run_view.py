@@ -94,6 +94,7 @@ class Live:
             transient=True,
         )
         self._task = self._progress.add_task("", total=None, state="starting the agents")
+        self._warnings = 0
 
     def __enter__(self) -> Live:
         self._progress.start()
@@ -111,7 +112,9 @@ class Live:
     def row(self, row: Row) -> None:
         """Move the line."""
         total = row.rounds or None
-        self._progress.update(self._task, completed=row.round, total=total, state=_state(row))
+        self._warnings += len(row.warnings)
+        state = _state(row, self._warnings)
+        self._progress.update(self._task, completed=row.round, total=total, state=state)
 
 
 def _print(console: Console, text: str, style: str = "") -> None:
@@ -119,7 +122,7 @@ def _print(console: Console, text: str, style: str = "") -> None:
     console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
 
-def _state(row: Row) -> str:
+def _state(row: Row, warnings: int) -> str:
     name = main_metric(row.metrics)
     parts = []
     if name is not None:
@@ -130,6 +133,8 @@ def _state(row: Row) -> str:
         parts.append(f"distance {row.consensus_distance:.3g}")
     if row.missing:
         parts.append(f"missing {row.missing}")
+    if warnings:
+        parts.append(f"warnings {warnings}, see above")
     return "  ".join(parts)
 
 

@@ -186,7 +186,9 @@ class Engine:
     @property
     def finite(self) -> bool:
         """Whether no parameter is NaN or infinite."""
-        return bool(torch.isfinite(self.agents.parameters.sum()))
+        x = self.agents.parameters
+        # A sum is cheap, but it may leave the numbers of float32 although every value is one.
+        return bool(torch.isfinite(x.sum())) or bool(torch.isfinite(x).all())
 
     # --- checkpoints ----------------------------------------------------------------
 

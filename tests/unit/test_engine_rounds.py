@@ -240,3 +240,10 @@ def test_a_checkpoint_round_trip_and_its_file(tmp_path: Path) -> None:
             read(path)
     with pytest.raises(StateError, match="no such checkpoint"):
         read(tmp_path / "none")
+
+
+def test_a_sum_that_leaves_the_numbers_of_float32_is_no_divergence() -> None:
+    found = engine()
+    found.agents.parameters = torch.full((5, 3), 3e38)
+    assert found.parameters.sum().isinf()
+    assert found.finite

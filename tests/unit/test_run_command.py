@@ -421,3 +421,13 @@ def _parsed(words):
     parser = argparse.ArgumentParser()
     run.configure(parser)
     return parser.parse_args(words[1:])
+
+
+def test_the_live_line_counts_what_the_run_was_warned_of():
+    console = Console(file=StringIO(), width=120, force_terminal=True)
+    with Live(console) as live:
+        live.row(Row(round=1, rounds=3))
+        assert live._progress.tasks[0].fields["state"] == ""
+        live.row(Row(round=2, rounds=3, warnings=["the loss rises", "agent 3 is far below"]))
+        live.row(Row(round=3, rounds=3, metrics={"acc": 0.5}))
+        assert live._progress.tasks[0].fields["state"] == "acc 0.500  warnings 2, see above"
