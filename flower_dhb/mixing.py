@@ -11,7 +11,7 @@ used again and again. Every other rule is called itself, block by block.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeAlias
@@ -29,6 +29,8 @@ __all__ = ["BLOCK", "combine", "convex", "convex_rows", "weighted_sum"]
 # elements (benchmarks/mixing.py). A few blocks are alive at once: all extra memory is
 # below one million elements, however large the model.
 BLOCK = 2**17
+
+_LANES = 64  # elements; a multiple of what any BLAS kernel takes at a time
 
 _AXPY = {np.dtype(np.float32): saxpy, np.dtype(np.float64): daxpy}
 
@@ -199,11 +201,30 @@ def _sum_into(target: Block, terms: list[Term]) -> None:
     # BLAS adds in place only to what lies in memory as it expects; anything else it would
     # copy, and the sum be lost.
     axpy = _AXPY.get(target.dtype) if target.flags.c_contiguous else None
-    for coefficient, block in rest:
-        if axpy is not None:
-            axpy(block, target, a=coefficient)
-        else:
+    if axpy is None:
+        for coefficient, block in rest:
             target += coefficient * block
+        return
+    body = len(target) - len(target) % _LANES
+    for coefficient, block in rest if body else ():
+        axpy(block[:body], target[:body], a=coefficient)
+    if body < len(target) and rest:
+        _add_end(target[body:], [(coefficient, block[body:]) for coefficient, block in rest], axpy)
+
+
+def _add_end(end: Block, terms: list[Term], axpy: Callable[..., object]) -> None:
+    """The last elements, filled up to a whole vector register.
+
+    Some BLAS kernels round the elements that do not fill one in another way. Where an element
+    lies in its vector must not change its value: models are flattened in several orders.
+    """
+    size = len(end)
+    total, term = np.zeros((2, _LANES), end.dtype)
+    total[:size] = end
+    for coefficient, block in terms:
+        term[:size] = block
+        axpy(term, total, a=coefficient)
+    end[:] = total[:size]
 
 
 def _part_of(state: State, output: str, part: slice) -> Block:

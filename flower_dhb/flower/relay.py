@@ -7,6 +7,7 @@ late reply is handed over in a later round.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +25,9 @@ __all__ = ["NOBODY", "Relay", "Sent", "is_unavailable", "read_answer"]
 
 NOBODY = -1  # the vertex of a message that belongs to none
 
-_PATIENCE_ROUNDS = 3
+# A message counts as lost after so many rounds, and so many times as long as a round may take
+# or a minute, whichever is less: rounds without the slow one may pass in milliseconds.
+_PATIENCE_ROUNDS, _PATIENCE_LIMITS, _PATIENCE_MOST_S = 3, 3.0, 60.0
 _ENDURED_S = 60.0  # how long a grid may fail
 _RETRY_MIN_S, _RETRY_MAX_S = 0.1, 5.0
 _UNAVAILABLE = (
@@ -92,6 +95,8 @@ class Relay:
         self._waiting: dict[str, Sent] = {}  # by message id, until answered, in order of sending
         self._origins: dict[str, Sent] = {}  # by message id, what was answered last
         self._patience: dict[int, int] = {}  # by vertex, in rounds
+        self._sent_at: dict[int, float] = {}  # by vertex, of its newest message
+        self._limit_s = math.inf  # of the round that was collected last
         self._nodes: set[int] = set()
         self._failing_since: float | None = None
 
@@ -133,6 +138,9 @@ class Relay:
         patience = self._patience.get(vertex, _PATIENCE_ROUNDS)
         if not sent_in or round - max(sent_in) < patience:
             return False
+        least_s = min(_PATIENCE_LIMITS * self._limit_s, _PATIENCE_MOST_S)
+        if time.monotonic() - self._sent_at[vertex] < least_s:
+            return False
         self._patience[vertex] = 2 * patience
         self._waiting = {i: sent for i, sent in self._waiting.items() if sent.vertex != vertex}
         return True
@@ -173,6 +181,7 @@ class Relay:
         for message, about in zip(messages, sent, strict=True):
             if message.metadata.message_id in accepted:
                 self._waiting[message.metadata.message_id] = about
+                self._sent_at[about.vertex] = time.monotonic()
                 waiting.append(about)
             else:
                 refused.append(about)
@@ -184,6 +193,8 @@ class Relay:
         Replies to earlier messages come along. Ordered by vertex, and by when they were asked.
         """
         begin = time.monotonic()
+        if timeout_s is not None:
+            self._limit_s = timeout_s
         replies: list[tuple[int, int, Message]] = []
         self._origins = {}
         while self._waiting:

@@ -101,7 +101,7 @@ def test_a_run_leaves_its_history_config_pictures_and_models(folder: Path) -> No
         assert row["accuracy_worst"] <= row["accuracy_mean"] <= row["accuracy_best"]
         assert row["accuracy_worst"] == min(row["accuracy"])
     config = tomllib.loads((folder / "config.toml").read_text())
-    assert (config["topology"], config["momentum"]) == (TOPOLOGY, 0.9)
+    assert (config["topology"], config["algorithm"]) == (TOPOLOGY, "dmsgd")
     for picture in ("convergence.png", "topology.png"):
         data = (folder / picture).read_bytes()
         assert data.startswith(b"\x89PNG")

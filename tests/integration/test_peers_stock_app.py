@@ -155,6 +155,6 @@ def test_a_stock_app_trains_on_peers(app, tmp_path):
 def test_a_start_that_is_none_is_refused(app, tmp_path, start, text):
     words = ["mesh", "create", "--app", app, "--out", tmp_path / "m", "--topology", "ring:3"]
     made = run_cli(*words, "--start", start)
-    assert made.returncode == 1
+    assert made.returncode == 2
     assert text in made.stderr, made.stderr
     assert "Traceback" not in made.stderr

@@ -133,3 +133,18 @@ def test_simulate_counts_rounds_in_whole_numbers(rounds):
 def test_simulate_says_what_is_not_rectangular():
     with pytest.raises(ConfigError, match="no rectangular array"):
         simulate(DSGD(), Topology.path(2), [[1.0], [1.0, 2.0]], lambda x, _: x, 1)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("size", [1, 9, 31, 33, 63, 65, 127, 2410])
+def test_an_element_has_one_value_wherever_it_lies(size, dtype):
+    """Two runtimes may flatten a model in two orders; both must give the same bits."""
+    rng = np.random.default_rng(size)
+    vectors = {j: rng.normal(size=size).astype(dtype) for j in range(3)}
+    weights = {0: 1 / 3, 1: 0.1, 2: 1 - 1 / 3 - 0.1}
+    here = weighted_sum(weights, vectors)
+    order = rng.permutation(size)
+    there = weighted_sum(weights, {j: v[order] for j, v in vectors.items()})
+    np.testing.assert_array_equal(there, here[order])
+    expected = sum(weights[j] * vectors[j].astype(np.float64) for j in range(3))
+    np.testing.assert_allclose(here, expected, rtol=0, atol=1e-6)  # numbers of a few units

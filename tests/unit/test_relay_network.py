@@ -36,6 +36,12 @@ EVERYBODY = pytest.mark.parametrize("rule", RULES, ids=str)
 TOLERANCE = 1e-13
 
 
+@pytest.fixture(autouse=True)
+def _patience_is_counted_in_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounds of this grid pass in milliseconds."""
+    monkeypatch.setattr(relay, "_PATIENCE_LIMITS", 0.0)
+
+
 def is_round(number: int, kind: str = "train") -> Callable[[int, Message], bool]:
     """Whether a message is the victim's of a round."""
 
@@ -455,3 +461,24 @@ def test_a_question_that_is_lost_is_put_again() -> None:
     assert (out[-1], VICTIM, f"vertex 3 is back, on node {NEW}") in events(result)
     back = {out[-1] + 1: {VICTIM}}
     assert_law(result, frozen={k: {VICTIM} for k in out}, back=back)
+
+
+@pytest.mark.parametrize(("limits", "asked"), [(0.0, [1, 4]), (1e9, [1])])
+def test_rounds_that_pass_quickly_do_not_make_a_message_old(limits, asked, monkeypatch) -> None:
+    """An answer that is late by less than a few limits is waited for, and heard."""
+    monkeypatch.setattr(relay, "_PATIENCE_LIMITS", limits)
+    late = lambda v, m: grid.LATE if v == VICTIM and m.metadata.group_id else 0  # noqa: E731
+    grid = grid_of(hold=late)
+    run(grid, rounds=9, round_timeout_s=0.004)
+    found = [int(m.metadata.group_id) for v, m in grid.messages if v == VICTIM and late(v, m)]
+    assert found == asked
+
+
+def test_a_message_is_never_waited_for_longer_than_a_minute(monkeypatch) -> None:
+    monkeypatch.setattr(relay, "_PATIENCE_LIMITS", 3.0)
+    monkeypatch.setattr(relay, "_PATIENCE_MOST_S", 0.0)
+    late = lambda v, m: grid.LATE if v == VICTIM and m.metadata.group_id else 0  # noqa: E731
+    grid = grid_of(hold=late)
+    run(grid, rounds=9, round_timeout_s=0.004)
+    found = [int(m.metadata.group_id) for v, m in grid.messages if v == VICTIM and late(v, m)]
+    assert found == [1, 4]
