@@ -205,8 +205,7 @@ def check_choice(what: str, value: object, choices: tuple[str, ...]) -> None:
 
 def check_fraction(what: str, value: object) -> None:
     """Raise ConfigError unless `value` is a number in [0, 1)."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0.0 <= float(value) < 1.0:  # type: ignore[arg-type]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value < 1.0:
         raise ConfigError(f"{what} must be a number in [0, 1), got {value!r}")
 
 
