@@ -6,11 +6,11 @@ PROTOC_VERSION := 1.70.0
 
 .PHONY: proto demo-peers bench-peers
 
-## proto: generate the code of flower_dhb/peer/relay.proto again
+## proto: generate the code of flower_dhb/peer/wire/relay.proto again
 proto:
 	@test -x build/protoc/bin/python || $(PYTHON) -m venv build/protoc
 	@build/protoc/bin/python -m pip install --quiet --disable-pip-version-check "grpcio-tools==$(PROTOC_VERSION)" "setuptools<80"
-	@build/protoc/bin/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. flower_dhb/peer/relay.proto
+	@build/protoc/bin/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. flower_dhb/peer/wire/relay.proto
 
 ## demo-peers: eight peers on this machine, without any server
 demo-peers: install

@@ -29,13 +29,14 @@ from torch import Tensor, nn
 
 from flower_dhb import Topology
 from flower_dhb.algorithms import Algorithm, method
-from flower_dhb.data import split
-from flower_dhb.engine import Agents, Engine, Supervised
 from flower_dhb.engine.batched import Batched
-from flower_dhb.engine.engine import random_failures
+from flower_dhb.engine.engine import Engine, random_failures
+from flower_dhb.engine.problem import Agents
+from flower_dhb.engine.supervised import Supervised
 from flower_dhb.files import write_durably
 from flower_dhb.problems.digits import MODELS as DIGITS_MODELS
 from flower_dhb.problems.digits import load_digits
+from flower_dhb.problems.splits import split
 from flower_dhb.types import Payload, State, Vector
 
 FOLDER = Path("runs/default-rule")

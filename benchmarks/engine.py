@@ -32,8 +32,10 @@ import torch
 from torch import Tensor, nn
 
 from flower_dhb import HeavyBall, Topology
-from flower_dhb.data import batches, split
-from flower_dhb.engine import Engine, Mixer, Supervised
+from flower_dhb.engine.engine import Engine
+from flower_dhb.engine.mixer import Mixer
+from flower_dhb.engine.supervised import Supervised
+from flower_dhb.problems.splits import batches, split
 
 BATCH, STEPS, RATE, BETA, OMEGA = 32, 5, 0.05, 0.9, 0.5
 SMALL = (64, 128, 64, 10)

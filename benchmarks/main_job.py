@@ -15,7 +15,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from flower_dhb.superlink import SuperLink, local_superlink
+from flower_dhb.runs.superlink import SuperLink, local_superlink
 
 ROOT = Path(__file__).parents[1]
 AVERAGE_TARGET, WORST_TARGET = 0.95, 0.93

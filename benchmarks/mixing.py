@@ -20,7 +20,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 
 from flower_dhb import HeavyBall
-from flower_dhb.mixing import BLOCK, combine
+from flower_dhb.agent.mixing import BLOCK, combine
 from flower_dhb.types import State
 
 

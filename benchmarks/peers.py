@@ -25,8 +25,8 @@ from typing import Any
 import psutil
 
 from benchmarks import peers_transfer
-from flower_dhb.peer.mesh import MeshPlan, create_mesh, local_hosts
-from flower_dhb.superlink import local_superlink
+from flower_dhb.peer.mesh.create import MeshPlan, create_mesh, local_hosts
+from flower_dhb.runs.superlink import local_superlink
 
 APP = Path(__file__).resolve().parent / "peers_app"
 ROOT = Path(__file__).resolve().parents[1]

@@ -22,13 +22,14 @@ from pathlib import Path
 import grpc
 import numpy as np
 
-from flower_dhb import codec
-from flower_dhb.codec import VectorSpec
-from flower_dhb.peer.certificates import Authority, Identity, write_private
-from flower_dhb.peer.exchange import Exchange, Timing
+from flower_dhb.agent import codec
+from flower_dhb.agent.codec import VectorSpec
+from flower_dhb.peer.mesh.certificates import Authority, write_private
 from flower_dhb.peer.monitor import LOGGER, Monitor
-from flower_dhb.peer.tls import TlsFiles
-from flower_dhb.peer.transport import Limits, Transport
+from flower_dhb.peer.protocol.exchange import Exchange, Timing
+from flower_dhb.peer.wire.identity import Identity
+from flower_dhb.peer.wire.tls import TlsFiles
+from flower_dhb.peer.wire.transport import Limits, Transport
 
 MIB = 2**20
 TOTAL = 256 * MIB

@@ -13,8 +13,8 @@ from flwr.clientapp import ClientApp
 from clients import digits, vision
 from clients.workload import Workload, evaluate, train
 from flower_dhb import ConfigError, Topology, consensus_mod
-from flower_dhb.config import get_choice, get_integer, get_number, get_text
-from flower_dhb.data import batches
+from flower_dhb.problems.splits import batches
+from flower_dhb.runs.config import get_choice, get_integer, get_number, get_text
 
 __all__ = ["app", "count_agents", "load_workload"]
 

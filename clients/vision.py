@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from clients.workload import Workload
 from flower_dhb import ConfigError
-from flower_dhb.data import split
 from flower_dhb.extras import needs_extra
+from flower_dhb.problems.splits import split
 
 __all__ = ["DATASETS", "load_named"]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from flower_dhb.data import Indices
+from flower_dhb.problems.splits import Indices
 
 __all__ = ["Workload", "evaluate", "train"]
 

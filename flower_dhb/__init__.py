@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from flower_dhb.agent.node import Node
     from flower_dhb.algorithms import (
         DSGD,
         Algorithm,
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
         SafeguardedHeavyBall,
         algorithm_from_config,
     )
-    from flower_dhb.config import RunConfig
+    from flower_dhb.engine.reference import simulate
     from flower_dhb.errors import (
         ConfigError,
         FlowerDhbError,
@@ -32,12 +33,11 @@ if TYPE_CHECKING:
     from flower_dhb.flower.mod import consensus_mod, decentralize
     from flower_dhb.flower.result import ServerlessResult
     from flower_dhb.flower.strategy import ServerlessStrategy
-    from flower_dhb.graph import Topology
     from flower_dhb.metrics import consensus_distance
-    from flower_dhb.node import Node
-    from flower_dhb.reference import simulate
-    from flower_dhb.runs import RunFolder
-    from flower_dhb.weights import lazy
+    from flower_dhb.runs.config import RunConfig
+    from flower_dhb.runs.folder import RunFolder
+    from flower_dhb.topology.graph import Topology
+    from flower_dhb.topology.weights import lazy
 
 __version__ = "0.1.0"
 
@@ -48,22 +48,22 @@ _HOMES = {
     "FlowerDhbError": "errors",
     "GraphError": "errors",
     "HeavyBall": "algorithms",
-    "Node": "node",
+    "Node": "agent.node",
     "PayloadError": "errors",
     "RoundError": "errors",
-    "RunConfig": "config",
-    "RunFolder": "runs",
+    "RunConfig": "runs.config",
+    "RunFolder": "runs.folder",
     "SafeguardedHeavyBall": "algorithms",
     "ServerlessResult": "flower.result",
     "ServerlessStrategy": "flower.strategy",
     "StateError": "errors",
-    "Topology": "graph",
+    "Topology": "topology.graph",
     "algorithm_from_config": "algorithms",
     "consensus_distance": "metrics",
     "consensus_mod": "flower.mod",
     "decentralize": "flower.mod",
-    "lazy": "weights",
-    "simulate": "reference",
+    "lazy": "topology.weights",
+    "simulate": "engine.reference",
 }
 
 __all__ = [

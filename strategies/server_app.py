@@ -14,7 +14,7 @@ from flwr.serverapp import Grid, ServerApp
 from clients.client_app import load_workload
 from clients.workload import Workload, evaluate
 from flower_dhb import RunConfig, RunFolder, ServerlessStrategy
-from flower_dhb.config import get_text
+from flower_dhb.runs.config import get_text
 
 __all__ = ["app"]
 

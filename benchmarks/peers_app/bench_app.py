@@ -18,8 +18,8 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
 from flower_dhb import RunConfig, ServerlessStrategy, consensus_mod
-from flower_dhb.data import batches, split
 from flower_dhb.problems.digits import load_digits
+from flower_dhb.problems.splits import batches, split
 
 torch.set_num_threads(1)
 app = ClientApp(mods=[consensus_mod])

@@ -131,7 +131,7 @@ def _draw(outcomes: Sequence[Outcome], comparison: Comparison, out: Path) -> lis
     if not installed("matplotlib"):
         print(f"no pictures: {needs_extra('a picture', 'plot')}", file=sys.stderr)
         return []
-    from flower_dhb.plots_compare import case_figure
+    from flower_dhb.figures.comparisons import case_figure
 
     paths = []
     for case in comparison.cases:

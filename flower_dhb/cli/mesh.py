@@ -17,8 +17,8 @@ from flower_dhb.errors import ConfigError
 if TYPE_CHECKING:
     from rich.console import Group
 
-    from flower_dhb.peer import relay_pb2 as pb
-    from flower_dhb.peer.fleet import Fleet, FleetStatus
+    from flower_dhb.peer.mesh.fleet import Fleet, FleetStatus
+    from flower_dhb.peer.wire import relay_pb2 as pb
 
 __all__ = ["configure", "execute"]
 
@@ -77,7 +77,7 @@ def execute(arguments: argparse.Namespace) -> int:
 
 
 def _create(arguments: argparse.Namespace) -> int:
-    from flower_dhb.peer import mesh
+    from flower_dhb.peer.mesh import create as mesh
 
     _check_days(arguments.days)
     overrides = _pairs(arguments.run_config, "--run-config")
@@ -108,8 +108,8 @@ def _create(arguments: argparse.Namespace) -> int:
 
 
 def _renew(arguments: argparse.Namespace) -> int:
-    from flower_dhb.peer.certificates import OPERATOR
-    from flower_dhb.peer.mesh import renew
+    from flower_dhb.peer.mesh.create import renew
+    from flower_dhb.peer.wire.identity import OPERATOR
 
     _check_days(arguments.days)
     vertex = OPERATOR if arguments.vertex is None else arguments.vertex
@@ -119,7 +119,7 @@ def _renew(arguments: argparse.Namespace) -> int:
 
 
 def _up(arguments: argparse.Namespace) -> int:
-    from flower_dhb.peer.fleet import Fleet
+    from flower_dhb.peer.mesh.fleet import Fleet
 
     fleet = Fleet(arguments.mesh)
     environment = {"OMP_NUM_THREADS": "1", **os.environ}
@@ -174,7 +174,7 @@ def _up(arguments: argparse.Namespace) -> int:
 def _status(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from flower_dhb.peer.fleet import Fleet
+    from flower_dhb.peer.mesh.fleet import Fleet
 
     fleet = Fleet(arguments.mesh)
     try:
@@ -216,8 +216,8 @@ class _Local:
 
     def look(self) -> tuple[FleetStatus, list[int]]:
         """How they are, those that have ended as they were last, and which are starting."""
-        from flower_dhb.peer.fleet import FleetStatus
-        from flower_dhb.peer.status import FINISHED
+        from flower_dhb.peer.mesh.fleet import FleetStatus
+        from flower_dhb.peer.watch.status import FINISHED
 
         found = self._fleet.status(timeout_s=1.0)
         self._seen |= found.replies
@@ -291,7 +291,7 @@ def _table(found: FleetStatus, starting: list[int] | None = None) -> Group:
 
 
 def _neighbors(reply: pb.StatusReply) -> str:
-    from flower_dhb.peer.status import FINISHED
+    from flower_dhb.peer.watch.status import FINISHED
 
     if reply.phase == FINISHED:
         return " ".join(str(n.vertex) for n in reply.neighbors)

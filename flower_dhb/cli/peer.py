@@ -31,10 +31,10 @@ def execute(arguments: argparse.Namespace) -> int:
     Returns 0 if the run is over, and 3 if it was stopped before.
     """
     from flower_dhb.peer.monitor import Monitor, set_up_logging
-    from flower_dhb.peer.native_log import capture_native_log, let_native_log_speak
+    from flower_dhb.peer.wire.native_log import capture_native_log, let_native_log_speak
 
     let_native_log_speak()
-    from flower_dhb.peer.settings import PeerSettings
+    from flower_dhb.peer.device.settings import PeerSettings
 
     settings = PeerSettings.load(arguments.settings)
     if arguments.metrics_port is not None:
@@ -44,7 +44,7 @@ def execute(arguments: argparse.Namespace) -> int:
     monitor = Monitor(settings.vertex)
     capture_native_log(monitor)
     # Flower adds a log handler of its own on import, so ours comes after.
-    from flower_dhb.peer.daemon import Peer
+    from flower_dhb.peer.device.daemon import Peer
 
     set_up_logging(arguments.log or settings.log)
     peer = Peer(settings, monitor)

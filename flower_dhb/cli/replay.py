@@ -15,8 +15,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace) -> int:
     """Returns 0 if every recorded round is as the law says, 1 if not."""
-    from flower_dhb.peer.overview import read_overview
-    from flower_dhb.peer.replay import of_mesh
+    from flower_dhb.peer.mesh.overview import read_overview
+    from flower_dhb.peer.watch.replay import of_mesh
 
     replay = of_mesh(read_overview(arguments.mesh), arguments.mesh)
     findings = list(replay.findings())

@@ -20,8 +20,8 @@ from flower_dhb.cli.run_app import AppFolder, read_settings
 from flower_dhb.cli.run_log import Line, Round, RunLog, without_colors
 from flower_dhb.cli.run_view import Live, Plain, Row, View, print_table
 from flower_dhb.errors import RoundError
-from flower_dhb.progress import VARIABLE, Progress
-from flower_dhb.superlink import SuperLink, local_superlink
+from flower_dhb.flower.progress import VARIABLE, Progress
+from flower_dhb.runs.superlink import SuperLink, local_superlink
 
 __all__ = ["configure", "execute"]
 

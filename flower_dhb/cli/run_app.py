@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flower_dhb.config import RunConfig
 from flower_dhb.errors import ConfigError, GraphError, unknown
-from flower_dhb.graph import Topology
+from flower_dhb.runs.config import RunConfig
+from flower_dhb.topology.graph import Topology
 
 __all__ = ["AppFolder", "read_settings"]
 

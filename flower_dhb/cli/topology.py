@@ -17,13 +17,13 @@ from rich.table import Table
 
 from flower_dhb.algorithms import HeavyBall
 from flower_dhb.algorithms.base import ADAPT_THEN_COMBINE, COMBINE_THEN_ADAPT
-from flower_dhb.digraph import parse_topology
 from flower_dhb.errors import ConfigError, GraphError
-from flower_dhb.fdla import FDLA, fastest_weights
 from flower_dhb.files import write_durably
-from flower_dhb.graph import Topology
-from flower_dhb.links import suggest_links
-from flower_dhb.planning import (
+from flower_dhb.topology.directed import parse_topology
+from flower_dhb.topology.fastest import FDLA, fastest_weights
+from flower_dhb.topology.graph import Topology
+from flower_dhb.topology.links import suggest_links
+from flower_dhb.topology.planning import (
     averaging_rate,
     best_averaging_momentum,
     best_rate,
@@ -31,7 +31,7 @@ from flower_dhb.planning import (
     halving_rounds,
     stability_limit,
 )
-from flower_dhb.weights import WEIGHTS
+from flower_dhb.topology.weights import WEIGHTS
 
 __all__ = ["configure", "execute"]
 

@@ -15,11 +15,10 @@ import torch
 
 from flower_dhb.algorithms import algorithm_from_config
 from flower_dhb.compare.tasks import Task, make_task
-from flower_dhb.digraph import parse_topology
-from flower_dhb.engine import Engine, random_failures
-from flower_dhb.engine.engine import AnyTopology
+from flower_dhb.engine.engine import AnyTopology, Engine, random_failures
 from flower_dhb.errors import GraphError
 from flower_dhb.files import write_durably
+from flower_dhb.topology.directed import parse_topology
 
 __all__ = ["Curves", "Run", "Store", "execute"]
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from flower_dhb.algorithms import method
 from flower_dhb.compare.runs import Run
 from flower_dhb.compare.tasks import TEST, Task, make_task
-from flower_dhb.digraph import parse_topology
-from flower_dhb.engine import mixing_matrix_of
+from flower_dhb.engine.engine import mixing_matrix_of
 from flower_dhb.errors import ConfigError, FlowerDhbError
+from flower_dhb.topology.directed import parse_topology
 
 __all__ = ["Case", "Comparison"]
 

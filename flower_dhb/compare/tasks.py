@@ -10,14 +10,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flower_dhb.data import split
-from flower_dhb.engine import Agents, Analytic, Engine, Problem, Supervised
 from flower_dhb.engine.batched import Batched
+from flower_dhb.engine.engine import Engine
+from flower_dhb.engine.problem import Agents, Analytic, Problem
+from flower_dhb.engine.supervised import Supervised
 from flower_dhb.errors import ConfigError, unknown
 from flower_dhb.problems.averaging import Averaging
 from flower_dhb.problems.digits import MODELS, load_digits, make_model
 from flower_dhb.problems.logistic import LogisticRegression
 from flower_dhb.problems.quadratic import Quadratic
+from flower_dhb.problems.splits import split
 
 __all__ = ["TASKS", "AnalyticTask", "DigitsTask", "Scores", "Task", "make_task"]
 

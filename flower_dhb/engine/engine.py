@@ -10,18 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flower_dhb.agent.mixing import convex_rows
 from flower_dhb.algorithms.base import COMPLETE, Algorithm
 from flower_dhb.algorithms.measurement import measured
-from flower_dhb.digraph import DirectedTopology
 from flower_dhb.engine.checkpoint import read, write
 from flower_dhb.engine.mixer import CHUNK, Mixer
 from flower_dhb.engine.problem import Agents, Problem
+from flower_dhb.engine.reference import Edges, Missing, missing_in
 from flower_dhb.errors import ConfigError, StateError
-from flower_dhb.graph import Topology
-from flower_dhb.mixing import convex_rows
-from flower_dhb.reference import Edges, Missing, missing_in
+from flower_dhb.topology.directed import DirectedTopology
+from flower_dhb.topology.graph import Topology
+from flower_dhb.topology.weights import Matrix
 from flower_dhb.types import State
-from flower_dhb.weights import Matrix
 
 __all__ = ["AnyTopology", "Engine", "Missing", "mixing_matrix_of", "random_failures"]
 

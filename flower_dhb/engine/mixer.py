@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flower_dhb.errors import ConfigError
-from flower_dhb.weights import Matrix
+from flower_dhb.topology.weights import Matrix
 
 __all__ = ["CHUNK", "Mixer", "prefers_sparse"]
 

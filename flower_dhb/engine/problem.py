@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flower_dhb.errors import ConfigError
-from flower_dhb.graph import digest_of
+from flower_dhb.topology.graph import digest_of
 
 __all__ = ["Agents", "Analytic", "Problem"]
 

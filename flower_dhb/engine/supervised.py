@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flower_dhb.data import Indices, batches
 from flower_dhb.engine.batched import Batched, LocalModel, Looped, Loss, cross_entropy
 from flower_dhb.engine.problem import Agents
 from flower_dhb.errors import ConfigError
-from flower_dhb.graph import digest_of
+from flower_dhb.problems.splits import Indices, batches
+from flower_dhb.topology.graph import digest_of
 from flower_dhb.types import STATISTICS, Entry, Statistics
 
 __all__ = ["BATCH_CACHE_BYTES", "BLOCK_BYTES", "Supervised"]
@@ -41,9 +41,9 @@ class Supervised:
     inputs, targets : Tensor
         All training samples, `(m, …)`.
     parts : sequence of index arrays
-        Which samples each agent holds (`flower_dhb.data.split`).
+        Which samples each agent holds (`flower_dhb.problems.splits.split`).
     batch_size, local_steps, seed
-        Batches are those of `flower_dhb.data.batches`, the same as in every runtime.
+        Batches are those of `flower_dhb.problems.splits.batches`, the same as in every runtime.
     loss : callable
         `loss(output, target)`, the mean over a batch.
     backend : str

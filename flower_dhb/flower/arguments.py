@@ -9,7 +9,7 @@ import numpy as np
 
 from flower_dhb.algorithms import Algorithm, default_algorithm, method
 from flower_dhb.errors import ConfigError, unknown
-from flower_dhb.graph import Topology
+from flower_dhb.topology.graph import Topology
 
 __all__ = [
     "a_rule",

@@ -14,9 +14,9 @@ import numpy as np
 from flwr.app import Array, ArrayRecord
 from numpy.typing import NDArray
 
-from flower_dhb import codec
+from flower_dhb.agent import codec
+from flower_dhb.agent.node import STATISTICS_VECTOR
 from flower_dhb.errors import PayloadError
-from flower_dhb.node import STATISTICS_VECTOR
 from flower_dhb.types import Layout, NDArrays, dtype_name
 
 __all__ = [

@@ -9,13 +9,13 @@ from typing import Any
 from flwr.app import Array
 from numpy.typing import NDArray
 
-from flower_dhb import codec
+from flower_dhb.agent import codec
+from flower_dhb.agent.codec import Header
+from flower_dhb.agent.node import Node, parameter_vectors
 from flower_dhb.algorithms import Algorithm
-from flower_dhb.codec import Header
 from flower_dhb.flower.arrays import frame_of, npy_array, start_frame
 from flower_dhb.flower.records import Answer, Ask, Instruction
-from flower_dhb.graph import Topology
-from flower_dhb.node import Node, parameter_vectors
+from flower_dhb.topology.graph import Topology
 from flower_dhb.types import Layout
 
 __all__ = ["Ledger"]

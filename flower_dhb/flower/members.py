@@ -25,7 +25,7 @@ from flwr.serverapp import Grid
 from flower_dhb.errors import ConfigError, FlowerDhbError
 from flower_dhb.flower.records import Answer, Question
 from flower_dhb.flower.relay import NOBODY, Relay, Sent, is_unavailable
-from flower_dhb.graph import Topology
+from flower_dhb.topology.graph import Topology
 
 __all__ = ["Members"]
 

@@ -26,8 +26,9 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
 from flwr.common import log
 
-from flower_dhb import codec
-from flower_dhb.codec import Header, VectorSpec
+from flower_dhb.agent import codec
+from flower_dhb.agent.codec import Header, VectorSpec
+from flower_dhb.agent.node import STATISTICS_VECTOR, Node, Snapshot, parameter_vectors
 from flower_dhb.errors import ConfigError, FlowerDhbError, PayloadError, RoundError, StateError
 from flower_dhb.flower.arrays import START_VERTEX, array_record, frame_array, frame_of, named_arrays
 from flower_dhb.flower.records import (
@@ -41,7 +42,6 @@ from flower_dhb.flower.records import (
     records_of,
 )
 from flower_dhb.flower.store import STATE_DIR, open_store
-from flower_dhb.node import STATISTICS_VECTOR, Node, Snapshot, parameter_vectors
 from flower_dhb.types import NDArrays, Payload
 
 __all__ = ["consensus_mod", "decentralize"]

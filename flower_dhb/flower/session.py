@@ -12,6 +12,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType
 from flwr.common import log
 from numpy.typing import NDArray
 
+from flower_dhb.agent.mixing import weighted_sum
+from flower_dhb.agent.node import STATISTICS_VECTOR
 from flower_dhb.errors import FlowerDhbError, PayloadError
 from flower_dhb.flower.arrays import array_record
 from flower_dhb.flower.failures import Failure
@@ -19,10 +21,8 @@ from flower_dhb.flower.ledger import Ledger
 from flower_dhb.flower.members import Members
 from flower_dhb.flower.records import Answer, Ask, Farewell
 from flower_dhb.flower.relay import Relay, Sent, is_unavailable, read_answer
-from flower_dhb.graph import Topology
 from flower_dhb.metrics import Events, RoundRecord, agents_text, distance_from, grouped
-from flower_dhb.mixing import weighted_sum
-from flower_dhb.node import STATISTICS_VECTOR
+from flower_dhb.topology.graph import Topology
 from flower_dhb.types import Layout, NDArrays
 
 __all__ = ["Session"]

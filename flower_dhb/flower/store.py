@@ -21,10 +21,10 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
+from flower_dhb.agent.node import Pending, Snapshot
 from flower_dhb.algorithms import Algorithm
 from flower_dhb.errors import StateError
 from flower_dhb.files import write_durably
-from flower_dhb.node import Pending, Snapshot
 from flower_dhb.types import Entry, Layout, NDArrays, State, dtype_name
 
 __all__ = ["STATE_DIR", "Store", "load_snapshot", "open_store", "snapshot_vectors"]

@@ -37,21 +37,21 @@ from flower_dhb.flower.arguments import (
 )
 from flower_dhb.flower.arrays import named_arrays
 from flower_dhb.flower.failures import Failures
+from flower_dhb.flower.health import Health
 from flower_dhb.flower.ledger import Ledger
 from flower_dhb.flower.members import Members
+from flower_dhb.flower.progress import round_line, tell, tell_round
 from flower_dhb.flower.relay import Relay
 from flower_dhb.flower.result import ServerlessResult
 from flower_dhb.flower.session import Session
 from flower_dhb.flower.summary import AggregateMetrics, sum_up
-from flower_dhb.graph import Topology
-from flower_dhb.health import Health
 from flower_dhb.metrics import (
     LOWER_IS_BETTER,
     RoundRecord,
     agents_text,
     consensus_distance,
 )
-from flower_dhb.progress import round_line, tell, tell_round
+from flower_dhb.topology.graph import Topology
 from flower_dhb.types import STATISTICS, Layout, Statistics, unnamed_statistics
 
 __all__ = ["ServerlessStrategy"]

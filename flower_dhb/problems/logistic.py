@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flower_dhb.data import split
 from flower_dhb.errors import ConfigError
+from flower_dhb.problems.splits import split
 
 __all__ = ["LogisticRegression"]
 
@@ -39,7 +39,7 @@ class LogisticRegression:
     ) -> LogisticRegression:
         """The 569 samples of scikit-learn's breast cancer data, standardized, with a constant.
 
-        how: a split of `flower_dhb.data.split`, such as `iid` or `classes:1`.
+        how: a split of `flower_dhb.problems.splits.split`, such as `iid` or `classes:1`.
         Source: Street, Wolberg & Mangasarian, IS&T/SPIE 1993.
         """
         from sklearn import datasets

@@ -14,20 +14,14 @@ from support.apps import flat, numpy_app, quadratic, quadratic_step, start_array
 from support.grid import LocalGrid
 from support.rules import Bounded, Clipped
 
-from flower_dhb import (
-    ConfigError,
-    HeavyBall,
-    ServerlessStrategy,
-    Topology,
-    consensus_mod,
-    mixing,
-    simulate,
-)
+from flower_dhb import ConfigError, HeavyBall, ServerlessStrategy, Topology, consensus_mod, simulate
+from flower_dhb.agent import mixing
+from flower_dhb.agent.mixing import combine
 from flower_dhb.algorithms import algorithm_from_config, measurement, register
 from flower_dhb.algorithms.measurement import inner_products, measured
-from flower_dhb.engine import Analytic, Engine
 from flower_dhb.engine import engine as engine_module
-from flower_dhb.mixing import combine
+from flower_dhb.engine.engine import Engine
+from flower_dhb.engine.problem import Analytic
 from flower_dhb.types import State
 
 # Irregular: degrees 4, 2, 3, 2, 2, 1, 2.

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from flower_dhb.superlink import local_superlink
+from flower_dhb.runs.superlink import local_superlink
 from tests.support.peers import Mesh
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]

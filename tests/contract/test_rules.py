@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from flower_dhb.agent.mixing import combine
 from flower_dhb.algorithms import (
     ALGORITHMS,
     METHODS,
@@ -18,14 +19,13 @@ from flower_dhb.algorithms import (
 )
 from flower_dhb.algorithms.base import COMPLETE, DIRECTED
 from flower_dhb.algorithms.measurement import measured
+from flower_dhb.engine.reference import simulate
 from flower_dhb.errors import ConfigError
-from flower_dhb.graph import Topology
-from flower_dhb.mixing import combine
 from flower_dhb.problems.averaging import Averaging
 from flower_dhb.problems.quadratic import Quadratic
-from flower_dhb.reference import simulate
+from flower_dhb.topology.graph import Topology
+from flower_dhb.topology.weights import lazy
 from flower_dhb.types import State
-from flower_dhb.weights import lazy
 
 # An irregular graph: no two rows of its mixing matrix are alike.
 GRAPH = Topology.from_edges([(0, 1), (0, 2), (0, 3), (1, 2), (3, 4), (4, 5)])

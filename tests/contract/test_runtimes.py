@@ -9,7 +9,8 @@ from support.grid import LocalGrid
 
 from flower_dhb import ServerlessStrategy, Topology, consensus_mod, simulate
 from flower_dhb.algorithms import method, relayed_methods
-from flower_dhb.engine import Analytic, Engine
+from flower_dhb.engine.engine import Engine
+from flower_dhb.engine.problem import Analytic
 
 N, D, ROUNDS, RATE = 7, 5, 12, 0.05
 IRREGULAR = Topology.from_edges([(0, 1), (1, 2), (2, 3), (3, 0), (0, 4), (4, 5), (0, 6), (2, 6)])

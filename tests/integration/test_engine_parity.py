@@ -12,10 +12,11 @@ from safetensors.numpy import load_file
 
 from flower_dhb import Topology
 from flower_dhb.algorithms import method
-from flower_dhb.data import split
-from flower_dhb.engine import Engine, Supervised
+from flower_dhb.engine.engine import Engine
+from flower_dhb.engine.supervised import Supervised
 from flower_dhb.problems.digits import load_digits, make_model
-from flower_dhb.superlink import SuperLink, local_superlink
+from flower_dhb.problems.splits import split
+from flower_dhb.runs.superlink import SuperLink, local_superlink
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 

@@ -29,7 +29,7 @@ from support.families import (
 from support.grid import LocalGrid
 
 from flower_dhb import ConfigError, ServerlessStrategy, Topology, consensus_mod
-from flower_dhb.superlink import local_superlink
+from flower_dhb.runs.superlink import local_superlink
 from flower_dhb.types import STATISTICS, Layout
 
 pytestmark = [

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from flower_dhb.superlink import end_family, executable, free_ports, wait_until_up
+from flower_dhb.runs.superlink import end_family, executable, free_ports, wait_until_up
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
 

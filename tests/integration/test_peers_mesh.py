@@ -17,13 +17,14 @@ import pytest
 import tomli_w
 from safetensors.numpy import load_file, save_file
 
-from flower_dhb import codec
-from flower_dhb.peer import relay_pb2 as pb
-from flower_dhb.peer.certificates import OPERATOR, Authority, Identity, host_name, write_private
-from flower_dhb.peer.fleet import Fleet
-from flower_dhb.peer.frames import Outgoing
-from flower_dhb.peer.mesh import renew
-from flower_dhb.peer.transport import EXCHANGE
+from flower_dhb.agent import codec
+from flower_dhb.peer.mesh.certificates import Authority, write_private
+from flower_dhb.peer.mesh.create import renew
+from flower_dhb.peer.mesh.fleet import Fleet
+from flower_dhb.peer.wire import relay_pb2 as pb
+from flower_dhb.peer.wire.frames import Outgoing
+from flower_dhb.peer.wire.identity import OPERATOR, Identity, host_name
+from flower_dhb.peer.wire.transport import EXCHANGE
 from tests.support.peers import APP, COMMAND, Mesh, environment, run_cli
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(90)]
@@ -144,7 +145,7 @@ def test_a_neighbor_with_a_certificate_turns_hostile(mesh):
 
 
 def agreed(mesh):
-    from flower_dhb.peer.daemon import Peer
+    from flower_dhb.peer.device.daemon import Peer
 
     return dict(Peer(mesh.settings(0)).transport.agreement)
 

@@ -1,6 +1,6 @@
 """Mutation testing by hand: change one line of a module, and see whether a fast test notices.
 
-    python -m tests.mutation flower_dhb/codec.py flower_dhb/node.py --mutants 30 --seed 1
+    python -m tests.mutation flower_dhb/agent/codec.py flower_dhb/agent --mutants 30 --seed 1
 
 Each mutant is one small change (a comparison, a sign, a constant, a dropped statement, swapped
 arguments, …). The fast tests that call the changed function run on it; a mutant that they let

@@ -107,7 +107,7 @@ def _forget(path: Path) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutation", description=__doc__)
-    parser.add_argument("modules", nargs="+", help="as flower_dhb/codec.py, or a folder")
+    parser.add_argument("modules", nargs="+", help="as flower_dhb/agent/codec.py, or a folder")
     parser.add_argument("--mutants", type=int, default=30, help="at most so many per module (30)")
     parser.add_argument("--seed", type=int, default=1, help="another seed, other mutants (1)")
     parser.add_argument("--budget-s", type=float, default=30.0, help="test time per mutant (30)")

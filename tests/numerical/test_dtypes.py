@@ -6,8 +6,8 @@ import torch
 from naive import FORMS
 
 from flower_dhb import DSGD, ConfigError, HeavyBall, Topology, simulate
+from flower_dhb.agent.mixing import combine, weighted_sum
 from flower_dhb.algorithms import CDMSGD, DecentLaM, ExactDiffusion, MomentumTracking, QuasiGlobal
-from flower_dhb.mixing import combine, weighted_sum
 from flower_dhb.types import State
 
 RULES = [

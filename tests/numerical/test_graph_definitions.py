@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from flower_dhb import GraphError, Topology
-from flower_dhb.digraph import DirectedTopology, parse_topology
+from flower_dhb.topology.directed import DirectedTopology, parse_topology
 
 
 def power_of_two(x):

@@ -8,8 +8,8 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
+from flower_dhb.agent.mixing import BLOCK, combine, convex, convex_rows, weighted_sum
 from flower_dhb.algorithms import DSGD, Algorithm
-from flower_dhb.mixing import BLOCK, combine, convex, convex_rows, weighted_sum
 from flower_dhb.types import State
 
 

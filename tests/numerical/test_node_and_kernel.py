@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from naive import FORMS, pull
 
-from flower_dhb import DSGD, HeavyBall, Node, Topology, mixing, simulate
+from flower_dhb import DSGD, HeavyBall, Node, Topology, simulate
+from flower_dhb.agent import mixing
 from flower_dhb.types import Layout, State
 
 RULES = [

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from flower_dhb import ConfigError
-from flower_dhb.data import split
 from flower_dhb.problems.averaging import Averaging
 from flower_dhb.problems.logistic import LogisticRegression
 from flower_dhb.problems.quadratic import Quadratic
+from flower_dhb.problems.splits import split
 
 STEP = 1e-5  # central differences: errors of STEP^2 and of rounding / STEP, both about 1e-10
 

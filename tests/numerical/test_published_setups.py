@@ -13,9 +13,9 @@ import torch
 
 from flower_dhb.algorithms import Algorithm, HeavyBall, method
 from flower_dhb.algorithms.gradient_tracking import GradientTracking
-from flower_dhb.graph import Topology
-from flower_dhb.planning import averaging_rate, best_averaging_momentum
-from flower_dhb.reference import simulate
+from flower_dhb.engine.reference import simulate
+from flower_dhb.topology.graph import Topology
+from flower_dhb.topology.planning import averaging_rate, best_averaging_momentum
 
 AGENTS, SAMPLES, SIZE, STEP, ROUNDS, PENALTY = 8, 20, 5, 0.1, 1000, 0.01
 LOGISTIC, LINEAR = "logistic", "linear"

@@ -12,10 +12,15 @@ import numpy as np
 import pytest
 
 from flower_dhb.algorithms import Algorithm, HeavyBall, method
-from flower_dhb.graph import Topology
-from flower_dhb.planning import averaging_rate, best_averaging_momentum, rate, stability_limit
+from flower_dhb.engine.reference import simulate
 from flower_dhb.problems.quadratic import Quadratic
-from flower_dhb.reference import simulate
+from flower_dhb.topology.graph import Topology
+from flower_dhb.topology.planning import (
+    averaging_rate,
+    best_averaging_momentum,
+    rate,
+    stability_limit,
+)
 
 GRAPHS = [Topology.ring(8), Topology.star(6), Topology.erdos_renyi(8, 0.5, seed=1)]
 # A momentum at which the slowest mode does not oscillate: with more, every mode's radius is

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from flower_dhb.algorithms import DSGD, HeavyBall
+from flower_dhb.engine.reference import missing_in, simulate
 from flower_dhb.errors import ConfigError
-from flower_dhb.graph import Topology
-from flower_dhb.reference import missing_in, simulate
+from flower_dhb.topology.graph import Topology
 
 PATH = Topology.path(3)  # Metropolis: 1/3 an edge, 2/3 at the ends, 1/3 in the middle
 W = PATH.mixing_matrix

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from flower_dhb.agent.mixing import BLOCK, combine
 from flower_dhb.algorithms import (
     CDMSGD,
     DSGD,
@@ -22,11 +23,11 @@ from flower_dhb.algorithms import (
     PushSum,
     QuasiGlobal,
 )
-from flower_dhb.digraph import DirectedTopology
-from flower_dhb.engine import Analytic, Engine
-from flower_dhb.graph import Topology
-from flower_dhb.mixing import BLOCK, combine
-from flower_dhb.reference import simulate
+from flower_dhb.engine.engine import Engine
+from flower_dhb.engine.problem import Analytic
+from flower_dhb.engine.reference import simulate
+from flower_dhb.topology.directed import DirectedTopology
+from flower_dhb.topology.graph import Topology
 from flower_dhb.types import State
 
 N, D, ROUNDS, A = 5, 3, 9, 0.07

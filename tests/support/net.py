@@ -14,7 +14,7 @@ from pathlib import Path
 
 import tomli_w
 
-from flower_dhb.peer.mesh import Host, local_hosts
+from flower_dhb.peer.mesh.create import Host, local_hosts
 from tests.support.peers import Mesh
 
 

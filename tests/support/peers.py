@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
-from flower_dhb.peer.mesh import Host, MeshPlan, create_mesh, local_hosts
-from flower_dhb.peer.settings import PeerSettings
+from flower_dhb.peer.device.settings import PeerSettings
+from flower_dhb.peer.mesh.create import Host, MeshPlan, create_mesh, local_hosts
 
 ROOT = Path(__file__).resolve().parents[2]
 APP = Path(__file__).resolve().parent / "peer_app"

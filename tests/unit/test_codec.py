@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flower_dhb import PayloadError
-from flower_dhb.codec import (
+from flower_dhb.agent.codec import (
     VERSION,
     Header,
     VectorSpec,

@@ -8,7 +8,7 @@ import pytest
 import xxhash
 
 from flower_dhb import PayloadError
-from flower_dhb.codec import (
+from flower_dhb.agent.codec import (
     VERSION,
     Header,
     VectorSpec,

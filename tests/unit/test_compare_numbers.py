@@ -16,14 +16,14 @@ from flower_dhb.compare.runs import Curves, Run, Store, execute
 from flower_dhb.compare.settings import Comparison
 from flower_dhb.compare.tasks import TASKS, make_task
 from flower_dhb.compare.tuning import best_rate, learning_score, widen
-from flower_dhb.engine import Engine
+from flower_dhb.engine.engine import Engine
+from flower_dhb.engine.reference import simulate
 from flower_dhb.errors import ConfigError
-from flower_dhb.graph import Topology
 from flower_dhb.metrics import consensus_distance
 from flower_dhb.problems.digits import load_digits, make_model
 from flower_dhb.problems.logistic import LogisticRegression
 from flower_dhb.problems.quadratic import Quadratic
-from flower_dhb.reference import simulate
+from flower_dhb.topology.graph import Topology
 
 RULE = HeavyBall(momentum=0.5)
 RUN = Run(

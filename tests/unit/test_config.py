@@ -6,7 +6,7 @@ import pytest
 
 from flower_dhb import DSGD, ConfigError, GraphError, HeavyBall, RunConfig
 from flower_dhb.algorithms import ExactDiffusion
-from flower_dhb.config import get_choice, get_number
+from flower_dhb.runs.config import get_choice, get_number
 
 
 def test_an_empty_run_config_is_all_defaults():

@@ -28,12 +28,12 @@ DEFAULTS = {
     "algorithms.MomentumTracking": "momentum=0.9",
     "algorithms.QuasiGlobal": "momentum=0.9, nesterov=False",
     "compare.runs.Run": "failures=0.0",
-    "config.RunConfig": (
+    "runs.config.RunConfig": (
         "rounds=100, seed=0, round_timeout_s=300.0, evaluate_every=1, observe_average=False, "
         "name='run'"
     ),
-    "engine.Engine": "learning_rate=0.1, missing=None, mixing='auto', device='cpu'",
-    "engine.Mixer": "kind='auto'",
+    "engine.engine.Engine": "learning_rate=0.1, missing=None, mixing='auto', device='cpu'",
+    "engine.mixer.Mixer": "kind='auto'",
     "engine.mixer.prefers_sparse": "device='cpu'",
     "problems.averaging.Averaging.random": "size=1000, seed=0",
     "problems.averaging.Averaging.local_step": "learning_rate=0.0",
@@ -44,7 +44,7 @@ DEFAULTS = {
     "problems.quadratic.Quadratic.random": (
         "size=10, condition=10.0, heterogeneity=1.0, curvature_spread=0.0, seed=0"
     ),
-    "weights.lazy": "weights='metropolis'",
+    "topology.weights.lazy": "weights='metropolis'",
 }
 
 # Records that grow while something goes on; everything else is a value.

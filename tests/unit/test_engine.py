@@ -11,24 +11,20 @@ from torch import nn
 from torch.nn import functional
 
 from flower_dhb.algorithms import CDMSGD, DSGD, Algorithm, Centralized, HeavyBall, PushSum, method
-from flower_dhb.data import batches, split
-from flower_dhb.digraph import DirectedTopology, parse_topology
-from flower_dhb.engine import (
-    Analytic,
-    Engine,
-    Mixer,
-    Supervised,
-    cross_entropy,
-    mixing_matrix_of,
-    random_failures,
-)
+from flower_dhb.engine.batched import cross_entropy
+from flower_dhb.engine.engine import Engine, mixing_matrix_of, random_failures
+from flower_dhb.engine.mixer import Mixer
+from flower_dhb.engine.problem import Analytic
+from flower_dhb.engine.reference import simulate
+from flower_dhb.engine.supervised import Supervised
 from flower_dhb.errors import ConfigError, GraphError, StateError
-from flower_dhb.graph import Topology
 from flower_dhb.metrics import consensus_distance
 from flower_dhb.problems.averaging import Averaging
 from flower_dhb.problems.digits import load_digits, make_model
 from flower_dhb.problems.quadratic import Quadratic
-from flower_dhb.reference import simulate
+from flower_dhb.problems.splits import batches, split
+from flower_dhb.topology.directed import DirectedTopology, parse_topology
+from flower_dhb.topology.graph import Topology
 
 GRAPH = Topology.from_edges([(0, 1), (0, 2), (0, 3), (1, 2), (3, 4), (4, 5)])
 RATE, STEPS, BATCH, SEED = 0.1, 2, 16, 7

@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from flower_dhb.algorithms import DSGD, Centralized, HeavyBall, PushSum
-from flower_dhb.digraph import DirectedTopology
-from flower_dhb.engine import Agents, Analytic, Engine, random_failures
 from flower_dhb.engine.checkpoint import read, write
-from flower_dhb.engine.engine import messages
+from flower_dhb.engine.engine import Engine, messages, random_failures
 from flower_dhb.engine.mixer import CHUNK
+from flower_dhb.engine.problem import Agents, Analytic
+from flower_dhb.engine.reference import simulate
 from flower_dhb.errors import ConfigError, StateError
-from flower_dhb.graph import Topology
 from flower_dhb.metrics import consensus_distance
-from flower_dhb.reference import simulate
+from flower_dhb.topology.directed import DirectedTopology
+from flower_dhb.topology.graph import Topology
 
 GRAPH = Topology.from_edges([(0, 1), (0, 2), (0, 3), (1, 2), (3, 4), (4, 5)])
 ONE_WAY = DirectedTopology([(0, 1), (1, 2), (2, 0), (2, 3), (3, 4), (4, 5), (5, 0)])

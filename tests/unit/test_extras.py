@@ -9,7 +9,7 @@ from flower_dhb import ConfigError, Topology
 from flower_dhb.cli import compare, main
 from flower_dhb.compare.settings import Comparison
 from flower_dhb.extras import installed, needs_extra
-from flower_dhb.fdla import fastest_weights
+from flower_dhb.topology.fastest import fastest_weights
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_what_is_installed(without):
 
 
 def test_a_picture_without_matplotlib(without):
-    without("matplotlib", "flower_dhb.plots")
+    without("matplotlib", "flower_dhb.figures.topologies")
     with pytest.raises(ConfigError, match=r"needs the 'plot' extra: pip install 'flower-dhb\[plot"):
         _ = Topology.ring(5).picture
 
@@ -54,7 +54,7 @@ def test_fastest_weights_without_cvxpy(without):
 def test_the_peer_runtime_without_its_libraries(without, library):
     without(library, "flower_dhb.peer")
     with pytest.raises(ConfigError, match="the peer runtime needs the 'peer' extra"):
-        import_module("flower_dhb.peer.certificates")
+        import_module("flower_dhb.peer.mesh.certificates")
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_commands_of_peers_without_grpc(without, words, capsys):
 
 
 def test_commands_without_matplotlib(without, capsys, tmp_path):
-    without("matplotlib", "flower_dhb.plots", "flower_dhb.plots_compare")
+    without("matplotlib", "flower_dhb.figures.topologies", "flower_dhb.figures.comparisons")
     assert main(["topology", "show", "path:3", "--picture", str(tmp_path / "g.png")]) == 2
     assert "a picture needs the 'plot' extra" in capsys.readouterr().err
     comparison = Comparison(problem="averaging", topologies=["ring:3"], splits=(), methods=["dsgd"])

@@ -9,7 +9,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from flower_dhb import DSGD, HeavyBall, Topology, consensus_distance, simulate
-from flower_dhb.health import Health
+from flower_dhb.flower.health import Health
 from flower_dhb.metrics import RoundRecord, distance_from
 
 RING = {v: [(v - 1) % 6, (v + 1) % 6] for v in range(6)}

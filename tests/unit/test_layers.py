@@ -12,59 +12,58 @@ import flower_dhb
 ROOT = Path(flower_dhb.__file__).parent
 DOOR = "flower_dhb"  # loads public names from all layers on first use; belongs to none
 
-# A name with a dot at its end is a folder: all modules below it.
-LAYERS = [
-    ["errors", "extras", "types", "files"],
-    [
-        *("graph", "graph_forms", "graph_input", "graph_files", "digraph"),
-        *("weights", "spectrum", "fdla"),
-        *("algorithms.", "config", "data", "planning", "links"),
-    ],
-    [
-        "node",
-        "mixing",
-        "codec",
-        "engine.",
-        "metrics",
-        "health",
-        "progress",
-        "reference",
-        "problems.",
-    ],
-    ["flower.", "peer."],
-    ["plots", "positions", "plots_compare", "compare.", "runs", "superlink", "cli."],
+# The house, from the roof to the ground: a room imports itself and what is below it. A name with
+# a dot at its end is a folder: all modules below it.
+ROOMS = [
+    "cli.",
+    *("peer.mesh.", "peer.device.", "peer.watch.", "peer.wire.", "peer.protocol.", "peer.monitor"),
+    "peer.",  # the door of the peers' rooms: says which extra they need
+    "runs.",
+    "figures.",
+    "compare.",
+    "flower.",
+    "engine.",
+    "topology.",
+    "agent.",
+    "algorithms.",
+    "problems.",
+    *("metrics", "files", "types", "extras", "errors"),
 ]
 
-# Third-party packages that a layer, and then single modules, may import.
-EXTERNAL = [{"numpy"}, {"numpy", "networkx"}, {"numpy"}]
-EXTERNAL_OF = {
-    "codec": {"xxhash"},
-    "mixing": {"numpy", "scipy"},
-    "engine.": {"torch", "safetensors"},
-    "digraph": {"numpy", "scipy"},
-    "spectrum": {"numpy", "scipy"},
-    "weights": {"numpy", "scipy"},
-    "planning": {"numpy", "networkx"},
-    "problems.": {"torch", "sklearn"},
-    "graph": {"matplotlib"},  # the type of a picture
-    "flower.": {"numpy", "flwr", "xxhash", "safetensors"},
-    "peer.": {
-        "cryptography",
-        "flwr",
-        "google",
-        "grpc",
-        "numpy",
-        "prometheus_client",
-        "safetensors",
-        "tomli_w",
-        "xxhash",
-    },
+# Third-party packages that a room may import, and more that single modules may.
+EXTERNAL = {
+    "peer.": {"numpy"},
+    "peer.mesh.": {"cryptography", "grpc", "safetensors", "tomli_w", "xxhash"},
+    "peer.device.": {"flwr", "safetensors", "xxhash"},
+    "peer.watch.": {"prometheus_client", "safetensors", "xxhash"},
+    "peer.wire.": {"cryptography", "google", "grpc"},
+    "runs.": {"numpy", "safetensors"},
+    "runs.superlink": {"click", "flwr", "psutil", "tomli_w"},
+    "figures.": {"numpy", "matplotlib", "networkx"},
+    "compare.": {"numpy", "torch"},
+    "flower.": {"numpy", "flwr", "safetensors", "xxhash"},
+    "engine.": {"numpy", "torch", "safetensors"},
+    "topology.": {"numpy", "networkx", "scipy"},
+    "topology.fastest": {"cvxpy"},
+    "topology.graph": {"matplotlib"},  # the type of a picture
+    "agent.": {"numpy"},
+    "agent.codec": {"xxhash"},
+    "agent.mixing": {"scipy"},
+    "algorithms.": {"numpy"},
+    "problems.": {"numpy", "torch", "sklearn"},
+    "metrics": {"numpy"},
+    "types": {"numpy"},
 }
 
-# A topology draws itself.
-EXCEPTIONS = {("graph", "plots")}
-# Side by side in layer 3: a peer's agent calls the app as Flower does, nothing else crosses over.
-ACROSS = {("peer.agent", "flower.")}
+# A topology draws itself; the state machine of the peers still knows the frames.
+EXCEPTIONS = {
+    ("topology.graph", "figures.topologies"),
+    ("peer.protocol.exchange", "peer.wire.frames"),
+    ("peer.protocol.exchange", "peer.wire.relay_pb2"),
+    ("peer.protocol.exchange", "peer.wire."),
+}
+# A peer's device calls the app as Flower does; nothing else of the peers leans on the relay.
+TO_FLOWER = {"peer.device.app"}
 
 
 def modules():
@@ -82,11 +81,8 @@ def belongs(module, entry):
     return module == entry or (entry.endswith(".") and module.startswith(entry))
 
 
-def layer_of(module):
-    return next(
-        (i for i, layer in enumerate(LAYERS) if any(belongs(module, entry) for entry in layer)),
-        None,
-    )
+def room_of(module):
+    return next((room for room in ROOMS if belongs(module, room)), None)
 
 
 def imports(source, package):
@@ -121,41 +117,36 @@ def dependencies(name, path):
 
 MODULES = modules()
 every_module = pytest.mark.parametrize("name", MODULES)
-TOP = len(LAYERS) - 1
 
 
 @every_module
-def test_every_module_has_its_layer(name):
-    assert layer_of(name) is not None, f"{name} is in no layer of the table"
+def test_every_module_has_its_room(name):
+    assert room_of(name) is not None, f"{name} is in no room of the house"
 
 
 @every_module
-def test_imports_point_down_or_sideways(name):
+def test_imports_point_down(name):
     own, _ = dependencies(name, MODULES[name])
+    here = ROOMS.index(room_of(name))
     up = {
         target
         for target in own
-        if layer_of(target) > layer_of(name) and (name, target) not in EXCEPTIONS
+        if ROOMS.index(room_of(target)) < here and (name, target) not in EXCEPTIONS
     }
-    assert not up, f"{name} (layer {layer_of(name)}) imports {up}"
+    assert not up, f"{name} imports {up}, which are above it"
 
 
 @every_module
 def test_the_two_runtimes_do_not_lean_on_each_other(name):
     own, _ = dependencies(name, MODULES[name])
-    for here, there in (("flower.", "peer."), ("peer.", "flower.")):
-        if belongs(name, here) and (name, there) not in ACROSS:
-            assert not [target for target in own if belongs(target, there)]
+    if belongs(name, "peer.") and name not in TO_FLOWER:
+        assert not [target for target in own if belongs(target, "flower.")]
 
 
-# Figures and commands, on top, may use whatever is installed.
-@pytest.mark.parametrize("name", [name for name in MODULES if layer_of(name) != TOP])
-def test_third_party_packages_stay_in_their_layers(name):
-    layer = layer_of(name)
-    allowed = set(EXTERNAL[layer]) if layer < len(EXTERNAL) else set()
-    for entry, packages in EXTERNAL_OF.items():
-        if belongs(name, entry):
-            allowed |= packages
+# Commands, on top, may use whatever is installed.
+@pytest.mark.parametrize("name", [name for name in MODULES if room_of(name) != "cli."])
+def test_third_party_packages_stay_in_their_rooms(name):
+    allowed = {p for entry, found in EXTERNAL.items() if belongs(name, entry) for p in found}
     _, external = dependencies(name, MODULES[name])
     assert external <= allowed
 
@@ -166,7 +157,7 @@ def test_no_module_imports_itself_in_a_circle():
         own, _ = dependencies(name, path)
         graph[name] = {target for target in own if (name, target) not in EXCEPTIONS}
     order = list(TopologicalSorter(graph).static_order())
-    assert order.index("errors") < order.index("weights") < order.index("graph")
+    assert order.index("errors") < order.index("topology.weights") < order.index("topology.graph")
 
 
 # --- the yardstick itself -----------------------------------------------------------------
@@ -174,8 +165,8 @@ def test_no_module_imports_itself_in_a_circle():
 
 def test_the_parser_sees_imports_of_every_kind():
     source = """
-import flower_dhb.graph
-from flower_dhb import mixing
+import flower_dhb.topology.graph
+from flower_dhb.agent import mixing
 from . import codec
 from ..types import State
 def later():
@@ -184,8 +175,8 @@ if TYPE_CHECKING:
     import torch
 """
     assert {
-        "flower_dhb.graph",
-        "flower_dhb.mixing",
+        "flower_dhb.topology.graph",
+        "flower_dhb.agent.mixing",
         "flower_dhb.peer.codec",
         "flower_dhb.types",
         "flower_dhb.flower.mod",
@@ -193,14 +184,20 @@ if TYPE_CHECKING:
     } <= set(imports(source, "flower_dhb.peer"))
 
 
-@pytest.mark.parametrize("name", ["stray", "graphs", "flowers.mod", "cli_extra"])
-def test_a_module_outside_the_table_has_no_layer(name):
-    assert layer_of(name) is None
+@pytest.mark.parametrize("name", ["stray", "topologies.graph", "flowers.mod", "cli_extra"])
+def test_a_module_outside_the_house_has_no_room(name):
+    assert room_of(name) is None
 
 
 @pytest.mark.parametrize(
-    ("name", "layer"),
-    [("errors", 0), ("algorithms.", 1), ("algorithms.base", 1), ("node", 2), ("peer.daemon", 3)],
+    ("name", "room"),
+    [
+        ("errors", "errors"),
+        ("algorithms.", "algorithms."),
+        ("algorithms.base", "algorithms."),
+        ("peer.device.daemon", "peer.device."),
+        ("peer.", "peer."),
+    ],
 )
-def test_layers_of_the_table(name, layer):
-    assert layer_of(name) == layer
+def test_rooms_of_the_house(name, room):
+    assert room_of(name) == room

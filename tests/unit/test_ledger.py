@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from flower_dhb import codec
+from flower_dhb.agent import codec
+from flower_dhb.agent.codec import Header
+from flower_dhb.agent.node import Node, parameter_vectors
 from flower_dhb.algorithms import HeavyBall
-from flower_dhb.codec import Header
 from flower_dhb.errors import PayloadError
 from flower_dhb.flower.arrays import frame_array, frame_of
 from flower_dhb.flower.ledger import Ledger
 from flower_dhb.flower.records import Answer
-from flower_dhb.graph import Topology
-from flower_dhb.node import Node, parameter_vectors
+from flower_dhb.topology.graph import Topology
 from flower_dhb.types import Layout
 
 # Edges 0-1, 0-2, 0-3, 2-3: vertex 1 has one neighbor, the others two or three.

@@ -5,9 +5,10 @@ from math import comb
 
 import pytest
 
-from flower_dhb import ConfigError, Topology, links
-from flower_dhb.fdla import fastest_weights
-from flower_dhb.links import suggest_links
+from flower_dhb import ConfigError, Topology
+from flower_dhb.topology import links
+from flower_dhb.topology.fastest import fastest_weights
+from flower_dhb.topology.links import suggest_links
 
 
 def gap_with(topology, edges, weights="metropolis"):

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from flower_dhb.engine import Analytic, Mixer
-from flower_dhb.engine.mixer import prefers_sparse
-from flower_dhb.engine.problem import Agents
+from flower_dhb.engine.mixer import Mixer, prefers_sparse
+from flower_dhb.engine.problem import Agents, Analytic
 from flower_dhb.errors import ConfigError
-from flower_dhb.graph import Topology
+from flower_dhb.topology.graph import Topology
 
 CPU = torch.device("cpu")
 

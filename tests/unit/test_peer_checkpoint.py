@@ -9,8 +9,8 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from flower_dhb import StateError
-from flower_dhb.peer.checkpoint import Checkpoint, Checkpoints
-from flower_dhb.peer.checkpoint import _checksum as checksum
+from flower_dhb.peer.device.checkpoint import Checkpoint, Checkpoints
+from flower_dhb.peer.device.checkpoint import _checksum as checksum
 
 
 class Store(Checkpoints):

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from flower_dhb import codec
-from flower_dhb.codec import Header, VectorSpec
-from flower_dhb.peer import relay_pb2 as pb
-from flower_dhb.peer.exchange import Exchange, Timing
-from flower_dhb.peer.frames import RefusedError
+from flower_dhb.agent import codec
+from flower_dhb.agent.codec import Header, VectorSpec
 from flower_dhb.peer.monitor import Monitor
+from flower_dhb.peer.protocol.exchange import Exchange, Timing
+from flower_dhb.peer.wire import relay_pb2 as pb
+from flower_dhb.peer.wire.frames import RefusedError
 from tests.support.events import Events
 
 SPECS = (VectorSpec("folded", "float64", 3),)

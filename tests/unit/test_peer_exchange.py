@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flower_dhb import codec
-from flower_dhb.codec import Header, VectorSpec
-from flower_dhb.peer import relay_pb2 as pb
-from flower_dhb.peer.exchange import Exchange, Timing
-from flower_dhb.peer.frames import RefusedError, relabel
+from flower_dhb.agent import codec
+from flower_dhb.agent.codec import Header, VectorSpec
 from flower_dhb.peer.monitor import Monitor
+from flower_dhb.peer.protocol.exchange import Exchange, Timing
+from flower_dhb.peer.wire import relay_pb2 as pb
+from flower_dhb.peer.wire.frames import RefusedError, relabel
 
 SPECS = (VectorSpec("folded", "float64", 3),)
 TIMING = Timing(ceiling_s=10.0, least_s=1.0, factor=3.0, reconnect_s=2.0)

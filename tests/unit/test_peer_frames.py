@@ -6,11 +6,11 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from flower_dhb import codec
-from flower_dhb.codec import Header, VectorSpec
+from flower_dhb.agent import codec
+from flower_dhb.agent.codec import Header, VectorSpec
 from flower_dhb.errors import PayloadError
-from flower_dhb.peer import relay_pb2 as pb
-from flower_dhb.peer.frames import (
+from flower_dhb.peer.wire import relay_pb2 as pb
+from flower_dhb.peer.wire.frames import (
     CHUNK_BYTES,
     MESSAGE_LIMIT_BYTES,
     WHOLE_BYTES,

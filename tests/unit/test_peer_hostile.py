@@ -9,11 +9,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flower_dhb import codec
-from flower_dhb.codec import VectorSpec
-from flower_dhb.peer import relay_pb2 as pb
-from flower_dhb.peer.exchange import Exchange, Timing
-from flower_dhb.peer.frames import (
+from flower_dhb.agent import codec
+from flower_dhb.agent.codec import VectorSpec
+from flower_dhb.peer.monitor import LOGGER, Monitor
+from flower_dhb.peer.protocol.exchange import Exchange, Timing
+from flower_dhb.peer.wire import relay_pb2 as pb
+from flower_dhb.peer.wire.frames import (
     CHUNK_BYTES,
     WHOLE_BYTES,
     Assembler,
@@ -22,8 +23,7 @@ from flower_dhb.peer.frames import (
     chunk_frame,
     parse,
 )
-from flower_dhb.peer.link import Allowance, StreamLink
-from flower_dhb.peer.monitor import LOGGER, Monitor
+from flower_dhb.peer.wire.link import Allowance, StreamLink
 
 N = 1000
 SMALL, LARGE = 8, 3 * WHOLE_BYTES // 4  # elements: one travels whole, one in chunks

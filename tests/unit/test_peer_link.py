@@ -6,19 +6,19 @@ import time
 import numpy as np
 import pytest
 
-from flower_dhb import codec
-from flower_dhb.codec import VectorSpec
-from flower_dhb.peer import relay_pb2 as pb
-from flower_dhb.peer.exchange import Exchange, Timing
-from flower_dhb.peer.frames import (
+from flower_dhb.agent import codec
+from flower_dhb.agent.codec import VectorSpec
+from flower_dhb.peer.monitor import Monitor
+from flower_dhb.peer.protocol.exchange import Exchange, Timing
+from flower_dhb.peer.wire import relay_pb2 as pb
+from flower_dhb.peer.wire.frames import (
     WHOLE_BYTES,
     Assembler,
     Outgoing,
     RefusedError,
     parse,
 )
-from flower_dhb.peer.link import Allowance, StreamLink
-from flower_dhb.peer.monitor import Monitor
+from flower_dhb.peer.wire.link import Allowance, StreamLink
 from tests.support.events import Events
 
 LARGE = WHOLE_BYTES // 4 + 64  # float32 elements: travels in chunks

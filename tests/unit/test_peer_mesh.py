@@ -17,9 +17,10 @@ from safetensors.numpy import load_file, save_file
 
 import flower_dhb.peer
 from flower_dhb import ConfigError, HeavyBall, Topology
-from flower_dhb.peer import mesh as module
-from flower_dhb.peer.certificates import OPERATOR, Authority, Identity, check_own
-from flower_dhb.peer.mesh import (
+from flower_dhb.peer.device.settings import PeerSettings
+from flower_dhb.peer.mesh import create as module
+from flower_dhb.peer.mesh.certificates import Authority
+from flower_dhb.peer.mesh.create import (
     Host,
     MeshPlan,
     check_empty,
@@ -30,7 +31,7 @@ from flower_dhb.peer.mesh import (
     read_hosts,
     renew,
 )
-from flower_dhb.peer.settings import PeerSettings
+from flower_dhb.peer.wire.identity import OPERATOR, Identity, check_own
 from tests.support.peers import APP
 
 ADDRESSES = ["127.0.0.1:9000", "127.0.0.1:9001", None, "127.0.0.1:9003"]
@@ -503,10 +504,10 @@ CHANGING = {"Edge", "_Rates", "Transport"}  # what a run keeps its state in
 
 
 def test_what_describes_something_cannot_be_changed():
-    names = [f"flower_dhb.peer.{m.name}" for m in pkgutil.iter_modules(flower_dhb.peer.__path__)]
+    names = [m.name for m in pkgutil.walk_packages(flower_dhb.peer.__path__, "flower_dhb.peer.")]
     found = {
         kind.__name__: kind.__dataclass_params__.frozen
-        for name in [*names, "flower_dhb.codec"]
+        for name in [*names, "flower_dhb.agent.codec"]
         for kind in vars(importlib.import_module(name)).values()
         if dataclasses.is_dataclass(kind) and str(kind.__module__).startswith("flower_dhb.")
     }

@@ -9,10 +9,11 @@ import pytest
 import xxhash
 from safetensors.numpy import load_file, save_file
 
-from flower_dhb import ConfigError, HeavyBall, Topology, codec
-from flower_dhb.node import Node
-from flower_dhb.peer.recorder import Recorder, fingerprint
-from flower_dhb.peer.replay import Finding, of_mesh, read_record
+from flower_dhb import ConfigError, HeavyBall, Topology
+from flower_dhb.agent import codec
+from flower_dhb.agent.node import Node
+from flower_dhb.peer.watch.recorder import Recorder, fingerprint
+from flower_dhb.peer.watch.replay import Finding, of_mesh, read_record
 from flower_dhb.types import Layout
 
 SIZE, ROUNDS = 5, 4

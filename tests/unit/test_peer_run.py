@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from flower_dhb import ConfigError, HeavyBall, RoundError, Topology, codec
-from flower_dhb.node import Node
-from flower_dhb.peer import daemon
-from flower_dhb.peer import relay_pb2 as pb
-from flower_dhb.peer.checkpoint import Checkpoints
-from flower_dhb.peer.daemon import Peer
-from flower_dhb.peer.exchange import Timing
-from flower_dhb.peer.fleet import Fleet
-from flower_dhb.peer.replay import of_mesh
+from flower_dhb import ConfigError, HeavyBall, RoundError, Topology
+from flower_dhb.agent import codec
+from flower_dhb.agent.node import Node
+from flower_dhb.peer.device import daemon
+from flower_dhb.peer.device.checkpoint import Checkpoints
+from flower_dhb.peer.device.daemon import Peer
+from flower_dhb.peer.mesh.fleet import Fleet
+from flower_dhb.peer.protocol.exchange import Timing
+from flower_dhb.peer.watch.replay import of_mesh
+from flower_dhb.peer.wire import relay_pb2 as pb
 from flower_dhb.types import Layout
 from tests.support.events import Events
 from tests.support.peer_app.quadratics import local_step, target

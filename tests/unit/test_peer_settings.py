@@ -8,11 +8,11 @@ import tomli_w
 
 from flower_dhb import ConfigError, HeavyBall
 from flower_dhb.algorithms import algorithm_from_config
-from flower_dhb.peer.certificates import Identity
-from flower_dhb.peer.exchange import Timing
-from flower_dhb.peer.settings import PeerSettings, check_loopback
-from flower_dhb.peer.tls import TlsFiles
-from flower_dhb.peer.transport import Limits
+from flower_dhb.peer.device.settings import PeerSettings, check_loopback
+from flower_dhb.peer.protocol.exchange import Timing
+from flower_dhb.peer.wire.identity import Identity
+from flower_dhb.peer.wire.tls import TlsFiles
+from flower_dhb.peer.wire.transport import Limits
 
 HEAVY_BALL = HeavyBall(momentum=0.7).to_config()
 

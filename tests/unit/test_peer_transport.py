@@ -10,15 +10,17 @@ import grpc
 import numpy as np
 import pytest
 
-from flower_dhb import ConfigError, codec
-from flower_dhb.codec import VectorSpec
-from flower_dhb.peer import relay_pb2 as pb
-from flower_dhb.peer.certificates import OPERATOR, Authority, Identity, write_private
-from flower_dhb.peer.exchange import Exchange, Timing
-from flower_dhb.peer.frames import MESSAGE_LIMIT_BYTES, WHOLE_BYTES
+from flower_dhb import ConfigError
+from flower_dhb.agent import codec
+from flower_dhb.agent.codec import VectorSpec
+from flower_dhb.peer.mesh.certificates import Authority, write_private
 from flower_dhb.peer.monitor import Monitor
-from flower_dhb.peer.tls import TlsFiles
-from flower_dhb.peer.transport import EXCHANGE, STATUS, Limits, Transport
+from flower_dhb.peer.protocol.exchange import Exchange, Timing
+from flower_dhb.peer.wire import relay_pb2 as pb
+from flower_dhb.peer.wire.frames import MESSAGE_LIMIT_BYTES, WHOLE_BYTES
+from flower_dhb.peer.wire.identity import OPERATOR, Identity
+from flower_dhb.peer.wire.tls import TlsFiles
+from flower_dhb.peer.wire.transport import EXCHANGE, STATUS, Limits, Transport
 from tests.support.events import Events
 
 SIZE = WHOLE_BYTES // 4 + 64  # float32 elements: in chunks

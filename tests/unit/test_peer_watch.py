@@ -16,15 +16,15 @@ import pytest
 import xxhash
 
 from flower_dhb import ConfigError
-from flower_dhb.peer import native_log
-from flower_dhb.peer import relay_pb2 as pb
-from flower_dhb.peer.exchange import Exchange, Timing
-from flower_dhb.peer.fleet import Fleet, FleetStatus
-from flower_dhb.peer.fleet import _reason as reason_of
+from flower_dhb.peer.mesh.fleet import Fleet, FleetStatus
+from flower_dhb.peer.mesh.fleet import _reason as reason_of
 from flower_dhb.peer.monitor import LOGGER, Monitor, set_up_logging
-from flower_dhb.peer.native_log import handshake_reason, let_native_log_speak
-from flower_dhb.peer.patience import Patience
-from flower_dhb.peer.status import FINISHED, Progress, serve_metrics, sketch
+from flower_dhb.peer.protocol.exchange import Exchange, Timing
+from flower_dhb.peer.protocol.patience import Patience
+from flower_dhb.peer.watch.status import FINISHED, Progress, serve_metrics, sketch
+from flower_dhb.peer.wire import native_log
+from flower_dhb.peer.wire import relay_pb2 as pb
+from flower_dhb.peer.wire.native_log import handshake_reason, let_native_log_speak
 from tests.support.events import Events
 
 # --- counters -----------------------------------------------------------------------------

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from flower_dhb.graph import Topology
-from flower_dhb.positions import _clearance, on_circle, places, wrapped_edges
+from flower_dhb.figures.positions import _clearance, on_circle, places, wrapped_edges
+from flower_dhb.topology.graph import Topology
 
 
 def distance(p: np.ndarray, a: int, b: int) -> float:
@@ -174,7 +174,7 @@ def test_loosening_a_drawing_makes_room():
     topology = Topology.parse("erdos-renyi:12:0.3:3")
     import networkx as nx
 
-    from flower_dhb.positions import _fitted
+    from flower_dhb.figures.positions import _fitted
 
     layout = nx.kamada_kawai_layout(nx.Graph(topology.edges))
     before = _fitted(np.array([layout[v] for v in range(12)]))

@@ -7,8 +7,8 @@ from support.apps import numpy_app, start_arrays
 from support.grid import LocalGrid
 
 from flower_dhb import DSGD, RunFolder, ServerlessStrategy, Topology, consensus_mod
+from flower_dhb.flower.progress import VARIABLE, Progress, tell, tell_round
 from flower_dhb.metrics import RoundRecord
-from flower_dhb.progress import VARIABLE, Progress, tell, tell_round
 
 LINE = Topology.path(3)  # whose ends differ; on a ring of 3 all agents agree after a round
 

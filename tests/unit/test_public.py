@@ -85,7 +85,7 @@ RunConfig.of({}), Topology.ring(5), HeavyBall(), DSGD()
     [
         "import flower_dhb",
         CORE,
-        "import flower_dhb.codec, flower_dhb.data",
+        "import flower_dhb.agent.codec, flower_dhb.problems.splits",
     ],
     ids=["the package", "its core names", "codec and data"],
 )

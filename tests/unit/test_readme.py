@@ -14,7 +14,7 @@ from support.apps import flat, numpy_app, start_arrays
 from support.grid import LocalGrid
 
 from flower_dhb import ConfigError, RunConfig, ServerlessStrategy, Topology, consensus_mod
-from flower_dhb.config import AUTO
+from flower_dhb.runs.config import AUTO
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -186,9 +186,9 @@ def known_names(key):
     """The names that the code takes for a key."""
     from clients.client_app import WORKLOADS
     from flower_dhb.algorithms import method, relayed_methods
-    from flower_dhb.graph_forms import FORMS
     from flower_dhb.problems.digits import MODELS
-    from flower_dhb.weights import WEIGHTS
+    from flower_dhb.topology.forms import FORMS
+    from flower_dhb.topology.weights import WEIGHTS
 
     return {
         "topology": {form.text for form in FORMS.values()},

@@ -8,7 +8,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from flower_dhb import DSGD, ConfigError, HeavyBall, PayloadError, RoundError, StateError
-from flower_dhb.codec import Header, decode
+from flower_dhb.agent.codec import Header, decode
 from flower_dhb.flower.arrays import (
     START_VERTEX,
     array_record,

@@ -21,8 +21,8 @@ from flower_dhb import (
     Topology,
     consensus_mod,
 )
+from flower_dhb.agent.mixing import convex
 from flower_dhb.flower.arrays import named_arrays
-from flower_dhb.mixing import convex
 
 N, ROUNDS = 7, 5
 EDGES = [(0, 1), (1, 2), (2, 3), (3, 0), (0, 4), (4, 5), (0, 6), (2, 6)]

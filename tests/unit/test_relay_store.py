@@ -16,8 +16,8 @@ from support.apps import flat, numpy_app, start_arrays
 from support.grid import LocalGrid
 
 from flower_dhb import DSGD, HeavyBall, ServerlessStrategy, StateError, Topology, consensus_mod
+from flower_dhb.agent.node import Pending, Snapshot
 from flower_dhb.flower.store import Store, open_store
-from flower_dhb.node import Pending, Snapshot
 from flower_dhb.types import Layout, State
 
 N, D = 4, 4

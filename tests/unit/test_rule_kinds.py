@@ -7,8 +7,9 @@ import pytest
 
 from flower_dhb import ConfigError, GraphError, HeavyBall, ServerlessStrategy, Topology, simulate
 from flower_dhb.algorithms import Centralized, ExactDiffusion, PushSum, check_relayed
-from flower_dhb.digraph import DirectedTopology
-from flower_dhb.engine import Analytic, Engine
+from flower_dhb.engine.engine import Engine
+from flower_dhb.engine.problem import Analytic
+from flower_dhb.topology.directed import DirectedTopology
 
 RING, ONE_WAY = Topology.ring(4), DirectedTopology([(0, 1), (1, 2), (2, 3), (3, 0), (0, 2)])
 COMPLETE = Topology.complete(4, "uniform")

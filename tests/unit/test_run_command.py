@@ -18,7 +18,7 @@ from flower_dhb.cli import run
 from flower_dhb.cli.run_log import Line
 from flower_dhb.cli.run_view import Live, Plain, Row, main_metric, print_table
 from flower_dhb.errors import RoundError
-from flower_dhb.progress import VARIABLE
+from flower_dhb.flower.progress import VARIABLE
 
 INFO = "\x1b[92mINFO \x1b[0m:      "
 

@@ -6,8 +6,8 @@ import pytest
 from scipy.sparse import csr_array
 
 from flower_dhb import GraphError, Topology
-from flower_dhb.spectrum import DENSE_UP_TO, all_eigenvalues, extreme_eigenvalues
-from flower_dhb.weights import WEIGHTS, edge_weights
+from flower_dhb.topology.spectrum import DENSE_UP_TO, all_eigenvalues, extreme_eigenvalues
+from flower_dhb.topology.weights import WEIGHTS, edge_weights
 
 GROUPS = ["ring:9", "ring:3", "complete:7", "torus:3x5", "torus:2x4", "torus:2x2", "hypercube:4"]
 GROUPS += ["exponential:11", "exponential:8", "exponential:2", "hypercube:1", "complete:1"]

@@ -11,12 +11,12 @@ from flwr.clientapp import ClientApp
 from safetensors.numpy import load_file, save_file
 
 from flower_dhb import DSGD, HeavyBall, StateError, consensus_mod
-from flower_dhb.codec import Header, decode, encode
+from flower_dhb.agent.codec import Header, decode, encode
+from flower_dhb.agent.node import Pending, Snapshot
 from flower_dhb.flower.arrays import frame_array, start_frame
 from flower_dhb.flower.records import Answer, Instruction
 from flower_dhb.flower.store import load_snapshot, open_store, snapshot_vectors
-from flower_dhb.node import Pending, Snapshot
-from flower_dhb.peer.flwr_adapter import make_message, take_identity
+from flower_dhb.peer.device.flwr_adapter import make_message, take_identity
 from flower_dhb.types import Layout, State
 
 RUN = "0123456789abcdef"

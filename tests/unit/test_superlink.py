@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from flower_dhb import superlink
 from flower_dhb.errors import ConfigError, RoundError
-from flower_dhb.superlink import SuperLink
+from flower_dhb.runs import superlink
+from flower_dhb.runs.superlink import SuperLink
 
 APP = """
 [project]
@@ -206,7 +206,7 @@ def test_free_ports_differ():
 
 def test_the_guard_ends_what_it_started_when_its_parent_is_gone(tmp_path):
     program = "import time, sys; print('up', flush=True); time.sleep(60)"
-    guard = "from flower_dhb.superlink import guard; guard()"
+    guard = "from flower_dhb.runs.superlink import guard; guard()"
     guarded = subprocess.Popen(
         [sys.executable, "-c", guard, sys.executable, "-c", program],
         stdin=subprocess.PIPE,

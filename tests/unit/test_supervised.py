@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from flower_dhb.data import batches
-from flower_dhb.engine import Supervised
+from flower_dhb.engine.supervised import Supervised
 from flower_dhb.errors import ConfigError
+from flower_dhb.problems.splits import batches
 
 CPU = torch.device("cpu")
 

@@ -11,9 +11,9 @@ import pytest
 from flower_dhb.algorithms import HeavyBall
 from flower_dhb.cli import main
 from flower_dhb.errors import ConfigError
-from flower_dhb.fdla import fastest_weights
-from flower_dhb.graph import Topology
-from flower_dhb.planning import best_rate, diameter, halving_rounds, rate
+from flower_dhb.topology.fastest import fastest_weights
+from flower_dhb.topology.graph import Topology
+from flower_dhb.topology.planning import best_rate, diameter, halving_rounds, rate
 
 
 def facts(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, object]:

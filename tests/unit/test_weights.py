@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from flower_dhb import GraphError, Topology, lazy
-from flower_dhb.weights import WEIGHTS, check_mixing_matrix, mixing_matrix, second_largest
+from flower_dhb.topology.weights import WEIGHTS, check_mixing_matrix, mixing_matrix, second_largest
 
 # A triangle 0 1 2 with a tail 2 - 3 - 4: degrees 2, 2, 3, 2, 1.
 EDGES = [(0, 1), (0, 2), (1, 2), (2, 3), (3, 4)]

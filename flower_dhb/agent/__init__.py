@@ -1,0 +1,1 @@
+"""One agent's round without I/O: node, mixing, and payloads to bytes and back."""

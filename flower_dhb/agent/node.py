@@ -1,0 +1,296 @@
+"""One agent's round without I/O: adapt, offer payloads, combine with what has arrived."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from numpy.typing import NDArray
+
+from flower_dhb.agent import mixing
+from flower_dhb.agent.codec import VectorSpec
+from flower_dhb.algorithms.base import Algorithm
+from flower_dhb.algorithms.measurement import measured
+from flower_dhb.errors import ConfigError, PayloadError, RoundError
+from flower_dhb.types import Layout, NDArrays, Payload, State, dtype_name
+
+__all__ = ["STATISTICS_VECTOR", "Node", "Pending", "Snapshot", "parameter_vectors"]
+
+STATISTICS_VECTOR = "statistics"
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A round that is trained but not combined: its number, `z`, and the statistics of `z`."""
+
+    round: int
+    trained: NDArray[Any]
+    statistics: NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All that an agent must keep from one round to the next.
+
+    round: the parameters are `x(round)`. statistics: running statistics, `(s,)`.
+    local: arrays that never leave the agent.
+    """
+
+    round: int
+    state: State
+    statistics: NDArray[Any]
+    local: NDArrays
+    pending: Pending | None = None
+
+
+class Node:
+    """One agent: its vertex, its row of the mixing matrix, its rule, and its state.
+
+    The order of calls in a round is `arrays` (what the app trains from), `adapt` (what
+    it returned), `offer` for each payload that arrives, `combine`. A call that raises
+    leaves the node as it was.
+
+    weights: mixing weight by vertex, the agent's own and its neighbors'; sums to 1.
+    """
+
+    def __init__(
+        self,
+        vertex: int,
+        algorithm: Algorithm,
+        weights: Mapping[int, float],
+        layout: Layout,
+        snapshot: Snapshot,
+    ) -> None:
+        if vertex not in weights or not abs(sum(weights.values()) - 1.0) <= 1e-9:
+            raise ConfigError(
+                f"agent {vertex}: weights of itself and its neighbors must sum to 1, got {weights}"
+            )
+        self.vertex = vertex
+        self.algorithm = algorithm
+        self.weights = dict(weights)
+        self.layout = layout
+        self._snapshot = snapshot
+        self._arrived: dict[int, Payload] = {}
+        self._measured: State | None = None  # of the pending round
+
+    @classmethod
+    def start(
+        cls,
+        vertex: int,
+        algorithm: Algorithm,
+        weights: Mapping[int, float],
+        layout: Layout,
+        arrays: Mapping[str, NDArray[Any]],
+    ) -> Node:
+        """Node at round 0, with the initial arrays that all agents share."""
+        parameters, statistics = layout.flatten(arrays)
+        snapshot = Snapshot(0, algorithm.start(parameters), statistics, layout.local(arrays))
+        return cls(vertex, algorithm, weights, layout, snapshot)
+
+    # --- what it is -----------------------------------------------------------------
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """State to keep between rounds."""
+        return self._snapshot
+
+    @property
+    def round(self) -> int:
+        """The round that the parameters are of."""
+        return self._snapshot.round
+
+    @property
+    def pending_round(self) -> int | None:
+        """The round that waits for neighbors, if any."""
+        return self._snapshot.pending.round if self._snapshot.pending else None
+
+    @property
+    def neighbors(self) -> tuple[int, ...]:
+        """Vertices that it exchanges payloads with, ascending."""
+        return tuple(sorted(j for j in self.weights if j != self.vertex))
+
+    @property
+    def missing(self) -> tuple[int, ...]:
+        """Neighbors whose payload of the pending round has not been accepted."""
+        return tuple(j for j in self.neighbors if j not in self._arrived)
+
+    @property
+    def parameters(self) -> NDArray[Any]:
+        """The parameter vector `x`, `(d,)`."""
+        parameters: NDArray[Any] = self._snapshot.state.parameters
+        return parameters
+
+    def arrays(self) -> NDArrays:
+        """The model's arrays at `x`, for the app to train from or to evaluate."""
+        s = self._snapshot
+        return self.layout.unflatten(s.state.parameters, s.statistics, s.local)
+
+    @property
+    def vectors(self) -> tuple[VectorSpec, ...]:
+        """What each payload must hold."""
+        return self.vectors_of(self.algorithm, self.layout)
+
+    @staticmethod
+    def vectors_of(algorithm: Algorithm, layout: Layout) -> tuple[VectorSpec, ...]:
+        """What each payload of a rule on a model must hold."""
+        return _specs(algorithm.vectors, layout)
+
+    # --- a round --------------------------------------------------------------------
+
+    def adapt(self, round: int, arrays: Mapping[str, NDArray[Any]]) -> Payload:
+        """Take the locally trained arrays of a round and return the payload to send.
+
+        Raises PayloadError if the arrays are not the model's or not finite, RoundError
+        if the round before has not been combined.
+        """
+        s = self._snapshot
+        if s.pending is not None:
+            raise RoundError(
+                f"agent {self.vertex}: round {s.pending.round} is not combined yet, cannot begin "
+                f"round {round}"
+            )
+        if not round > s.round:
+            raise RoundError(
+                f"agent {self.vertex}: parameters are of round {s.round}, got round {round}"
+            )
+        try:
+            trained, statistics = self.layout.flatten(arrays)
+        except PayloadError as error:
+            raise PayloadError(f"round {round}, agent {self.vertex}: {error}") from None
+        pending = Pending(round, trained, statistics)
+        self._snapshot = Snapshot(
+            s.round, s.state, s.statistics, self.layout.local(arrays), pending
+        )
+        self._arrived = {}
+        self._measured = None
+        return self.payload()
+
+    def payload(self) -> Payload:
+        """The payload of the pending round; the same each time it is asked for."""
+        pending = self._require_pending()
+        outgoing = self.algorithm.outgoing(self._state(pending), pending.trained)
+        payload = {name: outgoing[name] for name in self.algorithm.vectors}
+        if self.layout.statistics_size:
+            payload[STATISTICS_VECTOR] = pending.statistics
+        return payload
+
+    def offer(self, sender: int, round: int, payload: Payload) -> None:
+        """Accept a neighbor's payload of the pending round.
+
+        Raises PayloadError if the sender is no neighbor, has been heard already, or its
+        payload is of another round or has other vectors.
+        """
+        who = f"round {round}, neighbor {sender}"
+        pending = self._require_pending()
+        if sender == self.vertex or sender not in self.weights:
+            raise PayloadError(f"{who}: not a neighbor of agent {self.vertex}")
+        if round != pending.round:
+            raise PayloadError(f"{who}: agent {self.vertex} is in round {pending.round}")
+        if sender in self._arrived:
+            raise PayloadError(f"{who}: a payload of this round has been accepted already")
+        _check_payload(who, payload, self.vectors)
+        self._arrived[sender] = payload
+
+    def combine(self, use: Collection[int] | None = None) -> tuple[int, ...]:
+        """End the pending round with the payloads that have arrived.
+
+        use: if given, only these neighbors' payloads count (edges that both ends could
+        use). A missing neighbor's weight returns to the agent's own payload. Returns
+        the vertices of the missing neighbors.
+        """
+        pending = self._require_pending()
+        s = self._snapshot
+        used = {j: p for j, p in self._arrived.items() if use is None or j in use}
+        missing = tuple(j for j in self.neighbors if j not in used)
+        weights = {j: w for j, w in self.weights.items() if j not in missing}
+        # Summed in vertex order, whatever arrived first.
+        weights[self.vertex] += sum(self.weights[j] for j in missing)
+        before = self._state(pending)
+        state = mixing.combine(self.algorithm, before, pending.trained, self.vertex, weights, used)
+        statistics = s.statistics
+        if self.layout.statistics_size:
+            vectors = {j: p[STATISTICS_VECTOR] for j, p in used.items()}
+            vectors[self.vertex] = pending.statistics
+            statistics = mixing.weighted_sum(mixing.convex(weights), vectors)
+        self._snapshot = Snapshot(pending.round, state, statistics, s.local)
+        self._arrived = {}
+        self._measured = None
+        return missing
+
+    @classmethod
+    def rejoin(
+        cls,
+        vertex: int,
+        algorithm: Algorithm,
+        weights: Mapping[int, float],
+        layout: Layout,
+        local: NDArrays,
+        round: int,
+        payloads: Mapping[int, Payload],
+    ) -> Node:
+        """Node of an agent that has lost its state: its neighbors' average, zero momentum.
+
+        The average is weighted as the mixing matrix weights them. round: the round of
+        the payloads. Raises RoundError if there is no payload to begin from, PayloadError
+        if one is not of a neighbor or holds other vectors.
+        """
+        for j, payload in payloads.items():
+            who = f"round {round}, neighbor {j}"
+            if j == vertex or j not in weights:
+                raise PayloadError(f"{who}: not a neighbor of agent {vertex}")
+            _check_payload(who, payload, cls.vectors_of(algorithm, layout))
+        total = sum(abs(weights[j]) for j in payloads)
+        if not total > 0.0:
+            raise RoundError(
+                f"round {round}, agent {vertex}: state is lost and no neighbor's payload is here "
+                "to rejoin from"
+            )
+        shares = {j: abs(weights[j]) / total for j in payloads}
+
+        def average(name: str) -> NDArray[Any]:
+            return mixing.weighted_sum(shares, {j: p[name] for j, p in payloads.items()})
+
+        parameters = average(algorithm.vectors[0])
+        statistics = layout.empty_statistics()
+        if layout.statistics_size:
+            statistics = average(STATISTICS_VECTOR)
+        snapshot = Snapshot(round, algorithm.start(parameters), statistics, local)
+        return cls(vertex, algorithm, weights, layout, snapshot)
+
+    def _state(self, pending: Pending) -> State:
+        """The state with what the rule measures in the pending round; taken once."""
+        if self._measured is None:
+            self._measured = measured(self.algorithm, self._snapshot.state, pending.trained)
+        return self._measured
+
+    def _require_pending(self) -> Pending:
+        if self._snapshot.pending is None:
+            raise RoundError(f"agent {self.vertex}: no round is pending; call adapt first")
+        return self._snapshot.pending
+
+
+def parameter_vectors(layout: Layout) -> tuple[VectorSpec, ...]:
+    """Vectors that hold a whole model, as opposed to a rule's payload."""
+    return _specs(("parameters",), layout)
+
+
+@lru_cache(maxsize=64)
+def _specs(names: tuple[str, ...], layout: Layout) -> tuple[VectorSpec, ...]:
+    specs = [VectorSpec(name, layout.dtype.name, layout.size) for name in names]
+    if layout.statistics_size:
+        dtype = layout.statistics_dtype.name
+        specs.append(VectorSpec(STATISTICS_VECTOR, dtype, layout.statistics_size))
+    return tuple(specs)
+
+
+def _check_payload(who: str, payload: Payload, expected: tuple[VectorSpec, ...]) -> None:
+    found = tuple(VectorSpec(k, dtype_name(v.dtype), v.size) for k, v in payload.items())
+    if found != expected or any(v.ndim != 1 for v in payload.values()):
+        shapes = [f"{k} {v.dtype.name}{list(v.shape)}" for k, v in payload.items()]
+        wanted = [f"{e.name} {e.dtype}[{e.size}]" for e in expected]
+        raise PayloadError(
+            f"{who}: payload holds {shapes}, expected {wanted}; all agents must run the same "
+            "model and algorithm"
+        )

@@ -1,0 +1,1 @@
+"""Pictures of graphs, of runs and of comparisons."""

@@ -1,0 +1,1 @@
+"""What one device runs: its settings, its app, its checkpoints, its round loop."""

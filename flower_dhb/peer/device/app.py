@@ -1,0 +1,254 @@
+"""The app's own ClientApp as one agent: messages in, payloads out, state kept in the process.
+
+The messages have the form of the relay's, so the mod and the app cannot tell the
+difference. All numerical work is theirs; this only words the questions.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import xxhash
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from numpy.typing import NDArray
+
+from flower_dhb.agent import codec
+from flower_dhb.agent.codec import VectorSpec
+from flower_dhb.agent.node import STATISTICS_VECTOR, Node, Snapshot
+from flower_dhb.algorithms import Algorithm
+from flower_dhb.errors import StateError
+from flower_dhb.flower.arrays import array_record, start_frame
+from flower_dhb.flower.mod import decentralize
+from flower_dhb.flower.records import Answer, Ask, Instruction
+from flower_dhb.flower.store import open_store
+from flower_dhb.peer.device.flwr_adapter import (
+    frame_view,
+    make_context,
+    make_message,
+    take_identity,
+)
+from flower_dhb.peer.wire.frames import Bytes
+from flower_dhb.types import Layout, NDArrays
+
+__all__ = ["Agent", "Outcome"]
+
+_PROTOCOL_RECORDS = "flower_dhb."
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a question.
+
+    frame: the payload to share, if there is one. failure: why there is none, empty if all
+    went well. refused: payloads that the agent did not accept. metrics: the app's own.
+    """
+
+    frame: bytes | None = None
+    failure: str = ""
+    rejoined: bool = False
+    refused: tuple[str, ...] = ()
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Agent:
+    """One vertex's ClientApp with its Context, which stays in the process.
+
+    arrays: the initial arrays that all agents share. train_config, evaluate_config: what the
+    app finds in its messages' `config`. Calls are made from one thread.
+    """
+
+    def __init__(
+        self,
+        app: ClientApp,
+        *,
+        vertex: int,
+        run: str,
+        algorithm: Algorithm,
+        weights: Mapping[int, float],
+        arrays: NDArrays,
+        node_config: Mapping[str, Any],
+        run_config: Mapping[str, Any],
+        train_config: Mapping[str, Any] | None = None,
+        evaluate_config: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.vertex, self.run, self.algorithm = vertex, run, algorithm
+        self.layout = Layout.of(arrays)
+        self.vectors: tuple[VectorSpec, ...] = Node.vectors_of(algorithm, self.layout)
+        self._app = decentralize(app)  # where the app has the mod itself, that one only passes on
+        self._configs = {"train": train_config or {}, "evaluate": evaluate_config or {}}
+        self._weights = dict(weights)
+        self._local = dict(array_record(self.layout.local(arrays)).items())
+        self._start = start_frame(self.layout, arrays, run)
+        self._node = vertex + 2  # as ids of Flower nodes: none is 0, 1 is the relay
+        run_number = xxhash.xxh3_64_intdigest(run.encode()) >> 1
+        take_identity(run_number, self._node)
+        known = {"partition-id": vertex, **node_config, "vertex": vertex}
+        self._context: Context = make_context(run_number, self._node, known, run_config)
+        self.round = 0
+
+    # --- questions --------------------------------------------------------------------
+
+    def train(self, round: int) -> Outcome:
+        """Train from the combined parameters; the payload to share is in the outcome."""
+        answer = self._ask("train", round, state_round=self.round)
+        if not answer.failure and answer.payload is None:
+            raise StateError(f"round {round}, agent {self.vertex}: the app answered no payload")
+        return _outcome(answer)
+
+    def combine(self, round: int, payloads: Mapping[int, Bytes], *, evaluate: bool) -> Outcome:
+        """End a round with the payloads that count; evaluate the app's model if asked to."""
+        answer = self._ask(
+            "evaluate" if evaluate else "report", round, state_round=round, payloads=payloads
+        )
+        if answer.state_round != round:
+            raise StateError(
+                f"round {round}, agent {self.vertex}: could not combine: {answer.failure}"
+            )
+        self.round = round
+        return _outcome(answer)
+
+    def rejoin(self, newest: Mapping[int, tuple[int, Bytes]], *, evaluate: bool) -> Outcome:
+        """Begin again from the neighbors' average, with zero momentum."""
+        for key in [k for k in self._context.state if k.startswith(_PROTOCOL_RECORDS)]:
+            del self._context.state[key]
+        newest_round = max(k for k, _ in newest.values())
+        ask: Ask = "evaluate" if evaluate else "report"
+        answer = self._ask(ask, newest_round, state_round=newest_round, newest=newest)
+        if not answer.rejoined:
+            raise StateError(f"agent {self.vertex}: could not rejoin: {answer.failure}")
+        self.round = answer.state_round
+        return _outcome(answer)
+
+    def early(self, round: int) -> bytes | None:
+        """The payload of a round before training, where the rule knows it by then."""
+        if not self.algorithm.shares_before_training or self.layout.statistics_size:
+            return None
+        state = self.snapshot().state
+        outgoing = self.algorithm.outgoing(state, state.parameters)
+        payload = {name: outgoing[name] for name in self.algorithm.vectors}
+        return codec.encode(payload, run=self.run, round=round, vertex=self.vertex)
+
+    # --- state ------------------------------------------------------------------------
+
+    def snapshot(self) -> Snapshot:
+        """The agent's state as the mod stored it; the start before the first round."""
+        found = open_store(self._context, self.run, self.vertex).load(self.algorithm, self.layout)
+        if found is not None:
+            return found
+        vectors = codec.decode(self._start.data, codec.read_header(self._start.data))
+        state = self.algorithm.start(vectors["parameters"])
+        statistics = vectors.get(STATISTICS_VECTOR, self.layout.empty_statistics())
+        return Snapshot(0, state, statistics, {})
+
+    def save(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """Everything in the context's state, the app's own records included."""
+        return _to_plain(self._context.state)
+
+    def load(
+        self, round: int, arrays: Mapping[str, NDArray[Any]], document: Mapping[str, Any]
+    ) -> None:
+        """Inverse of `save`."""
+        self._context.state = _from_plain(arrays, document)
+        self.round = round
+
+    # --- wording ----------------------------------------------------------------------
+
+    def _ask(
+        self,
+        ask: Ask,
+        round: int,
+        *,
+        state_round: int,
+        payloads: Mapping[int, Bytes] | None = None,
+        newest: Mapping[int, tuple[int, Bytes]] | None = None,
+    ) -> Answer:
+        instruction = Instruction(
+            ask=ask,
+            run=self.run,
+            round=round,
+            vertex=self.vertex,
+            state_round=state_round,
+            weights=self._weights,
+            algorithm=self.algorithm,
+            layout=self.layout,
+            payloads={j: frame_view(f) for j, f in (payloads or {}).items()},
+            rejoin={j: (k, frame_view(f)) for j, (k, f) in (newest or {}).items()},
+            start=self._start if state_round == 0 else None,
+            local=self._local,
+        )
+        kind = "evaluate" if ask == "evaluate" else "train"
+        config = ConfigRecord({**self._configs[kind], "server-round": round})
+        content = instruction.to_records(config)
+        message = make_message(content, kind, round, self._node)
+        reply: Message = self._app(message, self._context)
+        if reply.has_error():
+            raise StateError(f"round {round}, agent {self.vertex}: {reply.error.reason}")
+        answer = Answer.from_records(reply.content)
+        if answer is None:
+            raise StateError(
+                f"round {round}, agent {self.vertex}: the ClientApp did not answer as an agent"
+            )
+        return answer
+
+
+def _outcome(answer: Answer) -> Outcome:
+    return Outcome(
+        answer.payload.data if answer.payload is not None else None,
+        answer.failure,
+        answer.rejoined,
+        answer.refused,
+        answer.app_metrics,
+    )
+
+
+def _to_plain(records: RecordDict) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    arrays: dict[str, NDArray[Any]] = {}
+    document: dict[str, Any] = {}
+    for key, record in records.items():
+        if isinstance(record, ArrayRecord):
+            about = []
+            for name, array in record.items():
+                arrays[f"{key}/{name}"] = np.frombuffer(array.data, np.uint8)
+                about.append([name, array.dtype, list(array.shape), array.stype])
+            document[key] = {"arrays": about}
+        elif isinstance(record, MetricRecord):
+            document[key] = {"metrics": dict(record.items())}
+        else:
+            document[key] = {"config": {k: _to_json(v) for k, v in record.items()}}
+    return arrays, document
+
+
+def _from_plain(arrays: Mapping[str, NDArray[Any]], document: Mapping[str, Any]) -> RecordDict:
+    records = RecordDict()
+    for key, about in document.items():
+        if "arrays" in about:
+            record = ArrayRecord()
+            for name, dtype, shape, stype in about["arrays"]:
+                record[name] = Array(dtype, tuple(shape), stype, arrays[f"{key}/{name}"].tobytes())
+            records[key] = record
+        elif "metrics" in about:
+            records[key] = MetricRecord(about["metrics"])
+        else:
+            records[key] = ConfigRecord({k: _from_json(v) for k, v in about["config"].items()})
+    return records
+
+
+def _to_json(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return {"bytes": base64.b64encode(value).decode()}
+    if isinstance(value, list):
+        return [_to_json(v) for v in value]
+    return value
+
+
+def _from_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return base64.b64decode(value["bytes"])
+    if isinstance(value, list):
+        return [_from_json(v) for v in value]
+    return value

@@ -1,0 +1,216 @@
+"""One device's configuration: `peer.toml` to a frozen dataclass; bad values are refused here."""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from flower_dhb.algorithms import Algorithm, algorithm_from_config, check_relayed
+from flower_dhb.errors import ConfigError, unknown
+from flower_dhb.files import read_toml
+from flower_dhb.peer.protocol.exchange import Timing
+from flower_dhb.peer.wire.identity import Identity
+from flower_dhb.peer.wire.tls import TlsFiles
+from flower_dhb.peer.wire.transport import Limits
+
+__all__ = ["PeerSettings", "check_loopback"]
+
+T = TypeVar("T")
+
+_TEXTS = ("mesh", "run", "graph", "app", "client-app", "start", "state-dir", "listen")
+_INTEGERS = {  # and the least that each can be
+    "vertex": 0,
+    "rounds": 1,
+    "checkpoint_every": 1,
+    "away_rounds": 1,
+    "evaluate_every": 0,
+    "metrics_port": 0,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeerSettings:
+    """Everything that one peer knows of the mesh: itself and its neighbors.
+
+    weights: mixing weight by vertex, its own and its neighbors'. dial: addresses of the
+    neighbors that it dials; the others dial `listen`. graph: digest of topology and
+    weights. start: file of the initial arrays. node_config, run_config: what the app finds
+    in its context. train_config, evaluate_config: what it finds in its messages' `config`.
+    away_rounds: a peer that missed more rounds takes its neighbors' average.
+    checkpoint_every: rounds between two checkpoints. record: `off`, `checksums` or
+    `payloads`. metrics_port: of Prometheus,
+    on loopback.
+    """
+
+    mesh: str
+    run: str
+    vertex: int
+    rounds: int
+    weights: Mapping[int, float]
+    algorithm: Algorithm
+    graph: str
+    app: Path
+    client_app: str
+    start: Path
+    state_dir: Path
+    listen: str | None = None
+    dial: Mapping[int, str] = field(default_factory=dict)
+    tls: TlsFiles | None = None
+    node_config: Mapping[str, Any] = field(default_factory=dict)
+    run_config: Mapping[str, Any] = field(default_factory=dict)
+    train_config: Mapping[str, Any] = field(default_factory=dict)
+    evaluate_config: Mapping[str, Any] = field(default_factory=dict)
+    timing: Timing = field(default_factory=Timing)
+    limits: Limits = field(default_factory=Limits)
+    evaluate_every: int = 1
+    checkpoint_every: int = 1
+    away_rounds: int = 10
+    start_timeout_s: float = 120.0
+    linger_s: float = 10.0
+    record: str = "off"
+    metrics_port: int = 0
+    log: str = "text"
+
+    def __post_init__(self) -> None:
+        neighbors = set(self.weights) - {self.vertex}
+        if self.vertex not in self.weights or not neighbors:
+            raise ConfigError(f"vertex {self.vertex}: needs its own weight and one neighbor")
+        if not set(self.dial) <= neighbors:
+            raise ConfigError(
+                f"vertex {self.vertex}: dials {sorted(self.dial)}, its neighbors are "
+                f"{sorted(neighbors)}"
+            )
+        if self.listen is None and set(self.dial) != neighbors:
+            raise ConfigError(
+                f"vertex {self.vertex}: neighbors {sorted(neighbors - set(self.dial))} dial it, "
+                "but it has no 'listen' address"
+            )
+        for name, least in _INTEGERS.items():
+            value = getattr(self, name)
+            if type(value) is not int or value < least:
+                raise ConfigError(f"{name} must be an integer of at least {least}, got {value!r}")
+        for name in ("start_timeout_s", "linger_s"):
+            value = getattr(self, name)
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not (number and 0.0 <= value < math.inf):
+                raise ConfigError(f"{name} must be seconds, 0 or more, got {value!r}")
+        if self.record not in ("off", "checksums", "payloads"):
+            raise ConfigError(unknown("record", self.record, ("off", "checksums", "payloads")))
+        if self.log not in ("text", "json"):
+            raise ConfigError(unknown("log", self.log, ("text", "json")))
+        for table in ("node_config", "train_config", "evaluate_config"):
+            _check_values(table.replace("_", "-"), getattr(self, table))
+        _check_node_config(self.node_config, self.vertex)
+        if self.tls is None:
+            for address in [*([self.listen] if self.listen else []), *self.dial.values()]:
+                check_loopback(address)
+
+    @property
+    def neighbors(self) -> tuple[int, ...]:
+        """Vertices that it exchanges payloads with, ascending."""
+        return tuple(sorted(set(self.weights) - {self.vertex}))
+
+    @classmethod
+    def load(cls, path: str | Path) -> PeerSettings:
+        """Read a `peer.toml`. Raises ConfigError that names the file and the key."""
+        path = Path(path)
+        document = read_toml(path, "'flower-dhb mesh create' writes it")
+        try:
+            return cls._of(document, path.resolve().parent)
+        except KeyError as error:
+            raise ConfigError(f"{path}: lacks {error}") from None
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{path}: {error}") from None
+
+    @classmethod
+    def _of(cls, document: dict[str, Any], home: Path) -> PeerSettings:
+        values = dict(document)
+        vertex, mesh = values["vertex"], values["mesh"]
+        neighbors = values.pop("neighbors")
+        weights = {n["vertex"]: float(n["weight"]) for n in neighbors}
+        weights[vertex] = float(values.pop("own-weight"))
+        tls, plaintext = values.pop("tls", None), values.pop("plaintext", False)
+        if (tls is None) != (plaintext is True):
+            raise ConfigError(
+                "needs a [tls] table, or 'plaintext = true' on loopback addresses; not both"
+            )
+        known = {f.name.replace("_", "-") for f in fields(cls)}
+        for key in values:
+            if key not in known:
+                raise ConfigError(unknown("key", key, known))
+        for key in sorted(_REQUIRED - values.keys()):
+            raise KeyError(key)
+        for key in _TEXTS:
+            if not isinstance(values.get(key, ""), str):
+                raise ConfigError(f"{key} must be a text, got {values[key]!r}")
+        for key in ("app", "start", "state-dir"):
+            values[key] = home / values[key]
+        values["timing"] = _table(Timing, "timing", values.get("timing", {}))
+        values["limits"] = _table(Limits, "limits", values.get("limits", {}))
+        values["algorithm"] = algorithm_from_config(values["algorithm"])
+        check_relayed(values["algorithm"])
+        return cls(
+            **{key.replace("-", "_"): value for key, value in values.items()},
+            weights=weights,
+            dial={n["vertex"]: n["address"] for n in neighbors if "address" in n},
+            tls=tls and TlsFiles(Identity(mesh, vertex), **{k: home / f for k, f in tls.items()}),
+        )
+
+
+_REQUIRED = {
+    f.name.replace("_", "-")
+    for f in fields(PeerSettings)
+    if f.default is MISSING and f.default_factory is MISSING and f.name != "weights"
+}
+
+
+def check_loopback(address: str) -> None:
+    """Raise ConfigError unless a plaintext address is a loopback address."""
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        is_loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        is_loopback = host == "localhost"
+    if not is_loopback:
+        raise ConfigError(
+            f"plaintext on {address}: allowed on loopback addresses only; configure [tls]"
+        )
+
+
+def _check_values(table: str, config: object) -> None:
+    if not isinstance(config, Mapping):
+        raise ConfigError(f"{table} must be a table, got {config!r}")
+    for key, value in config.items():
+        if not isinstance(value, bool | int | float | str):
+            raise ConfigError(
+                f"[{table}] {key} must be a number, a text, true or false; got {value!r}"
+            )
+
+
+def _check_node_config(config: Mapping[str, Any], vertex: int) -> None:
+    for key, value in config.items():
+        if key == "state-dir":
+            raise ConfigError(
+                "[node-config] state-dir is for Flower's SuperNodes; a peer keeps its state where "
+                "the key 'state-dir' at the top says"
+            )
+        if key in ("vertex", "partition-id") and value != vertex:
+            raise ConfigError(f"[node-config] {key} is {value!r}, this is vertex {vertex}")
+
+
+def _table(kind: type[T], name: str, table: Mapping[str, Any]) -> T:
+    known = {f.name.replace("_", "-"): f.type for f in fields(kind)}  # type: ignore[arg-type]
+    settings: dict[str, Any] = {}
+    for key, value in table.items():
+        if key not in known:
+            raise ConfigError(unknown(f"key of [{name}]", key, known))
+        pair = isinstance(value, list) and len(value) == 2
+        for number in value if pair else [value]:
+            if isinstance(number, bool) or not isinstance(number, int | float) or not number > 0:
+                raise ConfigError(f"[{name}] {key} must be above 0, got {value!r}")
+        settings[key.replace("-", "_")] = tuple(value) if pair else float(value)
+    return kind(**settings)

@@ -1,0 +1,1 @@
+"""What the operator of a mesh makes and asks: files, certificates, the fleet."""

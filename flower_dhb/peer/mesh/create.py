@@ -1,0 +1,373 @@
+"""Everything that a fleet needs, written once: configurations, keys, certificates, start."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import secrets
+import shutil
+import socket
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tomli_w
+import xxhash
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from flower_dhb.errors import ConfigError
+from flower_dhb.files import read_toml, write_durably
+from flower_dhb.peer.device.settings import check_loopback
+from flower_dhb.peer.mesh.certificates import Authority, write_private
+from flower_dhb.peer.wire.identity import OPERATOR
+from flower_dhb.runs.config import RunConfig
+from flower_dhb.topology.graph import Topology
+from flower_dhb.types import NDArrays
+
+__all__ = [
+    "Host",
+    "MeshPlan",
+    "check_empty",
+    "create_mesh",
+    "dialing_ends",
+    "local_hosts",
+    "n_agents",
+    "read_hosts",
+    "renew",
+]
+
+_PORTS = range(20000, 32000)  # below the ports that systems hand out to outgoing connections
+
+
+@dataclass(frozen=True)
+class Host:
+    """Where one vertex runs.
+
+    address: where neighbors reach it, None behind NAT. listen: what it binds. app: directory
+    of the app on that device. node_config: what the app finds there, such as where the
+    data lie.
+    """
+
+    vertex: int
+    address: str | None = None
+    listen: str | None = None
+    app: str | None = None
+    node_config: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def listens_on(self) -> str | None:
+        """Address to bind: all interfaces with the port of `address`, if not said."""
+        if self.address is None or self.listen is not None:
+            return self.listen
+        host, _, port = self.address.rpartition(":")
+        if host in ("127.0.0.1", "[::1]", "localhost"):
+            return self.address
+        return f"[::]:{port}" if host.startswith("[") else f"0.0.0.0:{port}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeshPlan:
+    """What `mesh create` was asked for."""
+
+    app: Path
+    out: Path
+    hosts: list[Host]
+    overrides: Mapping[str, Any]
+    start: str | None = None
+    days: int = 365
+    plaintext: bool = False
+    peer: Mapping[str, Any] | None = None
+
+
+def read_hosts(path: Path) -> list[Host]:
+    """Hosts from a TOML file with one `[[hosts]]` table per vertex. Raises ConfigError."""
+    document = read_toml(path, "expected [[hosts]] tables with vertex and address")
+    try:
+        tables = document["hosts"]
+        hosts = [Host(**{k.replace("-", "_"): v for k, v in table.items()}) for table in tables]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{path}: expected [[hosts]] tables with vertex, address, listen, app and node-config: "
+            f"{error}"
+        ) from None
+    return hosts
+
+
+def local_hosts(n: int) -> list[Host]:
+    """All vertices on this machine, on free loopback ports."""
+    hosts: list[Host] = []
+    sockets: list[socket.socket] = []
+    try:
+        order = np.random.default_rng().permutation(np.array(_PORTS))
+        for port in map(int, order):
+            if len(hosts) == n:
+                return hosts
+            probe = socket.socket()
+            sockets.append(probe)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            hosts.append(Host(len(hosts), f"127.0.0.1:{port}"))
+    finally:
+        for probe in sockets:
+            probe.close()
+    raise ConfigError(f"no {n} free ports on the loopback interface")
+
+
+def dialing_ends(topology: Topology, hosts: Mapping[int, Host]) -> dict[tuple[int, int], int]:
+    """Which end of each edge dials: the one whose neighbor can be reached.
+
+    Where both can be reached the work is shared out evenly. Raises ConfigError for an
+    edge of which neither end can be reached.
+    """
+    ends: dict[tuple[int, int], int] = {}
+    for a, b in topology.edges:
+        reachable = [v for v in (a, b) if hosts[v].address is not None]
+        if not reachable:
+            raise ConfigError(
+                f"edge {a}-{b}: neither end has an address, so nobody can dial; give one of them "
+                "an address, or choose a topology without this edge"
+            )
+        if len(reachable) == 1:
+            ends[a, b] = b if reachable[0] == a else a
+        else:
+            ends[a, b] = a if (a + b) % 2 else b
+    return ends
+
+
+def create_mesh(plan: MeshPlan) -> list[Path]:
+    """Write the mesh. Returns each device's `peer.toml`, by vertex. Raises ConfigError."""
+    document = _app_document(plan.app)
+    values = {**_flat(document.get("config", {})), **plan.overrides}
+    config = RunConfig.of(values)
+    topology = config.topology
+    hosts = {host.vertex: host for host in plan.hosts}
+    if sorted(hosts) != list(range(topology.n_agents)) or len(hosts) != len(plan.hosts):
+        raise ConfigError(
+            f"hosts are of vertices {sorted(h.vertex for h in plan.hosts)}, the topology "
+            f"'{topology.name}' has vertices 0 … {topology.n_agents - 1}, each once"
+        )
+    if plan.plaintext:
+        for host in plan.hosts:
+            check_loopback(host.listens_on or "127.0.0.1:0")
+    ends = dialing_ends(topology, hosts)
+    arrays = _start_arrays(plan, values, document["start"])
+    mesh = secrets.token_hex(4)
+    authority = None if plan.plaintext else Authority.create(mesh, plan.days)
+
+    plan.out.mkdir(parents=True, exist_ok=True)
+    save_file(arrays, plan.out / "start.safetensors")
+    paths = []
+    for vertex in range(topology.n_agents):
+        home = plan.out / f"vertex-{vertex}"
+        home.mkdir(mode=0o700)
+        shutil.copyfile(plan.out / "start.safetensors", home / "start.safetensors")
+        settings = _peer_document(plan, config, values, hosts, ends, vertex, mesh, document)
+        if authority is not None:
+            _issue(authority, home, vertex, plan.days)
+        path = home / "peer.toml"
+        write_durably(path, tomli_w.dumps(settings).encode())
+        paths.append(path)
+    _write_overview(plan, config, hosts, ends, mesh)
+    if authority is not None:
+        (plan.out / "authority").mkdir(mode=0o700)
+        authority.save(plan.out / "authority")
+        (plan.out / "operator").mkdir(mode=0o700)
+        _issue(authority, plan.out / "operator", OPERATOR, plan.days)
+    return paths
+
+
+def n_agents(app: Path, overrides: Mapping[str, Any]) -> int:
+    """Number of vertices of the topology that the app's run config names."""
+    values = {**_flat(_app_document(app).get("config", {})), **overrides}
+    return RunConfig.of(values).topology.n_agents
+
+
+def renew(out: Path, vertex: int, days: int) -> None:
+    """New key and certificate for one vertex, or the operator. Raises ConfigError."""
+    home = out / ("operator" if vertex == OPERATOR else f"vertex-{vertex}")
+    if not home.is_dir():
+        raise ConfigError(f"{out}: has no {home.name}; is it what 'mesh create' wrote?")
+    _issue(Authority.load(out / "authority"), home, vertex, days)
+
+
+def _issue(authority: Authority, home: Path, vertex: int, days: int) -> None:
+    key, certificate = authority.issue(vertex, days)
+    write_private(home / "key.pem", key)
+    for name, data in (("certificate.pem", certificate), ("authority.pem", authority.pem)):
+        write_durably(home / name, data)
+
+
+def _peer_document(
+    plan: MeshPlan,
+    config: RunConfig,
+    values: Mapping[str, Any],
+    hosts: Mapping[int, Host],
+    ends: Mapping[tuple[int, int], int],
+    vertex: int,
+    mesh: str,
+    app: Mapping[str, Any],
+) -> dict[str, Any]:
+    topology, row = config.topology, config.topology.row(vertex)
+    neighbors: list[dict[str, Any]] = []
+    listens = False
+    for j in topology.neighbors(vertex):
+        neighbor: dict[str, Any] = {"vertex": j, "weight": float(row[j])}
+        if ends[min(vertex, j), max(vertex, j)] == vertex:
+            neighbor["address"] = hosts[j].address
+        else:
+            listens = True
+        neighbors.append(neighbor)
+    host = hosts[vertex]
+    document: dict[str, Any] = {
+        "mesh": mesh,
+        "run": f"{config.name}-{mesh}",
+        "vertex": vertex,
+        "rounds": config.rounds,
+        "evaluate-every": config.evaluate_every,
+        "own-weight": float(row[vertex]),
+        "neighbors": neighbors,
+        "graph": _digest(topology),
+        "app": host.app or str(plan.app.resolve()),
+        "client-app": app["components"]["clientapp"],
+        "start": "start.safetensors",
+        "state-dir": "state",
+        "algorithm": config.algorithm.to_config(),
+        "timing": {"ceiling-s": config.round_timeout_s or 3600.0},
+        "node-config": {
+            "partition-id": vertex,
+            "num-partitions": topology.n_agents,
+            **host.node_config,
+        },
+        "run-config": dict(values),
+        **app["tables"],
+    }
+    for key, value in (plan.peer or {}).items():
+        table = isinstance(value, Mapping) and isinstance(document.get(key), Mapping)
+        document[key] = {**document[key], **value} if table else value
+    if listens or host.listens_on is not None:
+        document["listen"] = host.listens_on
+    if plan.plaintext:
+        document["plaintext"] = True
+    else:
+        files = {"key": "key.pem", "certificate": "certificate.pem", "authority": "authority.pem"}
+        document["tls"] = files
+    return document
+
+
+def _write_overview(
+    plan: MeshPlan,
+    config: RunConfig,
+    hosts: Mapping[int, Host],
+    ends: Mapping[tuple[int, int], int],
+    mesh: str,
+) -> None:
+    overview = {
+        "mesh": mesh,
+        "run": f"{config.name}-{mesh}",
+        "topology": config.topology.name,
+        "plaintext": plan.plaintext,
+        "edges": [{"between": list(edge), "dials": end} for edge, end in sorted(ends.items())],
+        "hosts": [
+            {"vertex": v, **({"address": h.address} if h.address else {})}
+            for v, h in sorted(hosts.items())
+        ],
+        "weights": [[float(w) for w in row] for row in config.topology.mixing_matrix],
+        "algorithm": config.algorithm.to_config(),
+    }
+    write_durably(plan.out / "mesh.toml", tomli_w.dumps(overview).encode())
+
+
+def _digest(topology: Topology) -> str:
+    return xxhash.xxh3_64_hexdigest(np.ascontiguousarray(topology.mixing_matrix).tobytes())
+
+
+def _app_document(app: Path) -> dict[str, Any]:
+    path = app / "pyproject.toml"
+    tree = read_toml(path, "--app is a Flower App's directory")
+    try:
+        tool = tree["tool"]
+        document = dict(tool["flwr"]["app"])
+        if "clientapp" not in document["components"]:
+            raise KeyError("clientapp")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path}: is not a Flower App's: {error}") from None
+    own = tool.get("flower-dhb", {})
+    document["start"] = own.get("start")
+    document["tables"] = {k: own[k] for k in ("train-config", "evaluate-config") if k in own}
+    return document
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as Flower hands them to apps: one level, keys joined by dots."""
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _start_arrays(plan: MeshPlan, values: Mapping[str, Any], default: str | None) -> NDArrays:
+    """Initial arrays: a .safetensors file, or what `module:function` makes of the run config."""
+    reference = plan.start or default
+    if reference is None:
+        raise ConfigError(
+            "no initial arrays: give --start FILE.safetensors or --start module:function, or "
+            'set [tool.flower-dhb] start = "module:function" in the app\'s pyproject.toml'
+        )
+    if str(reference).endswith(".safetensors"):
+        try:
+            return dict(load_file(reference))
+        except Exception as error:  # OSError, or one of safetensors' own
+            raise ConfigError(f"{reference}: no readable initial arrays: {error}") from None
+    module, _, name = str(reference).partition(":")
+    path = str(plan.app.resolve())
+    if path not in sys.path:
+        sys.path.insert(0, path)
+    try:
+        maker = getattr(importlib.import_module(module), name)
+        made = maker(values) if _takes_values(maker) else maker()
+        if hasattr(made, "state_dict"):
+            made = made.state_dict()
+        return {str(key): _numpy(value) for key, value in made.items()}
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"start '{reference}': {type(error).__name__}: {error}; expected a function of the "
+            "run config, or of nothing, that returns arrays by name or a model with a state_dict"
+        ) from error
+
+
+def _takes_values(maker: Any) -> bool:
+    """Whether a function wants the run config; the class of a model does not."""
+    if isinstance(maker, type):
+        return False
+    try:
+        inspect.signature(maker).bind({})
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _numpy(value: Any) -> NDArray[Any]:
+    """A NumPy array from one of NumPy, torch or Flower."""
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+    return np.asarray(value.numpy() if hasattr(value, "numpy") else value, order="C")
+
+
+def check_empty(out: Path, *, force: bool) -> None:
+    """Refuse to write a mesh over another. Raises ConfigError."""
+    if not out.exists():
+        return
+    if not force and any(out.iterdir()):
+        raise ConfigError(f"{out}: is not empty; --force replaces the mesh in it, keys and state")
+    if not (out / "mesh.toml").exists() and any(out.iterdir()):
+        raise ConfigError(f"{out}: holds something else than a mesh; choose another directory")
+    shutil.rmtree(out)

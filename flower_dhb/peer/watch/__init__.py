@@ -1,0 +1,1 @@
+"""What a peer tells and records of itself, and the check of its records."""

@@ -1,0 +1,217 @@
+"""Compute a recorded run again, and say whether every peer did what the law says.
+
+Needs what the flight recorder wrote with `record = "payloads"`, of all peers or of some.
+Each round of each peer is one check by itself, from recorded payloads and the recorded
+state before; so the first wrong step of a peer is named, and its later ones do not hide
+behind it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+from flower_dhb.agent import mixing
+from flower_dhb.algorithms import Algorithm, algorithm_from_config
+from flower_dhb.errors import ConfigError
+from flower_dhb.peer.watch.recorder import fingerprint
+from flower_dhb.types import State
+
+__all__ = ["Finding", "Record", "Replay", "of_mesh", "read_record"]
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that a peer did and the law does not say."""
+
+    vertex: int
+    round: int
+    text: str
+
+    def __str__(self) -> str:
+        return f"vertex {self.vertex}, round {self.round}: {self.text}"
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one peer wrote down: a line a round, and the files beside it."""
+
+    vertex: int
+    lines: Mapping[int, Mapping[str, Any]]
+    directory: Path
+
+    def arrays(self, k: int, what: str) -> dict[str, NDArray[Any]] | None:
+        """Vectors of a round, None if the recorder kept checksums only."""
+        path = self.directory / f"round-{k}-{what}.safetensors"
+        return dict(load_file(path)) if path.exists() else None
+
+
+def read_record(directory: Path, vertex: int) -> Record:
+    """One peer's record. Raises ConfigError if there is none."""
+    path = directory / "record.jsonl"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f'{path}: {error.strerror}; set record = "payloads" in the device\'s peer.toml'
+        ) from None
+    lines: dict[int, Mapping[str, Any]] = {}
+    for line in text.splitlines():
+        try:
+            document = json.loads(line)
+            lines[int(document["round"])] = document
+        except (ValueError, KeyError, TypeError):
+            continue  # cut off by a crash; the round was done again
+    return Record(vertex, lines, directory)
+
+
+class Replay:
+    """All checks on the records of a mesh.
+
+    mixing_matrix: (n, n) float64, as the mesh file has it.
+    """
+
+    def __init__(
+        self,
+        records: Mapping[int, Record],
+        mixing_matrix: NDArray[np.float64],
+        algorithm: Algorithm,
+    ) -> None:
+        self._records, self._matrix, self._algorithm = records, mixing_matrix, algorithm
+        self.rounds_checked = 0
+        self.rounds_computed = 0
+
+    def findings(self) -> Iterator[Finding]:
+        """What is not as the law says, by vertex and round."""
+        for vertex, record in sorted(self._records.items()):
+            before: str | None = None
+            last: State | None = None
+            for k, line in sorted(record.lines.items()):
+                if not line.get("rejoined"):
+                    self.rounds_checked += 1
+                    yield from self._check_chain(vertex, k, line, before)
+                    yield from self._check_edges(vertex, k, line)
+                    yield from self._check_memory(record, k, line, last)
+                    yield from self._compute(record, k, line)
+                before, last = line.get("to"), _combined(record, k)
+
+    def _check_chain(
+        self, vertex: int, k: int, line: Mapping[str, Any], before: str | None
+    ) -> Iterator[Finding]:
+        if before is not None and line["from"] != before:
+            yield Finding(vertex, k, "did not begin from the parameters of its round before")
+
+    def _check_edges(self, vertex: int, k: int, line: Mapping[str, Any]) -> Iterator[Finding]:
+        for name, received in line["received"].items():
+            j = int(name)
+            if self._matrix[vertex, j] == 0.0 or j == vertex:
+                yield Finding(vertex, k, f"used a payload of {j}, which is no neighbor")
+            other = self._records.get(j)
+            if other is None:
+                continue
+            theirs = other.lines.get(k)
+            if theirs is None or theirs.get("rejoined"):
+                yield Finding(vertex, k, f"used a payload of {j}, which has no record of it")
+                continue
+            if theirs["sent"] != received:
+                yield Finding(
+                    vertex, k, f"used payload {received} of {j}, which sent {theirs['sent']}"
+                )
+            if str(vertex) not in theirs["received"]:
+                yield Finding(vertex, k, f"counted the edge to {j}, which did not (one-sided)")
+
+    def _check_memory(
+        self, record: Record, k: int, line: Mapping[str, Any], last: State | None
+    ) -> Iterator[Finding]:
+        """What a round began from, as it was recorded: the vectors, not their fingerprints."""
+        shared = record.arrays(k, "shared")
+        if shared is None:
+            return
+        before = _state(shared, "before/")
+        if fingerprint({"x": before.parameters}) != line["from"]:
+            yield Finding(record.vertex, k, "the recorded start is not that of its own record")
+        for name in self._differing(before, last):
+            yield Finding(record.vertex, k, f"did not begin from the '{name}' of its round before")
+
+    def _differing(self, state: State, other: State | None) -> list[str]:
+        """Vectors of the rule's memory that differ between two states."""
+        if other is None:
+            return []
+        return [
+            name
+            for name in self._algorithm.memory
+            if not np.array_equal(state.memory[name], other.memory[name])
+        ]
+
+    def _compute(self, record: Record, k: int, line: Mapping[str, Any]) -> Iterator[Finding]:
+        vertex = record.vertex
+        shared, combined = record.arrays(k, "shared"), record.arrays(k, "combined")
+        if shared is None or combined is None:
+            return
+        before = _state(shared, "before/")
+        trained = shared["trained"]
+        sent = {name: shared[f"sent/{name}"] for name in self._algorithm.vectors}
+        outgoing = self._algorithm.outgoing(before, trained)
+        if any(not np.array_equal(sent[name], outgoing[name]) for name in sent):
+            yield Finding(vertex, k, "sent something else than its rule makes of its training")
+        payloads: dict[int, Arrays] = {}
+        for j in map(int, line["received"]):
+            theirs = self._records[j].arrays(k, "shared") if j in self._records else None
+            if theirs is None:
+                return  # that peer's record is not here: nothing to compute with
+            payloads[j] = {name: theirs[f"sent/{name}"] for name in self._algorithm.vectors}
+        weights = {j: float(self._matrix[vertex, j]) for j in payloads}
+        missing = [
+            j
+            for j in np.flatnonzero(self._matrix[vertex])
+            if int(j) != vertex and int(j) not in payloads
+        ]
+        own = float(self._matrix[vertex, vertex])
+        weights[vertex] = own + sum(float(self._matrix[vertex, j]) for j in missing)
+        state = mixing.combine(self._algorithm, before, trained, vertex, weights, payloads)
+        self.rounds_computed += 1
+        found = _state(combined, "")
+        if not np.array_equal(state.parameters, found.parameters):
+            off = float(np.abs(state.parameters - found.parameters).max())
+            yield Finding(vertex, k, f"combined to other parameters, by up to {off:.3g}")
+        for name in self._differing(state, found):
+            off = float(np.abs(state.memory[name] - found.memory[name]).max())
+            yield Finding(vertex, k, f"combined to another '{name}', by up to {off:.3g}")
+        if fingerprint({"x": found.parameters}) != line["to"]:
+            yield Finding(vertex, k, "the recorded parameters are not those of its own record")
+
+
+def _combined(record: Record, k: int) -> State | None:
+    arrays = record.arrays(k, "combined")
+    return None if arrays is None else _state(arrays, "")
+
+
+def _state(arrays: Arrays, prefix: str) -> State:
+    memory = f"{prefix}memory/"
+    return State(
+        arrays[f"{prefix}parameters"],
+        {k.removeprefix(memory): v for k, v in arrays.items() if k.startswith(memory)},
+    )
+
+
+def of_mesh(document: Mapping[str, Any], directory: Path) -> Replay:
+    """Replay of a mesh whose devices' directories lie beside its `mesh.toml`."""
+    records = {}
+    for host in document["hosts"]:
+        v = host["vertex"]
+        path = directory / f"vertex-{v}" / "state" / "record"
+        if path.exists():
+            records[v] = read_record(path, v)
+    if not records:
+        raise ConfigError(f'{directory}: no records; set record = "payloads" in peer.toml')
+    matrix = np.array(document["weights"], np.float64)
+    return Replay(records, matrix, algorithm_from_config(document["algorithm"]))

@@ -1,0 +1,1 @@
+"""Bytes between neighbors: frames, gRPC streams, mutual TLS."""

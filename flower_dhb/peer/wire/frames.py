@@ -1,0 +1,328 @@
+"""Frames on the wire: chunks out, checked payloads in, in bounded memory."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+
+from flower_dhb.agent import codec
+from flower_dhb.agent.codec import Header, VectorSpec
+from flower_dhb.errors import PayloadError
+from flower_dhb.peer.wire import relay_pb2 as pb
+
+__all__ = [
+    "CHUNK_BYTES",
+    "MESSAGE_LIMIT_BYTES",
+    "VERSION",
+    "Assembler",
+    "Bytes",
+    "Outgoing",
+    "RefusedError",
+    "chunk_frame",
+    "header_of",
+    "parse",
+    "relabel",
+]
+
+VERSION = 1
+# Measured best on loopback, of 64 KiB to 4 MiB (docs/benchmarks.md).
+CHUNK_BYTES = 1024 * 1024
+# A payload up to this size travels inside its header's frame: one message, not two.
+WHOLE_BYTES = 256 * 1024
+_STEP_BYTES = 256 * 1024
+# gRPC refuses larger messages before they are in memory.
+MESSAGE_LIMIT_BYTES = 1024 * 1024 + 64 * 1024
+
+# Beside its vectors, a codec frame has a prefix and a short header.
+_FRAME_OVERHEAD_BYTES = 4096 + 64
+_CHUNK_TAG = 0x1A  # field 3, length-delimited: see relay.proto
+
+Bytes: TypeAlias = bytes | bytearray | memoryview
+Reason = pb.Refusal.Reason
+
+
+class RefusedError(PayloadError):
+    """Something that a neighbor sent is not accepted."""
+
+    def __init__(self, reason: pb.Refusal.Reason, text: str, round: int = 0) -> None:
+        super().__init__(text)
+        self.reason = reason
+        self.round = round
+
+    @property
+    def kind(self) -> str:
+        """The reason's name, for counters and logs."""
+        return pb.Refusal.Reason.Name(self.reason).lower()
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """One payload on its way to the neighbors: its header, and its bytes, which are shared."""
+
+    header: Header
+    frame: Bytes
+    checksum: int
+
+    @classmethod
+    def of(cls, frame: Bytes) -> Outgoing:
+        """A codec frame, ready to be sent."""
+        return cls(codec.read_header(frame), frame, codec.read_checksum(frame))
+
+    def pieces(self, ack: int = 0, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
+        """Serialized frames: the header, which may acknowledge a round, then the chunks."""
+        message = pb.Header(
+            run=self.header.run,
+            round=self.header.round,
+            vertex=self.header.vertex,
+            vectors=[
+                pb.Vector(name=v.name, dtype=v.dtype, size=v.size) for v in self.header.vectors
+            ],
+            total_bytes=len(self.frame),
+            checksum=self.checksum,
+            ack=ack,
+        )
+        small = len(self.frame) <= WHOLE_BYTES
+        if small:
+            message.whole = bytes(self.frame)
+        yield pb.Frame(header=message).SerializeToString()
+        if not small:
+            view = memoryview(self.frame)
+            for start in range(0, len(view), chunk_bytes):
+                yield chunk_frame(view[start : start + chunk_bytes])
+
+
+def chunk_frame(data: Bytes) -> bytes:
+    """A frame that holds one chunk: what protobuf would write, with one copy."""
+    size, length = len(data), bytearray()
+    while size > 0x7F:
+        length.append(size & 0x7F | 0x80)
+        size >>= 7
+    length.append(size)
+    return b"".join((bytes((_CHUNK_TAG,)), length, data))
+
+
+def parse(raw: bytes) -> pb.Frame | memoryview:
+    """A frame; for a chunk its bytes, not copied. Raises RefusedError if it is none."""
+    data = _chunk(raw)
+    if data is not None:
+        return data
+    try:
+        frame = pb.Frame.FromString(raw)
+    except DecodeError as error:
+        raise RefusedError(Reason.MALFORMED, f"not a frame: {error}") from None
+    if frame.WhichOneof("kind") == "chunk":
+        return memoryview(frame.chunk)
+    return frame
+
+
+def _chunk(raw: bytes) -> memoryview | None:
+    if not raw or raw[0] != _CHUNK_TAG:
+        return None
+    size, shift = 0, 0
+    for at in range(1, min(len(raw), 6)):
+        size |= (raw[at] & 0x7F) << shift
+        shift += 7
+        if raw[at] < 0x80:
+            return memoryview(raw)[at + 1 :] if len(raw) - at - 1 == size else None
+    return None
+
+
+def header_of(message: pb.Header) -> Header:
+    """A header as the codec knows it. Raises RefusedError if it cannot be one."""
+    if len(message.vectors) > 16:
+        raise RefusedError(
+            Reason.SIZE, f"header lists {len(message.vectors)} vectors", message.round
+        )
+    vectors = tuple(VectorSpec(v.name[:64], v.dtype[:16], v.size) for v in message.vectors)
+    return Header(message.run[:128], message.round, message.vertex, vectors)
+
+
+def relabel(frame: Bytes, round: int) -> bytes:
+    """The same payload under another round number."""
+    header = codec.read_header(frame)
+    payload = codec.decode(frame, header)
+    return codec.encode(payload, run=header.run, round=round, vertex=header.vertex)
+
+
+class Assembler:
+    """Puts one neighbor's chunks together; at most one payload is under way.
+
+    expect: run, vertex and vectors that every payload must have; its round is the
+    receiver's business.
+    """
+
+    def __init__(self, run: str, neighbor: int, vectors: tuple[VectorSpec, ...]) -> None:
+        self._run = run
+        self._neighbor = neighbor
+        self._vectors = vectors
+        self._expect: Header | None = None
+        self._claimed = 0
+        self._buffer = memoryview(b"")
+        self._verifier: codec.Verifier | None = None
+        self._filled = 0
+        self._skip = 0
+        self._buffers = _Buffers()
+
+    def check(self, message: pb.Header) -> Header:
+        """Hold a header against what every payload of this neighbor must be.
+
+        No memory is taken. Raises RefusedError; the chunks that follow a refused header are
+        passed over.
+        """
+        self.drop()
+        expect = Header(self._run, message.round, self._neighbor, self._vectors)
+        who = expect.sender
+        if not expect.n_bytes < message.total_bytes <= expect.n_bytes + _FRAME_OVERHEAD_BYTES:
+            raise RefusedError(
+                Reason.SIZE,
+                f"{who}: header announces {message.total_bytes} bytes, expected {expect.n_bytes} "
+                "of vectors and a short header; all agents must run the same model",
+                message.round,
+            )
+        if not message.whole:
+            self._skip = message.total_bytes
+        try:
+            expect.check(header_of(message))
+        except RefusedError:
+            raise
+        except PayloadError as error:
+            raise RefusedError(_why(message, expect), str(error), message.round) from None
+        return expect
+
+    def begin(self, message: pb.Header, expect: Header) -> bytes | None:
+        """Take the memory for a payload whose header was accepted.
+
+        Returns the payload if it came inside its header.
+        """
+        self._skip = 0
+        self._claimed = message.checksum
+        if message.whole:
+            if len(message.whole) != message.total_bytes:
+                raise RefusedError(
+                    Reason.SIZE,
+                    f"{expect.sender}: header announces {message.total_bytes} bytes and holds "
+                    f"{len(message.whole)}",
+                    message.round,
+                )
+            return bytes(_verified(message.whole, expect, message.checksum))
+        self._expect, self._filled = expect, 0
+        self._buffer = self._buffers.take(message.total_bytes, expect.n_bytes)
+        self._verifier = codec.Verifier(self._buffer, expect)
+        return None
+
+    def chunk(self, data: memoryview) -> Bytes | None:
+        """Add the next bytes. Returns the payload when it is complete. Raises RefusedError."""
+        if self._expect is None or self._verifier is None:
+            if 0 < len(data) <= self._skip:
+                self._skip -= len(data)
+                return None
+            self._skip = 0
+            raise RefusedError(
+                Reason.MALFORMED, f"neighbor {self._neighbor}: a chunk without a payload"
+            )
+        expect, end = self._expect, self._filled + len(data)
+        if len(data) == 0 or end > len(self._buffer):
+            total = len(self._buffer)
+            self.drop()
+            raise RefusedError(
+                Reason.SIZE,
+                f"{expect.sender}: chunk of {len(data)} bytes at {end - len(data)}, the header "
+                f"announced {total} in all",
+                expect.round,
+            )
+        buffer, verifier, begin = self._buffer, self._verifier, self._filled
+        self._filled = end
+        try:
+            for at in range(0, len(data), _STEP_BYTES):  # each while it is in the cache
+                part = data[at : at + _STEP_BYTES]
+                stop = begin + at + len(part)
+                buffer[stop - len(part) : stop] = part
+                verifier.advance(stop)
+            if end < len(buffer):
+                return None
+            self.drop()
+            _check_claim(buffer, expect, self._claimed)
+            verifier.finish()
+        except PayloadError as error:
+            left = len(buffer) - end
+            self.drop()
+            self._skip = left
+            raise _refusal(error, expect) from None
+        return buffer
+
+    def drop(self) -> None:
+        """Forget the payload that is under way."""
+        self._expect, self._verifier = None, None
+        self._buffer, self._filled, self._skip = memoryview(b""), 0, 0
+
+
+def _verified(frame: bytes, expect: Header, claimed: int) -> bytes:
+    try:
+        _check_claim(frame, expect, claimed)
+        codec.decode(frame, expect)
+    except PayloadError as error:
+        raise _refusal(error, expect) from None
+    return frame
+
+
+def _check_claim(frame: Bytes, expect: Header, claimed: int) -> None:
+    inside = codec.read_checksum(frame)
+    if inside != claimed:
+        raise RefusedError(
+            Reason.CHECKSUM,
+            f"{expect.sender}: checksum is {inside:016x}, the header says {claimed:016x}",
+            expect.round,
+        )
+
+
+def _refusal(error: PayloadError, expect: Header) -> RefusedError:
+    if isinstance(error, RefusedError):
+        return error
+    reason = Reason.CHECKSUM if "checksum" in str(error) else Reason.CONTENT
+    return RefusedError(reason, str(error), expect.round)
+
+
+class _Buffers:
+    """Memory for large payloads, used again: the system clears what it hands out.
+
+    A buffer is free once nobody but this list refers to it, views of it included. At most
+    two are kept, as many as an edge holds at once.
+    """
+
+    def __init__(self) -> None:
+        self._kept: list[NDArray[np.uint8]] = []
+
+    def take(self, total: int, body: int) -> memoryview:
+        """Memory for a frame of `total` bytes whose last `body` begin at a cache line."""
+        for raw in self._kept:
+            if sys.getrefcount(raw) == _UNUSED and len(raw) >= total + _LINE:
+                return _aligned(raw, total, body)
+        raw = np.empty(total + _LINE + _SLACK, np.uint8)
+        if len(self._kept) == 2:
+            self._kept = [old for old in self._kept if sys.getrefcount(old) > _UNUSED][:1]
+        self._kept.append(raw)
+        return _aligned(raw, total, body)
+
+
+_LINE = 64
+_SLACK = 256  # headers grow with the round's digits
+_UNUSED = 3  # references: the list's, the loop's, and getrefcount's own
+
+
+def _aligned(raw: NDArray[np.uint8], total: int, body: int) -> memoryview:
+    offset = -(raw.ctypes.data + total - body) % _LINE
+    return raw[offset : offset + total].data
+
+
+def _why(found: pb.Header, expect: Header) -> pb.Refusal.Reason:
+    if found.run != expect.run:
+        return Reason.AGREEMENT
+    if found.vertex != expect.vertex:
+        return Reason.IDENTITY
+    return Reason.SIZE

@@ -1,0 +1,396 @@
+"""gRPC: one long-lived stream per edge, let in by certificate, dialed again when it breaks."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent import futures
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+import grpc
+import numpy as np
+
+from flower_dhb.agent.codec import VectorSpec
+from flower_dhb.errors import ConfigError
+from flower_dhb.peer.monitor import Monitor
+from flower_dhb.peer.protocol.exchange import Exchange
+from flower_dhb.peer.wire import relay_pb2 as pb
+from flower_dhb.peer.wire.frames import (
+    CHUNK_BYTES,
+    MESSAGE_LIMIT_BYTES,
+    VERSION,
+    Assembler,
+    Reason,
+    RefusedError,
+)
+from flower_dhb.peer.wire.identity import OPERATOR, Identity
+from flower_dhb.peer.wire.link import Allowance, StreamLink
+from flower_dhb.peer.wire.tls import TlsFiles, peer_identity
+
+__all__ = ["EXCHANGE", "STATUS", "Limits", "Transport"]
+
+SERVICE = "flower_dhb.peer.v1.Relay"
+EXCHANGE, STATUS = f"/{SERVICE}/Exchange", f"/{SERVICE}/Status"
+
+_OPTIONS = [
+    ("grpc.max_receive_message_length", MESSAGE_LIMIT_BYTES),
+    ("grpc.max_send_message_length", MESSAGE_LIMIT_BYTES),
+    ("grpc.http2.max_pings_without_data", 0),
+    # One chunk is one HTTP/2 frame, and a window wide enough for a long way at once
+    # spares the probing: up to twice the throughput of the defaults.
+    ("grpc.http2.max_frame_size", CHUNK_BYTES + 1024),
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", 16 * CHUNK_BYTES),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Bounds on what neighbors and strangers can make a peer do.
+
+    heartbeat_s: pause after which an end says that it is alive. dead_after_s: silence
+    after which a connection is dead. hello_s: time to say Hello. transfer_s: time for one
+    payload. retry_s, retry_max_s: first and longest pause before dialing again. streams,
+    refusals, frames: how many in a row, and per second, from one neighbor.
+    """
+
+    heartbeat_s: float = 2.0
+    dead_after_s: float = 8.0
+    hello_s: float = 5.0
+    transfer_s: float = 60.0
+    retry_s: float = 0.2
+    retry_max_s: float = 5.0
+    streams: tuple[float, float] = (8.0, 0.5)
+    refusals: tuple[float, float] = (32.0, 1.0)
+    frames: tuple[float, float] = (2000.0, 500.0)
+
+
+@dataclass
+class _Rates:
+    """Allowances of one neighbor; they outlive its connections."""
+
+    streams: Allowance
+    refusals: Allowance
+    frames: Allowance
+
+
+@dataclass(kw_only=True)
+class Transport:
+    """Connects an Exchange to its neighbors.
+
+    listen: `host:port` for the neighbors that dial us, None if none does. dial: address
+    by vertex of the neighbors that we dial. tls: None for plaintext, on loopback only.
+    agreement: digests of what neighbors must have in common. vectors: what each payload
+    must hold. status: answers the operator.
+    """
+
+    vertex: int
+    run: str
+    vectors: tuple[VectorSpec, ...]
+    agreement: Mapping[str, str]
+    exchange: Exchange
+    monitor: Monitor
+    listen: str | None
+    dial: Mapping[int, str]
+    tls: TlsFiles | None
+    status: Callable[[pb.StatusRequest], pb.StatusReply]
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        self._links: set[StreamLink] = set()
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._server: grpc.Server | None = None
+        limits = self.limits
+        self._rates = {
+            j: _Rates(
+                Allowance(*limits.streams), Allowance(*limits.refusals), Allowance(*limits.frames)
+            )
+            for j in self.exchange.edges
+        }
+        self.port: int | None = None
+
+    def start(self) -> None:
+        """Listen, dial, and watch over the connections. Raises ConfigError."""
+        if self.listen is not None:
+            self._serve(self.listen)
+        if self.tls is not None:
+            self.tls.read()
+        for neighbor in self.dial:
+            self._thread(self._keep_dialing, f"dial-{neighbor}", neighbor)
+        self._thread(self._watch, "watch")
+
+    def stop(self, grace_s: float = 2.0) -> None:
+        """Say goodbye and end all connections."""
+        self._stopping.set()
+        with self._lock:
+            links = list(self._links)
+        for link in links:
+            link.close("stopping")
+        end = time.monotonic() + grace_s
+        for link in links:
+            if not link.ended.wait(max(0.0, end - time.monotonic())):
+                link.abort()
+        if self._server is not None:
+            self._server.stop(grace_s).wait()
+        for thread in self._threads:
+            thread.join(grace_s)
+
+    # --- accepting --------------------------------------------------------------------
+
+    def _serve(self, address: str) -> None:
+        degree = len(self.exchange.edges)
+        self._server = grpc.server(
+            futures.ThreadPoolExecutor(2 * degree + 4, thread_name_prefix="serve"),
+            options=[
+                *_OPTIONS,
+                ("grpc.so_reuseport", 0),
+                ("grpc.max_concurrent_streams", 4),
+                ("grpc.server_handshake_timeout_ms", int(1000 * self.limits.hello_s)),
+                ("grpc.http2.min_ping_interval_without_data_ms", 1000),
+            ],
+            maximum_concurrent_rpcs=2 * degree + 4,
+        )
+        handlers = {
+            "Exchange": grpc.stream_stream_rpc_method_handler(self._exchange),
+            "Status": grpc.unary_unary_rpc_method_handler(
+                self._status,
+                request_deserializer=pb.StatusRequest.FromString,
+                response_serializer=pb.StatusReply.SerializeToString,
+            ),
+        }
+        self._server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(SERVICE, handlers),)
+        )
+        try:
+            if self.tls is None:
+                self.port = self._server.add_insecure_port(address)
+            else:
+                credentials = self.tls.server_credentials(self.monitor)
+                self.port = self._server.add_secure_port(address, credentials)
+        except RuntimeError as error:
+            raise ConfigError(
+                f"vertex {self.vertex}: cannot listen on {address}: {error}"
+            ) from None
+        self._server.start()
+
+    def _exchange(self, requests: Iterator[bytes], context: Any) -> Iterator[bytes]:
+        neighbor = self._authorize(context)
+        if not self._rates[neighbor].streams.take():
+            self._turn_away(
+                context,
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                "busy",
+                f"neighbor {neighbor} opens connections too often",
+                neighbor,
+            )
+        link = self._link(neighbor)
+        link.cancel = context.cancel
+        context.add_callback(lambda: self._ended(link))
+        reader = threading.Thread(
+            target=self._read, args=(link, requests), name=f"read-{neighbor}", daemon=True
+        )
+        reader.start()
+        yield from link.pieces()
+
+    def _authorize(self, context: Any) -> int:
+        """The neighbor at the other end of a stream. Aborts the call for anyone else."""
+        if self.tls is None:
+            metadata = dict(context.invocation_metadata())
+            claimed = str(metadata.get("vertex", ""))
+            vertex = int(claimed) if claimed.isdecimal() else OPERATOR
+            identity: Identity | None = Identity("", vertex)
+        else:
+            identity = peer_identity(context.auth_context(), self.tls.identity.mesh)
+        if identity is None:
+            self._turn_away(
+                context,
+                grpc.StatusCode.UNAUTHENTICATED,
+                "identity",
+                f"the certificate shown from {context.peer()} names nobody of this mesh",
+            )
+        if identity.vertex not in self.exchange.edges:
+            self._turn_away(
+                context,
+                grpc.StatusCode.PERMISSION_DENIED,
+                "identity",
+                f"{identity} at {context.peer()} is no neighbor of vertex {self.vertex}",
+            )
+        if identity.vertex in self.dial:
+            self._turn_away(
+                context,
+                grpc.StatusCode.PERMISSION_DENIED,
+                "identity",
+                f"{identity} at {context.peer()} dials, but on this edge vertex {self.vertex} does",
+                identity.vertex,
+            )
+        return identity.vertex
+
+    def _turn_away(
+        self, context: Any, code: grpc.StatusCode, kind: str, why: str, neighbor: int | None = None
+    ) -> NoReturn:
+        self.monitor.count(f"turned-away.{kind}", neighbor)
+        self.monitor.warning("turned-away", reason=kind, why=why)
+        context.abort(code, why)
+        raise AssertionError("abort returns never")
+
+    def _status(self, request: pb.StatusRequest, context: Any) -> pb.StatusReply:
+        if self.tls is not None:
+            identity = peer_identity(context.auth_context(), self.tls.identity.mesh)
+            if identity is None or identity.vertex != OPERATOR:
+                self._turn_away(
+                    context,
+                    grpc.StatusCode.PERMISSION_DENIED,
+                    "identity",
+                    f"{identity or 'somebody'} at {context.peer()} asks for status, which is the "
+                    "operator's",
+                )
+        return self.status(request)
+
+    # --- dialing ----------------------------------------------------------------------
+
+    def _keep_dialing(self, neighbor: int) -> None:
+        rng = np.random.default_rng([self.vertex, neighbor])
+        pause_s = self.limits.retry_s
+        while not self._stopping.is_set():
+            begin = time.monotonic()
+            try:
+                why, greeted = self._dial_once(neighbor, self.dial[neighbor])
+            except ConfigError as error:
+                why, greeted = str(error), False
+            if self._stopping.is_set():
+                return
+            if greeted and time.monotonic() - begin > self.limits.retry_max_s:
+                pause_s = self.limits.retry_s
+            self.monitor.count("dial-failed" if not greeted else "disconnected", neighbor)
+            self.monitor.warning("disconnected", neighbor=neighbor, why=why)
+            self._stopping.wait(pause_s * float(rng.uniform(0.5, 1.5)))
+            pause_s = min(2.0 * pause_s, self.limits.retry_max_s)
+            if greeted:
+                pause_s = self.limits.retry_s
+
+    def _dial_once(self, neighbor: int, address: str) -> tuple[str, bool]:
+        """One connection, from its beginning to its end. Returns why it ended."""
+        options: list[tuple[str, Any]] = [*_OPTIONS, ("grpc.use_local_subchannel_pool", 1)]
+        if self.tls is None:
+            channel = grpc.insecure_channel(address, options)
+        else:
+            options.append(("grpc.ssl_target_name_override", self.tls.server_name(neighbor)))
+            channel = grpc.secure_channel(address, self.tls.channel_credentials(), options)
+        link = self._link(neighbor)
+        try:
+            call = channel.stream_stream(EXCHANGE)(
+                link.pieces(), metadata=(("vertex", str(self.vertex)),)
+            )
+            link.cancel = call.cancel
+            why = self._read(link, call)
+        finally:
+            self._ended(link)
+            channel.close()
+        return why, link.greeted
+
+    # --- both -------------------------------------------------------------------------
+
+    def _link(self, neighbor: int) -> StreamLink:
+        rates = self._rates[neighbor]
+        link = StreamLink(
+            neighbor,
+            exchange=self.exchange,
+            assembler=Assembler(self.run, neighbor, self.vectors),
+            monitor=self.monitor,
+            greet=lambda hello: self._greet(neighbor, hello),
+            heartbeat_s=self.limits.heartbeat_s,
+            strikes=rates.refusals,
+            short_frames=rates.frames,
+        )
+        hello = self.exchange.hello(neighbor)
+        hello.version, hello.run = VERSION, self.run
+        for part, digest in self.agreement.items():
+            hello.agreement[part] = digest
+        link.send(pb.Frame(hello=hello))
+        with self._lock:
+            self._links.add(link)
+        return link
+
+    def _greet(self, neighbor: int, hello: pb.Hello) -> None:
+        """Refuse a neighbor that does not belong to the same run."""
+        who = f"neighbor {neighbor}"
+        if hello.version != VERSION:
+            raise RefusedError(
+                Reason.AGREEMENT,
+                f"{who} speaks version {hello.version} of the protocol, expected {VERSION}; all "
+                "peers must run the same version of flower_dhb",
+            )
+        if (hello.vertex, hello.neighbor) != (neighbor, self.vertex):
+            raise RefusedError(
+                Reason.IDENTITY,
+                f"{who} says that it is vertex {hello.vertex} and wants vertex {hello.neighbor}; "
+                f"its certificate is of vertex {neighbor}, this is vertex {self.vertex}",
+            )
+        if hello.run != self.run:
+            raise RefusedError(
+                Reason.AGREEMENT,
+                f"{who} is in run '{hello.run[:64]}', expected '{self.run}'",
+            )
+        for part, digest in self.agreement.items():
+            if hello.agreement.get(part, "") != digest:
+                raise RefusedError(
+                    Reason.AGREEMENT,
+                    f"{who} has another {part} (digest {hello.agreement.get(part, '')[:32]!r}, "
+                    f"expected {digest!r}); all peers must be configured from the same mesh",
+                )
+
+    def _read(self, link: StreamLink, frames: Any) -> str:
+        """Take what a neighbor sends until the stream ends. Returns why it did."""
+        try:
+            for raw in frames:
+                link.receive(raw)
+            why = "closed by the neighbor"
+        except grpc.RpcError as error:
+            details = getattr(error, "details", None)
+            why = str(details() if details is not None else error)
+        except Exception as error:  # gRPC raises bare Exceptions when a call is cancelled
+            why = f"{type(error).__name__}: {error}"
+        self._ended(link)
+        return why
+
+    def _ended(self, link: StreamLink) -> None:
+        with self._lock:
+            known = link in self._links
+            self._links.discard(link)
+        if known:
+            link.close("the stream has ended")
+            self.exchange.parted(link.neighbor, link)
+            if link.greeted:
+                self.monitor.event("parted", neighbor=link.neighbor)
+            link.ended.set()
+
+    def _watch(self) -> None:
+        """Cut off what is silent, never says Hello, or sends a payload for ever."""
+        limits = self.limits
+        pause_s = min(limits.hello_s, limits.dead_after_s, limits.transfer_s) / 4.0
+        while not self._stopping.wait(pause_s):
+            now = time.monotonic()
+            with self._lock:
+                links = list(self._links)
+            for link in links:
+                kind = None
+                if now - link.heard_at > limits.dead_after_s:
+                    kind = "silent"
+                elif not link.greeted and now - link.opened_at > limits.hello_s:
+                    kind = "half-open"
+                elif link.transfer_since and now - link.transfer_since > limits.transfer_s:
+                    kind = "slow-sender"
+                if kind is not None:
+                    self.monitor.count(f"cut-off.{kind}", link.neighbor)
+                    self.monitor.warning("cut-off", neighbor=link.neighbor, why=kind)
+                    link.abort()
+                    self._ended(link)
+
+    def _thread(self, target: Callable[..., None], name: str, *arguments: Any) -> None:
+        thread = threading.Thread(target=target, args=arguments, name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()

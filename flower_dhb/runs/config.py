@@ -1,0 +1,165 @@
+"""Run config to frozen dataclasses: every bad value is refused here, with its key."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from flower_dhb.algorithms import (
+    ALGORITHMS,
+    Algorithm,
+    algorithm_from_config,
+    check_relayed,
+    method_config,
+    settings_of,
+)
+from flower_dhb.errors import ConfigError, GraphError, unknown
+from flower_dhb.topology.graph import Topology
+
+__all__ = ["RunConfig", "get_choice", "get_flag", "get_integer", "get_number", "get_text"]
+
+# What Flower hands to an app as `context.run_config`.
+Values: TypeAlias = Mapping[str, Any]
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """The decentralized part of a run config: who talks to whom, by which rule, for how long.
+
+    topology, algorithm: as built from their keys. rounds: number of rounds. seed: of
+    everything random. round_timeout_s: seconds that a round may take before whoever has
+    not answered is missing; 0 means no limit. evaluate_every: rounds between two
+    evaluations, 0 for none. observe_average: whether the average model is formed at each
+    evaluation, for an observer. name: of the run, in the name of its folder.
+    """
+
+    topology: Topology
+    algorithm: Algorithm
+    rounds: int = 100
+    seed: int = 0
+    round_timeout_s: float = 300.0
+    evaluate_every: int = 1
+    observe_average: bool = False
+    name: str = "run"
+
+    @classmethod
+    def of(cls, values: Values) -> RunConfig:
+        """Read the keys of a Flower run config; keys of the app itself are left alone.
+
+        Raises ConfigError that names the key, the value found and the values allowed.
+        """
+        topology = _topology(values)
+        algorithm = _algorithm(values)
+        try:
+            check_relayed(algorithm, topology)
+        except ConfigError as error:
+            raise ConfigError(f"{error} [topology = '{topology.name}']") from None
+        return cls(
+            topology=topology,
+            algorithm=algorithm,
+            rounds=get_integer(values, "rounds", 100, least=1),
+            seed=get_integer(values, "seed", 0, least=0),
+            round_timeout_s=get_number(values, "round-timeout-s", 300.0, least=0.0),
+            evaluate_every=get_integer(values, "evaluate-every", 1, least=0),
+            observe_average=get_flag(values, "observe-average", False),
+            name=get_text(values, "name", "run"),
+        )
+
+
+def get_number(
+    values: Values,
+    key: str,
+    default: float,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+) -> float:
+    """A finite number from a run config, within bounds. Raises ConfigError otherwise."""
+    value = values.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigError(f"run config: '{key}' must be a number, got {value!r}")
+    bounds = []
+    if least is not None:
+        bounds.append((value >= least, f"at least {least:g}"))
+    if above is not None:
+        bounds.append((value > above, f"above {above:g}"))
+    if most is not None:
+        bounds.append((value <= most, f"at most {most:g}"))
+    if not all(holds for holds, _ in bounds) or not abs(value) < float("inf"):
+        wanted = " and ".join(text for _, text in bounds) or "finite"
+        raise ConfigError(f"run config: '{key}' must be {wanted}, got {value}")
+    return float(value)
+
+
+def get_integer(values: Values, key: str, default: int, *, least: int) -> int:
+    """An integer from a run config, not below `least`. Raises ConfigError otherwise."""
+    value = values.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigError(f"run config: '{key}' must be an integer, got {value!r}")
+    if not value >= least:
+        raise ConfigError(f"run config: '{key}' must be at least {least}, got {value}")
+    return value
+
+
+def get_flag(values: Values, key: str, default: bool) -> bool:
+    """True or false from a run config. Raises ConfigError otherwise."""
+    value = values.get(key, default)
+    if not isinstance(value, bool):
+        raise ConfigError(f"run config: '{key}' must be true or false, got {value!r}")
+    return value
+
+
+def get_text(values: Values, key: str, default: str) -> str:
+    """A text from a run config. Raises ConfigError otherwise."""
+    value = values.get(key, default)
+    if not isinstance(value, str):
+        raise ConfigError(f"run config: '{key}' must be a text, got {value!r}")
+    return value
+
+
+def get_choice(values: Values, key: str, default: str, choices: Collection[str]) -> str:
+    """One of some names from a run config. Raises ConfigError with the nearest match."""
+    value = get_text(values, key, default)
+    if value not in choices:
+        raise ConfigError(f"run config: {unknown(key, value, choices)}")
+    return value
+
+
+def _topology(values: Values) -> Topology:
+    try:
+        return Topology.parse(
+            get_text(values, "topology", "ring:16"), get_text(values, "weights", "metropolis")
+        )
+    except GraphError as error:
+        raise GraphError(f"run config: {error}") from None
+
+
+def _algorithm(values: Values) -> Algorithm:
+    """The rule that `algorithm` names, with those settings that the run config holds.
+
+    A setting of `auto` is left to the rule.
+    """
+    text = get_text(values, "algorithm", "dmsgd")
+    try:
+        config = method_config(text)
+        known = settings_of(config["name"])
+        for name in sorted({s for each in ALGORITHMS for s in settings_of(each)}):
+            key = name.replace("_", "-")
+            value = values.get(key, AUTO)
+            if value == AUTO:
+                continue
+            if name in known:
+                config[name] = value
+            elif "algorithm" in values:  # else the key is the app's own
+                has = ", ".join(k.replace("_", "-") for k in known) or "none"
+                raise ConfigError(
+                    f"'{config['name']}' has no setting '{key}', got {value!r}; its settings: "
+                    f"{has}. Leave '{key}' at \"auto\""
+                )
+        return algorithm_from_config(config)
+    except ConfigError as error:
+        raise ConfigError(f"run config: {error}") from None

@@ -1,0 +1,162 @@
+"""What a run leaves behind: a folder with its history, its config, its pictures, its models."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save
+
+from flower_dhb.errors import ConfigError
+from flower_dhb.extras import installed
+from flower_dhb.files import sync, write_durably
+from flower_dhb.flower.progress import tell, watched
+from flower_dhb.metrics import RoundRecord, Summary
+from flower_dhb.topology.graph import Topology
+from flower_dhb.types import NDArrays
+
+__all__ = ["RunFolder", "history_row", "toml_text"]
+
+_ALWAYS = ("accuracy", "loss")  # metrics whose keys are there even if an app lacks them
+_NOTHING = Summary(float("nan"))
+_COLUMNS = {
+    "accuracy_mean": "accuracy, mean",
+    "accuracy_worst": "worst agent",
+    "accuracy_best": "best agent",
+    "accuracy_average_model": "average model",
+    "consensus_distance": "distance",
+}
+
+
+class RunFolder:
+    """Folder `<time>-<name>` of one run, written as the run goes on.
+
+    `history.jsonl` gets one line a round, forced to the disk at once, so whatever ends the
+    run, the finished rounds are there. Pass `append` as a strategy's `on_round`.
+    """
+
+    def __init__(
+        self, parent: str | Path, name: str, topology: Topology, config: Mapping[str, Any]
+    ) -> None:
+        if not name or any(mark in name for mark in "/\\") or name.startswith("."):
+            raise ConfigError(f"a run's name becomes part of a folder name, got {name!r}")
+        self.path = _fresh(Path(parent), f"{time.strftime('%Y%m%d-%H%M%S')}-{name}")
+        tell("folder", path=str(self.path.resolve()))
+        self.topology = topology
+        self.rows: list[dict[str, Any]] = []
+        self._history = self.path / "history.jsonl"
+        self._history.touch()
+        write_durably(self.path / "config.toml", toml_text(config).encode())
+        if installed("matplotlib"):
+            topology.picture.savefig(self.path / "topology.png", dpi=150)
+
+    def append(self, record: RoundRecord) -> None:
+        """Write one finished round."""
+        row = history_row(record, self.topology.n_agents)
+        self.rows.append(row)
+        with self._history.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+            sync(file)
+
+    def finish(self, models: Mapping[int, NDArrays], title: str = "") -> None:
+        """Draw how the run converged and save each agent's final model as safetensors."""
+        for vertex, arrays in models.items():
+            contiguous = {name: np.asarray(a, order="C") for name, a in arrays.items()}
+            write_durably(self.path / f"agent-{vertex:03d}.safetensors", save(contiguous))
+        if installed("matplotlib"):
+            from flower_dhb.figures.runs import convergence_figure
+
+            figure = convergence_figure(self.rows, title)
+            figure.savefig(self.path / "convergence.png", dpi=150)
+
+    def table(self) -> list[str]:
+        """Short plain table: the first, the best and the last evaluated round.
+
+        Empty where `flower-dhb run` watches, which shows a table of its own.
+        """
+        if watched():
+            return []
+        rows = [row for row in self.rows if row["accuracy_mean"] is not None]
+        if not rows:
+            return []
+        best = max(rows, key=lambda row: float(row["accuracy_worst"]))
+        head = ("round", *_COLUMNS.values())
+        lines = [" " * 6 + "".join(f"{title:>16}" for title in head)]
+        for name, row in (("first", rows[0]), ("best", best), ("last", rows[-1])):
+            cells = [f"{row[key]:.4g}" if row[key] is not None else "-" for key in _COLUMNS]
+            lines.append(f"{name:6}" + "".join(f"{c:>16}" for c in (row["round"], *cells)))
+        return lines
+
+
+def history_row(record: RoundRecord, n_agents: int) -> dict[str, Any]:
+    """One line of `history.jsonl`: plain values, None for what was not measured.
+
+    For each metric of the app's evaluation: `NAME_mean` (weighted as the strategy weights),
+    `NAME_worst`, `NAME_best`, and `NAME`, a list with one value per agent.
+    """
+    row: dict[str, Any] = {"round": record.round}
+    summary = record.evaluate_summary
+    for name in sorted(summary.keys() | set(_ALWAYS)):
+        key, found = name.replace("-", "_"), summary.get(name, _NOTHING)
+        row[f"{key}_mean"] = _number(found.mean)
+        row[f"{key}_worst"] = _number(found.worst)
+        row[f"{key}_best"] = _number(found.best)
+        row[key] = [_number(value) for value in record.values(name, range(n_agents))]
+    observed = record.evaluate_average_model or {}
+    for name in sorted({"accuracy", *observed} - {record.weighted_by_key}):
+        row[f"{name.replace('-', '_')}_average_model"] = _number(observed.get(name))
+    return row | {
+        "consensus_distance": _number(record.consensus_distance),
+        "bytes_sent": record.bytes_sent,
+        "bytes_sent_by_agent": [record.bytes_by_agent.get(v, 0) for v in range(n_agents)],
+        "distance_from_start": _number(record.distance_from_start),
+        "warnings": record.warnings,
+        "missing": record.missing,
+        "rejoined": record.rejoined,
+        "events": [{"agent": vertex, "what": what} for vertex, what in record.events],
+        "seconds": round(record.seconds, 6),
+    }
+
+
+def _number(value: object) -> float | None:
+    # NaN is no JSON; a loss that is not finite is "not measured", and an event tells why.
+    if isinstance(value, int | float) and math.isfinite(value):
+        return float(value)
+    return None
+
+
+def _fresh(parent: Path, name: str) -> Path:
+    """A folder that did not exist, even if two runs begin in the same second."""
+    for suffix in ("", *(f"-{i}" for i in range(2, 1000))):
+        path = parent / f"{name}{suffix}"
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return path
+    raise ConfigError(f"{parent / name} and 998 like it exist already")
+
+
+def toml_text(config: Mapping[str, Any]) -> str:
+    """A run config as TOML."""
+    return "".join(
+        f"{key if _BARE_KEY.fullmatch(key) else _toml_value(key)} = {_toml_value(value)}\n"
+        for key, value in sorted(config.items())
+    )
+
+
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # nan, inf and -inf are TOML, but no JSON
+    # Run configs are flat. A JSON text, number or boolean is also a TOML one, but for
+    # the control character that JSON leaves as it is.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

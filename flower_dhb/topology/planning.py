@@ -1,0 +1,203 @@
+"""What a graph can do, before anything is deployed: rates and limits.
+
+Every rule is linear in what it mixes, so on a quadratic whose curvature all agents share
+it falls into independent modes, one per eigenvalue `u` of the mixing matrix and `h` of
+the curvature. In a mode the rule acts on plain numbers, with `mixed = u * outgoing`: its
+iteration matrix is found by applying the rule itself to unit vectors.
+"""
+
+from __future__ import annotations
+
+import networkx as nx
+import numpy as np
+from numpy.typing import NDArray
+
+from flower_dhb.algorithms.base import Algorithm
+from flower_dhb.algorithms.heavy_ball import HeavyBall
+from flower_dhb.errors import ConfigError
+from flower_dhb.topology.graph import Topology
+from flower_dhb.types import State
+
+__all__ = [
+    "averaging_rate",
+    "best_averaging_momentum",
+    "best_rate",
+    "diameter",
+    "halving_rounds",
+    "mode_matrices",
+    "rate",
+    "stability_limit",
+]
+
+Array = NDArray[np.float64]
+
+_TINY = 1e-9
+_DIVERGED = 1.0 + 1e-7  # eigenvalues of these small matrices are accurate to about 1e-8
+
+
+def mode_matrices(algorithm: Algorithm, mixing: Array, curvature: Array) -> Array:
+    """Iteration matrices of a rule in every mode: (modes, s, s) for s numbers of state.
+
+    mixing: (modes,), eigenvalues of the mixing matrix. curvature: (modes,), step size
+    times eigenvalues of the curvature. The state is the parameters, then the memory.
+    """
+    units = ("parameters", *algorithm.memory)
+    columns = [_response(algorithm, mixing, curvature, unit) for unit in units]
+    return np.stack(columns, axis=-1)
+
+
+def _response(algorithm: Algorithm, mixing: Array, curvature: Array, unit: str) -> Array:
+    """State after a round that begins with one number at 1, all others at 0: (modes, s).
+
+    unit: a name of the state, or `data` for a local step of 1 that the data push.
+    """
+    ones, zeros = np.ones_like(mixing), np.zeros_like(mixing)
+    memory = {name: ones if name == unit else zeros for name in algorithm.memory}
+    state = State(ones if unit == "parameters" else zeros, memory)
+    trained = (1.0 - curvature) * state.parameters + (ones if unit == "data" else zeros)
+    payload = algorithm.outgoing(state, trained)
+    new = algorithm.combine(state, trained, {k: mixing * v for k, v in payload.items()})
+    return np.stack([new.parameters, *(new.memory[n] for n in algorithm.memory)], axis=-1)
+
+
+def _require_linear(algorithm: Algorithm) -> None:
+    if not algorithm.linear or algorithm.products:
+        raise ConfigError(
+            f"'{algorithm.name}' adapts to what it measures, so it has no fixed rate on a "
+            "quadratic; plan with 'dmsgd'"
+        )
+
+
+def rate(algorithm: Algorithm, eigenvalues: Array, curvatures: Array | float) -> float:
+    """Linear rate on a quadratic: the error shrinks by this factor each round.
+
+    The largest absolute eigenvalue over all modes that a run excites (gradient tracking,
+    for one, keeps the sum of its trackers fixed: an eigenvalue 1 that no run excites).
+    Above 1 it diverges.
+
+    eigenvalues: of the mixing matrix. curvatures: step size times curvature.
+    """
+    _require_linear(algorithm)
+    u, a = (g.ravel() for g in np.meshgrid(eigenvalues, np.atleast_1d(curvatures), indexing="ij"))
+    matrices = mode_matrices(algorithm, u, a)
+    # Sums over agents that a rule keeps fixed live in the modes of the constant vector.
+    kept = (np.abs(u - 1.0) <= _TINY) & algorithm.exact
+    radii = [0.0]
+    if not kept.all():
+        radii.append(float(np.abs(np.linalg.eigvals(matrices[~kept])).max()))
+    if kept.any():
+        pushes = _response(algorithm, u[kept], a[kept], "data")
+        pairs = zip(matrices[kept], pushes, strict=True)
+        radii += [_reachable_radius(matrix, push) for matrix, push in pairs]
+    return max(radii)
+
+
+def stability_limit(algorithm: Algorithm, eigenvalues: Array) -> float:
+    """Largest stable `step size x curvature` on a quadratic; 0 if there is none.
+
+    eigenvalues: (n,) float64, of the mixing matrix. In closed form where there is one,
+    else by bisection on the spectral radius, to 4 digits.
+    """
+    if isinstance(algorithm, HeavyBall) and algorithm.form != "tracking":
+        return algorithm.stability_limit(eigenvalues)
+    low, high = 0.0, 8.0
+    u = np.unique(np.round(eigenvalues, 12))
+    grid = np.linspace(0.0, high, 401)[1:]
+    stable = [rate(algorithm, u, point) <= _DIVERGED for point in grid]
+    if not stable[0]:
+        grid, stable = np.geomspace(1e-6, grid[0], 40), []
+        stable = [rate(algorithm, u, point) <= _DIVERGED for point in grid]
+        if not stable[0]:
+            return 0.0
+    if all(stable):
+        return float("inf")
+    first = stable.index(False)
+    low, high = float(grid[first - 1]), float(grid[first])
+    while high - low > 1e-5 * high:
+        middle = 0.5 * (low + high)
+        if rate(algorithm, u, middle) <= _DIVERGED:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def best_rate(algorithm: Algorithm, eigenvalues: Array, condition: float) -> tuple[float, float]:
+    """Best linear rate on quadratics of a condition number, and the step size for it.
+
+    Returns (rate, step size x largest curvature). The rate is that of the distance to the
+    rule's own fixed point. Searched over 60 step sizes below the stability limit.
+    """
+    if not 1.0 <= condition < float("inf"):
+        raise ConfigError(f"condition number must be finite and at least 1, got {condition}")
+    limit = min(stability_limit(algorithm, eigenvalues), 8.0)
+    if limit <= 0.0:
+        return float("inf"), 0.0
+    u = np.unique(np.round(eigenvalues, 12))
+    curvatures = np.geomspace(1.0 / condition, 1.0, 9)
+    steps = np.geomspace(1e-3, 1.0, 60) * limit
+    found = [(rate(algorithm, u, curvatures * step), float(step)) for step in steps]
+    return min(found)
+
+
+def averaging_rate(eigenvalues: Array, momentum: float, momentum_mixing: float) -> float:
+    """Factor by which disagreement shrinks each round of averaging alone, with momentum.
+
+    The modes of `x+ = W x + b Pt d` are the roots of `t^2 - (u + b v) t + b v`, with
+    `v = 1 - w + w u`; momentum 0 gives the second largest eigenvalue.
+    """
+    u = _disagreement(eigenvalues)
+    if len(u) == 0:
+        return 0.0
+    product = momentum * (1.0 - momentum_mixing + momentum_mixing * u)
+    half = (u + product) / 2.0
+    root = np.sqrt((half**2 - product).astype(complex))
+    return float(np.maximum(np.abs(half + root), np.abs(half - root)).max())
+
+
+def best_averaging_momentum(eigenvalues: Array, momentum_mixing: float) -> tuple[float, float]:
+    """Momentum that averages fastest on a graph, to 3 digits, and its rate."""
+    grid = np.linspace(0.0, 0.999, 1000)
+    rates = [averaging_rate(eigenvalues, float(b), momentum_mixing) for b in grid]
+    best = int(np.argmin(rates))
+    return float(grid[best]), rates[best]
+
+
+def halving_rounds(rate: float) -> float:
+    """Rounds until disagreement has halved; 0 if one round removes it, infinite if none does."""
+    if rate <= _TINY:
+        return 0.0
+    return float("inf") if rate >= 1.0 else float(np.log(0.5) / np.log(rate))
+
+
+def diameter(topology: Topology) -> int:
+    """The largest number of hops between two agents."""
+    return int(nx.diameter(topology.to_networkx()))
+
+
+def _disagreement(eigenvalues: Array) -> Array:
+    """Eigenvalues without the 1 of the constant vector."""
+    return np.asarray(np.sort(eigenvalues)[:-1])
+
+
+def _reachable_radius(matrix: Array, push: Array) -> float:
+    """Spectral radius on the states that a run gets to.
+
+    A run starts from some parameters and no memory, and its data push every round: the
+    differences of successive states lie in the span of `A^k (A - I) e` and `A^k push`.
+    """
+    size = len(matrix)
+    basis = np.zeros((size, 0))
+    for seed in ((matrix - np.eye(size))[:, 0], push):
+        vector = seed
+        for _ in range(size):
+            rest = vector - basis @ (basis.T @ vector)
+            rest = rest - basis @ (basis.T @ rest)
+            length = float(np.linalg.norm(rest))
+            if length <= _TINY:
+                break
+            basis = np.column_stack([basis, rest / length])
+            vector = matrix @ (rest / length)
+    if basis.shape[1] == 0:
+        return 0.0
+    return float(np.abs(np.linalg.eigvals(basis.T @ matrix @ basis)).max())

@@ -1,0 +1,312 @@
+"""An app's ClientApp as one agent of a peer: what it finds, what comes of it, what is kept."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from flower_dhb import DSGD, ConfigError, HeavyBall, StateError
+from flower_dhb.agent import codec
+from flower_dhb.agent.codec import VectorSpec
+from flower_dhb.peer.device import flwr_adapter
+from flower_dhb.peer.device.app import Agent
+
+START = {"x": np.arange(4.0), "bn.running_mean": np.array([0.5, 0.25]), "steps": np.array(7)}
+PLAIN = {"x": START["x"]}
+
+
+def app_that(seen, train=None, evaluate=None):
+    """An app that adds 1 to all floats, counts in its own state, and remembers what it saw."""
+    app = ClientApp()
+
+    @app.train()
+    def _train(message, context):
+        seen.append((message, context))
+        if train is not None:
+            return train(message)
+        arrays = {n: a.numpy() for n, a in message.content["arrays"].items()}
+        count = context.state.get("count", MetricRecord({"n": 0}))["n"]
+        context.state["count"] = MetricRecord({"n": count + 1})
+        content = {
+            "arrays": ArrayRecord({n: Array(np.asarray(a + 1)) for n, a in arrays.items()}),
+            "metrics": MetricRecord({"count": count + 1}),
+        }
+        return Message(RecordDict(content), reply_to=message)
+
+    @app.evaluate()
+    def _evaluate(message, context):
+        seen.append((message, context))
+        if evaluate is not None:
+            return evaluate(message)
+        x = message.content["arrays"]["x"].numpy()
+        return Message(RecordDict({"m": MetricRecord({"sum": float(x.sum())})}), reply_to=message)
+
+    return app
+
+
+def agent(seen=None, *, arrays=START, train=None, evaluate=None, **changes):
+    kept = {
+        "vertex": 2, "run": "r", "algorithm": HeavyBall(momentum=0.5, momentum_mixing=0.0),
+        "weights": {2: 0.5, 0: 0.25, 7: 0.25}, "node_config": {}, "run_config": {},
+    }  # fmt: skip
+    app = app_that([] if seen is None else seen, train, evaluate)
+    return Agent(app, arrays=arrays, **(kept | changes))
+
+
+def neighbor(j, k, x, run="r", statistics=None):
+    vectors = {"folded": np.asarray(x, float)}
+    if statistics is not None:
+        vectors["statistics"] = np.asarray(statistics, float)
+    return codec.encode(vectors, run=run, round=k, vertex=j)
+
+
+def vectors(frame):
+    return {n: v.tolist() for n, v in codec.decode(frame, codec.read_header(frame)).items()}
+
+
+# --- what the app finds -------------------------------------------------------------------
+
+
+def test_what_a_message_and_its_context_hold():
+    seen = []
+    one = agent(
+        seen,
+        node_config={"partition-id": 5, "vertex": 9, "data": "/d"},
+        run_config={"lr": 0.5},
+        train_config={"epochs": 2, "server-round": 99},
+        evaluate_config={"full": True},
+    )
+    one.train(1)
+    one.combine(1, {}, evaluate=True)
+    one.train(3)
+    (first, context), (second, _), (third, _) = seen
+    assert dict(context.node_config) == {"partition-id": 5, "vertex": 2, "data": "/d"}
+    assert dict(context.run_config) == {"lr": 0.5}
+    assert dict(first.content["config"].items()) == {"epochs": 2, "server-round": 1}
+    assert dict(second.content["config"].items()) == {"full": True, "server-round": 1}
+    assert third.content["config"]["server-round"] == 3
+    assert (first.metadata.message_type, second.metadata.message_type) == ("train", "evaluate")
+    assert (first.metadata.group_id, third.metadata.group_id) == ("1", "3")
+    assert list(first.content["arrays"]) == ["x", "bn.running_mean", "steps"]
+    assert first.content["arrays"]["steps"].numpy() == 7
+    assert context.node_id == 4
+    assert agent(node_config={})._context.node_config == {"partition-id": 2, "vertex": 2}
+
+
+def test_the_app_does_not_see_the_agents_own_state():
+    states = []
+
+    app = ClientApp()
+
+    @app.train()
+    def _train(message, context):
+        states.append(sorted(context.state))
+        x = message.content["arrays"]["x"].numpy()
+        return Message(RecordDict({"arrays": ArrayRecord({"x": Array(x)})}), reply_to=message)
+
+    one = Agent(
+        app, vertex=0, run="r", algorithm=DSGD(), weights={0: 0.5, 1: 0.5}, arrays=PLAIN,
+        node_config={}, run_config={},
+    )  # fmt: skip
+    for k in (1, 2):
+        one.train(k)
+        one.combine(k, {}, evaluate=False)
+    assert states == [[], []]
+
+
+# --- what comes of a round ----------------------------------------------------------------
+
+
+def test_rounds_as_the_law_says_with_statistics_and_what_stays_local():
+    one = agent()
+    assert one.vectors == (
+        VectorSpec("folded", "float64", 4),
+        VectorSpec("statistics", "float64", 2),
+    )
+    first = one.train(1)
+    x = np.arange(4.0)
+    assert vectors(first.frame) == {"folded": (x + 1).tolist(), "statistics": [1.5, 1.25]}
+    header = codec.read_header(first.frame)
+    assert (header.run, header.round, header.vertex) == ("r", 1, 2)
+    assert (first.failure, first.refused, dict(first.metrics)) == ("", (), {"count": 1})
+    heard = {0: neighbor(0, 1, x, statistics=[0, 0]), 7: neighbor(7, 1, x + 2, statistics=[1, 1])}
+    combined = one.combine(1, heard, evaluate=True)
+    x1 = 0.5 * (x + 1) + 0.25 * x + 0.25 * (x + 2)
+    assert dict(combined.metrics) == {"sum": x1.sum()}
+    assert (combined.frame, one.round) == (None, 1)
+    snapshot = one.snapshot()
+    np.testing.assert_allclose(snapshot.state.parameters, x1)
+    np.testing.assert_allclose(snapshot.statistics, [1.0, 0.875])
+    assert snapshot.local["steps"] == 8
+    # The second round, alone: all weight is its own, and its momentum moves it on.
+    second = one.train(2)
+    assert vectors(second.frame)["folded"] == (x1 + 1).tolist()
+    assert dict(second.metrics) == {"count": 2}  # the app's own state is kept
+    one.combine(2, {}, evaluate=False)
+    np.testing.assert_allclose(one.snapshot().state.parameters, x1 + 1 + 0.5 * (x1 - x))
+
+
+def test_before_the_first_round_the_state_is_the_start():
+    snapshot = agent().snapshot()
+    assert (snapshot.round, snapshot.pending) == (0, None)
+    np.testing.assert_array_equal(snapshot.state.parameters, START["x"])
+    np.testing.assert_array_equal(snapshot.state.memory["displacement"], np.zeros(4))
+    np.testing.assert_array_equal(snapshot.statistics, [0.5, 0.25])
+    assert agent(arrays=PLAIN).snapshot().statistics.size == 0
+
+
+@pytest.mark.parametrize(
+    ("frame", "text"),
+    [
+        (neighbor(0, 2, np.zeros(4)), "payload is of round 2, expected 1"),
+        (neighbor(7, 1, np.zeros(4)), "payload is of vertex 7, expected 0"),
+        (neighbor(0, 1, np.zeros(3)), r"'folded' is float64\[3\], expected float64\[4\]"),
+        (neighbor(0, 1, np.zeros(4), run="q"), "payload is of run 'q', expected 'r'"),
+    ],
+)
+def test_a_payload_that_the_agent_refuses_is_told_and_not_used(frame, text):
+    one = agent(arrays=PLAIN)
+    one.train(1)
+    outcome = one.combine(1, {0: frame, 7: neighbor(7, 1, np.arange(4.0))}, evaluate=False)
+    (refused,) = outcome.refused
+    assert re.search(text, refused)
+    x = np.arange(4.0)
+    np.testing.assert_allclose(one.snapshot().state.parameters, 0.75 * (x + 1) + 0.25 * x)
+
+
+@pytest.mark.parametrize(
+    ("answer", "failure"),
+    [
+        (lambda message: 1 / 0, "ZeroDivisionError: division by zero"),
+        (
+            lambda message: Message(Error(3, "broken"), reply_to=message),
+            "the app answered with an error: broken",
+        ),
+        (
+            lambda message: Message(
+                RecordDict({"arrays": ArrayRecord({"x": Array(np.full(4, np.nan))})}),
+                reply_to=message,
+            ),
+            "agent 2: 'x'",
+        ),
+    ],
+)
+def test_an_app_that_fails_costs_the_round_and_not_the_state(answer, failure):
+    one = agent(arrays=PLAIN, train=answer)
+    outcome = one.train(1)
+    assert (outcome.frame, outcome.refused) == (None, ())
+    assert failure in outcome.failure
+    np.testing.assert_array_equal(one.snapshot().state.parameters, np.arange(4.0))
+    assert one.snapshot().pending is None
+
+
+def test_a_round_that_cannot_be_combined_is_an_error_that_says_why():
+    one = agent(arrays=PLAIN)
+    with pytest.raises(StateError, match="round 1, agent 2: could not combine: "):
+        one.combine(1, {}, evaluate=False)
+
+
+# --- to begin again -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("evaluate", [True, False])
+def test_to_begin_again_takes_the_neighbors_average_and_forgets_its_own(evaluate):
+    one = agent(arrays=PLAIN)
+    one.train(1)
+    one.combine(1, {}, evaluate=False)
+    x = np.arange(4.0)
+    newest = {0: (8, neighbor(0, 8, x)), 7: (9, neighbor(7, 9, x + 2))}
+    outcome = one.rejoin(newest, evaluate=evaluate)
+    assert outcome.rejoined
+    assert one.round == 9
+    np.testing.assert_allclose(one.snapshot().state.parameters, x + 1)
+    np.testing.assert_array_equal(one.snapshot().state.memory["displacement"], np.zeros(4))
+    assert dict(outcome.metrics) == ({"sum": (x + 1).sum()} if evaluate else {})
+    assert dict(one.train(10).metrics) == {"count": 2}  # what is the app's stays
+
+
+def test_to_begin_again_from_nothing_usable_is_an_error():
+    with pytest.raises(StateError, match="agent 2: could not rejoin: "):
+        agent(arrays=PLAIN).rejoin({0: (8, neighbor(0, 8, np.zeros(3)))}, evaluate=False)
+
+
+# --- before training ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rule", "arrays", "early"),
+    [
+        (HeavyBall(order="combine-then-adapt"), PLAIN, True),
+        (HeavyBall(order="combine-then-adapt"), START, False),  # statistics come of training
+        (HeavyBall(), PLAIN, False),
+        (DSGD(order="combine-then-adapt"), PLAIN, True),
+    ],
+)
+def test_what_can_be_shared_before_training(rule, arrays, early):
+    one = agent(algorithm=rule, arrays=arrays)
+    frame = one.early(1)
+    assert (frame is not None) is early
+    if early:
+        header = codec.read_header(frame)
+        assert (header.run, header.round, header.vertex) == ("r", 1, 2)
+        assert [v.name for v in header.vectors] == list(rule.vectors)
+        assert vectors(frame)[rule.vectors[0]] == START["x"].tolist()
+
+
+# --- what is kept -------------------------------------------------------------------------
+
+
+def test_an_agent_goes_on_from_what_it_saved():
+    one, other = agent(), agent()
+    one.train(1)
+    one.combine(1, {}, evaluate=False)
+    one._context.state["own"] = ConfigRecord({"b": b"\x00\xff", "l": [1, 2], "t": "x"})
+    arrays, document = one.save()
+    other.load(1, arrays, json.loads(json.dumps(document)))
+    assert other.round == 1
+    assert dict(other._context.state["own"].items()) == {"b": b"\x00\xff", "l": [1, 2], "t": "x"}
+    here, there = one.train(2), other.train(2)
+    assert here.frame == there.frame
+    assert dict(there.metrics) == {"count": 2}
+    for k in (2, 3):
+        one.combine(k, {}, evaluate=False)
+        other.combine(k, {}, evaluate=False)
+        assert one.train(k + 1).frame == other.train(k + 1).frame
+
+
+# --- Flower's private parts ---------------------------------------------------------------
+
+
+def test_a_context_holds_copies():
+    node, run = {"a": 1}, {"b": 2}
+    context = flwr_adapter.make_context(11, 5, node, run)
+    node["a"], run["b"] = 3, 4
+    assert (context.run_id, context.node_id) == (11, 5)
+    assert (dict(context.node_config), dict(context.run_config)) == ({"a": 1}, {"b": 2})
+    assert len(context.state) == 0
+
+
+def test_a_view_of_a_frame_is_no_copy():
+    frame = bytearray(b"abc")
+    array = flwr_adapter.frame_view(frame)
+    assert (array.dtype, tuple(array.shape), array.stype) == ("uint8", (3,), "flower_dhb.frame")
+    frame[0] = ord("x")
+    assert bytes(array.data) == b"xbc"
+
+
+@pytest.mark.parametrize(
+    ("code", "reference", "text"),
+    [
+        ("import nowhere_to_be_found", "app", "cannot load ClientApp '.*:app': No module named"),
+        ("x = 1", "app", "cannot load ClientApp '.*:app': module .* has no attribute 'app'"),
+        ("app = 3", "app", "':?.*app' is a int, expected a flwr ClientApp"),
+    ],
+)
+def test_what_is_no_client_app(tmp_path, code, reference, text):
+    name = f"made_app_{abs(hash(code))}"
+    (tmp_path / f"{name}.py").write_text(code)
+    with pytest.raises(ConfigError, match=text):
+        flwr_adapter.load_client_app(tmp_path, f"{name}:{reference}")
