@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import cache
 
 from clients.workload import Workload
-from flower_dhb.problems.digits import load_digits, make_model
+from flower_dhb.problems.digits import load_digits
+from flower_dhb.problems.models import make_model
 from flower_dhb.problems.splits import split
 
 __all__ = ["load"]

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         RoundError,
         StateError,
     )
+    from flower_dhb.figures.topologies import draw
     from flower_dhb.flower.mod import consensus_mod, decentralize
     from flower_dhb.flower.result import ServerlessResult
     from flower_dhb.flower.strategy import ServerlessStrategy
@@ -62,6 +63,7 @@ _HOMES = {
     "consensus_distance": "metrics",
     "consensus_mod": "flower.mod",
     "decentralize": "flower.mod",
+    "draw": "figures.topologies",
     "lazy": "topology.weights",
     "simulate": "engine.reference",
 }
@@ -88,6 +90,7 @@ __all__ = [
     "consensus_distance",
     "consensus_mod",
     "decentralize",
+    "draw",
     "lazy",
     "simulate",
 ]

@@ -18,7 +18,9 @@ from rich.table import Table
 from flower_dhb.algorithms import HeavyBall
 from flower_dhb.algorithms.base import ADAPT_THEN_COMBINE, COMBINE_THEN_ADAPT
 from flower_dhb.errors import ConfigError, GraphError
+from flower_dhb.figures.topologies import draw
 from flower_dhb.files import write_durably
+from flower_dhb.problems.models import n_parameters
 from flower_dhb.topology.directed import parse_topology
 from flower_dhb.topology.fastest import FDLA, fastest_weights
 from flower_dhb.topology.graph import Topology
@@ -186,14 +188,12 @@ def _parameters(arguments: argparse.Namespace) -> int:
         if arguments.parameters < 1:
             raise ConfigError(f"--parameters must be at least 1, got {arguments.parameters}")
         return int(arguments.parameters)
-    from flower_dhb.problems.digits import make_model
-
-    return sum(p.numel() for p in make_model(arguments.model, 0).parameters())
+    return n_parameters(arguments.model)
 
 
 def _draw(topology: Topology, path: Path) -> str:
     buffer = BytesIO()
-    topology.picture.savefig(buffer, format=path.suffix[1:].lower(), dpi=120)
+    draw(topology).savefig(buffer, format=path.suffix[1:].lower(), dpi=120)
     _write("--picture", path, buffer.getvalue())
     return str(path)
 

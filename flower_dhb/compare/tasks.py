@@ -16,8 +16,9 @@ from flower_dhb.engine.problem import Agents, Analytic, Problem
 from flower_dhb.engine.supervised import Supervised
 from flower_dhb.errors import ConfigError, unknown
 from flower_dhb.problems.averaging import Averaging
-from flower_dhb.problems.digits import MODELS, load_digits, make_model
+from flower_dhb.problems.digits import load_digits
 from flower_dhb.problems.logistic import LogisticRegression
+from flower_dhb.problems.models import MODELS, make_model
 from flower_dhb.problems.quadratic import Quadratic
 from flower_dhb.problems.splits import split
 

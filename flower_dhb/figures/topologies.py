@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.figure import Figure
 
+from flower_dhb.extras import needs_extra
 from flower_dhb.figures.positions import on_circle, places, wrapped_edges
 from flower_dhb.figures.style import INK, MAIN, MUTED, SECOND, STYLE
 from flower_dhb.topology.graph import Topology
 
-__all__ = ["topology_figure"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["draw"]
 
 _NAMED_UP_TO = 64  # agents; more names than that are too small to read
 
 
-def topology_figure(topology: Topology) -> Figure:
+def draw(topology: Topology) -> Figure:
     """Draw a communication graph; an edge is as strong as its mixing weight.
 
     Dashed edges have negative weight. The number in a vertex is its name. An edge of a
     torus that wraps around ends in the name of the vertex that it leads to.
+
+    Returns a matplotlib figure: `draw(topology).savefig("graph.png")`. Raises ConfigError that
+    names the `plot` extra where matplotlib is not installed.
     """
+    try:
+        import matplotlib as mpl
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise needs_extra("a picture", "plot") from error
     n = topology.n_agents
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 6.9))

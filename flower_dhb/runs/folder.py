@@ -15,6 +15,7 @@ from safetensors.numpy import save
 
 from flower_dhb.errors import ConfigError
 from flower_dhb.extras import installed
+from flower_dhb.figures.topologies import draw
 from flower_dhb.files import sync, write_durably
 from flower_dhb.flower.progress import tell, watched
 from flower_dhb.metrics import RoundRecord, Summary
@@ -54,7 +55,7 @@ class RunFolder:
         self._history.touch()
         write_durably(self.path / "config.toml", toml_text(config).encode())
         if installed("matplotlib"):
-            topology.picture.savefig(self.path / "topology.png", dpi=150)
+            draw(topology).savefig(self.path / "topology.png", dpi=150)
 
     def append(self, record: RoundRecord) -> None:
         """Write one finished round."""

@@ -6,14 +6,13 @@ import hashlib
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
 
 from flower_dhb.errors import GraphError, unknown
-from flower_dhb.extras import needs_extra
 from flower_dhb.topology import forms
 from flower_dhb.topology.files import read_graph
 from flower_dhb.topology.forms import FORMS, Plan
@@ -28,9 +27,6 @@ from flower_dhb.topology.given import (
 )
 from flower_dhb.topology.spectrum import all_eigenvalues, extreme_eigenvalues
 from flower_dhb.topology.weights import Matrix, Weights, edge_weights
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 __all__ = ["Topology", "digest_of"]
 
@@ -328,18 +324,6 @@ class Topology:
     def spectral_gap(self) -> float:
         """1 - the second largest absolute eigenvalue; 1 mixes in one round, 0 never."""
         return 1.0 - self.second_eigenvalue
-
-    @property
-    def picture(self) -> Figure:
-        """Drawing of the graph and its mixing weights.
-
-        Raises ConfigError that names the `plot` extra where matplotlib is not installed.
-        """
-        try:
-            from flower_dhb.figures.topologies import topology_figure
-        except ImportError as error:
-            raise needs_extra("a picture", "plot") from error
-        return topology_figure(self)
 
     def to_networkx(self) -> nx.Graph[Any]:
         """The graph for networkx: labels as nodes, the mixing weight of each edge in `weight`.

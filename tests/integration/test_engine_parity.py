@@ -14,7 +14,8 @@ from flower_dhb import Topology
 from flower_dhb.algorithms import method
 from flower_dhb.engine.engine import Engine
 from flower_dhb.engine.supervised import Supervised
-from flower_dhb.problems.digits import load_digits, make_model
+from flower_dhb.problems.digits import load_digits
+from flower_dhb.problems.models import make_model
 from flower_dhb.problems.splits import split
 from flower_dhb.runs.superlink import SuperLink, local_superlink
 

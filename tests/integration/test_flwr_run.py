@@ -24,7 +24,8 @@ from flower_dhb import HeavyBall, Topology, simulate
 from flower_dhb.cli.run import Watch
 from flower_dhb.errors import RoundError
 from flower_dhb.flower.progress import VARIABLE, Progress
-from flower_dhb.problems.digits import load_digits, make_model
+from flower_dhb.problems.digits import load_digits
+from flower_dhb.problems.models import make_model
 from flower_dhb.problems.splits import batches, split
 from flower_dhb.runs.superlink import SuperLink, local_superlink
 

@@ -16,7 +16,8 @@ from clients import client_app, vision
 from clients.client_app import WORKLOADS, evaluate_own_model, load_workload, train_locally
 from clients.workload import evaluate, train
 from flower_dhb import ConfigError, Topology
-from flower_dhb.problems.digits import load_digits, make_model
+from flower_dhb.problems.digits import load_digits
+from flower_dhb.problems.models import make_model
 from flower_dhb.problems.splits import batches, split
 
 VALUES = {

@@ -20,8 +20,9 @@ from flower_dhb.engine.engine import Engine
 from flower_dhb.engine.reference import simulate
 from flower_dhb.errors import ConfigError
 from flower_dhb.metrics import consensus_distance
-from flower_dhb.problems.digits import load_digits, make_model
+from flower_dhb.problems.digits import load_digits
 from flower_dhb.problems.logistic import LogisticRegression
+from flower_dhb.problems.models import make_model
 from flower_dhb.problems.quadratic import Quadratic
 from flower_dhb.topology.graph import Topology
 

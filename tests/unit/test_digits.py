@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from flower_dhb import ConfigError
-from flower_dhb.problems.digits import MODELS, load_digits, make_model
+from flower_dhb.problems.digits import load_digits
+from flower_dhb.problems.models import MODELS, make_model, n_parameters
 
 
 def test_three_disjoint_parts_hold_all_digits():
@@ -39,7 +40,7 @@ def test_images_are_flat_and_standardized_by_the_training_pixels():
 )
 def test_models_have_the_documented_size_and_ten_outputs(name, parameters):
     model = make_model(name, seed=0)
-    assert sum(p.numel() for p in model.parameters()) == parameters
+    assert sum(p.numel() for p in model.parameters()) == parameters == n_parameters(name)
     assert model(load_digits().train_x[:5]).shape == (5, 10)
 
 
@@ -59,6 +60,8 @@ def test_weights_come_from_the_seed_alone(name):
 def test_unknown_model():
     with pytest.raises(ConfigError, match="unknown model 'mpl', did you mean 'mlp'"):
         make_model("mpl", seed=0)
+    with pytest.raises(ConfigError, match="unknown model 'mpl', did you mean 'mlp'"):
+        n_parameters("mpl")
 
 
 def test_the_division_is_fixed_and_pixels_stay_with_their_labels():

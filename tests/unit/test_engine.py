@@ -20,7 +20,8 @@ from flower_dhb.engine.supervised import Supervised
 from flower_dhb.errors import ConfigError, GraphError, StateError
 from flower_dhb.metrics import consensus_distance
 from flower_dhb.problems.averaging import Averaging
-from flower_dhb.problems.digits import load_digits, make_model
+from flower_dhb.problems.digits import load_digits
+from flower_dhb.problems.models import make_model
 from flower_dhb.problems.quadratic import Quadratic
 from flower_dhb.problems.splits import batches, split
 from flower_dhb.topology.directed import DirectedTopology, parse_topology

@@ -5,7 +5,7 @@ from importlib import import_module
 
 import pytest
 
-from flower_dhb import ConfigError, Topology
+from flower_dhb import ConfigError, Topology, draw
 from flower_dhb.cli import compare, main
 from flower_dhb.compare.settings import Comparison
 from flower_dhb.extras import installed, needs_extra
@@ -39,9 +39,9 @@ def test_what_is_installed(without):
 
 
 def test_a_picture_without_matplotlib(without):
-    without("matplotlib", "flower_dhb.figures.topologies")
+    without("matplotlib")
     with pytest.raises(ConfigError, match=r"needs the 'plot' extra: pip install 'flower-dhb\[plot"):
-        _ = Topology.ring(5).picture
+        draw(Topology.ring(5))
 
 
 def test_fastest_weights_without_cvxpy(without):
@@ -71,7 +71,7 @@ def test_commands_of_peers_without_grpc(without, words, capsys):
 
 
 def test_commands_without_matplotlib(without, capsys, tmp_path):
-    without("matplotlib", "flower_dhb.figures.topologies", "flower_dhb.figures.comparisons")
+    without("matplotlib", "flower_dhb.figures.comparisons")
     assert main(["topology", "show", "path:3", "--picture", str(tmp_path / "g.png")]) == 2
     assert "a picture needs the 'plot' extra" in capsys.readouterr().err
     comparison = Comparison(problem="averaging", topologies=["ring:3"], splits=(), methods=["dsgd"])

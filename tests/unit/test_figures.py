@@ -8,7 +8,7 @@ import pytest
 from flower_dhb import Topology
 from flower_dhb.figures.positions import on_circle, places, wrapped_edges
 from flower_dhb.figures.runs import convergence_figure
-from flower_dhb.figures.topologies import topology_figure
+from flower_dhb.figures.topologies import draw
 
 FORMS = [
     *("ring:16", "complete:8", "star:9", "path:2", "path:9", "path:12", "torus:4x4", "torus:2x3"),
@@ -49,7 +49,7 @@ def extents(figure, kept):
 @pytest.mark.parametrize("form", FORMS)
 def test_every_kind_of_graph_is_drawn_with_its_name_and_its_vertices(form):
     topology = Topology.parse(form)
-    figure = topology_figure(topology)
+    figure = draw(topology)
     assert png(figure)
     found = texts(figure)
     assert form in found
@@ -98,7 +98,7 @@ def test_a_torus_is_a_grid_whose_edges_lead_out_and_in_again():
         **{(4 * row, 4 * row + 3): (-1, 0) for row in range(3)},
         **{(column, 8 + column): (0, 1) for column in range(4)},
     }
-    names = texts(topology_figure(topology))
+    names = texts(draw(topology))
     # Once in its vertex; corners also at the end of two edges, others on the rim of one.
     assert [names.count(name) for name in ("0", "1", "4", "5")] == [3, 2, 2, 1]
 
@@ -107,14 +107,14 @@ def test_a_torus_is_a_grid_whose_edges_lead_out_and_in_again():
 def test_a_graph_of_ones_own_may_have_any_name(name):
     edges = [(0, 1), (1, 2), (2, 0), (2, 3)]
     topology = Topology.from_edges(edges, name=name)
-    assert png(topology_figure(topology))
+    assert png(draw(topology))
     assert wrapped_edges(topology) == {}
 
 
 @pytest.mark.parametrize("name", ["torus:2x3", "bipartite:2x3", "hypercube:3"])
 def test_a_name_that_does_not_fit_the_graph_is_only_a_name(name):
     topology = Topology.from_edges([(0, 1), (1, 2), (2, 0), (2, 3)], name=name)
-    assert png(topology_figure(topology))
+    assert png(draw(topology))
     assert wrapped_edges(topology) == {}
 
 
@@ -133,24 +133,24 @@ def test_negative_weights_are_dashed_and_said_to_be():
     # Rows sum to 1; eigenvectors (1, 1, 1), (1, 0, -1), (1, -2, 1) give 1, 0.85 and -0.65.
     matrix = [[0.65, 0.55, -0.2], [0.55, -0.1, 0.55], [-0.2, 0.55, 0.65]]
     triangle = Topology.from_edges([(0, 1), (1, 2), (0, 2)], matrix, name="triangle")
-    figure = topology_figure(triangle)
+    figure = draw(triangle)
     assert png(figure)
     assert any("mixing weights -0.2 to 0.55 (dashed: negative)" in text for text in texts(figure))
     styles = [line.get_linestyle() for line in figure.axes[0].lines]
     assert styles.count("--") == 1
     assert styles.count("-") == 2
-    assert not any("negative" in text for text in texts(topology_figure(Topology.ring(4))))
+    assert not any("negative" in text for text in texts(draw(Topology.ring(4))))
 
 
 def test_heavier_edges_are_drawn_stronger():
     topology = Topology.from_edges([(0, 1), (0, 2), (0, 3), (3, 4)])  # 1/4, 1/4, 1/4, 1/3
-    widths = [line.get_linewidth() for line in topology_figure(topology).axes[0].lines]
+    widths = [line.get_linewidth() for line in draw(topology).axes[0].lines]
     assert widths[0] == widths[1] == widths[2] < widths[3]
 
 
 @pytest.mark.parametrize("form", ["ring:16", "torus:4x4", "path:9", "erdos-renyi:16:0.3:1"])
 def test_titles_are_inside_the_picture_and_above_each_other(form):
-    figure = topology_figure(Topology.parse(form))
+    figure = draw(Topology.parse(form))
     name, about = extents(figure, lambda t: t.get_text() == form or " agents, " in t.get_text())
     if name.y0 < about.y0:
         name, about = about, name

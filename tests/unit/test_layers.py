@@ -1,6 +1,7 @@
-"""Imports point down only: every module is held against the table of docs/architecture.md."""
+"""Imports point down only: every module is held against the house of docs/architecture.md."""
 
 import ast
+import re
 import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -12,23 +13,21 @@ import flower_dhb
 ROOT = Path(flower_dhb.__file__).parent
 DOOR = "flower_dhb"  # loads public names from all layers on first use; belongs to none
 
-# The house, from the roof to the ground: a room imports itself and what is below it. A name with
-# a dot at its end is a folder: all modules below it.
-ROOMS = [
-    "cli.",
-    *("peer.mesh.", "peer.device.", "peer.watch.", "peer.wire.", "peer.protocol.", "peer.monitor"),
-    "peer.",  # the door of the peers' rooms: says which extra they need
-    "runs.",
-    "figures.",
-    "compare.",
-    "flower.",
-    "engine.",
-    "topology.",
-    "agent.",
-    "algorithms.",
-    "problems.",
-    *("metrics", "files", "types", "extras", "errors"),
-]
+PAGE = ROOT.parent / "docs" / "architecture.md"
+
+
+def rooms_of_the_page():
+    """The house from the roof to the ground, as the page has it: `cli.`, `peer.mesh.`, `errors`.
+
+    A name with a dot at its end is a folder: all modules below it.
+    """
+    text = PAGE.read_text(encoding="utf-8").partition("| room |")[2].partition("\n\n")[0]
+    return [name.replace("/", ".") for name in re.findall(r"^\| `([\w/]+)` \|", text, re.MULTILINE)]
+
+
+# Below all of the peers' rooms is their door, which says which extra they need.
+ROOMS = rooms_of_the_page()
+ROOMS.insert(ROOMS.index("peer.monitor") + 1, "peer.")
 
 # Third-party packages that a room may import, and more that single modules may.
 EXTERNAL = {
@@ -45,7 +44,6 @@ EXTERNAL = {
     "engine.": {"numpy", "torch", "safetensors"},
     "topology.": {"numpy", "networkx", "scipy"},
     "topology.fastest": {"cvxpy"},
-    "topology.graph": {"matplotlib"},  # the type of a picture
     "agent.": {"numpy"},
     "agent.codec": {"xxhash"},
     "agent.mixing": {"scipy"},
@@ -55,9 +53,8 @@ EXTERNAL = {
     "types": {"numpy"},
 }
 
-# A topology draws itself; the state machine of the peers still knows the frames.
+# The state machine of the peers still knows the frames.
 EXCEPTIONS = {
-    ("topology.graph", "figures.topologies"),
     ("peer.protocol.exchange", "peer.wire.frames"),
     ("peer.protocol.exchange", "peer.wire.relay_pb2"),
     ("peer.protocol.exchange", "peer.wire."),
@@ -82,7 +79,9 @@ def belongs(module, entry):
 
 
 def room_of(module):
-    return next((room for room in ROOMS if belongs(module, room)), None)
+    if module == "peer.":
+        return module
+    return next((room for room in ROOMS if room != "peer." and belongs(module, room)), None)
 
 
 def imports(source, package):
@@ -117,6 +116,13 @@ def dependencies(name, path):
 
 MODULES = modules()
 every_module = pytest.mark.parametrize("name", MODULES)
+
+
+def test_every_room_of_the_page_is_there():
+    assert ROOMS[0] == "cli."
+    empty = {room for room in ROOMS if not any(belongs(name, room) for name in MODULES)}
+    assert not empty
+    assert len(ROOMS) == len(set(ROOMS)) > 20
 
 
 @every_module
@@ -184,7 +190,9 @@ if TYPE_CHECKING:
     } <= set(imports(source, "flower_dhb.peer"))
 
 
-@pytest.mark.parametrize("name", ["stray", "topologies.graph", "flowers.mod", "cli_extra"])
+@pytest.mark.parametrize(
+    "name", ["stray", "topologies.graph", "flowers.mod", "cli_extra", "peer.stray"]
+)
 def test_a_module_outside_the_house_has_no_room(name):
     assert room_of(name) is None
 

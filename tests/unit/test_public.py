@@ -32,6 +32,7 @@ PUBLIC = [
     "consensus_distance",
     "consensus_mod",
     "decentralize",
+    "draw",
     "lazy",
     "simulate",
 ]
@@ -86,8 +87,14 @@ RunConfig.of({}), Topology.ring(5), HeavyBall(), DSGD()
         "import flower_dhb",
         CORE,
         "import flower_dhb.agent.codec, flower_dhb.problems.splits",
+        "from flower_dhb import draw",
+        "from flower_dhb.cli import main\nassert main(['topology', 'show', 'ring:8']) == 0",
+        "from flower_dhb.cli import main\nassert main(['topology', 'suggest', 'path:4']) == 0",
     ],
-    ids=["the package", "its core names", "codec and data"],
+    ids=[
+        *("the package", "its core names", "codec and splits", "pictures, until one is drawn"),
+        *("topology show", "topology suggest"),
+    ],
 )
 def test_importing_loads_no_heavy_library(program):
     found = subprocess.run(

@@ -186,7 +186,7 @@ def known_names(key):
     """The names that the code takes for a key."""
     from clients.client_app import WORKLOADS
     from flower_dhb.algorithms import method, relayed_methods
-    from flower_dhb.problems.digits import MODELS
+    from flower_dhb.problems.models import MODELS
     from flower_dhb.topology.forms import FORMS
     from flower_dhb.topology.weights import WEIGHTS
 

@@ -17,7 +17,7 @@ import numpy as np
 import tomli_w
 import xxhash
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from flower_dhb.errors import ConfigError
 from flower_dhb.files import read_toml, write_durably
@@ -161,7 +161,7 @@ def create_mesh(plan: MeshPlan) -> list[Path]:
     authority = None if plan.plaintext else Authority.create(mesh, plan.days)
 
     plan.out.mkdir(parents=True, exist_ok=True)
-    save_file(arrays, plan.out / "start.safetensors")
+    write_durably(plan.out / "start.safetensors", save(arrays))
     paths = []
     for vertex in range(topology.n_agents):
         home = plan.out / f"vertex-{vertex}"
