@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from logging import WARNING
 
 from flwr.app import ArrayRecord
+from flwr.common import log
 from flwr.serverapp.strategy import Result
 
 from flower_dhb.errors import RoundError
@@ -53,6 +55,11 @@ class ServerlessResult(Result):
     def lacks_arrays(self, why: str) -> None:
         """Say why there is no average: the end of "there is no network average, since"."""
         self._why_no_arrays = why
+
+    def warn(self, text: str) -> None:
+        """Keep a warning, and log it."""
+        self.warnings.append(text)
+        log(WARNING, "%s", text)
 
     def __repr__(self) -> str:
         """Rounds, arrays, models and the last metrics, one line each."""

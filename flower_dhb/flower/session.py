@@ -21,7 +21,14 @@ from flower_dhb.flower.ledger import Ledger
 from flower_dhb.flower.members import Members
 from flower_dhb.flower.records import Answer, Ask, Farewell
 from flower_dhb.flower.relay import Relay, Sent, is_unavailable, read_answer
-from flower_dhb.metrics import Events, RoundRecord, agents_text, distance_from, grouped
+from flower_dhb.metrics import (
+    LOWER_IS_BETTER,
+    Events,
+    RoundRecord,
+    agents_text,
+    distance_from,
+    grouped,
+)
 from flower_dhb.topology.graph import Topology
 from flower_dhb.types import Layout, NDArrays
 
@@ -41,19 +48,27 @@ class Session:
     layout: Layout
     local: NDArrays
     topology: Topology
-    record: RoundRecord = field(default_factory=lambda: RoundRecord(round=0))
+    weighted_by_key: str = "num-examples"
+    lower_is_better: tuple[str, ...] = LOWER_IS_BETTER
     parameters: dict[int, dict[str, NDArray[Any]]] = field(default_factory=dict)
     parameters_round: int = 0
     wants_parameters: bool = False
     delivered: set[int] = field(default_factory=set)  # who trained in this round
     failures: dict[int, Failure] = field(default_factory=dict)  # and who failed
     start: NDArray[Any] | None = None  # the parameters from which all agents began
+    record: RoundRecord = field(init=False)
     _unlogged: Events = field(default_factory=list)
 
-    def begin(self, record: RoundRecord) -> None:
+    def __post_init__(self) -> None:
+        """Begin before the first round."""
+        self.begin(0)
+
+    def begin(self, round: int) -> None:
         """Begin a round."""
         self.flush()
-        self.record = record
+        self.record = RoundRecord(
+            round=round, weighted_by_key=self.weighted_by_key, lower_is_better=self.lower_is_better
+        )
         self.delivered, self.failures = set(), {}
 
     def wait(self, limit: float) -> None:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
-import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from logging import INFO, WARNING
+from collections.abc import Iterable, Sequence
+from logging import INFO
 from typing import Any
 
 import numpy as np
@@ -15,10 +13,9 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.common import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
-from numpy.typing import NDArray
 
 from flower_dhb.algorithms import Algorithm, check_relayed
-from flower_dhb.errors import ConfigError, PayloadError, RoundError
+from flower_dhb.errors import ConfigError
 from flower_dhb.flower.arguments import (
     a_rule,
     a_topology,
@@ -35,34 +32,20 @@ from flower_dhb.flower.arguments import (
     refuse,
     train_everywhere,
 )
-from flower_dhb.flower.arrays import named_arrays
-from flower_dhb.flower.failures import Failures
-from flower_dhb.flower.health import Health
-from flower_dhb.flower.ledger import Ledger
-from flower_dhb.flower.members import Members
-from flower_dhb.flower.progress import round_line, tell, tell_round
-from flower_dhb.flower.relay import Relay
+from flower_dhb.flower.opening import Opening
+from flower_dhb.flower.progress import tell
 from flower_dhb.flower.result import ServerlessResult
+from flower_dhb.flower.rounds import EvaluateFn, OnRound, Rounds, Wishes
 from flower_dhb.flower.session import Session
 from flower_dhb.flower.summary import AggregateMetrics, sum_up
 from flower_dhb.metrics import (
     LOWER_IS_BETTER,
-    RoundRecord,
-    agents_text,
     consensus_distance,
 )
 from flower_dhb.topology.graph import Topology
-from flower_dhb.types import STATISTICS, Layout, Statistics, unnamed_statistics
+from flower_dhb.types import Statistics
 
 __all__ = ["ServerlessStrategy"]
-
-# How often `start` was called in a run: each is a run of its own for the agents.
-_starts: Counter[int] = Counter()
-
-EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
-OnRound = Callable[[RoundRecord], object]
-
-_LAST_REPORT_S = 60.0  # to wait for the agents' models when a run ends with an error
 
 
 class ServerlessStrategy(Strategy):
@@ -256,174 +239,32 @@ evaluate_metrics_aggr_fn
         self.summary()
         tell("start", rounds=rounds, agents=self.topology.n_agents)
         self.result = result = ServerlessResult()
-        self._run = run = self._open(grid, initial_arrays)
+        self._run = run = self._opening.session(grid, initial_arrays, result)
+        course = Rounds(
+            self,
+            run,
+            result,
+            Wishes(
+                evaluate_every=self.evaluate_every,
+                measure_consensus=self.measure_consensus,
+                average=self.average,
+                collect_models=self.collect_models,
+                on_round=self.on_round,
+            ),
+            limit=limit,
+            configs=(configs[0], configs[1]),
+            evaluate_fn=evaluate_fn,
+        )
         try:
-            self._observe(0, initial_arrays, evaluate_fn)
-            last = self._rounds(run, rounds, limit, (configs[0], configs[1]), evaluate_fn)
-            self._finish(run, last, limit)
+            course.observe(0, initial_arrays)
+            course.finish(course.go(rounds))
             run.dismiss()
         except BaseException as error:
-            self._keep(run, error, limit)
+            course.keep(error)
             raise
         finally:
             self._run = None
         return result
-
-    def _rounds(
-        self,
-        run: Session,
-        rounds: int,
-        limit: float,
-        configs: tuple[ConfigRecord, ConfigRecord],
-        evaluate_fn: EvaluateFn | None,
-    ) -> int:
-        """All rounds, or fewer if `on_round` says so. Returns the last."""
-        failures = Failures(self.topology.n_agents)
-        health = Health({v: self.topology.neighbors(v) for v in range(self.topology.n_agents)})
-        for k in range(1, rounds + 1):
-            begin = time.monotonic()
-            run.begin(self._record(k))
-            run.wait(limit)
-            replies = run.exchange(
-                self.configure_train(k, ArrayRecord(), configs[0], run.relay.grid), limit
-            )
-            self._keep_metrics(k, self.aggregate_train(k, replies))
-            failures.look(k, run.delivered, run.failures)
-            last = k == rounds
-            run.wants_parameters = self.measure_consensus or (last and self._wants_models)
-            if self.evaluate_every and (k % self.evaluate_every == 0 or last):
-                run.wants_parameters |= evaluate_fn is not None
-                replies = run.exchange(
-                    self.configure_evaluate(k, ArrayRecord(), configs[1], run.relay.grid), limit
-                )
-                metrics = self.aggregate_evaluate(k, replies)
-                if metrics is not None:
-                    self.result.evaluate_metrics_clientapp[k] = metrics
-            if evaluate_fn is not None and (
-                not self.evaluate_every or k % self.evaluate_every == 0 or last
-            ):
-                if not self.evaluate_every:
-                    run.report(k, limit)
-                if run.parameters_round == k and run.parameters:
-                    self._observe(k, run.average(), evaluate_fn)
-            run.record.seconds = time.monotonic() - begin
-            if self._close_round(run, rounds, health):
-                return k
-        failures.end()
-        return rounds
-
-    def _close_round(self, run: Session, rounds: int, health: Health) -> bool:
-        """Write a round down and tell everyone. Returns whether the run is to end here."""
-        record = run.record
-        run.flush()
-        self.result.history.append(record)
-        for finding in health.observe(record):
-            record.warnings.append(finding)
-            self._warn(f"round {record.round}: {finding}")
-        log(INFO, "%s", round_line(record, rounds))
-        tell_round(record)
-        if self.on_round is None:
-            return False
-        answer = self.on_round(record)
-        if isinstance(answer, bool | np.bool_) and answer:
-            log(INFO, "on_round ends the run after round %d of %d", record.round, rounds)
-            return True
-        return False
-
-    def _observe(self, k: int, arrays: ArrayRecord, evaluate_fn: EvaluateFn | None) -> None:
-        """Let the observer have the average model."""
-        if evaluate_fn is None:
-            return
-        observed = evaluate_fn(k, arrays)
-        if observed is None:
-            return
-        self.result.evaluate_metrics_serverapp[k] = observed
-        if k > 0:
-            self._opened().record.evaluate_average_model = dict(observed.items())
-
-    @property
-    def _wants_models(self) -> bool:
-        return self.average or self.collect_models
-
-    def _finish(self, run: Session, last: int, limit: float) -> None:
-        """Collect the final models and form the average, each only if asked for."""
-        result = self.result
-        if not self.average:
-            result.lacks_arrays(
-                "the strategy was made with average=False; set average=True, or read the agents' "
-                "own models from result.models (collect_models=True)"
-            )
-        if not self._wants_models:
-            return
-        run.begin(self._record(last))
-        run.report(last, limit)
-        if self.collect_models:
-            result.models = {v: run.model(v) for v in sorted(run.parameters)}
-        if not self.average:
-            return
-        n, reported = self.topology.n_agents, sorted(run.parameters)
-        if not reported:
-            result.lacks_arrays(
-                "no agent reported its parameters at the end of the run: see the events of "
-                "result.history. A longer timeout or round_timeout_s helps if agents were late"
-            )
-            return
-        result.arrays = run.average()
-        who = f"all {n} agents"
-        if len(reported) < n:
-            who = f"{len(reported)} of {n} agents"
-            absent = agents_text(v for v in range(n) if v not in run.parameters)
-            self._warn(f"result.arrays is the average of {who}: {absent} did not report")
-        log(
-            INFO,
-            "result.arrays is the network average of the final models of %s, formed for you "
-            "alone; no agent has it (average=False leaves it out)",
-            who,
-        )
-
-    def _keep(self, run: Session, error: BaseException, limit: float) -> None:
-        """After an error: keep the round that was not finished, and the models if there are any."""
-        result, record = self.result, run.record
-        run.flush()
-        if run.delivered and not any(r is record for r in result.history):
-            result.history.append(record)
-        result.lacks_arrays(f"the run ended with an error in round {record.round}: {error!r}")
-        last = record.round
-        if isinstance(error, Exception) and not isinstance(error, RoundError) and last > 0:
-            try:
-                self._finish(run, last, min(limit, _LAST_REPORT_S))
-            except Exception as another:
-                log(WARNING, "the agents' models could not be collected: %s", another)
-        elif self.average and run.parameters:
-            result.arrays = run.average()  # of the last evaluated round
-        kept = (
-            f"{len(result.history)} rounds are kept in strategy.result: their history, metrics, "
-            f"{'' if result.has_arrays else 'no '}average (strategy.result.arrays), "
-            f"{len(result.models)} models"
-        )
-        error.add_note(kept)
-        log(WARNING, "The run ended with an error in round %d. %s", record.round, kept)
-
-    def _warn(self, text: str) -> None:
-        self.result.warnings.append(text)
-        log(WARNING, "%s", text)
-
-    def _record(self, k: int) -> RoundRecord:
-        return RoundRecord(
-            round=k, weighted_by_key=self.weighted_by_key, lower_is_better=self.lower_is_better
-        )
-
-    def _keep_metrics(self, k: int, answer: tuple[ArrayRecord | None, MetricRecord | None]) -> None:
-        """Keep what `aggregate_train`, a subclass's perhaps, returned."""
-        arrays, metrics = answer
-        if metrics is not None:
-            self.result.train_metrics_clientapp[k] = metrics
-        text = (
-            "aggregate_train returned arrays, which nobody gets: there is no global model that "
-            "could be sent. What changes the agents' models belongs into the app or the rule"
-        )
-        if arrays is not None and text not in self.result.warnings:
-            self._warn(text)
 
     # --- Flower's Strategy interface ------------------------------------------------
 
@@ -438,7 +279,7 @@ evaluate_metrics_aggr_fn
         """
         if self._run is None:
             check_type("arrays", arrays, ArrayRecord, "ArrayRecord(net.state_dict())")
-            self._run = self._open(grid, arrays)
+            self._run = self._opening.session(grid, arrays, self.result)
         run = self._run
         if run.record.round != server_round:
             if not server_round > run.record.round:
@@ -446,7 +287,7 @@ evaluate_metrics_aggr_fn
                     f"configure_train: round {server_round} after round {run.record.round}; "
                     "rounds must rise. A new run needs a new ServerlessStrategy"
                 )
-            run.begin(self._record(server_round))
+            run.begin(server_round)
         config["server-round"] = server_round
         run.members.refresh()
         # A copy: a schedule may change the config for the next round while messages wait.
@@ -527,56 +368,18 @@ evaluate_metrics_aggr_fn
 
     # --- inside ---------------------------------------------------------------------
 
-    def _open(self, grid: Grid, arrays: ArrayRecord) -> Session:
-        initial = named_arrays(arrays)
-        layout = Layout.of(initial, STATISTICS if self.statistics is None else self.statistics)
-        if self.statistics is None:
-            self._say_where_statistics_may_lie(initial)
-        run_id = grid.run.run_id
-        _starts[run_id] += 1
-        try:
-            ledger = Ledger(
-                self.topology,
-                self.algorithm,
-                layout,
-                initial,
-                run=_name(run_id, _starts[run_id]),
-                arrays_key=self.arrayrecord_key,
-                config_key=self.configrecord_key,
-            )
-        except PayloadError as error:
-            raise PayloadError(f"initial_arrays: {error}") from None
-        relay = Relay(grid)
-        members = Members(self.topology, relay)
-        members.enroll(self.node_timeout_s)
-        return Session(
-            relay,
-            members,
-            ledger,
-            layout,
-            layout.local(initial),
-            self.topology,
-            record=self._record(0),
-            wants_parameters=self.measure_consensus,
-            start=layout.flatten(initial)[0],
-        )
-
-    def _say_where_statistics_may_lie(self, initial: Mapping[str, NDArray[Any]]) -> None:
-        """Arrays named by numbers do not tell what they are, so the user has to."""
-        places = unnamed_statistics(initial)
-        if places is None:
-            return
-        remedy = (
-            "Name running statistics by index, as in ServerlessStrategy(..., statistics="
-            f"{places or [2, 3]}), or say that there are none with statistics=[]"
-        )
-        if not places:
-            log(INFO, "the arrays' names are numbers, which tell no statistics. %s", remedy)
-            return
-        self._warn(
-            f"the arrays' names are numbers, and arrays {places} look like the moving mean and "
-            "variance of a batch normalization. As parameters they get momentum, and a variance "
-            f"can become negative. {remedy}"
+    @property
+    def _opening(self) -> Opening:
+        return Opening(
+            topology=self.topology,
+            algorithm=self.algorithm,
+            statistics=self.statistics,
+            arrays_key=self.arrayrecord_key,
+            config_key=self.configrecord_key,
+            weighted_by_key=self.weighted_by_key,
+            lower_is_better=self.lower_is_better,
+            measure_consensus=self.measure_consensus,
+            node_timeout_s=self.node_timeout_s,
         )
 
     def _opened(self) -> Session:
@@ -604,8 +407,3 @@ evaluate_metrics_aggr_fn
 def _arguments() -> list[str]:
     parameters = inspect.signature(ServerlessStrategy.__init__).parameters
     return [name for name in parameters if name not in ("self", "others")]
-
-
-def _name(run_id: int, start: int) -> str:
-    """Name of a run, of one length, so that payloads of a repeated run are as long."""
-    return f"{run_id:016x}" + (f".{start}" if start > 1 else "")

@@ -1,0 +1,111 @@
+"""What a run of the relay begins with: its layout, its books, and a node on every vertex."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from logging import INFO
+from typing import Any
+
+from flwr.app import ArrayRecord
+from flwr.common import log
+from flwr.serverapp import Grid
+from numpy.typing import NDArray
+
+from flower_dhb.algorithms import Algorithm
+from flower_dhb.errors import PayloadError
+from flower_dhb.flower.arrays import named_arrays
+from flower_dhb.flower.ledger import Ledger
+from flower_dhb.flower.members import Members
+from flower_dhb.flower.relay import Relay
+from flower_dhb.flower.result import ServerlessResult
+from flower_dhb.flower.session import Session
+from flower_dhb.topology.graph import Topology
+from flower_dhb.types import STATISTICS, Layout, Statistics, unnamed_statistics
+
+__all__ = ["Opening"]
+
+# How often a run of Flower's began training: each time is a run of its own for the agents.
+_starts: Counter[int] = Counter()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opening:
+    """How runs of one strategy begin; the fields are arguments of ServerlessStrategy."""
+
+    topology: Topology
+    algorithm: Algorithm
+    statistics: Statistics | None
+    arrays_key: str
+    config_key: str
+    weighted_by_key: str
+    lower_is_better: tuple[str, ...]
+    measure_consensus: bool
+    node_timeout_s: float | None
+
+    def session(self, grid: Grid, arrays: ArrayRecord, result: ServerlessResult) -> Session:
+        """Begin a run of all agents from `arrays`; waits for a node on every vertex.
+
+        result: takes the warnings. Raises PayloadError if the arrays are not finite, and
+        ConfigError if the nodes do not cover the graph.
+        """
+        initial = named_arrays(arrays)
+        layout = Layout.of(initial, STATISTICS if self.statistics is None else self.statistics)
+        if self.statistics is None:
+            _say_where_statistics_may_lie(initial, result)
+        run_id = grid.run.run_id
+        _starts[run_id] += 1
+        try:
+            ledger = Ledger(
+                self.topology,
+                self.algorithm,
+                layout,
+                initial,
+                run=_name(run_id, _starts[run_id]),
+                arrays_key=self.arrays_key,
+                config_key=self.config_key,
+            )
+        except PayloadError as error:
+            raise PayloadError(f"initial_arrays: {error}") from None
+        relay = Relay(grid)
+        members = Members(self.topology, relay)
+        members.enroll(self.node_timeout_s)
+        return Session(
+            relay,
+            members,
+            ledger,
+            layout,
+            layout.local(initial),
+            self.topology,
+            weighted_by_key=self.weighted_by_key,
+            lower_is_better=self.lower_is_better,
+            wants_parameters=self.measure_consensus,
+            start=layout.flatten(initial)[0],
+        )
+
+
+def _say_where_statistics_may_lie(
+    initial: Mapping[str, NDArray[Any]], result: ServerlessResult
+) -> None:
+    """Arrays named by numbers do not tell what they are, so the user has to."""
+    places = unnamed_statistics(initial)
+    if places is None:
+        return
+    remedy = (
+        "Name running statistics by index, as in ServerlessStrategy(..., statistics="
+        f"{places or [2, 3]}), or say that there are none with statistics=[]"
+    )
+    if not places:
+        log(INFO, "the arrays' names are numbers, which tell no statistics. %s", remedy)
+        return
+    result.warn(
+        f"the arrays' names are numbers, and arrays {places} look like the moving mean and "
+        "variance of a batch normalization. As parameters they get momentum, and a variance "
+        f"can become negative. {remedy}"
+    )
+
+
+def _name(run_id: int, start: int) -> str:
+    """Name of a run, of one length, so that payloads of a repeated run are as long."""
+    return f"{run_id:016x}" + (f".{start}" if start > 1 else "")

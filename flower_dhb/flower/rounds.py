@@ -1,0 +1,228 @@
+"""The rounds of one run, from the first to the models at its end, whatever ends it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from logging import INFO, WARNING
+from typing import Protocol
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.common import log
+from flwr.serverapp import Grid
+
+from flower_dhb.errors import RoundError
+from flower_dhb.flower.failures import Failures
+from flower_dhb.flower.health import Health
+from flower_dhb.flower.progress import round_line, tell_round
+from flower_dhb.flower.result import ServerlessResult
+from flower_dhb.flower.session import Session
+from flower_dhb.metrics import RoundRecord, agents_text
+
+__all__ = ["EvaluateFn", "OnRound", "Rounds"]
+
+EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
+OnRound = Callable[[RoundRecord], object]
+
+_LAST_REPORT_S = 60.0  # to wait for the agents' models when a run ends with an error
+
+
+class Steps(Protocol):
+    """What a strategy does in a round, a subclass's own way perhaps."""
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]: ...
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]: ...
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]: ...
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """What a strategy's user wants of a run, as the arguments of ServerlessStrategy say it."""
+
+    evaluate_every: int
+    measure_consensus: bool
+    average: bool
+    collect_models: bool
+    on_round: OnRound | None
+
+    @property
+    def models(self) -> bool:
+        """Whether the agents' final models are needed."""
+        return self.average or self.collect_models
+
+
+class Rounds:
+    """Goes through the rounds of one run and writes down what there is to keep.
+
+    limit: seconds that a round's training, and its evaluation, may take. configs: of training
+    and of evaluation, sent to the app with every message. evaluate_fn: an observer of the
+    network average.
+    """
+
+    def __init__(
+        self,
+        steps: Steps,
+        run: Session,
+        result: ServerlessResult,
+        wishes: Wishes,
+        *,
+        limit: float,
+        configs: tuple[ConfigRecord, ConfigRecord],
+        evaluate_fn: EvaluateFn | None,
+    ) -> None:
+        self._steps, self._run, self._result, self._wishes = steps, run, result, wishes
+        self._limit, self._configs, self._evaluate_fn = limit, configs, evaluate_fn
+
+    def go(self, rounds: int) -> int:
+        """All rounds, or fewer if `on_round` says so. Returns the last."""
+        run, steps, wishes, topology = self._run, self._steps, self._wishes, self._run.topology
+        failures = Failures(topology.n_agents)
+        health = Health({v: topology.neighbors(v) for v in range(topology.n_agents)})
+        for k in range(1, rounds + 1):
+            begin = time.monotonic()
+            run.begin(k)
+            run.wait(self._limit)
+            replies = run.exchange(
+                steps.configure_train(k, ArrayRecord(), self._configs[0], run.relay.grid),
+                self._limit,
+            )
+            self._keep_metrics(k, steps.aggregate_train(k, replies))
+            failures.look(k, run.delivered, run.failures)
+            last = k == rounds
+            run.wants_parameters = wishes.measure_consensus or (last and wishes.models)
+            if wishes.evaluate_every and (k % wishes.evaluate_every == 0 or last):
+                run.wants_parameters |= self._evaluate_fn is not None
+                replies = run.exchange(
+                    steps.configure_evaluate(k, ArrayRecord(), self._configs[1], run.relay.grid),
+                    self._limit,
+                )
+                metrics = steps.aggregate_evaluate(k, replies)
+                if metrics is not None:
+                    self._result.evaluate_metrics_clientapp[k] = metrics
+            if self._evaluate_fn is not None and (
+                not wishes.evaluate_every or k % wishes.evaluate_every == 0 or last
+            ):
+                if not wishes.evaluate_every:
+                    run.report(k, self._limit)
+                if run.parameters_round == k and run.parameters:
+                    self.observe(k, run.average())
+            run.record.seconds = time.monotonic() - begin
+            if self._close(rounds, health):
+                return k
+        failures.end()
+        return rounds
+
+    def _close(self, rounds: int, health: Health) -> bool:
+        """Write a round down and tell everyone. Returns whether the run is to end here."""
+        record = self._run.record
+        self._run.flush()
+        self._result.history.append(record)
+        for finding in health.observe(record):
+            record.warnings.append(finding)
+            self._result.warn(f"round {record.round}: {finding}")
+        log(INFO, "%s", round_line(record, rounds))
+        tell_round(record)
+        if self._wishes.on_round is None:
+            return False
+        answer = self._wishes.on_round(record)
+        if isinstance(answer, bool | np.bool_) and answer:
+            log(INFO, "on_round ends the run after round %d of %d", record.round, rounds)
+            return True
+        return False
+
+    def observe(self, k: int, arrays: ArrayRecord) -> None:
+        """Let the observer have the average model."""
+        if self._evaluate_fn is None:
+            return
+        observed = self._evaluate_fn(k, arrays)
+        if observed is None:
+            return
+        self._result.evaluate_metrics_serverapp[k] = observed
+        if k > 0:
+            self._run.record.evaluate_average_model = dict(observed.items())
+
+    def finish(self, last: int, limit: float | None = None) -> None:
+        """Collect the final models and form the average, each only if asked for."""
+        run, result, wishes = self._run, self._result, self._wishes
+        if not wishes.average:
+            result.lacks_arrays(
+                "the strategy was made with average=False; set average=True, or read the agents' "
+                "own models from result.models (collect_models=True)"
+            )
+        if not wishes.models:
+            return
+        run.begin(last)
+        run.report(last, self._limit if limit is None else limit)
+        if wishes.collect_models:
+            result.models = {v: run.model(v) for v in sorted(run.parameters)}
+        if not wishes.average:
+            return
+        n, reported = run.topology.n_agents, sorted(run.parameters)
+        if not reported:
+            result.lacks_arrays(
+                "no agent reported its parameters at the end of the run: see the events of "
+                "result.history. A longer timeout or round_timeout_s helps if agents were late"
+            )
+            return
+        result.arrays = run.average()
+        who = f"all {n} agents"
+        if len(reported) < n:
+            who = f"{len(reported)} of {n} agents"
+            absent = agents_text(v for v in range(n) if v not in run.parameters)
+            self._result.warn(f"result.arrays is the average of {who}: {absent} did not report")
+        log(
+            INFO,
+            "result.arrays is the network average of the final models of %s, formed for you "
+            "alone; no agent has it (average=False leaves it out)",
+            who,
+        )
+
+    def keep(self, error: BaseException) -> None:
+        """After an error: keep the round that was not finished, and the models if there are any."""
+        run, result = self._run, self._result
+        record = run.record
+        run.flush()
+        if run.delivered and not any(r is record for r in result.history):
+            result.history.append(record)
+        result.lacks_arrays(f"the run ended with an error in round {record.round}: {error!r}")
+        last = record.round
+        if isinstance(error, Exception) and not isinstance(error, RoundError) and last > 0:
+            try:
+                self.finish(last, min(self._limit, _LAST_REPORT_S))
+            except Exception as another:
+                log(WARNING, "the agents' models could not be collected: %s", another)
+        elif self._wishes.average and run.parameters:
+            result.arrays = run.average()  # of the last evaluated round
+        kept = (
+            f"{len(result.history)} rounds are kept in strategy.result: their history, metrics, "
+            f"{'' if result.has_arrays else 'no '}average (strategy.result.arrays), "
+            f"{len(result.models)} models"
+        )
+        error.add_note(kept)
+        log(WARNING, "The run ended with an error in round %d. %s", record.round, kept)
+
+    def _keep_metrics(self, k: int, answer: tuple[ArrayRecord | None, MetricRecord | None]) -> None:
+        """Keep what `aggregate_train`, a subclass's perhaps, returned."""
+        arrays, metrics = answer
+        if metrics is not None:
+            self._result.train_metrics_clientapp[k] = metrics
+        text = (
+            "aggregate_train returned arrays, which nobody gets: there is no global model that "
+            "could be sent. What changes the agents' models belongs into the app or the rule"
+        )
+        if arrays is not None and text not in self._result.warnings:
+            self._result.warn(text)
