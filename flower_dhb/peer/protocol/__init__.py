@@ -1,1 +1,1 @@
-"""The protocol between two neighbors."""
+"""How neighbors agree, round by round: a state machine without threads, sockets, files or clocks."""

@@ -1,0 +1,199 @@
+"""What can happen to an agent.
+
+Events of a connection carry its `link`, a value that the shell chooses and that is never
+used twice in the life of an agent; an event of another link than the neighbor's present one
+is dropped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flower_dhb.peer.protocol.messages import Hello, Offer
+
+__all__ = [
+    "Acknowledged",
+    "Combined",
+    "Completed",
+    "Connected",
+    "Disconnected",
+    "Event",
+    "Finished",
+    "Greeted",
+    "Heard",
+    "Journaled",
+    "Left",
+    "LinkEvent",
+    "Offered",
+    "Payload",
+    "Rejoined",
+    "Released",
+    "Saved",
+    "Sought",
+    "Started",
+    "Stopped",
+    "Tick",
+    "Trained",
+    "TrainingFailed",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """A payload as the protocol knows it. handle: the shell's own, never looked into."""
+
+    digest: int
+    handle: object
+
+
+# --- of a connection --------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class LinkEvent:
+    """Something that a neighbor's connection brings."""
+
+    neighbor: int
+    link: object
+
+
+@dataclass(frozen=True, slots=True)
+class Connected(LinkEvent):
+    """A connection is there; nothing has been said."""
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnected(LinkEvent):
+    """A connection has ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Greeted(LinkEvent):
+    """The neighbor's Hello came, and it belongs to the same run."""
+
+    hello: Hello
+
+
+@dataclass(frozen=True, slots=True)
+class Offered(LinkEvent):
+    """The header of a payload came. The answer is `Reserve` or `Refuse`."""
+
+    offer: Offer
+
+
+@dataclass(frozen=True, slots=True)
+class Completed(LinkEvent):
+    """A payload is complete and checked."""
+
+    offer: Offer
+    payload: Payload
+
+
+@dataclass(frozen=True, slots=True)
+class Acknowledged(LinkEvent):
+    """The neighbor holds our payload of a round."""
+
+    round: int
+    digest: int
+
+
+@dataclass(frozen=True, slots=True)
+class Released(LinkEvent):
+    """The neighbor ends a round without our payload."""
+
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sought(LinkEvent):
+    """The neighbor wants our newest payload, to begin again from it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Left(LinkEvent):
+    """The neighbor said goodbye. done: it has ended its last round."""
+
+    done: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Heard(LinkEvent):
+    """A sign of life: a heartbeat, or the next bytes of a payload."""
+
+
+# --- of the agent itself ----------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The agent may begin."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """The app has trained."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingFailed:
+    """The app has failed; the state is as it was."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Journaled:
+    """The record that `Journal` asked for is on the disk. payload: as it will be sent."""
+
+    payload: Payload
+
+
+@dataclass(frozen=True, slots=True)
+class Combined:
+    """The state is that of the round's end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rejoined:
+    """The state is the neighbors'. failure: why it is not, empty if all went well."""
+
+    failure: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """The state of a round's end is on the disk, or is part of a later record that is."""
+
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The model is on the disk. final: it as a payload, for neighbors that return late."""
+
+    final: Payload
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """The process is to end."""
+
+
+Event = (
+    LinkEvent
+    | Started
+    | Trained
+    | TrainingFailed
+    | Journaled
+    | Combined
+    | Rejoined
+    | Saved
+    | Finished
+    | Tick
+    | Stopped
+)
