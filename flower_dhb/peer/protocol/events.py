@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flower_dhb.peer.protocol.messages import Hello, Offer
+from flower_dhb.peer.protocol.messages import NEVER, Counted, Hello, Offer
 
 __all__ = [
     "Acknowledged",
@@ -111,9 +111,10 @@ class Sought(LinkEvent):
 
 @dataclass(frozen=True, slots=True)
 class Left(LinkEvent):
-    """The neighbor said goodbye. done: it has ended its last round."""
+    """The neighbor said goodbye. done: it has ended its last round; counted: as in Hello."""
 
     done: bool
+    counted: Counted = NEVER
 
 
 @dataclass(frozen=True, slots=True)

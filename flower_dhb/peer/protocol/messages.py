@@ -114,10 +114,11 @@ class Seek:
 
 @dataclass(frozen=True, slots=True)
 class Goodbye:
-    """I close the connection, or (done) have ended my last round."""
+    """I close the connection. done: I have ended my last round; counted: as in Hello."""
 
     done: bool = False
     text: str = ""
+    counted: Counted = NEVER
 
 
 Message = Hello | Ack | Release | Seek | Goodbye

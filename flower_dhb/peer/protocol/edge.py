@@ -1,0 +1,200 @@
+"""One edge, as one of its ends sees it: the connection, the round, and what is settled.
+
+**An edge counts in a round if its two ends hold each other's payload and acknowledgment.**
+An acknowledgment is a *vote*: its sender has written its own payload of that round to its
+disk before, so after a crash it sends the same bytes again, and knows that it may have voted.
+
+- Before its vote an end may give the round up by itself: it *releases* the edge.
+- After it, only the other end decides. If no answer comes in time, the end gives up *in
+  doubt*: the other end may have counted the edge. Doubts are kept until the other end says
+  how it ended. If it did count, the round is *one-sided*, and both ends know so.
+
+The stages of an edge in one round, and what moves it from one to the next, are the table
+`TRANSITIONS`; everything that is not in it cannot happen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from flower_dhb.peer.protocol.events import Payload
+from flower_dhb.peer.protocol.messages import NEVER, Counted, Offer
+from flower_dhb.peer.protocol.patience import Patience
+
+__all__ = ["TRANSITIONS", "Connection", "Edge", "Stage", "Step"]
+
+_REMEMBERED = 64  # doubts and one-sided rounds by number; older ones are a total
+
+
+class Connection(Enum):
+    """Of an edge: is anybody there?"""
+
+    DOWN = "down"
+    GREETING = "greeting"
+    UP = "up"
+
+
+class Stage(Enum):
+    """Of an edge, in the round that this end shares or has shared last."""
+
+    IDLE = "idle"  # the neighbor's payload is not here
+    HELD = "held"  # it is
+    BOUND = "bound"  # it is not, but before a restart this end may have voted
+    VOTED = "voted"  # it is here, and acknowledged
+    COUNTED = "counted"
+    RELEASED = "released"  # given up before a vote
+    LOST = "lost"  # given up by the neighbor, who said so
+    DOUBT = "doubt"  # given up after a vote
+
+    @property
+    def open(self) -> bool:
+        """Whether the round is undecided here."""
+        return self in _OPEN
+
+
+_OPEN = frozenset({Stage.IDLE, Stage.HELD, Stage.BOUND, Stage.VOTED})
+
+
+class Step(Enum):
+    """What moves an edge to another stage."""
+
+    PAYLOAD = "payload"  # the neighbor's payload is complete
+    VOTE = "vote"  # this end acknowledges it
+    COUNT = "count"  # the round ends; the neighbor has acknowledged too
+    GIVE_UP = "give up"  # the round ends without the edge
+    TOLD = "told"  # the neighbor says that it does not count
+    FORGOTTEN = "forgotten"  # the neighbor knows no more of the payload that is here
+
+
+TRANSITIONS: Mapping[tuple[Stage, Step], Stage] = {
+    (Stage.IDLE, Step.PAYLOAD): Stage.HELD,
+    (Stage.IDLE, Step.GIVE_UP): Stage.RELEASED,
+    (Stage.IDLE, Step.TOLD): Stage.LOST,
+    (Stage.HELD, Step.VOTE): Stage.VOTED,
+    (Stage.HELD, Step.GIVE_UP): Stage.RELEASED,
+    (Stage.HELD, Step.TOLD): Stage.LOST,
+    (Stage.HELD, Step.FORGOTTEN): Stage.IDLE,
+    (Stage.BOUND, Step.PAYLOAD): Stage.VOTED,
+    (Stage.BOUND, Step.GIVE_UP): Stage.DOUBT,
+    (Stage.BOUND, Step.TOLD): Stage.LOST,
+    (Stage.VOTED, Step.COUNT): Stage.COUNTED,
+    (Stage.VOTED, Step.GIVE_UP): Stage.DOUBT,
+    (Stage.VOTED, Step.TOLD): Stage.LOST,
+    (Stage.VOTED, Step.FORGOTTEN): Stage.IDLE,
+}
+
+
+@dataclass(slots=True)
+class Edge:
+    """All that one end knows of an edge.
+
+    wants: the latest round that the neighbor says it is in. closed: the latest that it has
+    ended. shares: the round whose payload it shared when it greeted or offered last. acked:
+    whether it holds our payload of the present round. counted: the last round in which the
+    edge counted here; settled: whether it is known how that round ended there. sent: the
+    round of the payload that was put in line last on this connection. anchor: a round that
+    the neighbor was in for certain, and when.
+    """
+
+    neighbor: int
+    patience: Patience
+    connection: Connection = Connection.DOWN
+    link: object = None
+    opened_at: float = 0.0
+    heard_at: float = 0.0
+    receiving_since: float | None = None
+    down_since: float = 0.0
+    wants: int = 0
+    closed: int = 0
+    shares: int = 0
+    done: bool = False
+    stage: Stage = Stage.IDLE
+    acked: bool = False
+    counted: Counted = NEVER
+    settled: bool = True
+    theirs: Counted = NEVER
+    doubts: list[int] = field(default_factory=list)
+    one_sided: list[int] = field(default_factory=list)
+    doubts_total: int = 0
+    one_sided_total: int = 0
+    rounds_missed: int = 0
+    sent: int = 0
+    anchor: tuple[int, float] | None = None
+    held: dict[int, tuple[Offer, Payload]] = field(default_factory=dict)
+
+    @property
+    def up(self) -> bool:
+        """Whether the neighbor is connected and has greeted."""
+        return self.connection is Connection.UP
+
+    @property
+    def agreed(self) -> bool:
+        """Whether both ends hold what they need to count the edge."""
+        return self.stage is Stage.VOTED and self.acked
+
+    @property
+    def unknown(self) -> int:
+        """Rounds of which it is not known yet whether both ends say the same."""
+        return len(self.doubts) + (not self.settled)
+
+    def take(self, step: Step) -> bool:
+        """Move to the next stage, if the table has one. Returns whether it has."""
+        stage = TRANSITIONS.get((self.stage, step))
+        if stage is None:
+            return False
+        self.stage = stage
+        return True
+
+    def doubt(self, round: int) -> None:
+        """A round was given up after the vote."""
+        self.doubts_total += 1
+        self.doubts = [*self.doubts, round][-_REMEMBERED:]
+
+    def disagree(self, round: int) -> bool:
+        """A round counts at one end only. Returns whether that is news."""
+        if round in self.doubts:
+            self.doubts.remove(round)
+        if round == self.counted.round:
+            self.settled = True
+        if round in self.one_sided:
+            return False
+        if len(self.one_sided) >= _REMEMBERED and round < min(self.one_sided):
+            return False
+        self.one_sided_total += 1
+        self.one_sided = sorted([*self.one_sided, round])[-_REMEMBERED:]
+        return True
+
+    def newest(self) -> tuple[int, Payload] | None:
+        """The neighbor's newest payload that is here, with its round."""
+        if not self.held:
+            return None
+        round = max(self.held)
+        return round, self.held[round][1]
+
+    # --- on the disk --------------------------------------------------------------------
+
+    def record(self) -> dict[str, Any]:
+        """What must outlive the process."""
+        c = self.counted
+        return {
+            "counted": [c.round, c.mine, c.yours],
+            "settled": self.settled,
+            "doubts": list(self.doubts),
+            "one_sided": list(self.one_sided),
+            "doubts_total": self.doubts_total,
+            "one_sided_total": self.one_sided_total,
+            "rounds_missed": self.rounds_missed,
+        }
+
+    def restore(self, record: Mapping[str, Any]) -> None:
+        """Inverse of `record`."""
+        self.counted = Counted(*record["counted"])
+        self.settled = record["settled"]
+        self.doubts = list(record["doubts"])
+        self.one_sided = list(record["one_sided"])
+        self.doubts_total = record["doubts_total"]
+        self.one_sided_total = record["one_sided_total"]
+        self.rounds_missed = record["rounds_missed"]
