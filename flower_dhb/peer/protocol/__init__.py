@@ -1,1 +1,1 @@
-"""How neighbors agree, round by round: a state machine without threads, sockets, files or clocks."""
+"""How neighbors agree, round by round: a state machine that does nothing by itself."""

@@ -30,7 +30,7 @@ _REMEMBERED = 64  # doubts and one-sided rounds by number; older ones are a tota
 
 
 class Connection(Enum):
-    """Of an edge: is anybody there?"""
+    """Whether anybody is at the other end of an edge."""
 
     DOWN = "down"
     GREETING = "greeting"
@@ -41,7 +41,6 @@ class Stage(Enum):
     """Of an edge, in the round that this end shares or has shared last."""
 
     IDLE = "idle"  # the neighbor's payload is not here
-    HELD = "held"  # it is
     BOUND = "bound"  # it is not, but before a restart this end may have voted
     VOTED = "voted"  # it is here, and acknowledged
     COUNTED = "counted"
@@ -55,14 +54,13 @@ class Stage(Enum):
         return self in _OPEN
 
 
-_OPEN = frozenset({Stage.IDLE, Stage.HELD, Stage.BOUND, Stage.VOTED})
+_OPEN = frozenset({Stage.IDLE, Stage.BOUND, Stage.VOTED})
 
 
 class Step(Enum):
     """What moves an edge to another stage."""
 
-    PAYLOAD = "payload"  # the neighbor's payload is complete
-    VOTE = "vote"  # this end acknowledges it
+    VOTE = "vote"  # the neighbor's payload is complete, and this end acknowledges it
     COUNT = "count"  # the round ends; the neighbor has acknowledged too
     GIVE_UP = "give up"  # the round ends without the edge
     TOLD = "told"  # the neighbor says that it does not count
@@ -70,14 +68,10 @@ class Step(Enum):
 
 
 TRANSITIONS: Mapping[tuple[Stage, Step], Stage] = {
-    (Stage.IDLE, Step.PAYLOAD): Stage.HELD,
+    (Stage.IDLE, Step.VOTE): Stage.VOTED,
     (Stage.IDLE, Step.GIVE_UP): Stage.RELEASED,
     (Stage.IDLE, Step.TOLD): Stage.LOST,
-    (Stage.HELD, Step.VOTE): Stage.VOTED,
-    (Stage.HELD, Step.GIVE_UP): Stage.RELEASED,
-    (Stage.HELD, Step.TOLD): Stage.LOST,
-    (Stage.HELD, Step.FORGOTTEN): Stage.IDLE,
-    (Stage.BOUND, Step.PAYLOAD): Stage.VOTED,
+    (Stage.BOUND, Step.VOTE): Stage.VOTED,
     (Stage.BOUND, Step.GIVE_UP): Stage.DOUBT,
     (Stage.BOUND, Step.TOLD): Stage.LOST,
     (Stage.VOTED, Step.COUNT): Stage.COUNTED,
@@ -94,8 +88,10 @@ class Edge:
     wants: the latest round that the neighbor says it is in. closed: the latest that it has
     ended. shares: the round whose payload it shared when it greeted or offered last. acked:
     whether it holds our payload of the present round. counted: the last round in which the
-    edge counted here; settled: whether it is known how that round ended there. sent: the
-    round of the payload that was put in line last on this connection. anchor: a round that
+    edge counted here; settled: whether it is known how that round ended there; helping: the
+    neighbor was restarted in that round and needs our payload again. theirs: the last round
+    that counted for the neighbor, as it says. sent: the round of the payload that was put in
+    line last on this connection. anchor: a round that
     the neighbor was in for certain, and when.
     """
 
@@ -116,6 +112,8 @@ class Edge:
     counted: Counted = NEVER
     settled: bool = True
     theirs: Counted = NEVER
+    helping: bool = False
+    sought: bool = False
     doubts: list[int] = field(default_factory=list)
     one_sided: list[int] = field(default_factory=list)
     doubts_total: int = 0
@@ -158,7 +156,7 @@ class Edge:
         if round in self.doubts:
             self.doubts.remove(round)
         if round == self.counted.round:
-            self.settled = True
+            self.settled, self.helping = True, False
         if round in self.one_sided:
             return False
         if len(self.one_sided) >= _REMEMBERED and round < min(self.one_sided):
@@ -171,8 +169,8 @@ class Edge:
         """The neighbor's newest payload that is here, with its round."""
         if not self.held:
             return None
-        round = max(self.held)
-        return round, self.held[round][1]
+        newest = max(self.held)
+        return newest, self.held[newest][1]
 
     # --- on the disk --------------------------------------------------------------------
 

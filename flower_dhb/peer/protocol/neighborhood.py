@@ -94,15 +94,14 @@ class Neighborhood:
         self.own_pace = Patience(factor=1.0, least_s=0.0, ceiling_s=timing.ceiling_s)
         self.round = self.closed = 0
         self.epoch = self.epoch_seen = 0
-        self.finished = False
         self.seeking = False
         self.final: Payload | None = None
         self.kept: dict[int, Payload] = {}
+        self.epochs: dict[int, int] = {}  # of the kept payloads
         self.broken = False  # a conserved mean was broken, since the epoch began
         self._told = _Told()
-        self._told_edges: dict[int, Mapping[str, Any]] = {}
+        self._told_edges: Mapping[int, Mapping[str, Any]] = {}
         self._shared_at = now
-        self._open_epoch = 0
         self._resumes_until = now
 
     # --- what the disk holds ------------------------------------------------------------
@@ -126,9 +125,10 @@ class Neighborhood:
         """A payload of this agent is on the disk, and all that it may promise with it."""
         self._told = _Told(closed, label, payload.digest, epoch)
         self._told_edges = edges
-        self.kept[label] = payload
+        self.kept[label], self.epochs[label] = payload, epoch
 
-    def _told_counted(self, edge: Edge) -> Counted:
+    def told_counted(self, edge: Edge) -> Counted:
+        """The last round in which an edge counted, as the disk has it."""
         found = self._told_edges.get(edge.neighbor)
         return Counted(*found["counted"]) if found is not None else NEVER
 
@@ -141,7 +141,8 @@ class Neighborhood:
             edge.down_since = now
         edge.link, edge.connection = event.link, Connection.GREETING
         edge.opened_at = edge.heard_at = now
-        edge.receiving_since, edge.sent = None, 0
+        edge.receiving_since, edge.sent, edge.helping = None, 0, False
+        edge.sought = False
         self.out.append(Send(event.link, self._hello(edge)))
 
     def disconnected(self, edge: Edge, event: Disconnected, now: float) -> None:
@@ -178,7 +179,7 @@ class Neighborhood:
             round=told.round,
             digest=told.digest,
             closed=told.closed,
-            counted=self._told_counted(edge),
+            counted=self.told_counted(edge),
             holds=holds,
             doubts=tuple(record["doubts"]) if record is not None else (),
             one_sided=tuple(record["one_sided"]) if record is not None else (),
@@ -188,7 +189,7 @@ class Neighborhood:
 
     def greeted(self, edge: Edge, event: Greeted, now: float) -> None:
         """The neighbor says where it stands; both ends now settle what was open between them."""
-        hello, link = event.hello, edge.link
+        hello = event.hello
         if edge.connection is not Connection.GREETING:
             self._refuse(edge, Reason.MALFORMED, 0, "a second Hello")
             return
@@ -204,7 +205,7 @@ class Neighborhood:
         for r in hello.one_sided:
             if r == self.round and edge.stage.open:
                 self._told_lost(edge)
-            if r <= max(self.closed, edge.counted.round) or r == self.round:
+            if 0 < r <= self.config.rounds:
                 self._disagree(edge, r)
         self._learn(edge, hello.closed, hello.round, hello.digest, hello.counted, afresh=True)
         for r in hello.doubts:
@@ -217,13 +218,12 @@ class Neighborhood:
             if edge.stage is Stage.VOTED:
                 self._send(edge, Ack(self.round, edge.held[self.round][1].digest))
         self._answer_open(edge, hello)
-        if self.finished:
-            self._send(edge, Goodbye(True, "finished", self._told_counted(edge)))
+        if self.final is not None:
+            self._send(edge, Goodbye(True, "finished", self.told_counted(edge)))
         self._serve(edge)
         self.out.append(
             Note("connected", {"neighbor": edge.neighbor, "round": edge.wants}, warning=False)
         )
-        assert link is edge.link
 
     def _answer_open(self, edge: Edge, hello: Hello) -> None:
         """The neighbor is in a round that is over here: say how it ended."""
@@ -231,7 +231,8 @@ class Neighborhood:
         if r == 0:
             return
         if r == c.round and not edge.settled:
-            self._send(edge, Ack(r, c.yours))  # the payload follows, if it is not there
+            edge.helping = hello.holds != c.mine
+            self._send(edge, Ack(r, c.yours))
         elif r <= self.closed or (r == self.round and not edge.stage.open):
             self._send(edge, Release(r))
 
@@ -265,7 +266,7 @@ class Neighborhood:
         edge.theirs = theirs
         if not edge.settled:
             if theirs == ours:
-                edge.settled = True
+                edge.settled, edge.helping = True, False
             elif closed >= ours.round or theirs.round > ours.round:
                 self._disagree(edge, ours.round)
             elif afresh and not (round == ours.round and digest == ours.yours):
@@ -279,7 +280,7 @@ class Neighborhood:
             else:
                 edge.acked = True
                 if held is not None and held[1].digest != theirs.yours:
-                    del edge.held[r]
+                    del edge.held[r]  # of a life that the neighbor lost
                     edge.take(Step.FORGOTTEN)
         elif r > ours.round or (r > 0 and r == ours.round and theirs != ours):
             self._disagree(edge, r)
@@ -340,10 +341,9 @@ class Neighborhood:
                 )
                 return
         held = edge.held.get(r)
-        if held is not None and (
-            held[1].digest == offer.digest or (r == self.round and edge.stage is Stage.VOTED)
-        ):
-            if r == self.round and edge.stage is Stage.VOTED:
+        voted = r == self.round and edge.stage is Stage.VOTED
+        if held is not None and (voted or held[1].digest == offer.digest):
+            if voted:
                 self._send(edge, Ack(r, held[1].digest))
             self._refuse(
                 edge, Reason.REPEATED, r, f"{who}: a payload of this round is here already"
@@ -357,8 +357,6 @@ class Neighborhood:
         # At most two in memory: the open round's, and the newest.
         for old in [k for k in edge.held if k != self.open_round or k == r]:
             del edge.held[old]
-            if old == self.round:
-                edge.take(Step.FORGOTTEN)
         edge.receiving_since = now
         self.out.append(Reserve(edge.link, offer))
 
@@ -379,15 +377,13 @@ class Neighborhood:
     def _joins(self, edge: Edge) -> bool:
         """Give an edge up whose ends are in different epochs. Returns whether it was."""
         offer, _ = edge.held[self.round]
-        if not self.config.conserves or offer.epoch == self._open_epoch:
+        if not self.config.conserves or offer.epoch == self.epochs[self.round]:
             return False
         self._give_up(edge)
         return True
 
     def _vote(self, edge: Edge) -> None:
-        if edge.take(Step.PAYLOAD) and edge.stage is Stage.HELD:
-            edge.take(Step.VOTE)
-        if edge.stage is Stage.VOTED:
+        if edge.take(Step.VOTE):
             self._send(edge, Ack(self.round, edge.held[self.round][1].digest))
 
     def acknowledged(self, edge: Edge, event: Acknowledged, now: float) -> None:
@@ -451,15 +447,21 @@ class Neighborhood:
         if edge.up:
             self.out.append(Send(edge.link, message))
 
-    def _send_payload(self, edge: Edge, round: int, ack: int = 0) -> None:
-        payload = self.kept[round]
+    def _send_payload(self, edge: Edge, round: int) -> None:
+        """Put a payload in line. It acknowledges along; what it replaces may not have left."""
+        payload, ack = self.kept[round], 0
+        if edge.stage is Stage.VOTED:
+            ack = edge.held[self.round][1].digest
+            if round != self.round:
+                self._send(edge, Ack(self.round, ack))
+                ack = 0
         offer = Offer(
             round,
             payload.digest,
             self._told.closed,
-            self._told_counted(edge),
+            self.told_counted(edge),
             ack,
-            self._open_epoch if round == self.round else 0,
+            self.epochs[round],
         )
         edge.sent = round
         self.out.append(SendPayload(edge.link, offer, payload))
@@ -469,14 +471,12 @@ class Neighborhood:
         if not edge.up:
             return
         r = edge.counted.round
-        if not edge.settled and edge.shares == r and r != self.round and r in self.kept:
+        if edge.helping and r in self.kept:
             if edge.sent != r:
                 self._send_payload(edge, r)
             return
-        needs = not edge.settled or (self.round > self.closed and edge.stage.open)
-        if self.round in self.kept and needs and not edge.acked and edge.sent != self.round:
-            if edge.done or edge.closed > self.round:
-                return
+        wants = edge.stage.open and not edge.acked and not edge.done and edge.closed < self.round
+        if self.round > self.closed and wants and edge.sent != self.round:
             self._send_payload(edge, self.round)
 
     def _refuse(self, edge: Edge, reason: Reason, round: int, text: str) -> None:
@@ -489,35 +489,23 @@ class Neighborhood:
         """The round that is shared, or is shared next."""
         return self.round if self.round > self.closed else self.closed + 1
 
-    def share(self, round: int, epoch: int, now: float, *, resumed: bool = False) -> None:
+    def share(self, round: int, now: float, *, resumed: bool = False) -> None:
         """Send a payload that is on the disk. resumed: it may have been sent before a restart."""
-        self.round, self._open_epoch, self._shared_at = round, epoch, now
+        self.round, self._shared_at = round, now
         if resumed:
             self._resumes_until = now + self.config.timing.resume_s
-        payload = self.kept[round]
         for edge in self.edges.values():
             for old in [r for r in edge.held if r < round]:
                 del edge.held[old]
             edge.stage = Stage.BOUND if resumed else Stage.IDLE
             edge.acked = False
-            behind = not edge.settled and edge.shares == edge.counted.round
-            ack = 0
-            held = edge.held.get(round)
             if edge.closed >= round:
                 self._told_lost(edge)
-            elif held is not None and not self._joins(edge):
-                edge.take(Step.PAYLOAD)
+            elif round in edge.held and not self._joins(edge):
                 edge.take(Step.VOTE)
-                ack = held[1].digest
-            if not edge.up:
-                continue
-            if edge.done or behind or not edge.stage.open:
-                if ack:
-                    self._send(edge, Ack(round, ack))
-                continue
-            self._send_payload(edge, round, ack)
-            if held is not None and held[0].ack == payload.digest:
-                edge.acked = True
+            self._serve(edge)
+            if edge.stage is Stage.VOTED and edge.sent != round:
+                self._send(edge, Ack(round, edge.held[round][1].digest))
 
     def wait_s(self, edge: Edge, now: float) -> float:
         """Seconds that an edge may still keep the round open; 0 if it is decided."""
@@ -535,9 +523,12 @@ class Neighborhood:
             if edge.connection is Connection.GREETING:
                 until = max(until, edge.opened_at + timing.hello_s)
             left = min(left, until - now)
-        elif edge.done and not edge.acked:
-            return 0.0
         return max(left, 0.0)
+
+    def deadlines(self) -> list[float]:
+        """When edges of the open round are given up."""
+        at = self._shared_at
+        return [at + left for e in self.edges.values() if (left := self.wait_s(e, at)) > 0.0]
 
     def close(self, round: int, now: float) -> dict[int, Payload]:
         """End the round. Returns the payloads that count, by neighbor."""
@@ -550,7 +541,7 @@ class Neighborhood:
                     self._disagree(edge, edge.counted.round)
                 used[j] = found
                 edge.counted = Counted(round, payload.digest, found.digest)
-                edge.settled = edge.theirs == edge.counted
+                edge.settled, edge.helping = edge.theirs == edge.counted, False
                 edge.anchor = (round, now)
                 edge.wants = max(edge.wants, min(round + 1, self.config.rounds))
             elif edge.stage.open:
@@ -569,8 +560,6 @@ class Neighborhood:
         for edge in self.edges.values():
             for old in [r for r in edge.held if r <= round or r > self.config.rounds]:
                 del edge.held[old]
-            if edge.stage.open:
-                edge.stage = Stage.IDLE
             self._send(edge, Release(round))
         self.closed = max(self.closed, round)
 
@@ -586,10 +575,12 @@ class Neighborhood:
 
     def free(self) -> None:
         """Let go of own payloads that nobody can ask for any more."""
+        if len(self.kept) < 2:
+            return
         needed = {e.counted.round for e in self.edges.values() if not e.settled}
         needed.add(max(self.kept, default=0))
         for r in [r for r in self.kept if r not in needed]:
-            del self.kept[r]
+            del self.kept[r], self.epochs[r]
             self.out.append(Free(r))
 
     # --- where the others are ---------------------------------------------------------------

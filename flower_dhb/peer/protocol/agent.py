@@ -1,0 +1,572 @@
+"""One agent: the phases of its life, and the order of its rounds.
+
+    effects = agent.handle(event, now)
+
+No threads, sockets, files, clocks or logs: a shell turns what happens into events, and does
+what the effects say, one after the other. `now` is in seconds of any clock that never goes
+back. The same object serves the daemon of a device and a simulator in virtual time.
+
+Order of a round: train; journal (own payload, and with it the right to vote); share; agree
+with each neighbor whether the edge counts; combine; save, while the next round trains.
+Nothing leaves before what it promises is on the disk.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from enum import Enum
+from typing import Any
+
+from flower_dhb.peer.protocol.edge import Connection, Edge
+from flower_dhb.peer.protocol.effects import (
+    Close,
+    Combine,
+    Count,
+    Effect,
+    End,
+    Fail,
+    Finish,
+    Journal,
+    Note,
+    Rejoin,
+    Save,
+    Send,
+    Train,
+)
+from flower_dhb.peer.protocol.events import (
+    Acknowledged,
+    Combined,
+    Completed,
+    Connected,
+    Disconnected,
+    Event,
+    Finished,
+    Greeted,
+    Heard,
+    Journaled,
+    Left,
+    LinkEvent,
+    Offered,
+    Payload,
+    Rejoined,
+    Released,
+    Saved,
+    Sought,
+    Started,
+    Stopped,
+    Tick,
+    Trained,
+    TrainingFailed,
+)
+from flower_dhb.peer.protocol.messages import Goodbye, Seek
+from flower_dhb.peer.protocol.neighborhood import EPOCH_BITS, Neighborhood
+from flower_dhb.peer.protocol.settings import Config
+
+__all__ = ["Agent", "Phase"]
+
+_FAILURES_LIMIT = 10  # rounds in a row
+_UNKNOWN_PACE_S = 1.0
+_FEW = 3  # rounds without a neighbor that are nothing to speak of
+
+
+class Phase(Enum):
+    """Of an agent's life."""
+
+    LOADING = "loading"
+    CONNECTING = "connecting"
+    TRAINING = "training"
+    JOURNALING = "journaling"
+    WAITING = "waiting"
+    COMBINING = "combining"
+    REJOINING = "rejoining"
+    FINISHING = "finishing"
+    LINGERING = "lingering"
+    STOPPED = "stopped"
+
+
+class Agent:
+    """One agent of a run.
+
+    record: that of the newest write which the disk holds whole, None if there is none. payload:
+    the own payload in it, if it was a journal's. kept: own payloads of earlier rounds that
+    `record["kept"]` names and the disk still holds.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        now: float,
+        *,
+        record: Mapping[str, Any] | None = None,
+        payload: Payload | None = None,
+        kept: Mapping[int, Payload] | None = None,
+    ) -> None:
+        self.config = config
+        self.phase = Phase.LOADING
+        self._out: list[Effect] = []
+        self.near = Neighborhood(config, self._out, now)
+        self.mixed = 0  # the last round in which a neighbor had a part
+        self._alone = False
+        self._planned = 0
+        self._label = 0
+        self._early_shared = False
+        self._begun = now
+        self._until = now  # of whatever the phase waits for
+        self._rest_until: float | None = None
+        self._failures = 0
+        self._epoch_began = 0
+        self._pending: deque[tuple[type, int, Mapping[str, Any]]] = deque()
+        self._resumes: Mapping[str, Any] | None = None
+        if record is not None:
+            self._restore(record, payload, kept or {})
+
+    # --- to be seen ---------------------------------------------------------------------
+
+    @property
+    def edges(self) -> dict[int, Edge]:
+        """Edges by neighbor."""
+        return self.near.edges
+
+    @property
+    def round(self) -> int:
+        """The label of the payload that is shared now, or was last."""
+        return self.near.round
+
+    @property
+    def closed(self) -> int:
+        """The last round that has ended."""
+        return self.near.closed
+
+    @property
+    def stopped(self) -> bool:
+        """Whether nothing that happens changes anything any more."""
+        return self.phase is Phase.STOPPED
+
+    @property
+    def alone_since(self) -> int:
+        """The last round in which a neighbor had a part, -1 if that was a few rounds ago."""
+        alone = self.closed > 0 and (self.closed - self.mixed > _FEW or self.mixed == 0)
+        return self.mixed if alone else -1
+
+    # --- one entrance -------------------------------------------------------------------
+
+    def handle(self, event: Event, now: float) -> list[Effect]:
+        """Take an event. Returns what is to be done, in this order."""
+        if self.stopped:
+            return []
+        if isinstance(event, LinkEvent):
+            self._hear(event, now)
+        else:
+            _OWN[type(event)](self, event, now)
+        if not self.stopped:
+            self._watch(now)
+            self._progress(now)
+            self.near.free()
+        effects = self._out[:]
+        self._out.clear()
+        return effects
+
+    def next_deadline(self) -> float | None:
+        """When time alone changes something: a `Tick` is due then. None if it never does."""
+        if self.stopped:
+            return None
+        times = [self.near.limit(edge)[0] for edge in self.edges.values() if edge.link is not None]
+        if self.phase in (Phase.CONNECTING, Phase.REJOINING, Phase.LINGERING):
+            times.append(self._until)
+        elif self.phase is Phase.WAITING:
+            if self._rest_until is not None:
+                times.append(self._rest_until)
+            else:
+                times += self.near.deadlines()
+        return min(times, default=None)
+
+    def _hear(self, event: LinkEvent, now: float) -> None:
+        edge = self.edges.get(event.neighbor)
+        if edge is None:
+            return
+        if isinstance(event, Connected):
+            self.near.connected(edge, event, now)
+            return
+        if edge.link is None or event.link != edge.link:
+            return
+        edge.heard_at = now
+        kind = type(event)
+        if kind is Heard:
+            return
+        if kind is Disconnected or kind is Greeted or edge.connection is Connection.UP:
+            _OF_LINK[kind](self.near, edge, event, now)
+
+    def _watch(self, now: float) -> None:
+        for edge in self.edges.values():
+            if edge.link is not None:
+                at, why = self.near.limit(edge)
+                if now >= at:
+                    self.near.cut(edge, why, now)
+
+    # --- events of one's own ------------------------------------------------------------
+
+    def _started(self, event: Started, now: float) -> None:
+        near, timing = self.near, self.config.timing
+        if self._resumes is not None:
+            found, self._resumes = self._resumes, None
+            self._label, self._planned = found["round"], found["trained_as"]
+            self._begun = now
+            near.share(self._label, now, resumed=True)
+            if found["early"]:
+                self._train(now, shared=True)
+            else:
+                self.phase = Phase.WAITING
+        elif near.closed >= self.config.rounds:
+            self._finish()
+        else:
+            self.phase, self._until = Phase.CONNECTING, now + timing.start_s
+
+    def _trained(self, event: Trained, now: float) -> None:
+        if self.phase is not Phase.TRAINING:
+            return
+        if self._early_shared:
+            self._failures = 0
+            self.phase = Phase.WAITING
+            return
+        label = self.near.target(now)
+        if self._absent(label):
+            self._seek(now)
+            return
+        self._journal(max(label, self._planned), early=False)
+        if self._label != self._planned:
+            fields = {"round": self._label, "trained_as": self._planned}
+            self._out.append(Note("caught-up", fields, warning=False))
+
+    def _failed(self, event: TrainingFailed, now: float) -> None:
+        if self.phase is not Phase.TRAINING:
+            return
+        label = max(self._planned, self._label) if self._early_shared else self._planned
+        self._failures += 1
+        self._out.append(Count("app-failed"))
+        self._out.append(Note("app-failed", {"round": label, "why": event.why}))
+        self.near.skip(label)
+        self._save(event.why)
+        if self._failures >= _FAILURES_LIMIT:
+            self._stop()
+            self._out.append(
+                Fail(
+                    f"the app failed in {self._failures} rounds in a row, last in round {label}: "
+                    f"{event.why}"
+                )
+            )
+            return
+        self.phase, self._rest_until = Phase.WAITING, self._begun + self._pace_s()
+
+    def _journaled(self, event: Journaled, now: float) -> None:
+        _, label, record = self._settled_until(Journal)
+        near = self.near
+        near.journaled(label, event.payload, record["closed"], record["epoch"], record["edges"])
+        if self.phase is not Phase.JOURNALING:
+            return
+        near.share(label, now)
+        if record["open"]["early"]:
+            self._train(now, shared=True)
+        else:
+            self._failures = 0
+            self.phase = Phase.WAITING
+
+    def _saved(self, event: Saved, now: float) -> None:
+        if not any(kind is Save and k == event.round for kind, k, _ in self._pending):
+            return  # a later record said so before
+        while True:
+            kind, k, record = self._pending.popleft()
+            if kind is Save and k == event.round:
+                break
+        self.near.durable(record["closed"], record["epoch"], record["edges"])
+        if self.closed >= self.config.rounds and k == self.closed:
+            self._finish()
+
+    def _settled_until(self, wanted: type) -> tuple[type, int, Mapping[str, Any]]:
+        while True:
+            found = self._pending.popleft()
+            if found[0] is wanted:
+                return found
+
+    def _combined(self, event: Combined, now: float) -> None:
+        if self.phase is Phase.COMBINING:
+            self._save()
+            self._next(now)
+
+    def _rejoined(self, event: Rejoined, now: float) -> None:
+        if self.phase is not Phase.COMBINING:
+            return
+        if event.failure:
+            self._stop()
+            self._out.append(Fail(f"could not begin again from the neighbors: {event.failure}"))
+            return
+        self.near.skip(self._label)
+        self.mixed = self._label
+        self._out.append(Count("rejoined"))
+        self._save()
+        self._next(now)
+
+    def _finished(self, event: Finished, now: float) -> None:
+        near = self.near
+        near.final = event.final
+        for edge in near.up():
+            goodbye = Goodbye(True, "finished", near.told_counted(edge))
+            self._out.append(Send(edge.link, goodbye))
+        self.phase, self._until = Phase.LINGERING, now + self.config.timing.linger_s
+
+    def _stopped(self, event: Stopped, now: float) -> None:
+        self._stop()
+        self._out.append(End(self.near.final is not None))
+
+    def _tick(self, event: Tick, now: float) -> None:
+        pass
+
+    def _stop(self) -> None:
+        self.phase = Phase.STOPPED
+        for edge in self.edges.values():
+            if edge.link is not None:
+                self._out.append(Close(edge.link, "stopping"))
+
+    # --- what follows from where everybody is -------------------------------------------
+
+    def _progress(self, now: float) -> None:
+        if self.phase is Phase.CONNECTING:
+            # Whoever comes back finds a run under way: one neighbor is enough to go on.
+            missing = [j for j, edge in self.edges.items() if not edge.up]
+            least = 1 if self.closed else len(self.edges)
+            if len(self.edges) - len(missing) >= least:
+                self._next(now)
+            elif now >= self._until:
+                self._out.append(Note("starting-without", {"neighbors": missing}))
+                self._next(now)
+        elif self.phase is Phase.WAITING:
+            if self._rest_until is not None:
+                if now >= self._rest_until:
+                    self._rest_until = None
+                    if self.round > self.closed:
+                        self._close(now)
+                    else:
+                        self._next(now)
+            elif not any(self.near.wait_s(edge, now) > 0.0 for edge in self.edges.values()):
+                rest = self._begun + self._pace_s()
+                if now < rest and not any(edge.agreed for edge in self.edges.values()):
+                    self._rest_until = rest
+                else:
+                    self._close(now)
+        elif self.phase is Phase.REJOINING:
+            self._try_rejoin(now)
+        elif self.phase is Phase.LINGERING and (
+            now >= self._until or all(edge.done for edge in self.edges.values())
+        ):
+            self._stop()
+            self._out.append(End(True))
+
+    def _pace_s(self) -> float:
+        """The usual time of a round, kept where no neighbor sets it.
+
+        An agent that is cut off, or whose app fails at once, would else run ahead through
+        all rounds, and take its neighbors with it when it is back.
+        """
+        return self.near.own_pace.usual_s or _UNKNOWN_PACE_S
+
+    def _next(self, now: float) -> None:
+        """Take part in the next round, or begin again from the neighbors after an absence."""
+        if self.closed >= self.config.rounds:
+            self.phase = Phase.FINISHING  # once the last round is on the disk
+            return
+        self._begun = now
+        target = self.near.target(now)
+        if self._absent(target):
+            self._seek(now)
+            return
+        self._planned = target
+        self._renew(target)
+        if self.config.early:
+            self._journal(target, early=True)
+        else:
+            self._train(now, shared=False)
+
+    def _train(self, now: float, *, shared: bool) -> None:
+        self.phase, self._early_shared = Phase.TRAINING, shared
+        self._out.append(Train(self._planned, self.near.epoch))
+
+    def _journal(self, label: int, *, early: bool) -> None:
+        self.phase, self._label = Phase.JOURNALING, label
+        record = self._record()
+        record["open"] = {"round": label, "trained_as": self._planned, "early": early}
+        self._pending.append((Journal, label, record))
+        self._out.append(Journal(label, self._planned, self.near.epoch, early, record))
+
+    def _close(self, now: float) -> None:
+        used = self.near.close(self._label, now)
+        if used:
+            self.mixed, self._alone = self._label, False
+        elif not self._alone and self.alone_since >= 0:
+            self._alone = True
+            self._out.append(Note("alone", {"since": self.alone_since}))
+        self.phase = Phase.COMBINING
+        self._out.append(Combine(self._label, self._planned, used))
+
+    def _save(self, failure: str = "") -> None:
+        record = self._record()
+        self._pending.append((Save, self.closed, record))
+        self._out.append(Save(self.closed, record, failure))
+
+    def _finish(self) -> None:
+        self.phase = Phase.FINISHING
+        self._out.append(Finish(self.alone_since))
+
+    # --- absence ------------------------------------------------------------------------
+
+    def _absent(self, target: int) -> bool:
+        """Whether this agent was away for so long that its state is of no use to the others."""
+        missed = target - self.closed - 1
+        if missed > self.config.away_rounds:
+            return True
+        up = self.near.up()  # with whom could it share the rounds that are left?
+        return bool(up) and missed > _FEW and all(edge.done for edge in up)
+
+    def _seek(self, now: float) -> None:
+        """Ask for the payloads of those that are ahead."""
+        self.phase, self._until = Phase.REJOINING, now + self.config.timing.ceiling_s
+        self.near.seeking = True
+        self._begun = now
+        for edge in self.near.up():
+            self._out.append(Send(edge.link, Seek()))
+            edge.sought = True
+
+    def _try_rejoin(self, now: float) -> None:
+        near, rounds = self.near, self.config.rounds
+        target = near.target(now)
+        if not self._absent(target):  # whoever was ahead is gone
+            self._end_search()
+            self._next(now)
+            return
+        least = max(self.closed + 1, target - self.config.away_rounds)
+        sources, waiting = {}, []
+        for j, edge in sorted(self.edges.items()):
+            newest = edge.newest()
+            if newest is not None and newest[0] >= least:
+                sources[j] = newest
+            elif edge.up and edge.wants >= least:
+                if not edge.sought:
+                    self._out.append(Send(edge.link, Seek()))
+                    edge.sought = True
+                waiting.append(edge)
+        if sources:
+            self._until = min(self._until, now + self.config.timing.reconnect_s)
+        if waiting and now < self._until:
+            return
+        self._end_search()
+        if not sources:
+            for edge in waiting:
+                near.cut(edge, "no-payload", now)
+            self._next(now)
+            return
+        self._label = min(max(k for k, _ in sources.values()), rounds)
+        if self.config.conserves:
+            near.broken = True
+            self._renew(self._label)
+        self._out.append(
+            Note(
+                "rejoined",
+                {
+                    "round": self._label,
+                    "missed": self._label - self.closed - 1,
+                    "neighbors": sorted(sources),
+                },
+            )
+        )
+        self.phase = Phase.COMBINING
+        self._out.append(Rejoin(self._label, near.epoch, sources))
+
+    def _end_search(self) -> None:
+        self.near.seeking = False
+        for edge in self.edges.values():
+            edge.sought = False
+
+    # --- memory that the law conserves ----------------------------------------------------
+
+    def _renew(self, target: int) -> None:
+        """Take the newest epoch; begin one if a mean that the rule conserves was broken.
+
+        In an epoch all memory grows from zero, so its mean is right again once all are in it.
+        """
+        near = self.near
+        if not self.config.conserves:
+            return
+        if near.epoch_seen > near.epoch:
+            near.epoch = near.epoch_seen
+            self._epoch_began = target
+        if near.broken and (
+            not self._epoch_began or target >= self._epoch_began + self.config.away_rounds
+        ):
+            begins = max(target, (near.epoch >> EPOCH_BITS) + 1)
+            near.epoch = near.epoch_seen = (begins << EPOCH_BITS) + self.config.vertex
+            near.broken, self._epoch_began = False, target
+            self._out.append(Note("epoch", {"round": target}))
+
+    # --- on the disk --------------------------------------------------------------------
+
+    def _record(self) -> dict[str, Any]:
+        near = self.near
+        kept = sorted(near.kept)
+        return {
+            "open": None,
+            "closed": near.closed,
+            "label": near.round,
+            "mixed": self.mixed,
+            "epoch": near.epoch,
+            "epoch_began": self._epoch_began,
+            "broken": near.broken,
+            "kept": kept,
+            "epochs": [near.epochs[k] for k in kept],
+            "edges": near.record(),
+        }
+
+    def _restore(
+        self, record: Mapping[str, Any], payload: Payload | None, kept: Mapping[int, Payload]
+    ) -> None:
+        near = self.near
+        near.closed, near.round, self.mixed = record["closed"], record["label"], record["mixed"]
+        near.epoch = near.epoch_seen = record["epoch"]
+        near.broken, self._epoch_began = record["broken"], record["epoch_began"]
+        edges = {int(j): edge for j, edge in record["edges"].items()}  # JSON's keys are texts
+        for j, found in edges.items():
+            if j in self.edges:
+                self.edges[j].restore(found)
+        for k, epoch in zip(record["kept"], record["epochs"], strict=True):
+            if k in kept:
+                near.kept[k], near.epochs[k] = kept[k], epoch
+        found = record["open"]
+        if found is None:
+            near.durable(near.closed, near.epoch, edges)
+        else:
+            if payload is None:
+                raise ValueError("the record is of an open round: its payload is needed")
+            near.journaled(found["round"], payload, near.closed, near.epoch, edges)
+            self._resumes = found
+
+
+_OF_LINK: dict[type, Callable[..., None]] = {
+    Disconnected: Neighborhood.disconnected,
+    Greeted: Neighborhood.greeted,
+    Offered: Neighborhood.offered,
+    Completed: Neighborhood.completed,
+    Acknowledged: Neighborhood.acknowledged,
+    Released: Neighborhood.released,
+    Sought: Neighborhood.sought,
+    Left: Neighborhood.left,
+}
+_OWN: dict[type, Callable[..., None]] = {
+    Started: Agent._started,
+    Trained: Agent._trained,
+    TrainingFailed: Agent._failed,
+    Journaled: Agent._journaled,
+    Saved: Agent._saved,
+    Combined: Agent._combined,
+    Rejoined: Agent._rejoined,
+    Finished: Agent._finished,
+    Tick: Agent._tick,
+    Stopped: Agent._stopped,
+}
