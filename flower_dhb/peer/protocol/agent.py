@@ -424,7 +424,7 @@ class Agent:
         if missed > self.config.away_rounds:
             return True
         up = self.near.up()  # with whom could it share the rounds that are left?
-        return bool(up) and missed > _FEW and all(edge.done for edge in up)
+        return bool(up) and missed >= _FEW and all(edge.done for edge in up)
 
     def _seek(self, now: float) -> None:
         """Ask for the payloads of those that are ahead."""

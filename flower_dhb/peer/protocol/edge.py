@@ -86,7 +86,7 @@ class Edge:
     """All that one end knows of an edge.
 
     wants: the latest round that the neighbor says it is in. closed: the latest that it has
-    ended. shares: the round whose payload it shared when it greeted or offered last. acked:
+    ended. shares, digest: the payload that it shared when it greeted or offered last. acked:
     whether it holds our payload of the present round. counted: the last round in which the
     edge counted here; settled: whether it is known how that round ended there; helping: the
     neighbor was restarted in that round and needs our payload again. theirs: the last round
@@ -106,6 +106,7 @@ class Edge:
     wants: int = 0
     closed: int = 0
     shares: int = 0
+    digest: int = 0
     done: bool = False
     stage: Stage = Stage.IDLE
     acked: bool = False

@@ -195,13 +195,13 @@ class Neighborhood:
             return
         edge.connection = Connection.UP
         edge.wants = min(max(hello.round, hello.closed), self.config.rounds)
-        edge.closed, edge.shares = hello.closed, hello.round
+        self._forget(edge, hello)
+        edge.closed, edge.shares, edge.digest = hello.closed, hello.round, hello.digest
         edge.done = hello.done
         self._see_epoch(hello.epoch)
         if edge.anchor is None:  # first contact: whoever begins late finds a run under way
             edge.anchor = (edge.wants, now)
         edge.patience.returned()
-        self._forget(edge, hello)
         for r in hello.one_sided:
             if r == self.round and edge.stage.open:
                 self._told_lost(edge)
@@ -232,12 +232,19 @@ class Neighborhood:
             return
         if r == c.round and not edge.settled:
             edge.helping = hello.holds != c.mine
-            self._send(edge, Ack(r, c.yours))
+            if edge.helping and r not in self.kept:  # no longer to be had
+                self._disagree(edge, r)
+                self._send(edge, Release(r))
+            else:
+                self._send(edge, Ack(r, c.yours))
         elif r <= self.closed or (r == self.round and not edge.stage.open):
             self._send(edge, Release(r))
 
     def _forget(self, edge: Edge, hello: Hello) -> None:
-        """Drop payloads that the neighbor knows no more of: it lost its state, or part of it."""
+        """Drop what was of a life that the neighbor lost: payloads, and acknowledgments."""
+        same = (hello.round, hello.digest) == (edge.shares, edge.digest)
+        if hello.closed < self.round and not (hello.round == self.round and same):
+            edge.acked = False
         for r in list(edge.held):
             known = r == hello.round and edge.held[r][1].digest == hello.digest
             counted = r == hello.counted.round and edge.held[r][1].digest == hello.counted.mine
@@ -246,8 +253,8 @@ class Neighborhood:
             if r == self.round and edge.stage is Stage.VOTED and r <= hello.closed:
                 continue
             del edge.held[r]
-            if r == self.round and edge.take(Step.FORGOTTEN):
-                edge.acked = False
+            if r == self.round:
+                edge.take(Step.FORGOTTEN)
 
     # --- what both ends know --------------------------------------------------------------
 
@@ -264,6 +271,8 @@ class Neighborhood:
         """What a neighbor's disk says. afresh: in a Hello, so it may say less than before."""
         theirs, ours = counted.reversed(), edge.counted
         edge.theirs = theirs
+        if afresh and closed < ours.round and theirs != ours and ours.round not in edge.one_sided:
+            edge.settled = False  # whatever it said before, it knows no more of it
         if not edge.settled:
             if theirs == ours:
                 edge.settled, edge.helping = True, False
@@ -327,7 +336,8 @@ class Neighborhood:
         else:
             self._see_epoch(offer.epoch)
             self._learn(edge, offer.closed, r, offer.digest, offer.counted)
-            edge.closed, edge.shares = max(edge.closed, offer.closed), r
+            edge.closed = max(edge.closed, offer.closed)
+            edge.shares, edge.digest = r, offer.digest
             edge.wants = max(edge.wants, r)
             if offer.ack:
                 self._take_ack(edge, r, offer.ack)
