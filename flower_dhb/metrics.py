@@ -192,6 +192,13 @@ class RoundRecord:
         return self._summary(self.evaluate)
 
     @property
+    def average_model(self) -> dict[str, float]:
+        """Metrics of the average model that are single numbers, without its weight."""
+        observed = self.evaluate_average_model or {}
+        numbers = {n: float(v) for n, v in observed.items() if isinstance(v, int | float)}
+        return {name: value for name, value in numbers.items() if name != self.weighted_by_key}
+
+    @property
     def grouped_events(self) -> list[tuple[list[int], str]]:
         """The events, each text once, with the vertices that it befell."""
         return grouped(self.events)

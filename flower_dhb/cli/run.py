@@ -18,10 +18,11 @@ from rich.console import Console
 
 from flower_dhb.cli.run_app import AppFolder, read_settings
 from flower_dhb.cli.run_log import Line, Round, RunLog, without_colors
-from flower_dhb.cli.run_view import Live, Plain, Row, View, print_table
+from flower_dhb.cli.run_view import Live, Plain, View, print_table
 from flower_dhb.errors import RoundError
 from flower_dhb.flower.progress import VARIABLE, Progress
 from flower_dhb.runs.superlink import SuperLink, local_superlink
+from flower_dhb.runs.table import Row
 
 __all__ = ["configure", "execute"]
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from flower_dhb.metrics import RoundRecord, Summary
 
-__all__ = ["VARIABLE", "Progress", "round_line", "tell", "tell_round", "watched"]
+__all__ = ["VARIABLE", "Progress", "round_facts", "round_line", "tell", "tell_round", "watched"]
 
 VARIABLE = "FLOWER_DHB_PROGRESS"
 
@@ -41,18 +41,26 @@ def tell(what: str, **values: Any) -> None:
 
 
 def tell_round(record: RoundRecord) -> None:
-    """Tell a finished round: means over agents, worst and best one, and what went wrong."""
-    tell(
-        "round",
-        round=record.round,
-        metrics=_summary(record.evaluate_summary),
-        average_model=_numbers(record.evaluate_average_model),
-        consensus_distance=record.consensus_distance,
-        missing=record.missing,
-        events=[[vertices, text] for vertices, text in record.grouped_events],
-        warnings=record.warnings,
-        seconds=record.seconds,
-    )
+    """Tell a finished round."""
+    tell("round", **round_facts(record))
+
+
+def round_facts(record: RoundRecord) -> dict[str, Any]:
+    """A finished round for those who watch, as plain values for JSON.
+
+    Means over agents, worst and best one, the average model, and what went wrong.
+    """
+    return {
+        "round": record.round,
+        "metrics": _numbers(record.evaluate_summary),
+        "average_model": record.average_model,
+        "lower_is_better": list(record.lower_is_better),
+        "consensus_distance": record.consensus_distance,
+        "missing": record.missing,
+        "events": [[vertices, text] for vertices, text in record.grouped_events],
+        "warnings": record.warnings,
+        "seconds": record.seconds,
+    }
 
 
 def round_line(record: RoundRecord, rounds: int) -> str:
@@ -90,14 +98,10 @@ class Progress:
         return [json.loads(line) for line in whole.splitlines()]
 
 
-def _summary(summary: Mapping[str, Summary]) -> dict[str, float]:
+def _numbers(summary: Mapping[str, Summary]) -> dict[str, float]:
     """`NAME`, `NAME-worst` and `NAME-best` of each metric that is a number."""
     found: dict[str, float] = {}
     for name, one in summary.items():
         if isinstance(one.mean, float) and one.worst is not None and one.best is not None:
             found |= {name: one.mean, f"{name}-worst": one.worst, f"{name}-best": one.best}
     return found
-
-
-def _numbers(metrics: Mapping[str, object] | None) -> dict[str, float]:
-    return {n: float(v) for n, v in (metrics or {}).items() if isinstance(v, int | float)}

@@ -17,8 +17,9 @@ from flower_dhb.errors import ConfigError
 from flower_dhb.extras import installed
 from flower_dhb.figures.topologies import draw
 from flower_dhb.files import sync, write_durably
-from flower_dhb.flower.progress import tell, watched
+from flower_dhb.flower.progress import round_facts, tell, watched
 from flower_dhb.metrics import RoundRecord, Summary
+from flower_dhb.runs.table import Row, table
 from flower_dhb.topology.graph import Topology
 from flower_dhb.types import NDArrays
 
@@ -26,13 +27,6 @@ __all__ = ["RunFolder", "history_row", "toml_text"]
 
 _ALWAYS = ("accuracy", "loss")  # metrics whose keys are there even if an app lacks them
 _NOTHING = Summary(float("nan"))
-_COLUMNS = {
-    "accuracy_mean": "accuracy, mean",
-    "accuracy_worst": "worst agent",
-    "accuracy_best": "best agent",
-    "accuracy_average_model": "average model",
-    "consensus_distance": "distance",
-}
 
 
 class RunFolder:
@@ -51,6 +45,7 @@ class RunFolder:
         tell("folder", path=str(self.path.resolve()))
         self.topology = topology
         self.rows: list[dict[str, Any]] = []
+        self._shown: list[Row] = []
         self._history = self.path / "history.jsonl"
         self._history.touch()
         write_durably(self.path / "config.toml", toml_text(config).encode())
@@ -61,6 +56,7 @@ class RunFolder:
         """Write one finished round."""
         row = history_row(record, self.topology.n_agents)
         self.rows.append(row)
+        self._shown.append(Row(**round_facts(record)))
         with self._history.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
             sync(file)
@@ -83,16 +79,8 @@ class RunFolder:
         """
         if watched():
             return []
-        rows = [row for row in self.rows if row["accuracy_mean"] is not None]
-        if not rows:
-            return []
-        best = max(rows, key=lambda row: float(row["accuracy_worst"]))
-        head = ("round", *_COLUMNS.values())
-        lines = [" " * 6 + "".join(f"{title:>16}" for title in head)]
-        for name, row in (("first", rows[0]), ("best", best), ("last", rows[-1])):
-            cells = [f"{row[key]:.4g}" if row[key] is not None else "-" for key in _COLUMNS]
-            lines.append(f"{name:6}" + "".join(f"{c:>16}" for c in (row["round"], *cells)))
-        return lines
+        titles, lines = table(self._shown)
+        return ["".join(f"{cell:>16}" for cell in cells) for cells in [titles, *lines] if cells]
 
 
 def history_row(record: RoundRecord, n_agents: int) -> dict[str, Any]:
@@ -109,8 +97,8 @@ def history_row(record: RoundRecord, n_agents: int) -> dict[str, Any]:
         row[f"{key}_worst"] = _number(found.worst)
         row[f"{key}_best"] = _number(found.best)
         row[key] = [_number(value) for value in record.values(name, range(n_agents))]
-    observed = record.evaluate_average_model or {}
-    for name in sorted({"accuracy", *observed} - {record.weighted_by_key}):
+    observed = record.average_model
+    for name in sorted({"accuracy", *observed}):
         row[f"{name.replace('-', '_')}_average_model"] = _number(observed.get(name))
     return row | {
         "consensus_distance": _number(record.consensus_distance),

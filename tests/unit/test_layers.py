@@ -32,7 +32,7 @@ ROOMS.insert(ROOMS.index("peer.monitor") + 1, "peer.")
 # Third-party packages that a room may import, and more that single modules may.
 EXTERNAL = {
     "peer.": {"numpy"},
-    "peer.mesh.": {"cryptography", "grpc", "safetensors", "tomli_w", "xxhash"},
+    "peer.mesh.": {"cryptography", "grpc", "safetensors", "tomli_w"},
     "peer.device.": {"flwr", "safetensors", "xxhash"},
     "peer.watch.": {"prometheus_client", "safetensors", "xxhash"},
     "peer.wire.": {"cryptography", "google", "grpc"},

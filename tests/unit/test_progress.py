@@ -54,7 +54,7 @@ def test_what_is_no_number_is_left_out(path):
             0: {"accuracy": 1, "per-class": [0.1, 0.2], "num-examples": 3},
             1: {"accuracy": 0.6, "num-examples": 1},
         },
-        evaluate_average_model={"accuracy": 0.5, "per-class": [0.5]},
+        evaluate_average_model={"accuracy": 0.5, "per-class": [0.5], "num-examples": 9},
         events=[(0, "late"), (1, "late")],
         warnings=["it rains"],
     )

@@ -16,9 +16,10 @@ from support.flower_app import write_app
 from flower_dhb import cli
 from flower_dhb.cli import run
 from flower_dhb.cli.run_log import Line
-from flower_dhb.cli.run_view import Live, Plain, Row, main_metric, print_table
+from flower_dhb.cli.run_view import Live, Plain, print_table
 from flower_dhb.errors import RoundError
 from flower_dhb.flower.progress import VARIABLE
+from flower_dhb.runs.table import Row, main_metric, table
 
 INFO = "\x1b[92mINFO \x1b[0m:      "
 
@@ -322,6 +323,15 @@ def test_the_best_round_of_a_loss_is_its_lowest():
     }
     assert cells["best"] == ["2", "2", "2.5", "0.5"]
     assert cells["last"] == ["3", "1", "4", "0.5"]
+
+
+def test_the_user_says_of_which_metrics_less_is_better():
+    rows = [
+        Row(round=k, metrics={"drift": drift}, lower_is_better=["drift"])
+        for k, drift in ((1, 0.5), (2, float("nan")), (3, 0.2), (4, 0.3))
+    ]
+    assert [cells[:2] for cells in table(rows)[1]] == [["first", "1"], ["best", "3"], ["last", "4"]]
+    assert main_metric(["drift", "size"], ["drift"]) == "size"
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,10 @@ import pytest
 from safetensors.numpy import load_file
 
 from flower_dhb import ConfigError, RunFolder, Topology
+from flower_dhb.flower.progress import VARIABLE, Progress, tell_round
 from flower_dhb.metrics import RoundRecord
 from flower_dhb.runs.folder import history_row, toml_text
+from flower_dhb.runs.table import Row, table
 
 NAN = float("nan")
 RING = Topology.ring(3)
@@ -197,8 +199,30 @@ def test_the_table_shows_the_first_the_best_and_the_last_round(tmp_path):
     head, *lines = folder.table()
     assert head.split("  ")[-1].strip() == "distance"
     assert [line.split()[:2] for line in lines] == [["first", "1"], ["best", "2"], ["last", "3"]]
-    assert lines[1].split()[2:5] == ["0.85", "0.8", "0.9"]
-    assert lines[1].split()[5] == "-"  # no average model was observed
+    assert head.split() == ["round", "accuracy,", "mean", "worst", "agent", "distance"]
+    assert lines[1].split()[2:] == ["85.0%", "80.0%", "0.25"]  # and no average model
+
+
+def test_the_table_is_that_of_the_command(tmp_path, monkeypatch):
+    told = tmp_path / "progress"
+    folder = open_folder(tmp_path)
+    records = [
+        record(round=k, evaluate={0: {"drift": x}}, lower_is_better=("drift",))
+        for k, x in enumerate([0.5, 0.2, 0.4], start=1)
+    ]
+    for one in records:
+        folder.append(one)
+    lines = folder.table()
+    monkeypatch.setenv(VARIABLE, str(told))
+    told.touch()
+    progress = Progress(told)
+    for one in records:
+        tell_round(one)
+    rows = [Row(**{k: v for k, v in news.items() if k != "what"}) for news in progress.news()]
+    titles, cells = table(rows)
+    assert [line.split() for line in lines[1:]] == cells
+    assert lines[2].split()[:3] == ["best", "2", "0.2"]
+    assert lines[0].split() == " ".join(titles).split()
 
 
 # --- TOML --------------------------------------------------------------------------------

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import tomli_w
-import xxhash
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save
 
@@ -232,7 +231,7 @@ def _peer_document(
         "evaluate-every": config.evaluate_every,
         "own-weight": float(row[vertex]),
         "neighbors": neighbors,
-        "graph": _digest(topology),
+        "graph": topology.digest,
         "app": host.app or str(plan.app.resolve()),
         "client-app": app["components"]["clientapp"],
         "start": "start.safetensors",
@@ -281,10 +280,6 @@ def _write_overview(
         "algorithm": config.algorithm.to_config(),
     }
     write_durably(plan.out / "mesh.toml", tomli_w.dumps(overview).encode())
-
-
-def _digest(topology: Topology) -> str:
-    return xxhash.xxh3_64_hexdigest(np.ascontiguousarray(topology.mixing_matrix).tobytes())
 
 
 def _app_document(app: Path) -> dict[str, Any]:
