@@ -123,7 +123,8 @@ def dataclasses_of_the_package():
             continue
         module = importlib.import_module(info.name)
         for value in vars(module).values():
-            if dataclasses.is_dataclass(value) and value.__module__ == info.name:
+            named = isinstance(value, type) and value.__module__ == info.name
+            if named and dataclasses.is_dataclass(value):
                 yield value
 
 

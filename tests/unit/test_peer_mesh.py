@@ -509,7 +509,8 @@ def test_what_describes_something_cannot_be_changed():
         kind.__name__: kind.__dataclass_params__.frozen
         for name in [*names, "flower_dhb.agent.codec"]
         for kind in vars(importlib.import_module(name)).values()
-        if dataclasses.is_dataclass(kind) and str(kind.__module__).startswith("flower_dhb.")
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind)
+        if kind.__module__.startswith("flower_dhb.")
     }
     assert {name for name, frozen in found.items() if not frozen} == CHANGING
     assert len(found) > 10
