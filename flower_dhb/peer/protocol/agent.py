@@ -175,10 +175,9 @@ class Agent:
         if self.phase in (Phase.CONNECTING, Phase.REJOINING, Phase.LINGERING):
             times.append(self._until)
         elif self.phase is Phase.WAITING:
-            if self._rest_until is not None:
-                times.append(self._rest_until)
-            else:
-                times += self.near.deadlines()
+            at = self.near.decided_at() if self._rest_until is None else self._rest_until
+            if at is not None:
+                times.append(at)
         return min(times, default=None)
 
     def _hear(self, event: LinkEvent, now: float) -> None:

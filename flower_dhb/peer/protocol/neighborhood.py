@@ -250,8 +250,6 @@ class Neighborhood:
             counted = r == hello.counted.round and edge.held[r][1].digest == hello.counted.mine
             if known or counted or (r <= hello.closed and r == self.round):
                 continue
-            if r == self.round and edge.stage is Stage.VOTED and r <= hello.closed:
-                continue
             del edge.held[r]
             if r == self.round:
                 edge.take(Step.FORGOTTEN)
@@ -535,10 +533,11 @@ class Neighborhood:
             left = min(left, until - now)
         return max(left, 0.0)
 
-    def deadlines(self) -> list[float]:
-        """When edges of the open round are given up."""
+    def decided_at(self) -> float | None:
+        """When the open round ends if nobody says anything more. None: it is decided."""
         at = self._shared_at
-        return [at + left for e in self.edges.values() if (left := self.wait_s(e, at)) > 0.0]
+        longest = max((self.wait_s(edge, at) for edge in self.edges.values()), default=0.0)
+        return at + longest if longest > 0.0 else None
 
     def close(self, round: int, now: float) -> dict[int, Payload]:
         """End the round. Returns the payloads that count, by neighbor."""
@@ -563,14 +562,14 @@ class Neighborhood:
 
     def skip(self, round: int) -> None:
         """End a round in which this agent has nothing to share, or begins again after it."""
-        if self.round > self.closed:
-            for edge in self.edges.values():
-                if edge.stage.open:
-                    self._give_up(edge)
         for edge in self.edges.values():
             for old in [r for r in edge.held if r <= round or r > self.config.rounds]:
                 del edge.held[old]
-            self._send(edge, Release(round))
+            open_here = self.round > self.closed and edge.stage.open
+            if open_here:
+                self._give_up(edge)
+            if not open_here or self.round != round:
+                self._send(edge, Release(round))
         self.closed = max(self.closed, round)
 
     def _give_up(self, edge: Edge) -> None:
