@@ -45,13 +45,15 @@ import json, subprocess, sys
 from pathlib import Path
 tree, home, hidden, rounds = sys.argv[1:]
 home = Path(home)
-lo = Path("/sys/class/net/lo/statistics/tx_bytes")
+def sent():
+    lines = Path("/proc/self/net/dev").read_text().splitlines()
+    return next(int(line.split()[9]) for line in lines if line.strip().startswith("lo:"))
 cli = [sys.executable, "-c", "from flower_dhb.cli import main; raise SystemExit(main())"]
 config = ["--run-config", f'hidden="{hidden}"', "--run-config", f"rounds={rounds}"]
 subprocess.run([*cli, "mesh", "create", "--topology", "ring:8", "--app",
                 str(Path(tree) / "benchmarks" / "peers_app"), "--out", str(home),
                 *config], check=True, stdout=subprocess.DEVNULL)
-before = int(lo.read_text())
+before = sent()
 peers = [subprocess.Popen([*cli, "peer", str(home / f"vertex-{v}" / "peer.toml")],
                           stderr=subprocess.DEVNULL) for v in range(8)]
 codes = [peer.wait(500) for peer in peers]
@@ -60,7 +62,7 @@ seconds = []
 for v in range(8):
     lines = (home / f"vertex-{v}" / "state" / "history.jsonl").read_text().splitlines()
     seconds += [json.loads(line)["seconds"] for line in lines[5:]]
-print(json.dumps({"seconds": seconds, "bytes": int(lo.read_text()) - before}))
+print(json.dumps({"seconds": seconds, "bytes": sent() - before}))
 """
 
 

@@ -36,6 +36,7 @@ from flower_dhb.peer.protocol.effects import (
 )
 from flower_dhb.peer.protocol.events import (
     Acknowledged,
+    Broken,
     Combined,
     Completed,
     Connected,
@@ -552,6 +553,7 @@ _OF_LINK: dict[type, Callable[..., None]] = {
     Greeted: Neighborhood.greeted,
     Offered: Neighborhood.offered,
     Completed: Neighborhood.completed,
+    Broken: Neighborhood.broken_off,
     Acknowledged: Neighborhood.acknowledged,
     Released: Neighborhood.released,
     Sought: Neighborhood.sought,

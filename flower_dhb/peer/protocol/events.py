@@ -13,6 +13,7 @@ from flower_dhb.peer.protocol.messages import NEVER, Counted, Hello, Offer
 
 __all__ = [
     "Acknowledged",
+    "Broken",
     "Combined",
     "Completed",
     "Connected",
@@ -87,6 +88,11 @@ class Completed(LinkEvent):
 
     offer: Offer
     payload: Payload
+
+
+@dataclass(frozen=True, slots=True)
+class Broken(LinkEvent):
+    """A payload that was reserved for will not be complete: it was refused on its way."""
 
 
 @dataclass(frozen=True, slots=True)

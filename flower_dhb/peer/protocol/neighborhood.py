@@ -30,6 +30,7 @@ from flower_dhb.peer.protocol.effects import (
 )
 from flower_dhb.peer.protocol.events import (
     Acknowledged,
+    Broken,
     Completed,
     Connected,
     Disconnected,
@@ -381,6 +382,10 @@ class Neighborhood:
             edge.patience.arrived(r, now)
         if r == self.round and not self._joins(edge):
             self._vote(edge)
+
+    def broken_off(self, edge: Edge, event: Broken, now: float) -> None:
+        """A payload will not be complete."""
+        edge.receiving_since = None
 
     def _joins(self, edge: Edge) -> bool:
         """Give an edge up whose ends are in different epochs. Returns whether it was."""
