@@ -125,6 +125,13 @@ def test_every_room_of_the_page_is_there():
     assert len(ROOMS) == len(set(ROOMS)) > 20
 
 
+def test_what_the_page_says_where_to_find_is_there():
+    table = PAGE.read_text(encoding="utf-8").partition("### Where do I find")[2].partition("###")[0]
+    files = re.findall(r"\| `([\w/]+\.py)` \|$", table, re.MULTILINE)
+    assert len(files) > 40
+    assert not [file for file in files if not (ROOT / file).is_file()]
+
+
 @every_module
 def test_every_module_has_its_room(name):
     assert room_of(name) is not None, f"{name} is in no room of the house"
