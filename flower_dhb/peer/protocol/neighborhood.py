@@ -273,9 +273,10 @@ class Neighborhood:
         if afresh and closed < ours.round and theirs != ours and ours.round not in edge.one_sided:
             edge.settled = False  # whatever it said before, it knows no more of it
         if not edge.settled:
-            if theirs == ours:
+            # Who counted a later round had our Offer of it, which said that we counted this one.
+            if theirs == ours or theirs.round > ours.round:
                 edge.settled, edge.helping = True, False
-            elif closed >= ours.round or theirs.round > ours.round:
+            elif closed >= ours.round:
                 self._disagree(edge, ours.round)
             elif afresh and not (round == ours.round and digest == ours.yours):
                 self._disagree(edge, ours.round)  # its state is lost
@@ -295,7 +296,7 @@ class Neighborhood:
         for r in list(edge.doubts):
             if r == theirs.round:
                 self._disagree(edge, r)
-            elif closed >= r or (afresh and round != r):
+            elif (closed >= r and (afresh or theirs.round < r)) or (afresh and round != r):
                 edge.doubts.remove(r)
         if undecided and edge.stage.open:
             over = closed >= self.round and theirs.round != self.round
@@ -580,7 +581,9 @@ class Neighborhood:
     def _give_up(self, edge: Edge) -> None:
         if not edge.take(Step.GIVE_UP):
             return
-        if edge.stage is Stage.DOUBT:
+        if edge.stage is Stage.DOUBT and edge.theirs.round == self.round:
+            self._disagree(edge, self.round)
+        elif edge.stage is Stage.DOUBT:
             edge.doubt(self.round)
             self.out.append(Count("in-doubt", edge.neighbor))
         edge.patience.missed()

@@ -37,6 +37,8 @@ def train(message, context):
     time.sleep(values["slow-s"] if vertex == values["slow-vertex"] else values["step-s"])
     x = message.content.array_records["arrays"]["x"].numpy()
     z = local_step(x, vertex, values["rate"])
+    # Never the same twice, as with an app that shuffles: a round that is trained again differs.
+    z = z + values["noise"] * np.random.default_rng().standard_normal(len(z)).astype(x.dtype)
     metrics = MetricRecord({"num-examples": 1, "size": len(z)})
     content = {"arrays": ArrayRecord({"x": Array(z)}), "metrics": metrics}
     return Message(RecordDict(content), reply_to=message)
@@ -45,6 +47,7 @@ def train(message, context):
 @app.evaluate()
 def evaluate(message, context):
     """Distance to the agent's own target."""
+    time.sleep(context.run_config["evaluate-s"])
     x = message.content.array_records["arrays"]["x"].numpy()
     vertex = int(context.node_config["vertex"])
     loss = float(np.mean((x - target(vertex, len(x))) ** 2))

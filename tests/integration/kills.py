@@ -1,0 +1,109 @@
+"""Kill peers of real meshes at random moments, and hold what they recorded against each other.
+
+`python -m tests.integration.kills --kills 200` prints a table: kills by kind, edges of a round
+that counted at one end only and are known to have (counted), and those that nobody knows of
+(uncounted), which must be none. Each kind of kill has meshes of its own:
+
+- single: one peer;
+- both ends: two neighbors at the same moment;
+- a third: a third of the mesh at the same moment.
+
+The app's local step is never the same twice and evaluation takes a third of a round, so a round
+that is trained again differs, and a kill falls into every part of a round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from flower_dhb.peer.mesh.overview import read_overview
+from flower_dhb.peer.watch.replay import of_mesh
+from tests.support.peers import Mesh
+
+KINDS = {"single": ("ring:4", 4), "both ends": ("ring:4", 4), "a third": ("ring:6", 6)}
+TIMING = {"least-s": 0.3, "reconnect-s": 0.4, "ceiling-s": 5.0, "resume-s": 3.0}
+
+
+@dataclass
+class Outcome:
+    """What one mesh went through: kills, checked rounds, and differences between two ends."""
+
+    kind: str
+    kills: int
+    rounds: int
+    counted: int
+    unseen: int
+    uncounted: list[str]
+
+
+def victims(kind: str, n: int, rng: np.random.Generator) -> list[int]:
+    """Whom to kill at the same moment."""
+    if kind == "single":
+        return [int(rng.integers(n))]
+    if kind == "both ends":
+        first = int(rng.integers(n))
+        return [first, (first + 1) % n]
+    return [int(v) for v in rng.choice(n, n // 3, replace=False)]
+
+
+def run(kind: str, kills: int, folder: Path, seed: int) -> Outcome:
+    """One mesh: so many peers are killed, restarted after a while, and the run is finished."""
+    topology, n = KINDS[kind]
+    rng = np.random.default_rng(seed)
+    done = 0
+    with Mesh(
+        folder, n=n, topology=topology, rounds=20 + 12 * kills, step_s=0.05, evaluate_s=0.03,
+        noise=0.1, algorithm="dsgd", evaluate_every=1,
+        peer={"timing": TIMING, "record": "checksums", "linger-s": 20.0},
+    ) as mesh:  # fmt: skip
+        mesh.start()
+        for v in range(n):
+            mesh.wait_round(v, 2)
+        while done < kills:
+            time.sleep(float(rng.uniform(0.0, 0.5)))  # any moment of a round
+            chosen = victims(kind, n, rng)
+            for v in chosen:
+                mesh.kill(v)
+            done += len(chosen)
+            time.sleep(float(rng.choice([0.0, 0.3, 1.5])))
+            mesh.start(*chosen)
+            for v in chosen:
+                mesh.wait_event(v, "round")
+        mesh.finish(300)
+        replay = of_mesh(read_overview(folder), folder)
+        uncounted = [str(finding) for finding in replay.findings()]
+    return Outcome(kind, done, replay.rounds_checked, replay.one_sided, replay.unseen, uncounted)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=1)
+    arguments = parser.parse_args()
+    wrong = 0
+    print("| kind | kills | rounds of peers | counted at one end, known | not known |")
+    print("|---|---|---|---|---|")
+    for i, kind in enumerate(KINDS):
+        with tempfile.TemporaryDirectory() as folder:
+            share = arguments.kills // len(KINDS) + (i < arguments.kills % len(KINDS))
+            found = run(kind, share, Path(folder) / "mesh", arguments.seed + i)
+        print(
+            f"| {kind} | {found.kills} | {found.rounds} | {found.counted} | "
+            f"{len(found.uncounted)} |",
+            flush=True,
+        )
+        for text in found.uncounted:
+            print(f"  {text}", file=sys.stderr)
+        wrong += len(found.uncounted)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
