@@ -163,7 +163,7 @@ class Agent:
         if not self.stopped:
             self._watch(now)
             self._progress(now)
-            self.near.free()
+            self.near.tidy()
         effects = self._out[:]
         self._out.clear()
         return effects

@@ -24,9 +24,9 @@ from flower_dhb.peer.protocol.events import Payload
 from flower_dhb.peer.protocol.messages import NEVER, Counted, Offer
 from flower_dhb.peer.protocol.patience import Patience
 
-__all__ = ["TRANSITIONS", "Connection", "Edge", "Stage", "Step"]
+__all__ = ["REMEMBERED", "TRANSITIONS", "Connection", "Edge", "Stage", "Step"]
 
-_REMEMBERED = 64  # doubts and one-sided rounds by number; older ones are a total
+REMEMBERED = 64  # doubts and one-sided rounds by number; older ones are a total
 
 
 class Connection(Enum):
@@ -150,7 +150,7 @@ class Edge:
     def doubt(self, round: int) -> None:
         """A round was given up after the vote."""
         self.doubts_total += 1
-        self.doubts = [*self.doubts, round][-_REMEMBERED:]
+        self.doubts = [*self.doubts, round][-REMEMBERED:]
 
     def disagree(self, round: int) -> bool:
         """A round counts at one end only. Returns whether that is news."""
@@ -160,10 +160,10 @@ class Edge:
             self.settled, self.helping = True, False
         if round in self.one_sided:
             return False
-        if len(self.one_sided) >= _REMEMBERED and round < min(self.one_sided):
+        if len(self.one_sided) >= REMEMBERED and round < min(self.one_sided):
             return False
         self.one_sided_total += 1
-        self.one_sided = sorted([*self.one_sided, round])[-_REMEMBERED:]
+        self.one_sided = sorted([*self.one_sided, round])[-REMEMBERED:]
         return True
 
     def newest(self) -> tuple[int, Payload] | None:

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flower_dhb.peer.protocol.edge import Connection, Edge, Stage, Step
+from flower_dhb.peer.protocol.edge import REMEMBERED, Connection, Edge, Stage, Step
 from flower_dhb.peer.protocol.effects import (
     Close,
     Count,
@@ -100,6 +100,7 @@ class Neighborhood:
         self.kept: dict[int, Payload] = {}
         self.epochs: dict[int, int] = {}  # of the kept payloads
         self.broken = False  # a conserved mean was broken, since the epoch began
+        self._news: dict[int, list[int]] = {}  # one-sided rounds that nobody was told of
         self._told = _Told()
         self._told_edges: Mapping[int, Mapping[str, Any]] = {}
         self._shared_at = now
@@ -203,13 +204,13 @@ class Neighborhood:
         if edge.anchor is None:  # first contact: whoever begins late finds a run under way
             edge.anchor = (edge.wants, now)
         edge.patience.returned()
-        for r in hello.one_sided:
+        for r in hello.one_sided[-REMEMBERED:]:
             if r == self.round and edge.stage.open:
                 self._told_lost(edge)
             if 0 < r <= self.config.rounds:
                 self._disagree(edge, r)
         self._learn(edge, hello.closed, hello.round, hello.digest, hello.counted, afresh=True)
-        for r in hello.doubts:
+        for r in hello.doubts[-REMEMBERED:]:
             if r == self.round and edge.stage.open and r > self.closed:
                 self._told_lost(edge)
             elif r == edge.counted.round:
@@ -269,6 +270,7 @@ class Neighborhood:
     ) -> None:
         """What a neighbor's disk says. afresh: in a Hello, so it may say less than before."""
         theirs, ours = counted.reversed(), edge.counted
+        over = max(closed, round - 1)  # whoever shares a round has ended or passed those before
         edge.theirs = theirs
         if afresh and closed < ours.round and theirs != ours and ours.round not in edge.one_sided:
             edge.settled = False  # whatever it said before, it knows no more of it
@@ -276,7 +278,7 @@ class Neighborhood:
             # Who counted a later round had our Offer of it, which said that we counted this one.
             if theirs == ours or theirs.round > ours.round:
                 edge.settled, edge.helping = True, False
-            elif closed >= ours.round:
+            elif over >= ours.round:
                 self._disagree(edge, ours.round)
             elif afresh and not (round == ours.round and digest == ours.yours):
                 self._disagree(edge, ours.round)  # its state is lost
@@ -296,12 +298,10 @@ class Neighborhood:
         for r in list(edge.doubts):
             if r == theirs.round:
                 self._disagree(edge, r)
-            elif (closed >= r and (afresh or theirs.round < r)) or (afresh and round != r):
+            elif (over >= r and (afresh or theirs.round < r)) or (afresh and round != r):
                 edge.doubts.remove(r)
-        if undecided and edge.stage.open:
-            over = closed >= self.round and theirs.round != self.round
-            if over or round > self.round > theirs.round:
-                self._told_lost(edge)
+        if undecided and edge.stage.open and over >= self.round != theirs.round:
+            self._told_lost(edge)
 
     def _told_lost(self, edge: Edge) -> None:
         edge.take(Step.TOLD)
@@ -311,8 +311,8 @@ class Neighborhood:
     def _disagree(self, edge: Edge, round: int) -> None:
         if edge.disagree(round):
             self.broken = True
+            self._news.setdefault(edge.neighbor, []).append(round)
             self.out.append(Count("one-sided", edge.neighbor))
-            self.out.append(Note("one-sided", {"round": round, "neighbor": edge.neighbor}))
 
     def _see_epoch(self, epoch: int) -> None:
         if epoch >> EPOCH_BITS <= self.config.rounds + 1:
@@ -590,8 +590,11 @@ class Neighborhood:
         edge.rounds_missed += 1
         self._send(edge, Release(self.round))
 
-    def free(self) -> None:
-        """Let go of own payloads that nobody can ask for any more."""
+    def tidy(self) -> None:
+        """Say what is new, and let go of own payloads that nobody can ask for any more."""
+        for j, rounds in self._news.items():
+            self.out.append(Note("one-sided", {"neighbor": j, "rounds": rounds}))
+        self._news.clear()
         if len(self.kept) < 2:
             return
         needed = {e.counted.round for e in self.edges.values() if not e.settled}
