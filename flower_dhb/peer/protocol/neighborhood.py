@@ -298,7 +298,8 @@ class Neighborhood:
         for r in list(edge.doubts):
             if r == theirs.round:
                 self._disagree(edge, r)
-            elif (over >= r and (afresh or theirs.round < r)) or (afresh and round != r):
+            elif over >= r or (afresh and round != r):
+                # Had it counted r, the Offer of whatever it counted since would have said so.
                 edge.doubts.remove(r)
         if undecided and edge.stage.open and over >= self.round != theirs.round:
             self._told_lost(edge)

@@ -19,6 +19,8 @@ class Patience:
     that misses it gets half the time in the next round. Being in time halves the count of
     misses, so one slip is forgiven at once, and a neighbor that is in time now and then
     only does not make each of its appearances expensive.
+
+    usual_s: median seconds of the neighbor's recent rounds, 0 if nothing is known.
     """
 
     def __init__(self, *, factor: float, least_s: float, ceiling_s: float) -> None:
@@ -27,6 +29,7 @@ class Patience:
         self._ceiling_s = ceiling_s
         self._times: deque[float] = deque(maxlen=_WINDOW)
         self._last: tuple[int, float] | None = None
+        self.usual_s = 0.0
         self.misses = 0
 
     @property
@@ -39,15 +42,11 @@ class Patience:
             usual = min(max(self._factor * self.usual_s, self._least_s), self._ceiling_s)
         return float(usual * 0.5**self.misses)
 
-    @property
-    def usual_s(self) -> float:
-        """Median seconds of the neighbor's recent rounds, 0 if nothing is known."""
-        return float(median(self._times)) if self._times else 0.0
-
     def arrived(self, round: int, now: float) -> None:
         """The neighbor's payload of a round arrived in time. now: monotonic seconds."""
         if self._last is not None and self._last[0] == round - 1:
             self._times.append(now - self._last[1])
+            self.usual_s = float(median(self._times))
         self._last = (round, now)
         self.misses //= 2
 
