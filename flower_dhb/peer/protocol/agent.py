@@ -61,7 +61,8 @@ from flower_dhb.peer.protocol.events import (
     TrainingFailed,
 )
 from flower_dhb.peer.protocol.messages import Goodbye, Seek
-from flower_dhb.peer.protocol.neighborhood import EPOCH_BITS, Neighborhood
+from flower_dhb.peer.protocol.neighborhood import Neighborhood
+from flower_dhb.peer.protocol.rounds import EPOCH_BITS
 from flower_dhb.peer.protocol.settings import Config
 
 __all__ = ["Agent", "Phase"]

@@ -1,0 +1,312 @@
+"""The rounds of one agent among its neighbors: sharing, waiting, counting, giving up.
+
+An agent labels its payload with a round. One that lags takes the round that its neighbors are
+in (Lamport's logical clock), so whoever was away or is slow joins in again. A neighbor that
+says it is further ahead than its pace allows is not followed, unless another says so too or no
+other is connected: one that lies about its round cannot end a run with one message.
+
+What an agent says of itself in a Hello or beside a payload is what its disk says, never what
+it has decided since: a claim that a crash takes back would leave the two ends of an edge with
+different stories.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flower_dhb.peer.protocol.edge import Connection, Edge, Stage, Step
+from flower_dhb.peer.protocol.effects import Count, Effect, Free, Note, Refuse, Send, SendPayload
+from flower_dhb.peer.protocol.events import Payload
+from flower_dhb.peer.protocol.messages import (
+    NEVER,
+    Ack,
+    Counted,
+    Goodbye,
+    Offer,
+    Reason,
+    Release,
+)
+from flower_dhb.peer.protocol.patience import Patience
+from flower_dhb.peer.protocol.settings import Config
+
+__all__ = ["EPOCH_BITS", "Rounds", "Told"]
+
+# A neighbor is followed if it is ahead by no more rounds than this, and this many more in
+# each usual time of one of its rounds since the last that it and we used together.
+_LEAD = 10
+# An epoch is the round in which it began, and in the bits below the vertex that began it.
+EPOCH_BITS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What the disk says of this agent, and so may its messages."""
+
+    closed: int = 0
+    round: int = 0
+    digest: int = 0
+    epoch: int = 0
+
+
+class Rounds:
+    """The edges of an agent, its open round, and its own payloads that may be asked for.
+
+    round: the label of the payload that is shared now, or was last. closed: the last round
+    that has ended. out: where effects go. epoch_seen: the newest epoch that anybody has named.
+    """
+
+    def __init__(self, config: Config, out: list[Effect], now: float) -> None:
+        self.config = config
+        self.out = out
+        timing = config.timing
+        self.edges: dict[int, Edge] = {
+            j: Edge(
+                j,
+                Patience(factor=timing.factor, least_s=timing.least_s, ceiling_s=timing.ceiling_s),
+                down_since=now,
+            )
+            for j in config.neighbors
+        }
+        self.own_pace = Patience(factor=1.0, least_s=0.0, ceiling_s=timing.ceiling_s)
+        self.round = self.closed = 0
+        self.epoch = self.epoch_seen = 0
+        self.seeking = False
+        self.final: Payload | None = None
+        self.kept: dict[int, Payload] = {}
+        self.epochs: dict[int, int] = {}  # of the kept payloads
+        self.broken = False  # a conserved mean was broken, since the epoch began
+        self._news: dict[int, list[int]] = {}  # one-sided rounds that nobody was told of
+        self._told = Told()
+        self._told_edges: Mapping[int, Mapping[str, Any]] = {}
+        self._shared_at = now
+        self._resumes_until = now
+
+    # --- what the disk holds ----------------------------------------------------------
+
+    def record(self) -> dict[int, dict[str, Any]]:
+        """All edges, for the disk."""
+        return {j: edge.record() for j, edge in self.edges.items()}
+
+    def durable(self, closed: int, epoch: int, edges: Mapping[int, Mapping[str, Any]]) -> None:
+        """A state of this agent between two rounds is on the disk."""
+        self._told, self._told_edges = Told(closed=closed, epoch=epoch), edges
+
+    def journaled(
+        self,
+        label: int,
+        payload: Payload,
+        closed: int,
+        epoch: int,
+        edges: Mapping[int, Mapping[str, Any]],
+    ) -> None:
+        """A payload of this agent is on the disk, and all that it may promise with it."""
+        self._told = Told(closed, label, payload.digest, epoch)
+        self._told_edges = edges
+        self.kept[label], self.epochs[label] = payload, epoch
+
+    def told_counted(self, edge: Edge) -> Counted:
+        """The last round in which an edge counted, as the disk has it."""
+        found = self._told_edges.get(edge.neighbor)
+        return Counted(*found["counted"]) if found is not None else NEVER
+
+    # --- a round ----------------------------------------------------------------------
+
+    @property
+    def open_round(self) -> int:
+        """The round that is shared, or is shared next."""
+        return self.round if self.round > self.closed else self.closed + 1
+
+    def share(self, round: int, now: float, *, resumed: bool = False) -> None:
+        """Send a payload that is on the disk. resumed: it may have been sent before a restart."""
+        self.round, self._shared_at = round, now
+        if resumed:
+            self._resumes_until = now + self.config.timing.resume_s
+        for edge in self.edges.values():
+            for old in [r for r in edge.held if r < round]:
+                del edge.held[old]
+            edge.stage = Stage.BOUND if resumed else Stage.IDLE
+            edge.acked = False
+            if edge.closed >= round:
+                self._told_lost(edge)
+            elif round in edge.held and not self._joins(edge):
+                edge.take(Step.VOTE)
+            self._serve(edge)
+            if edge.stage is Stage.VOTED and edge.sent != round:
+                self._send(edge, Ack(round, edge.held[round][1].digest))
+
+    def _joins(self, edge: Edge) -> bool:
+        """Give an edge up whose ends are in different epochs. Returns whether it was."""
+        offer, _ = edge.held[self.round]
+        if not self.config.conserves or offer.epoch == self.epochs[self.round]:
+            return False
+        self._give_up(edge)
+        return True
+
+    def wait_s(self, edge: Edge, now: float) -> float:
+        """Seconds that an edge may still keep the round open; 0 if it is decided."""
+        if not edge.stage.open or edge.agreed:
+            return 0.0
+        timing = self.config.timing
+        bound = edge.stage in (Stage.BOUND, Stage.VOTED)  # not ours alone to give up
+        limit_s = timing.ceiling_s if bound else edge.patience.deadline_s
+        left = self._shared_at + limit_s - now
+        if not edge.up:
+            back = max(edge.down_since, self._shared_at) if bound else edge.down_since
+            until = back + timing.reconnect_s
+            if edge.stage is Stage.BOUND:
+                until = max(until, self._resumes_until)
+            if edge.connection is Connection.GREETING:
+                until = max(until, edge.opened_at + timing.hello_s)
+            left = min(left, until - now)
+        return max(left, 0.0)
+
+    def decided_at(self) -> float | None:
+        """When the open round ends if nobody says anything more. None: it is decided."""
+        at = self._shared_at
+        longest = max((self.wait_s(edge, at) for edge in self.edges.values()), default=0.0)
+        return at + longest if longest > 0.0 else None
+
+    def close(self, round: int, now: float) -> dict[int, Payload]:
+        """End the round. Returns the payloads that count, by neighbor."""
+        used = {}
+        payload = self.kept[round]
+        for j, edge in sorted(self.edges.items()):
+            if edge.agreed and edge.take(Step.COUNT):
+                found = edge.held[round][1]
+                if not edge.settled:  # it went on without saying how the last one ended
+                    self._disagree(edge, edge.counted.round)
+                used[j] = found
+                edge.counted = Counted(round, payload.digest, found.digest)
+                edge.settled, edge.helping = edge.theirs == edge.counted, False
+                edge.anchor = (round, now)
+                edge.wants = max(edge.wants, min(round + 1, self.config.rounds))
+            elif edge.stage.open:
+                self._give_up(edge)
+            edge.held.pop(round, None)
+        self.closed = round
+        self.own_pace.arrived(round, now)
+        return used
+
+    def skip(self, round: int) -> None:
+        """End a round in which this agent has nothing to share, or begins again after it."""
+        for edge in self.edges.values():
+            for old in [r for r in edge.held if r <= round or r > self.config.rounds]:
+                del edge.held[old]
+            open_here = self.round > self.closed and edge.stage.open
+            if open_here:
+                self._give_up(edge)
+            if not open_here or self.round != round:
+                self._send(edge, Release(round))
+        self.closed = max(self.closed, round)
+
+    def _give_up(self, edge: Edge) -> None:
+        if not edge.take(Step.GIVE_UP):
+            return
+        if edge.stage is Stage.DOUBT and edge.theirs.round == self.round:
+            self._disagree(edge, self.round)
+        elif edge.stage is Stage.DOUBT:
+            edge.doubt(self.round)
+            self.out.append(Count("in-doubt", edge.neighbor))
+        edge.patience.missed()
+        edge.rounds_missed += 1
+        self._send(edge, Release(self.round))
+
+    def _told_lost(self, edge: Edge) -> None:
+        edge.take(Step.TOLD)
+        if edge.theirs.round == self.round:
+            self._disagree(edge, self.round)
+
+    def _disagree(self, edge: Edge, round: int) -> None:
+        if edge.disagree(round):
+            self.broken = True
+            self._news.setdefault(edge.neighbor, []).append(round)
+            self.out.append(Count("one-sided", edge.neighbor))
+
+    def tidy(self) -> None:
+        """Say what is new, and let go of own payloads that nobody can ask for any more."""
+        for j, rounds in self._news.items():
+            self.out.append(Note("one-sided", {"neighbor": j, "rounds": rounds}))
+        self._news.clear()
+        if len(self.kept) < 2:
+            return
+        needed = {e.counted.round for e in self.edges.values() if not e.settled}
+        needed.add(max(self.kept, default=0))
+        for r in [r for r in self.kept if r not in needed]:
+            del self.kept[r], self.epochs[r]
+            self.out.append(Free(r))
+
+    # --- sending ----------------------------------------------------------------------
+
+    def _send(self, edge: Edge, message: Ack | Release | Goodbye) -> None:
+        if edge.up:
+            self.out.append(Send(edge.link, message))
+
+    def _send_payload(self, edge: Edge, round: int) -> None:
+        """Put a payload in line. It acknowledges along; what it replaces may not have left."""
+        payload, ack = self.kept[round], 0
+        if edge.stage is Stage.VOTED:
+            ack = edge.held[self.round][1].digest
+            if round != self.round:
+                self._send(edge, Ack(self.round, ack))
+                ack = 0
+        offer = Offer(
+            round,
+            payload.digest,
+            self._told.closed,
+            self.told_counted(edge),
+            ack,
+            self.epochs[round],
+        )
+        edge.sent = round
+        self.out.append(SendPayload(edge.link, offer, payload))
+
+    def _serve(self, edge: Edge) -> None:
+        """Send the payload that the neighbor needs now, unless it was put in line before."""
+        if not edge.up:
+            return
+        r = edge.counted.round
+        if edge.helping and r in self.kept:
+            if edge.sent != r:
+                self._send_payload(edge, r)
+            return
+        wants = edge.stage.open and not edge.acked and not edge.done and edge.closed < self.round
+        if self.round > self.closed and wants and edge.sent != self.round:
+            self._send_payload(edge, self.round)
+
+    def _refuse(self, edge: Edge, reason: Reason, round: int, text: str) -> None:
+        self.out.append(Refuse(edge.link, reason, round, text))
+
+    # --- where the others are ---------------------------------------------------------
+
+    def up(self) -> list[Edge]:
+        """Edges whose neighbor is connected."""
+        return [edge for edge in self.edges.values() if edge.up]
+
+    def target(self, now: float) -> int:
+        """The round to take part in next: one more, or the one that neighbors are in."""
+        ahead = [e.wants for e in self.edges.values() if e.up and e.wants > self.closed + 1]
+        if ahead:
+            ahead = [
+                e.wants
+                for e in self.edges.values()
+                if e.up and e.wants > self.closed + 1 and self._follows(e, now)
+            ]
+        return min(max([self.closed + 1, *ahead]), self.config.rounds)
+
+    def _follows(self, edge: Edge, now: float) -> bool:
+        """Whether a neighbor can be where it says it is, as far as this agent can know."""
+        others = [e for e in self.edges.values() if e is not edge and e.up]
+        if not others or edge.anchor is None:
+            return True  # nobody says otherwise, and nobody would be led astray with this agent
+        known, since = edge.anchor
+        own = self.own_pace.usual_s
+        pace = edge.patience.usual_s or own or self.config.timing.least_s
+        pace = max(pace, own / _LEAD)  # however fast its payloads come
+        if edge.wants <= max(known, self.closed) + _LEAD * (1 + (now - since) / pace):
+            return True
+        if any(other.wants >= edge.wants - _LEAD for other in others):
+            return True
+        self.out.append(Count("not-followed", edge.neighbor))
+        return False
