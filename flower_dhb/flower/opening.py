@@ -19,6 +19,7 @@ from flower_dhb.flower.arrays import named_arrays
 from flower_dhb.flower.ledger import Ledger
 from flower_dhb.flower.members import Members
 from flower_dhb.flower.relay import Relay
+from flower_dhb.flower.reports import Reports
 from flower_dhb.flower.result import ServerlessResult
 from flower_dhb.flower.session import Session
 from flower_dhb.topology.graph import Topology
@@ -75,13 +76,11 @@ class Opening:
             relay,
             members,
             ledger,
-            layout,
-            layout.local(initial),
+            Reports(layout, layout.local(initial), layout.flatten(initial)[0]),
             self.topology,
             weighted_by_key=self.weighted_by_key,
             lower_is_better=self.lower_is_better,
             wants_parameters=self.measure_consensus,
-            start=layout.flatten(initial)[0],
         )
 
 

@@ -101,7 +101,7 @@ class Rounds:
                 self._limit,
             )
             self._keep_metrics(k, steps.aggregate_train(k, replies))
-            failures.look(k, run.delivered, run.failures)
+            failures.look(k, run.now.delivered, run.now.failures)
             last = k == rounds
             run.wants_parameters = wishes.measure_consensus or (last and wishes.models)
             if wishes.evaluate_every and (k % wishes.evaluate_every == 0 or last):
@@ -118,21 +118,21 @@ class Rounds:
             ):
                 if not wishes.evaluate_every:
                     run.report(k, self._limit)
-                if run.parameters_round == k and run.parameters:
-                    self.observe(k, run.average())
-            run.record.seconds = time.monotonic() - begin
-            if self._close(rounds, health):
+                if run.reports.of(k):
+                    self.observe(k, run.reports.average())
+            if self._close(rounds, time.monotonic() - begin, health):
                 return k
         failures.end()
         return rounds
 
-    def _close(self, rounds: int, health: Health) -> bool:
+    def _close(self, rounds: int, seconds: float, health: Health) -> bool:
         """Write a round down and tell everyone. Returns whether the run is to end here."""
-        record = self._run.record
-        self._run.flush()
+        now, record = self._run.now, self._run.record
+        now.flush()
         self._result.history.append(record)
-        for finding in health.observe(record):
-            record.warnings.append(finding)
+        found = health.observe(record)
+        now.end(seconds, found)
+        for finding in found:
             self._result.warn(f"round {record.round}: {finding}")
         log(INFO, "%s", round_line(record, rounds))
         tell_round(record)
@@ -153,7 +153,7 @@ class Rounds:
             return
         self._result.evaluate_metrics_serverapp[k] = observed
         if k > 0:
-            self._run.record.evaluate_average_model = dict(observed.items())
+            self._run.now.observed(dict(observed.items()))
 
     def finish(self, last: int, limit: float | None = None) -> None:
         """Collect the final models and form the average, each only if asked for."""
@@ -168,21 +168,21 @@ class Rounds:
         run.begin(last)
         run.report(last, self._limit if limit is None else limit)
         if wishes.collect_models:
-            result.models = {v: run.model(v) for v in sorted(run.parameters)}
+            result.models = {v: run.reports.model(v) for v in sorted(run.reports.vertices)}
         if not wishes.average:
             return
-        n, reported = run.topology.n_agents, sorted(run.parameters)
+        n, reported = run.topology.n_agents, sorted(run.reports.vertices)
         if not reported:
             result.lacks_arrays(
                 "no agent reported its parameters at the end of the run: see the events of "
                 "result.history. A longer timeout or round_timeout_s helps if agents were late"
             )
             return
-        result.arrays = run.average()
+        result.arrays = run.reports.average()
         who = f"all {n} agents"
         if len(reported) < n:
             who = f"{len(reported)} of {n} agents"
-            absent = agents_text(v for v in range(n) if v not in run.parameters)
+            absent = agents_text(v for v in range(n) if v not in reported)
             self._result.warn(f"result.arrays is the average of {who}: {absent} did not report")
         log(
             INFO,
@@ -195,8 +195,8 @@ class Rounds:
         """After an error: keep the round that was not finished, and the models if there are any."""
         run, result = self._run, self._result
         record = run.record
-        run.flush()
-        if run.delivered and not any(r is record for r in result.history):
+        run.now.flush()
+        if run.now.delivered and not any(r is record for r in result.history):
             result.history.append(record)
         result.lacks_arrays(f"the run ended with an error in round {record.round}: {error!r}")
         last = record.round
@@ -205,8 +205,8 @@ class Rounds:
                 self.finish(last, min(self._limit, _LAST_REPORT_S))
             except Exception as another:
                 log(WARNING, "the agents' models could not be collected: %s", another)
-        elif self._wishes.average and run.parameters:
-            result.arrays = run.average()  # of the last evaluated round
+        elif self._wishes.average and run.reports.vertices:
+            result.arrays = run.reports.average()  # of the last evaluated round
         kept = (
             f"{len(result.history)} rounds are kept in strategy.result: their history, metrics, "
             f"{'' if result.has_arrays else 'no '}average (strategy.result.arrays), "

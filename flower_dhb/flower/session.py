@@ -6,31 +6,23 @@ import time
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from logging import WARNING
-from typing import Any
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType
+from flwr.app import Array, ConfigRecord, Message, MessageType
 from flwr.common import log
-from numpy.typing import NDArray
 
-from flower_dhb.agent.mixing import weighted_sum
-from flower_dhb.agent.node import STATISTICS_VECTOR
 from flower_dhb.errors import FlowerDhbError, PayloadError
-from flower_dhb.flower.arrays import array_record
 from flower_dhb.flower.failures import Failure
 from flower_dhb.flower.ledger import Ledger
 from flower_dhb.flower.members import Members
 from flower_dhb.flower.records import Answer, Ask, Farewell
 from flower_dhb.flower.relay import Relay, Sent, is_unavailable, read_answer
+from flower_dhb.flower.reports import Reports
+from flower_dhb.flower.round import Round
 from flower_dhb.metrics import (
     LOWER_IS_BETTER,
-    Events,
     RoundRecord,
-    agents_text,
-    distance_from,
-    grouped,
 )
 from flower_dhb.topology.graph import Topology
-from flower_dhb.types import Layout, NDArrays
 
 __all__ = ["Session"]
 
@@ -45,31 +37,33 @@ class Session:
     relay: Relay
     members: Members
     ledger: Ledger
-    layout: Layout
-    local: NDArrays
+    reports: Reports
     topology: Topology
     weighted_by_key: str = "num-examples"
     lower_is_better: tuple[str, ...] = LOWER_IS_BETTER
-    parameters: dict[int, dict[str, NDArray[Any]]] = field(default_factory=dict)
-    parameters_round: int = 0
     wants_parameters: bool = False
-    delivered: set[int] = field(default_factory=set)  # who trained in this round
-    failures: dict[int, Failure] = field(default_factory=dict)  # and who failed
-    start: NDArray[Any] | None = None  # the parameters from which all agents began
-    record: RoundRecord = field(init=False)
-    _unlogged: Events = field(default_factory=list)
+    now: Round = field(init=False)
 
     def __post_init__(self) -> None:
         """Begin before the first round."""
-        self.begin(0)
+        self.now = self._round(0)
+
+    @property
+    def record(self) -> RoundRecord:
+        """What is written down of the current round."""
+        return self.now.record
 
     def begin(self, round: int) -> None:
         """Begin a round."""
-        self.flush()
-        self.record = RoundRecord(
-            round=round, weighted_by_key=self.weighted_by_key, lower_is_better=self.lower_is_better
+        self.now.flush()
+        self.now = self._round(round)
+
+    def _round(self, number: int) -> Round:
+        return Round(
+            RoundRecord(
+                number, weighted_by_key=self.weighted_by_key, lower_is_better=self.lower_is_better
+            )
         )
-        self.delivered, self.failures = set(), {}
 
     def wait(self, limit: float) -> None:
         """If nobody can be asked, wait until those who are busy have answered, or come back.
@@ -103,14 +97,12 @@ class Session:
         for vertex in range(self.topology.n_agents) if among is None else sorted(among):
             moved = self.members.settle(vertex)
             if moved:
-                self.note(vertex, moved)
-                self.ledger.doubt(vertex)
+                self._doubt(vertex, moved)
             node = self.members.node(vertex)
             if node is None:
-                self.note(vertex, "not connected")
-                self.ledger.doubt(vertex)
+                self._doubt(vertex, "not connected")
             elif vertex in busy and not moved and not self._gives_up(vertex, round):
-                self.note(vertex, "still busy with an earlier message")
+                self.now.note(vertex, "still busy with an earlier message")
             else:
                 report = self.wants_parameters and ask != "train"
                 instruction = self.ledger.instruction(vertex, ask, round, report=report)
@@ -124,21 +116,28 @@ class Session:
         """Whether an open message counts as lost, so that the agent is sent a new one."""
         if not self.relay.give_up(vertex, round):
             return False
-        self.note(vertex, "its message or its answer seems to be lost; it is asked anew")
-        self.ledger.doubt(vertex)
+        self._doubt(vertex, "its message or its answer seems to be lost; it is asked anew")
         return True
+
+    def _doubt(self, vertex: int, text: str) -> None:
+        """An agent may have lost its state: let it rejoin with its next message."""
+        self.now.note(vertex, text)
+        self.ledger.doubt(vertex)
+
+    def _silent(self, vertex: int, text: str) -> None:
+        """So may one whose node did not answer; another node may take its vertex."""
+        self._doubt(vertex, text)
+        self.members.doubt(vertex)
 
     def exchange(self, messages: Iterable[Message], limit: float) -> list[Message]:
         """Send messages and wait for their replies until the deadline."""
         refused, waiting = self.relay.send(list(messages))
         for sent in refused:
-            self.note(sent.vertex, "Flower did not accept the message for its node")
+            self.now.note(sent.vertex, "Flower did not accept the message for its node")
         replies = self.relay.collect({sent.vertex for sent in waiting}, limit)
         for sent in waiting:
             if sent.vertex in self.relay.busy:
-                self.note(sent.vertex, f"no answer to '{sent.ask}' within {limit:g} s")
-                self.ledger.doubt(sent.vertex)
-                self.members.doubt(sent.vertex)
+                self._silent(sent.vertex, f"no answer to '{sent.ask}' within {limit:g} s")
         return replies
 
     def sort(self, replies: Iterable[Message], *asks: Ask) -> dict[int, Answer]:
@@ -151,7 +150,7 @@ class Session:
             if sent.ask == "vertex":
                 vertex, what = self.members.claim(sent, message)
                 if what:
-                    self.note(vertex, what)
+                    self.now.note(vertex, what)
                 continue
             answer = self._answer(sent, message, asks)
             if answer is None:
@@ -161,29 +160,27 @@ class Session:
             self.members.answered(sent.vertex)
             self.ledger.acknowledge(answer)
             for text in answer.refused:
-                self.note(sent.vertex, f"refused a payload: {text}")
+                self.now.note(sent.vertex, f"refused a payload: {text}")
             if answer.failure:
                 self._failed(sent, asks, Failure(answer.failure, answer.detail))
             if answer.rejoined:
-                self.record.rejoined.append(sent.vertex)
-                self.note(sent.vertex, f"state was lost; rejoined at round {answer.state_round}")
+                self.now.rejoined(sent.vertex, answer.state_round)
             if self._is_current(sent, asks):
                 current[sent.vertex] = answer
             else:
-                self.note(sent.vertex, f"late answer to '{sent.ask}' of round {sent.round}")
+                self.now.note(sent.vertex, f"late answer to '{sent.ask}' of round {sent.round}")
         for sent in self.relay.unanswered():
-            self.note(sent.vertex, f"no answer to '{sent.ask}'")
-            self.ledger.doubt(sent.vertex)
-            self.members.doubt(sent.vertex)
+            self._silent(sent.vertex, f"no answer to '{sent.ask}'")
         return dict(sorted(current.items()))
 
     def _is_current(self, sent: Sent, asks: Collection[Ask]) -> bool:
-        return sent.ask in asks and sent.round == self.record.round
+        return sent.ask in asks and sent.round == self.now.number
 
     def _failed(self, sent: Sent, asks: Collection[Ask], failure: Failure) -> None:
-        self.note(sent.vertex, failure.text)
         if self._is_current(sent, asks):
-            self.failures[sent.vertex] = failure
+            self.now.failed(sent.vertex, failure)
+        else:
+            self.now.note(sent.vertex, failure.text)
 
     def _answer(self, sent: Sent, message: Message, asks: Collection[Ask]) -> Answer | None:
         """What an agent answers, None if it is nothing that can be used; the event says why."""
@@ -191,7 +188,9 @@ class Session:
             return read_answer(sent, message)
         except FlowerDhbError as error:
             if is_unavailable(message):
-                self.note(sent.vertex, str(error))  # late or lost, which is no failure of the app
+                self.now.note(
+                    sent.vertex, str(error)
+                )  # late or lost, which is no failure of the app
             else:
                 full = str(message.error.reason) if message.has_error() else ""
                 self._failed(sent, asks, Failure(str(error), full if "\n" in full else ""))
@@ -206,62 +205,34 @@ class Session:
             try:
                 self.ledger.check(vertex, round, answer.payload)
             except PayloadError as error:
-                self.note(vertex, f"payload refused: {error}")
-                self.failures[vertex] = Failure(f"payload refused: {error}")
+                self.now.failed(vertex, Failure(f"payload refused: {error}"))
                 continue
             frames[vertex] = answer.payload
-        self.delivered = set(frames)
-        self.record.bytes_by_agent = self.ledger.deliver(round, frames)
-        self.record.bytes_sent = sum(self.record.bytes_by_agent.values())
-        self.record.missing = [v for v in range(self.topology.n_agents) if v not in frames]
+        self.now.close(frames.keys(), self.ledger.deliver(round, frames), self.topology.n_agents)
 
     def take_parameters(self, answers: Mapping[int, Answer], round: int) -> None:
         """Keep the parameters that agents report, beside those of the same round."""
-        if self.parameters_round != round:
-            self.parameters, self.parameters_round = {}, round
+        found = {}
         for vertex, answer in answers.items():
             try:
                 vectors = self.ledger.parameters(answer)
             except PayloadError as error:
-                self.note(vertex, f"report refused: {error}")
+                self.now.note(vertex, f"report refused: {error}")
                 continue
             if vectors:
-                self.parameters[vertex] = vectors
+                found[vertex] = vectors
+        self.reports.take(round, found)
 
     def report(self, round: int, limit: float) -> None:
         """Ask those agents for their parameters of a round that have not reported them."""
-        known = self.parameters if self.parameters_round == round else {}
+        known = self.reports.of(round)
         asked = [v for v in range(self.topology.n_agents) if v not in known]
         if not asked:
             return
         self.wants_parameters = True
         replies = self.exchange(self.messages("report", round, ConfigRecord(), asked), limit)
         self.take_parameters(self.sort(replies, "report"), round)
-        self.flush()
-
-    def distance_from_start(self) -> float | None:
-        """How far the agents have come: root mean square of `||x_i - x(0)||`."""
-        if self.start is None or not self.parameters:
-            return None
-        return distance_from([p["parameters"] for p in self.parameters.values()], self.start)
-
-    def average(self) -> ArrayRecord:
-        """The network average of the reported parameters, as the model's arrays."""
-        shares = dict.fromkeys(self.parameters, 1.0 / len(self.parameters))
-
-        def mean(name: str) -> NDArray[Any]:
-            return weighted_sum(shares, {v: p[name] for v, p in self.parameters.items()})
-
-        statistics = self.layout.empty_statistics()
-        if self.layout.statistics_size:
-            statistics = mean(STATISTICS_VECTOR)
-        return array_record(self.layout.unflatten(mean("parameters"), statistics, self.local))
-
-    def model(self, vertex: int) -> ArrayRecord:
-        """One agent's model; arrays that stay with the agent have their initial values."""
-        vectors = self.parameters[vertex]
-        statistics = vectors.get(STATISTICS_VECTOR, self.layout.empty_statistics())
-        return array_record(self.layout.unflatten(vectors["parameters"], statistics, self.local))
+        self.now.flush()
 
     def dismiss(self) -> None:
         """Tell the agents that keep their state in files that the run is over.
@@ -282,16 +253,3 @@ class Session:
             self.relay.collect({sent.vertex for sent in waiting}, _FAREWELL_S)
         except FlowerDhbError as error:  # the run has its results already
             log(WARNING, "the agents could not be told that the run is over: %s", error)
-
-    def note(self, vertex: int, text: str) -> None:
-        """Write an event into the round's record; `flush` tells the log."""
-        self.record.events.append((vertex, text))
-        self._unlogged.append((vertex, text))
-
-    def flush(self) -> None:
-        """Log the events since the last time, what befell many agents in one line."""
-        for vertices, text in grouped(self._unlogged):
-            # What a node does that sits on no vertex is noted under -1.
-            who = agents_text(vertices) if min(vertices) >= 0 else "relay"
-            log(WARNING, "round %d, %s: %s", self.record.round, who, text)
-        self._unlogged = []

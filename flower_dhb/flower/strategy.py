@@ -40,7 +40,6 @@ from flower_dhb.flower.session import Session
 from flower_dhb.flower.summary import AggregateMetrics, sum_up
 from flower_dhb.metrics import (
     LOWER_IS_BETTER,
-    consensus_distance,
 )
 from flower_dhb.topology.graph import Topology
 from flower_dhb.types import Statistics
@@ -281,10 +280,10 @@ evaluate_metrics_aggr_fn
             check_type("arrays", arrays, ArrayRecord, "ArrayRecord(net.state_dict())")
             self._run = self._opening.session(grid, arrays, self.result)
         run = self._run
-        if run.record.round != server_round:
-            if not server_round > run.record.round:
+        if run.now.number != server_round:
+            if not server_round > run.now.number:
                 raise ConfigError(
-                    f"configure_train: round {server_round} after round {run.record.round}; "
+                    f"configure_train: round {server_round} after round {run.now.number}; "
                     "rounds must rise. A new run needs a new ServerlessStrategy"
                 )
             run.begin(server_round)
@@ -303,16 +302,16 @@ evaluate_metrics_aggr_fn
         run = self._current(server_round, "aggregate_train")
         answers = run.sort(replies, "train")
         run.deliver(server_round, answers)
-        run.record.train = {v: a.app_metrics for v, a in answers.items() if len(a.metrics)}
+        run.now.said("train", answers)
         metrics = sum_up(
             "train",
             run.record,
             answers,
             self.train_metrics_aggr_fn,
-            run.note,
+            run.now.note,
             self.topology.n_agents,
         )
-        run.flush()
+        run.now.flush()
         return None, metrics
 
     def configure_evaluate(
@@ -349,21 +348,19 @@ evaluate_metrics_aggr_fn
         """
         run = self._current(server_round, "aggregate_evaluate")
         answers = run.sort(replies, "evaluate", "report")
-        run.record.evaluate = {v: a.app_metrics for v, a in answers.items() if len(a.metrics)}
+        run.now.said("evaluate", answers)
         metrics = sum_up(
             "evaluate",
             run.record,
             answers,
             self.evaluate_metrics_aggr_fn,
-            run.note,
+            run.now.note,
             self.topology.n_agents,
         )
         run.take_parameters(answers, server_round)
-        if self.measure_consensus and run.parameters:
-            vectors = [v["parameters"] for v in run.parameters.values()]
-            run.record.consensus_distance = consensus_distance(vectors)
-            run.record.distance_from_start = run.distance_from_start()
-        run.flush()
+        if self.measure_consensus and run.reports.vertices:
+            run.now.measured(*run.reports.distances())
+        run.now.flush()
         return metrics
 
     # --- inside ---------------------------------------------------------------------
@@ -389,10 +386,10 @@ evaluate_metrics_aggr_fn
 
     def _current(self, server_round: int, caller: str) -> Session:
         run = self._opened()
-        if server_round != run.record.round:
+        if server_round != run.now.number:
             raise ConfigError(
                 f"{caller}: round {server_round}, but configure_train was called for round "
-                f"{run.record.round}; call it first in every round"
+                f"{run.now.number}; call it first in every round"
             )
         return run
 

@@ -50,7 +50,7 @@ DEFAULTS = {
 # Records that grow while something goes on; everything else is a value.
 GROW = {
     *("Agents", "RoundRecord", "Session", "ServerlessResult", "Health", "DigitsTask"),
-    *("AnalyticTask", "Edge", "PeerStatus", "RunLog", "Transport", "Watch"),
+    *("AnalyticTask", "Edge", "PeerStatus", "Round", "RunLog", "Transport", "Watch"),
 }
 
 

@@ -9,7 +9,7 @@ from support.apps import flat, numpy_app, start_arrays
 from support.grid import LocalGrid
 
 from flower_dhb import ServerlessStrategy, Topology, consensus_mod
-from flower_dhb.flower import session
+from flower_dhb.flower import reports as reports_module
 
 N, D = 6, 4
 STAR_AND_TAIL = Topology.from_edges([(0, 1), (0, 2), (0, 3), (3, 4), (4, 5)])
@@ -57,13 +57,13 @@ def test_one_average_is_formed_at_the_end_and_one_at_each_evaluation_that_is_wat
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     formed = []
-    weighted_sum = session.weighted_sum
+    weighted_sum = reports_module.weighted_sum
 
     def count(*arguments: object) -> object:
         formed.append(1)
         return weighted_sum(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(session, "weighted_sum", count)
+    monkeypatch.setattr(reports_module, "weighted_sum", count)
     start(ServerlessStrategy(STAR_AND_TAIL, collect_models=True, average=False))
     assert formed == []
     start(ServerlessStrategy(STAR_AND_TAIL))
