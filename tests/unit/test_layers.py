@@ -173,6 +173,21 @@ def test_no_module_imports_itself_in_a_circle():
     assert order.index("errors") < order.index("topology.weights") < order.index("topology.graph")
 
 
+IO = {"asyncio", "datetime", "io", "logging", "os", "pathlib", "random", "secrets", "socket"}
+IO |= {"subprocess", "tempfile", "threading", "time"}
+
+
+@pytest.mark.parametrize("room", ["agent.", "algorithms.", "peer.protocol."])
+def test_what_is_pure_has_no_threads_sockets_files_clocks_or_logs(room):
+    inside = {
+        n: p for n, p in MODULES.items() if belongs(n, room) and n != "peer.protocol.exchange"
+    }
+    assert len(inside) > 2
+    for name, path in inside.items():
+        tops = {found.partition(".")[0] for found in imports(path.read_text(), DOOR)}
+        assert not tops & IO, name
+
+
 # --- the yardstick itself -----------------------------------------------------------------
 
 
