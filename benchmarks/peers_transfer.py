@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing as mp
+import queue
 import socket
 import tempfile
 import threading
@@ -18,6 +19,7 @@ import time
 from concurrent import futures
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -26,7 +28,17 @@ from flower_dhb.agent import codec
 from flower_dhb.agent.codec import VectorSpec
 from flower_dhb.peer.mesh.certificates import Authority, write_private
 from flower_dhb.peer.monitor import LOGGER, Monitor
-from flower_dhb.peer.protocol.exchange import Exchange, Timing
+from flower_dhb.peer.protocol.events import (
+    Acknowledged,
+    Completed,
+    Connected,
+    Greeted,
+    LinkEvent,
+    Offered,
+    Payload,
+)
+from flower_dhb.peer.protocol.messages import Ack, Hello, Offer
+from flower_dhb.peer.wire.frames import Outgoing
 from flower_dhb.peer.wire.identity import Identity
 from flower_dhb.peer.wire.tls import TlsFiles
 from flower_dhb.peer.wire.transport import Limits, Transport
@@ -107,61 +119,73 @@ def send_grpc(port: int, data: memoryview, repeats: int, chunk: int) -> list[flo
 # --- this package ---------------------------------------------------------------------
 
 
-def peer(
-    vertex: int, size: int, home: Path, tls: bool, address: str | None
-) -> tuple[Exchange, Transport]:
-    """One end of an edge, with nothing but its transport."""
-    monitor = Monitor(vertex)
-    exchange = Exchange(
-        vertex, (1 - vertex,), rounds=1000, timing=Timing(ceiling_s=600.0), monitor=monitor
-    )
-    files = TlsFiles(
-        Identity("bench", vertex), home / f"key-{vertex}", home / f"cert-{vertex}", home / "ca"
-    )
-    transport = Transport(
-        vertex=vertex,
-        run="bench",
-        vectors=(VectorSpec("folded", "float32", size),),
-        agreement={},
-        exchange=exchange,
-        monitor=monitor,
-        listen=None if address else "127.0.0.1:0",
-        dial={1 - vertex: address} if address else {},
-        tls=files if tls else None,
-        status=lambda _: None,  # type: ignore[arg-type, return-value]
-        limits=Limits(),
-    )
-    transport.start()
-    return exchange, transport
+class End:
+    """One end of an edge: it greets, takes every payload, and acknowledges it."""
+
+    def __init__(self, vertex: int, size: int, home: Path, tls: bool, address: str | None) -> None:
+        files = TlsFiles(
+            Identity("bench", vertex), home / f"key-{vertex}", home / f"cert-{vertex}", home / "ca"
+        )
+        self.greeted = threading.Event()
+        self.acknowledged: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self.link: Any = None
+        self.transport = Transport(
+            vertex=vertex,
+            run="bench",
+            vectors=(VectorSpec("folded", "float32", size),),
+            agreement={},
+            neighbors=(1 - vertex,),
+            deliver=self.take,
+            monitor=Monitor(vertex),
+            listen=None if address else "127.0.0.1:0",
+            dial={1 - vertex: address} if address else {},
+            tls=files if tls else None,
+            status=lambda _: None,  # type: ignore[arg-type, return-value]
+            limits=Limits(),
+        )
+        self.transport.start()
+
+    def take(self, event: LinkEvent) -> None:
+        """What the protocol would do where all goes well."""
+        link: Any = event.link
+        match event:
+            case Connected():
+                link.send(Hello())
+            case Greeted():
+                self.link = link
+                self.greeted.set()
+            case Offered():
+                link.reserve(event.offer)
+            case Completed():
+                link.send(Ack(event.offer.round, event.payload.digest))
+            case Acknowledged():
+                self.acknowledged.put(event.round)
 
 
 def serve_peer(pipe: Connection, repeats: int, home: Path, tls: bool) -> None:
     """Receives the large payload; shares nothing, so that only one way is measured."""
     LOGGER.disabled = True
-    exchange, transport = peer(0, TOTAL // 4, home, tls, None)
-    pipe.send(transport.port)
-    exchange.wait_for(1, 10.0)
-    exchange.round = exchange.rounds  # as if it had shared its own: it acknowledges at once
+    end = End(0, TOTAL // 4, home, tls, None)
+    pipe.send(end.transport.port)
     pipe.recv()
-    transport.stop()
+    end.transport.stop()
 
 
 def send_peer(port: int, repeats: int, home: Path, tls: bool) -> list[float]:
     LOGGER.disabled = True
-    exchange, transport = peer(1, TOTAL // 4, home, tls, f"127.0.0.1:{port}")
-    exchange.wait_for(1, 10.0)
+    end = End(1, TOTAL // 4, home, tls, f"127.0.0.1:{port}")
+    assert end.greeted.wait(10.0)
     vector = np.random.default_rng(0).random(TOTAL // 4, dtype=np.float32)
     times = []
-    edge = exchange.edges[0]
     for k in range(1, repeats + 1):
         frame = codec.encode({"folded": vector}, run="bench", round=k, vertex=1)
         begin = time.perf_counter()
-        exchange.share(k, frame)
-        with exchange._changed:
-            assert exchange._changed.wait_for(lambda k=k: edge.acked == k, 30)
+        outgoing = Outgoing.of(frame)
+        payload = Payload(outgoing.checksum, outgoing)
+        end.link.send_payload(Offer(k, payload.digest), payload)
+        assert end.acknowledged.get(timeout=30) == k
         times.append(time.perf_counter() - begin)
-        exchange.skip(k)
-    transport.stop()
+    end.transport.stop()
     return times
 
 

@@ -12,6 +12,7 @@ import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flower_dhb.cli.peer import ALONE
 from flower_dhb.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -159,7 +160,14 @@ def _up(arguments: argparse.Namespace) -> int:
         for log in logs:
             log.close()
         fleet.close()
-    failed = [v for v, p in enumerate(processes) if p.returncode != 0]
+    alone = [v for v, p in enumerate(processes) if p.returncode == ALONE]
+    failed = [v for v, p in enumerate(processes) if p.returncode not in (0, ALONE)]
+    for vertex in alone:
+        print(
+            f"vertex {vertex} finished alone: no neighbor had a part in its last rounds; see "
+            f"{arguments.mesh / f'vertex-{vertex}' / 'peer.log'}",
+            file=sys.stderr,
+        )
     for vertex in failed:
         print(
             f"vertex {vertex} ended with status {processes[vertex].returncode}; see "
@@ -168,7 +176,7 @@ def _up(arguments: argparse.Namespace) -> int:
         )
     if not failed:
         print(_summary(arguments.mesh, sorted(fleet.hosts)))
-    return 1 if failed else 0
+    return 1 if failed else ALONE if alone else 0
 
 
 def _status(arguments: argparse.Namespace) -> int:
@@ -225,7 +233,7 @@ class _Local:
         starting = [v for v in alive if v not in self._seen]
         failures = {v: why for v, why in found.failures.items() if v in alive and v in self._seen}
         for vertex, process in enumerate(self._processes):
-            if process.poll():
+            if process.poll() not in (None, 0, ALONE):
                 failures[vertex] = f"it ended with status {process.returncode}"
             elif vertex not in alive and vertex in self._seen:
                 last = self._seen[vertex]  # asked before its last round, as a rule
@@ -314,9 +322,16 @@ def _document(found: FleetStatus) -> dict[str, Any]:
                 "bytes_sent": r.bytes_sent,
                 "bytes_received": r.bytes_received,
                 "neighbors": {
-                    n.vertex: {"up": n.up, "deadline_s": n.deadline_s, "misses": n.misses}
+                    n.vertex: {
+                        "up": n.up,
+                        "deadline_s": n.deadline_s,
+                        "misses": n.misses,
+                        "one_sided": n.one_sided,
+                        "in_doubt": n.in_doubt,
+                    }
                     for n in r.neighbors
                 },
+                "alone_since": r.alone_since if r.HasField("alone_since") else None,
                 "counts": dict(r.counts),
                 "metrics": dict(r.metrics),
             }

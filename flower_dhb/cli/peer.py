@@ -11,7 +11,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-__all__ = ["configure", "execute"]
+__all__ = ["ALONE", "configure", "execute"]
+
+ALONE = 3  # exit status of a peer that no neighbor had a part in at the end
+_STOPPED = 130
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +31,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def execute(arguments: argparse.Namespace) -> int:
     """Run until the last round is over, or SIGINT or SIGTERM.
 
-    Returns 0 if the run is over, and 3 if it was stopped before.
+    Returns 0 if the run is over, 3 if it is and no neighbor had a part in the last rounds, so
+    that the model is this device's own, and 130 if it was stopped before.
     """
     from flower_dhb.peer.monitor import Monitor, set_up_logging
     from flower_dhb.peer.wire.native_log import capture_native_log, let_native_log_speak
@@ -54,7 +58,10 @@ def execute(arguments: argparse.Namespace) -> int:
         watch = threading.Thread(target=_stop_with, args=(arguments.with_parent, peer.stop))
         watch.daemon = True
         watch.start()
-    return 0 if peer.run() else 3
+    result = peer.run()
+    if not result.done:
+        return _STOPPED
+    return 0 if result.alone_since is None else ALONE
 
 
 def _stop_with(parent: int, stop: Callable[[], None]) -> None:

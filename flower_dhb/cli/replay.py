@@ -26,4 +26,8 @@ def execute(arguments: argparse.Namespace) -> int:
         f"{replay.rounds_checked} rounds of peers checked, {replay.rounds_computed} of them "
         f"computed again: {len(findings)} not as the law says"
     )
+    if replay.one_sided:
+        print(f"{replay.one_sided} edges of a round counted at one end only, and are known to have")
+    if replay.unseen:
+        print(f"{replay.unseen} edges of a round cannot be judged: the other end has no record")
     return 1 if findings else 0

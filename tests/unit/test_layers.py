@@ -53,12 +53,6 @@ EXTERNAL = {
     "types": {"numpy"},
 }
 
-# The state machine of the peers still knows the frames.
-EXCEPTIONS = {
-    ("peer.protocol.exchange", "peer.wire.frames"),
-    ("peer.protocol.exchange", "peer.wire.relay_pb2"),
-    ("peer.protocol.exchange", "peer.wire."),
-}
 # A peer's device calls the app as Flower does; nothing else of the peers leans on the relay.
 TO_FLOWER = {"peer.device.app"}
 
@@ -141,11 +135,7 @@ def test_every_module_has_its_room(name):
 def test_imports_point_down(name):
     own, _ = dependencies(name, MODULES[name])
     here = ROOMS.index(room_of(name))
-    up = {
-        target
-        for target in own
-        if ROOMS.index(room_of(target)) < here and (name, target) not in EXCEPTIONS
-    }
+    up = {target for target in own if ROOMS.index(room_of(target)) < here}
     assert not up, f"{name} imports {up}, which are above it"
 
 
@@ -168,7 +158,7 @@ def test_no_module_imports_itself_in_a_circle():
     graph = {}
     for name, path in MODULES.items():
         own, _ = dependencies(name, path)
-        graph[name] = {target for target in own if (name, target) not in EXCEPTIONS}
+        graph[name] = set(own)
     order = list(TopologicalSorter(graph).static_order())
     assert order.index("errors") < order.index("topology.weights") < order.index("topology.graph")
 

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from flower_dhb.agent import codec
 from flower_dhb.agent.codec import VectorSpec
-from flower_dhb.peer.monitor import LOGGER, Monitor
-from flower_dhb.peer.protocol.exchange import Exchange, Timing
+from flower_dhb.peer.monitor import LOGGER
+from flower_dhb.peer.protocol.events import Connected, Greeted
+from flower_dhb.peer.protocol.messages import Hello, Release
 from flower_dhb.peer.wire import relay_pb2 as pb
 from flower_dhb.peer.wire.frames import (
     CHUNK_BYTES,
@@ -24,6 +25,7 @@ from flower_dhb.peer.wire.frames import (
     parse,
 )
 from flower_dhb.peer.wire.link import Allowance, StreamLink
+from tests.support.agents import Shell, Silent
 
 N = 1000
 SMALL, LARGE = 8, 3 * WHOLE_BYTES // 4  # elements: one travels whole, one in chunks
@@ -37,46 +39,36 @@ def quiet():
     LOGGER.disabled = False
 
 
-class Honest:
-    """A connection to the other neighbor, which says nothing more."""
-
-    def send(self, message):
-        pass
-
-    def send_payload(self, payload, ack=0):
-        pass
-
-    def close(self, text):
-        pass
-
-
 class Victim:
     """An honest peer in round 5 of 50 that waits for neighbor 1, without sockets."""
 
     def __init__(self, size=SMALL, greeted=True):
         self.size = size
-        self.monitor = Monitor(0)
-        self.exchange = Exchange(
-            0, (1, 2), rounds=50, timing=Timing(least_s=60.0), monitor=self.monitor
-        )
-        self.exchange.resume(4)
-        self.exchange.share(5, self.frame(5, vertex=0))
+        self.shell = Shell(0, (1, 2), lambda k: self.frame(k, vertex=0), closed=4)
+        self.monitor = self.shell.monitor
         specs = (VectorSpec("folded", "float32", size),)
         self.link = StreamLink(
             1,
-            exchange=self.exchange,
+            deliver=self.shell.deliver,
             assembler=Assembler("r", 1, specs),
             monitor=self.monitor,
+            greeting=lambda hello: None,
             greet=self.greet,
             heartbeat_s=1.0,
             strikes=Allowance(1e9, 1.0),
             short_frames=Allowance(1e9, 1.0),
         )
+        self.sent = self.link.pieces()
+        self.shell.start()
+        self.link.opened()
         if greeted:
             self.link.receive(hello().SerializeToString())
             assert self.link.greeted
-            self.exchange.joined(2, Honest(), pb.Hello(vertex=2, neighbor=0, round=5, closed=4))
-        self.sent = self.link.pieces()
+            other = Silent()  # an honest one, which says nothing more
+            self.shell.deliver(Connected(2, other))
+            self.shell.deliver(Greeted(2, other, Hello(closed=4)))
+            self.shell.train()
+        assert next(self.sent)
 
     def greet(self, message):
         if message.run != "r" or message.vertex != 1:
@@ -87,16 +79,21 @@ class Victim:
         return codec.encode({"folded": vector}, run=run, round=round, vertex=vertex)
 
     def state(self):
-        edge = self.exchange.edges[1]
+        edge = self.shell.edge(1)
         return (
-            self.exchange.round,
-            self.exchange.closed,
+            self.shell.agent.round,
+            self.shell.agent.closed,
             dict(edge.held),
             edge.acked,
-            edge.voted,
-            edge.lost,
-            edge.used,
+            edge.stage,
+            edge.counted,
+            edge.record(),
         )
+
+    @property
+    def ack(self):
+        """That the neighbor holds the payload of the victim."""
+        return pb.Frame(ack=pb.Ack(round=5, digest=codec.read_checksum(self.frame(5, vertex=0))))
 
     def receive(self, *messages):
         for message in messages:
@@ -106,7 +103,7 @@ class Victim:
 
 
 def hello():
-    return pb.Frame(hello=pb.Hello(version=1, run="r", vertex=1, neighbor=0, round=5, closed=4))
+    return pb.Frame(hello=pb.Hello(version=2, run="r", vertex=1, neighbor=0, closed=4))
 
 
 def edited(frame, **fields):
@@ -158,6 +155,15 @@ KINDS = {
     "header lies about the round inside": lambda v, i: edited(v.frame(6 + i % 40), round=5),
     "chunk without a header": lambda v, i: [chunk_frame(bytes(1 + i % 64))],
     "second hello": lambda v, i: [hello().SerializeToString()],
+    "seek of what is not there, and a refused header": lambda v, i: [
+        pb.Frame(seek=pb.Seek()).SerializeToString(),
+        *whole(v.frame(i % 5)),
+    ],
+    "final model that nobody asked for": lambda v, i: edited(v.frame(51), final=True),
+    "Hello with a thousand rounds": lambda v, i: [
+        pb.Frame(hello=pb.Hello(doubts=range(1000))).SerializeToString()
+    ],
+    "digest of nothing": lambda v, i: edited(v.frame(5), checksum=0),
     "acknowledgment of the future": lambda v, i: [
         pb.Frame(ack=pb.Ack(round=6 + i)).SerializeToString()
     ],
@@ -186,8 +192,8 @@ def test_a_thousand_of_each_kind_change_nothing(kind):
     counted = {n: c for (n, _), c in victim.monitor.counts().items() if n.startswith("refused.")}
     assert sum(counted.values()) >= N, counted
     victim.receive(*Outgoing.of(victim.frame(5)).pieces())  # an honest payload still gets through
-    victim.receive(pb.Frame(ack=pb.Ack(round=5)).SerializeToString())
-    assert victim.exchange._agreed(victim.exchange.edges[1], 5)
+    victim.receive(victim.ack.SerializeToString())
+    assert victim.shell.edge(1).agreed
 
 
 def test_a_thousand_replays():
@@ -251,7 +257,7 @@ def test_too_many_refusals_end_the_connection():
 def test_a_flood_of_short_frames_ends_the_connection():
     victim = Victim()
     victim.link._short_frames = Allowance(100, 1.0)
-    beat = pb.Frame(heartbeat=pb.Heartbeat(round=1)).SerializeToString()
+    beat = pb.Frame(heartbeat=pb.Heartbeat()).SerializeToString()
     for _ in range(200):
         victim.link.receive(beat)
     assert victim.link._closing
@@ -261,7 +267,7 @@ def test_a_flood_of_short_frames_ends_the_connection():
 def test_a_neighbor_that_reads_nothing_is_cut_off():
     victim = Victim()
     for _ in range(600):
-        victim.link.send(pb.Frame(heartbeat=pb.Heartbeat()))
+        victim.link.send(Release(1))
     assert victim.monitor.total("cut-off.slow-reader") == 1
 
 

@@ -1,4 +1,4 @@
-"""The smaller parts of the peer runtime: files, identities, checkpoints, deadlines, status."""
+"""The smaller parts of the peer runtime: files, identities, deadlines, status."""
 
 import ast
 import datetime
@@ -14,15 +14,13 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from safetensors.numpy import save_file
 
 import flower_dhb.peer
-from flower_dhb import ConfigError, StateError, Topology
+from flower_dhb import ConfigError, Topology
 from flower_dhb.cli.mesh import _Local
 from flower_dhb.metrics import consensus_distance
 from flower_dhb.peer.device import flwr_adapter
 from flower_dhb.peer.device.app import Agent, _from_plain, _to_plain
-from flower_dhb.peer.device.checkpoint import Checkpoint, Checkpoints
 from flower_dhb.peer.device.settings import PeerSettings, check_loopback
 from flower_dhb.peer.mesh.certificates import Authority, write_private
 from flower_dhb.peer.mesh.create import Host, check_empty, dialing_ends, local_hosts, read_hosts
@@ -137,63 +135,6 @@ def test_key_files_are_private(tmp_path):
 def test_reasons_of_refused_handshakes(line, reason):
     assert reason in handshake_reason(line)
     assert handshake_reason("something else") is None
-
-
-# --- checkpoints -------------------------------------------------------------------------
-
-
-def checkpoint(k):
-    return Checkpoint(k, {"x": np.full(4, k, np.float32)}, {"agent-round": k})
-
-
-def test_checkpoints_keep_the_one_before(tmp_path):
-    said = []
-    store = Checkpoints(tmp_path, "r", said.append)
-    assert store.load() is None
-    for k in range(1, 5):
-        store.save(checkpoint(k))
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "round-3.safetensors",
-        "round-4.safetensors",
-    ]
-    assert store.load().round == 4
-    np.testing.assert_array_equal(store.load().arrays["x"], np.full(4, 4, np.float32))
-    assert not said
-
-
-@pytest.mark.parametrize("damage", ["bit", "truncated", "empty", "document", "another file"])
-def test_damaged_checkpoints_are_reported(tmp_path, damage):
-    said = []
-    store = Checkpoints(tmp_path, "r", said.append)
-    store.save(checkpoint(1))
-    store.save(checkpoint(2))
-    path = tmp_path / "round-2.safetensors"
-    data = path.read_bytes()
-    if damage == "bit":
-        path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    elif damage == "truncated":
-        path.write_bytes(data[:-3])
-    elif damage == "empty":
-        path.write_bytes(b"")
-    elif damage == "document":
-        at = data.index(b"agent-round")
-        path.write_bytes(data[:at] + b"A" + data[at + 1 :])
-    else:
-        save_file({"x": np.zeros(4, np.float32)}, path)
-    assert store.load().round == 1
-    assert "round 2" in said[0]
-    again = Checkpoints(tmp_path, "r", said.append)
-    again.save(checkpoint(1))
-    assert again.load().round == 1  # the damaged one has not pushed the whole one out
-    (tmp_path / "round-1.safetensors").write_bytes(b"{}")
-    with pytest.raises(StateError, match=r"rounds \[1, 2\] can be used"):
-        store.load()
-
-
-def test_checkpoint_of_another_run(tmp_path):
-    Checkpoints(tmp_path, "a", print).save(checkpoint(1))
-    with pytest.raises(StateError, match="of run 'a', expected 'b'"):
-        Checkpoints(tmp_path, "b", print).load()
 
 
 # --- deadlines and allowances ------------------------------------------------------------
@@ -400,7 +341,14 @@ def quadratic_agent(algorithm=None):
         weights={0: 0.5, 1: 0.5},
         arrays={"x": np.arange(12.0)},
         node_config={},
-        run_config={"rate": 0.1, "slow-vertex": -1, "slow-s": 0.0, "step-s": 0.0},
+        run_config={
+            "rate": 0.1,
+            "slow-vertex": -1,
+            "slow-s": 0.0,
+            "step-s": 0.0,
+            "evaluate-s": 0.0,
+            "noise": 0.0,
+        },  # fmt: skip
     )
 
 

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 from flower_dhb import ConfigError, HeavyBall, Topology
 from flower_dhb.agent import codec
 from flower_dhb.agent.node import Node
+from flower_dhb.peer.device.journal import Contents, Journal
 from flower_dhb.peer.watch.recorder import Recorder, fingerprint
 from flower_dhb.peer.watch.replay import Finding, of_mesh, read_record
 from flower_dhb.types import Layout
@@ -44,7 +45,6 @@ def run(directory, mode="payloads", rule=RULE, rejoins=()):
     recorders = [Recorder(home(directory, v), mode) for v in range(3)]
     for k in range(1, ROUNDS + 1):
         taking_part = [v for v in range(3) if (k, v) not in rejoins]
-        before = [node.snapshot for node in nodes]
         payloads = {v: nodes[v].adapt(k, train(nodes[v], k)) for v in taking_part}
         frames = {
             v: codec.encode(payload, run="r", round=k, vertex=v) for v, payload in payloads.items()
@@ -55,9 +55,9 @@ def run(directory, mode="payloads", rule=RULE, rejoins=()):
                 if j in payloads and (min(v, j), max(v, j)) not in LOST.get(k, ()):
                     node.offer(j, k, payloads[j])
                     received[j] = frames[j]
-            recorders[v].shared(k, k, frames[v], received, before[v], node.snapshot)
+            before = node.snapshot
             node.combine()
-            recorders[v].combined(k, node.snapshot)
+            recorders[v].ended(k, k, frames[v], received, before, node.snapshot)
         for v in set(range(3)) - set(taking_part):
             heard = {j: payloads[j] for j in nodes[v].neighbors}
             nodes[v] = Node.rejoin(v, rule, weights(v), layout, {}, k, heard)
@@ -155,25 +155,38 @@ def test_a_line_a_round_and_with_payloads_the_vectors(tmp_path, mode):
     assert set(last) == {"parameters", "memory/displacement"}
 
 
-def test_a_recorder_that_is_off_writes_nothing(tmp_path):
-    off, on = (Recorder(tmp_path / mode, mode) for mode in ("off", "checksums"))
-    assert (off.on, on.on) == (False, True)
-    node = run(tmp_path / "other")[0]
-    for recorder in (off, on):
-        recorder.rejoined(3, node.snapshot)
-        recorder.close()
+def test_a_recorder_that_is_off_says_so_and_has_no_files(tmp_path):
+    recorder = Recorder(tmp_path / "off", "off")
+    recorder.begins_after(3)
+    recorder.close()
+    assert not recorder.on
     assert not (tmp_path / "off").exists()
-    (line,) = (tmp_path / "checksums" / "record.jsonl").read_text().splitlines()
+
+
+def test_who_began_again_from_its_neighbors_says_so(tmp_path):
+    node = run(tmp_path / "other")[0]
+    recorder = Recorder(tmp_path / "here", "checksums")
+    recorder.rejoined(3, node.snapshot)
+    recorder.close()
+    (line,) = (tmp_path / "here" / "record.jsonl").read_text().splitlines()
     want = {"round": 3, "rejoined": True, "to": fingerprint({"x": node.parameters})}
     assert json.loads(line) == want
+
+
+def test_lines_of_rounds_that_a_crash_undid_are_dropped(tmp_path):
+    run(tmp_path, "checksums")
+    path = home(tmp_path, 1) / "record.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines) + lines[0][:20])
+    Recorder(home(tmp_path, 1), "checksums").begins_after(3)
+    assert path.read_text() == "".join(lines[:3])
 
 
 def test_a_round_that_is_not_pending_has_no_vectors_to_keep(tmp_path):
     node = run(tmp_path / "other")[0]
     frame = codec.encode({"folded": np.ones(SIZE)}, run="r", round=5, vertex=0)
     recorder = Recorder(tmp_path, "payloads")
-    recorder.shared(5, 4, frame, {}, node.snapshot, node.snapshot)
-    recorder.combined(5, node.snapshot)
+    recorder.ended(5, 4, frame, {}, node.snapshot, node.snapshot)
     recorder.close()
     assert sorted(p.name for p in tmp_path.glob("*round*")) == ["round-5-combined.safetensors"]
     line = read_record(tmp_path, 0).lines[5]
@@ -309,7 +322,8 @@ def test_who_used_something_else_than_was_sent(tmp_path):
     sent = read_record(home(tmp_path, 1), 1).lines[3]["sent"]
     edit_line(tmp_path, 2, 3, lambda line: line["received"].update({"1": "feed"}))
     assert found(tmp_path) == [
-        f"vertex 2, round 3: used payload feed of 1, which sent {sent}",
+        f"vertex 2, round 3: counted the edge to 1, which sent {sent}, not feed; neither of them "
+        "knows",
     ]
 
 
@@ -320,7 +334,7 @@ def test_who_counted_an_edge_that_the_other_end_gave_up(tmp_path):
     assert [re.sub(r"[\d.e-]+$", "…", text) for text in texts] == [
         "vertex 1, round 3: combined to other parameters, by up to …",
         "vertex 1, round 3: combined to another 'displacement', by up to …",
-        "vertex 2, round 3: counted the edge to 1, which did not (one-sided)",
+        "vertex 2, round 3: counted the edge to 1, which did not count it; neither of them knows",
     ]
 
 
@@ -339,7 +353,9 @@ def test_who_used_a_payload_of_somebody_who_has_no_record_of_it(tmp_path, how):
     rejoined = {"rejoined": True}
     edit_line(tmp_path, 2, 3, None if how == "deleted" else lambda line: line.update(rejoined))
     texts = found(tmp_path)
-    assert texts[0] == "vertex 1, round 3: used a payload of 2, which has no record of it"
+    assert texts[0] == (
+        "vertex 1, round 3: counted the edge to 2, which took no part in it; neither of them knows"
+    )
     if how == "deleted":
         assert texts[1:] == [
             "vertex 2, round 4: did not begin from the parameters of its round before",
@@ -347,6 +363,78 @@ def test_who_used_a_payload_of_somebody_who_has_no_record_of_it(tmp_path, how):
         ]
     else:
         assert texts[1:] == []
+
+
+def ledger(directory, vertex, neighbor, *, kind="round", at=4, **edge):
+    """Write what a peer's disk says of one edge, as the journal does."""
+    whole = {
+        "counted": [4, 1, 2], "settled": True, "doubts": [], "one_sided": [],
+        "doubts_total": len(edge.get("doubts", ())),
+        "one_sided_total": len(edge.get("one_sided", ())),
+    } | edge  # fmt: skip
+    record = {"kept": [], "edges": {str(neighbor): whole}}
+    journal = Journal(directory / f"vertex-{vertex}" / "state", "r", print)
+    contents = Contents({"x": np.zeros(1)}, {})
+    if kind == "round":
+        journal.save(at, contents, record)
+    else:
+        journal.share(at, b"payload", contents, record)
+
+
+KNOWN = {
+    "by who counted": (2, 1, {"one_sided": [3]}),
+    "by who did not": (1, 2, {"one_sided": [1, 3]}),
+    "as a doubt": (1, 2, {"doubts": [3]}),
+    "as not settled yet": (2, 1, {"counted": [3, 1, 2], "settled": False}),
+    "among those too old to be listed": (1, 2, {"one_sided": [4], "one_sided_total": 2}),
+}
+UNKNOWN = {
+    "nobody": (2, 1, {}),
+    "another round": (2, 1, {"one_sided": [2, 4], "doubts": [1]}),
+    "another edge": (1, 0, {"one_sided": [3]}),
+    "settled": (2, 1, {"counted": [3, 1, 2]}),
+    "another is not settled": (2, 1, {"counted": [4, 1, 2], "settled": False}),
+    "all are listed": (1, 2, {"one_sided": [4]}),
+}
+
+
+@pytest.mark.parametrize("how", [*KNOWN, *UNKNOWN])
+def test_an_edge_that_counted_at_one_end_is_no_finding_if_an_end_knows(tmp_path, how):
+    run(tmp_path, "checksums")
+    edit_line(tmp_path, 1, 3, lambda line: line["received"].pop("2"))
+    vertex, neighbor, edge = (KNOWN | UNKNOWN)[how]
+    ledger(tmp_path, vertex, neighbor, **edge)
+    again = replay(tmp_path)
+    assert len(list(again.findings())) == (how in UNKNOWN)
+    assert again.one_sided == (how in KNOWN)
+
+
+def test_the_newest_whole_record_of_a_disk_counts(tmp_path):
+    run(tmp_path, "checksums")
+    edit_line(tmp_path, 1, 3, lambda line: line["received"].pop("2"))
+    ledger(tmp_path, 1, 2, at=3, one_sided=[3])
+    ledger(tmp_path, 1, 2, at=4, kind="payload")
+    assert len(found(tmp_path)) == 1
+    ledger(tmp_path, 1, 2, at=4, one_sided=[3])  # of the same round, the state is the newer one
+    assert found(tmp_path) == []
+    ledger(tmp_path, 1, 2, at=5)
+    assert len(found(tmp_path)) == 1
+    path = tmp_path / "vertex-1" / "state" / "round-5.safetensors"
+    path.write_bytes(path.read_bytes().replace(b"settled", b"Settled"))
+    assert found(tmp_path) == []
+    (path.parent / "round-9.safetensors").write_bytes(b"damaged")
+    assert found(tmp_path) == []
+
+
+@pytest.mark.parametrize("lost", [[1, 2, 3], [3, 4]])
+def test_who_has_no_record_of_a_time_is_not_guilty(tmp_path, lost):
+    """A disk that was lost, or a peer that was never started again."""
+    run(tmp_path, "checksums")
+    for k in lost:
+        edit_line(tmp_path, 2, k, None)
+    again = replay(tmp_path)
+    assert list(again.findings()) == []
+    assert again.unseen == len(lost)
 
 
 def test_findings_come_by_vertex_and_round(tmp_path):

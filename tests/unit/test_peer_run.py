@@ -13,11 +13,20 @@ from safetensors.numpy import load_file, save_file
 from flower_dhb import ConfigError, HeavyBall, RoundError, Topology
 from flower_dhb.agent import codec
 from flower_dhb.agent.node import Node
-from flower_dhb.peer.device import daemon
-from flower_dhb.peer.device.checkpoint import Checkpoints
-from flower_dhb.peer.device.daemon import Peer
+from flower_dhb.peer.device.daemon import Peer, Result
+from flower_dhb.peer.device.journal import Journal
 from flower_dhb.peer.mesh.fleet import Fleet
-from flower_dhb.peer.protocol.exchange import Timing
+from flower_dhb.peer.protocol import agent as protocol
+from flower_dhb.peer.protocol.events import (
+    Acknowledged,
+    Completed,
+    Connected,
+    Greeted,
+    Offered,
+    Payload,
+)
+from flower_dhb.peer.protocol.messages import Hello, Offer, Seek
+from flower_dhb.peer.protocol.settings import Timing
 from flower_dhb.peer.watch.replay import of_mesh
 from flower_dhb.peer.wire import relay_pb2 as pb
 from flower_dhb.types import Layout
@@ -92,6 +101,11 @@ def state(settings):
     return settings.state_dir
 
 
+def files(settings):
+    """What lies in the state directory, as the journal names it."""
+    return sorted(p.name for p in state(settings).glob("*-*.safetensors"))
+
+
 def history(settings):
     path = state(settings) / "history.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()]
@@ -111,7 +125,7 @@ def loss(x, vertex):
 def test_a_run_leaves_model_history_checkpoints_and_record(tmp_path, events):
     mesh, settings = made(tmp_path, n=3, peer={"record": "payloads"})
     peers, ends = run(settings)
-    assert ends == [True] * 3
+    assert ends == [Result(True)] * 3
     want = reference(3, 4)
     for v in range(3):
         np.testing.assert_array_equal(model(settings[v]), want[4][v])
@@ -125,10 +139,13 @@ def test_a_run_leaves_model_history_checkpoints_and_record(tmp_path, events):
             assert entry["train"] == {"num-examples": 1, "size": SIZE}
             assert entry["evaluate"] == {"num-examples": 1, "loss": loss(want[k][v], v)}
             assert 0.0 <= entry["train_seconds"] + entry["wait_seconds"] <= entry["seconds"]
-        names = sorted(p.name for p in state(settings[v]).glob("round-*"))
-        assert names == ["round-3.safetensors", "round-4.safetensors"]
-        found = Checkpoints(state(settings[v]), settings[v].run, print).load()
-        assert (found.round, found.document["agent-round"]) == (4, 4)
+        assert files(settings[v])[-1] == "round-4.safetensors"
+        assert set(files(settings[v])) <= {
+            *(f"round-{k}.safetensors" for k in range(1, 5)),
+            *(f"payload-{k}.safetensors" for k in (3, 4)),
+        }
+        found = Journal(state(settings[v]), settings[v].run, print).load()
+        assert (found.round, found.contents.document["agent-round"]) == (4, 4)
         status = peers[v].progress.reply(pb.StatusRequest())
         assert (status.phase, status.round, status.rounds) == ("finished", 4, 4)
         assert dict(status.metrics) == {
@@ -151,7 +168,7 @@ def test_a_run_goes_on_where_it_ended_as_if_it_had_not(tmp_path, events, order):
     run(settings)
     longer = [dataclasses.replace(one, rounds=5) for one in settings]
     _, ends = run(longer)
-    assert ends == [True, True]
+    assert ends == [Result(True)] * 2
     assert [e["round"] for e in events.named("resumed")] == [3, 3]
     want = reference(2, 5, HeavyBall(momentum=0.8, order=order))
     for v in range(2):
@@ -164,23 +181,25 @@ def test_a_run_that_is_over_is_over(tmp_path):
     run(settings)
     before = (state(settings[0]) / "history.jsonl").read_text()
     peer = Peer(dataclasses.replace(settings[0], linger_s=0.0, start_timeout_s=0.0))
-    assert peer.run() is True
+    assert peer.run().done
     assert (state(settings[0]) / "history.jsonl").read_text() == before
     np.testing.assert_array_equal(peer.progress.parameters, reference(2, 2)[2][0])
 
 
 @pytest.mark.parametrize(
-    ("every", "rounds", "evaluated", "kept"),
-    [(2, 5, [2, 4, 5], [4, 5]), (0, 3, [], [3]), (9, 3, [3], [3]), (1, 3, [1, 2, 3], [2, 3])],
+    ("every", "rounds", "evaluated", "due"),
+    [(2, 5, [2, 4, 5], [2, 4, 5]), (0, 3, [], [3]), (9, 3, [3], [3]), (1, 3, [1, 2, 3], [1, 2, 3])],
 )
-def test_when_a_peer_evaluates_and_keeps_its_state(tmp_path, every, rounds, evaluated, kept):
+def test_when_a_peer_evaluates_and_keeps_its_state(tmp_path, every, rounds, evaluated, due):
     peer = {"checkpoint-every": every or 7}
     _, settings = made(tmp_path, rounds=rounds, evaluate_every=every, peer=peer)
     run(settings)
     entries = history(settings[0])
     assert [entry["round"] for entry in entries if entry["evaluate"]] == evaluated
-    names = sorted(p.name for p in state(settings[0]).glob("round-*"))
-    assert names == [f"round-{k}.safetensors" for k in kept]
+    # A state whose payload was in line behind it is part of that file.
+    states = {name for name in files(settings[0]) if name.startswith("round")}
+    assert f"round-{rounds}.safetensors" in states
+    assert states <= {f"round-{k}.safetensors" for k in due}
 
 
 def test_entries_that_a_crash_undid_are_dropped(tmp_path):
@@ -223,7 +242,8 @@ def test_the_operator_sees_the_peers_over_tls(tmp_path):
     assert not (state(settings[0]) / "model.safetensors").exists()  # it was stopped, not done
     # What was finished is kept.
     last = history(settings[0])[-1]["round"]
-    assert Checkpoints(state(settings[0]), settings[0].run, print).load().round == last
+    found = Journal(state(settings[0]), settings[0].run, print).load()
+    assert found.record["closed"] == last
 
 
 # --- alone, and when the app fails --------------------------------------------------------
@@ -236,16 +256,20 @@ def quick(settings, **changes):
 
 
 def test_a_peer_alone_trains_by_itself_at_its_pace_and_says_so(tmp_path, events, monkeypatch):
-    monkeypatch.setattr(daemon, "_UNKNOWN_PACE_S", 0.1)
+    monkeypatch.setattr(protocol, "_UNKNOWN_PACE_S", 0.1)
     _, settings = made(tmp_path, rounds=3)
     peer = Peer(quick(settings[1]))
     begin = time.monotonic()
-    assert peer.run() is True
+    assert peer.run() == Result(True, alone_since=0)
     assert time.monotonic() - begin > 0.25  # three rounds, each as long as is usual
     entries = history(settings[1])
     assert [entry["missing"] for entry in entries] == [[0], [0], [0]]
+    assert [entry["alone_since"] for entry in entries] == [0, 0, 0]
+    assert events.named("alone") == [{"vertex": 1, "since": 0}]
+    assert events.named("finished") == [{"vertex": 1, "round": 3, "alone_since": 0}]
+    assert peer.progress.reply(pb.StatusRequest()).alone_since == 0
     assert peer.monitor.counts()["missing", 0] == 3
-    assert events.named("starting-without") == [{"vertex": 1, "neighbors": (0,)}]
+    assert events.named("starting-without") == [{"vertex": 1, "neighbors": [0]}]
     x, d = START, np.zeros(SIZE)
     for _ in range(3):  # its weight is all its own: heavy ball by itself
         z = local_step(x, 1, RATE)
@@ -282,10 +306,10 @@ def failing(tmp_path, fails, rounds):
 
 
 def test_a_round_in_which_the_app_fails_leaves_the_state_as_it_was(tmp_path, events, monkeypatch):
-    monkeypatch.setattr(daemon, "_UNKNOWN_PACE_S", 0.0)
+    monkeypatch.setattr(protocol, "_UNKNOWN_PACE_S", 0.0)
     settings = failing(tmp_path, (1, 3), 4)
     peer = Peer(settings)
-    assert peer.run() is True
+    assert peer.run().done
     entries = history(settings)
     assert [entry.get("failure") for entry in entries] == [
         "ValueError: no battery in round 1", None, "ValueError: no battery in round 3", None,
@@ -304,11 +328,11 @@ def test_a_round_in_which_the_app_fails_leaves_the_state_as_it_was(tmp_path, eve
 
 @pytest.mark.parametrize(("fails", "good"), [(range(1, 10), True), (range(1, 11), False)])
 def test_an_app_that_fails_ten_times_in_a_row_ends_the_peer(tmp_path, monkeypatch, fails, good):
-    monkeypatch.setattr(daemon, "_UNKNOWN_PACE_S", 0.0)
+    monkeypatch.setattr(protocol, "_UNKNOWN_PACE_S", 0.0)
     settings = failing(tmp_path, fails, 12)
     peer = Peer(settings)
     if good:
-        assert peer.run() is True
+        assert peer.run().done
         return
     text = "vertex 1: the app failed in 10 rounds in a row, last in round 10: ValueError: no batt"
     with pytest.raises(RoundError, match=text):
@@ -317,22 +341,42 @@ def test_an_app_that_fails_ten_times_in_a_row_ends_the_peer(tmp_path, monkeypatc
 
 
 def test_failures_that_are_not_in_a_row_end_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(daemon, "_UNKNOWN_PACE_S", 0.0)
+    monkeypatch.setattr(protocol, "_UNKNOWN_PACE_S", 0.0)
     fails = sorted(set(range(1, 14)) - {7})
-    assert Peer(failing(tmp_path, fails, 14)).run() is True
+    assert Peer(failing(tmp_path, fails, 14)).run().done
 
 
 # --- long away ----------------------------------------------------------------------------
 
 
-class Line:
-    """A connection on which nobody reads."""
+class Neighbor:
+    """A neighbor that is in a round, and its connection, without a socket.
+
+    It shares its payload when it is asked to, or gets one of that round; then it stops the peer.
+    """
+
+    def __init__(self, peer, j, k, vector):
+        self.peer, self.j = peer, j
+        self.frame = codec.encode({"folded": vector}, run=peer.settings.run, round=k, vertex=j)
+        self.offer = Offer(k, codec.read_checksum(self.frame), closed=k - 1)
 
     def send(self, message):
-        pass
+        if isinstance(message, Hello):
+            hello = Hello(self.offer.round, self.offer.digest, self.offer.closed)
+            self.peer.deliver(Greeted(self.j, self, hello))
+        elif isinstance(message, Seek):
+            self.peer.deliver(Offered(self.j, self, self.offer))
 
-    def send_payload(self, payload, ack=0):
-        pass
+    def send_payload(self, offer, payload):
+        if offer.round > self.offer.round:
+            self.peer.stop()
+            return
+        self.peer.deliver(Acknowledged(self.j, self, offer.round, offer.digest))
+        self.peer.deliver(Offered(self.j, self, self.offer))
+
+    def reserve(self, offer):
+        assert offer == self.offer
+        self.peer.deliver(Completed(self.j, self, offer, Payload(offer.digest, self.frame)))
 
     def close(self, text):
         pass
@@ -344,29 +388,27 @@ def test_who_was_away_for_long_takes_its_neighbors_average(tmp_path, events, ahe
     _, settings = made(tmp_path, n=3, rounds=50, peer={"away-rounds": 4})
     peer = Peer(settings[1])
     vectors = {0: np.arange(4.0), 2: np.full(4, 3.0)}
-    for j, vector in vectors.items():
-        peer.exchange.joined(j, Line(), pb.Hello(vertex=j, round=ahead, closed=ahead - 1))
-        frame = codec.encode({"folded": vector}, run=settings[1].run, round=ahead, vertex=j)
-        peer.exchange.admit(j, codec.read_header(frame))
-        peer.exchange.accept(j, ahead, frame)
-        peer.exchange.edges[j].acked = ahead
-    peer._next()
-    peer._close()
+    neighbors = [Neighbor(peer, j, ahead, vector) for j, vector in vectors.items()]
+    peer.transport.start = lambda: [
+        peer.deliver(Connected(neighbor.j, neighbor)) for neighbor in neighbors
+    ]
+    assert peer.run() == Result(False)
     assert peer.monitor.total("rejoined") == rejoins
+    snapshot, first = peer.app.snapshot(), history(settings[1])[0]
+    found = Journal(state(settings[1]), settings[1].run, print).load()
     if not rejoins:
         row = Topology.path(3).row(1)
         x = row[0] * vectors[0] + row[1] * local_step(START, 1, RATE) + row[2] * vectors[2]
-        np.testing.assert_allclose(peer.agent.snapshot().state.parameters, x, rtol=1e-12)
+        np.testing.assert_allclose(snapshot.state.parameters, x, rtol=1e-12)
+        assert (first["round"], first["missing"]) == (5, [])
+        assert found.round >= 5
         return
-    assert (peer.exchange.closed, peer.exchange.round, peer.agent.round) == (6, 6, 6)
-    snapshot = peer.agent.snapshot()
     np.testing.assert_allclose(snapshot.state.parameters, (vectors[0] + vectors[2]) / 2)
     np.testing.assert_array_equal(snapshot.state.memory["displacement"], np.zeros(4))
-    (entry,) = history(settings[1])
-    assert (entry["round"], entry["rejoined"], entry["neighbors"]) == (6, True, [0, 2])
-    assert entry["evaluate"]["loss"] == loss(snapshot.state.parameters, 1)
+    assert (first["round"], first["rejoined"], first["neighbors"]) == (6, True, [0, 2])
+    assert first["evaluate"]["loss"] == loss(snapshot.state.parameters, 1)
     assert events.named("rejoined") == [{"vertex": 1, "round": 6, "missed": 5, "neighbors": [0, 2]}]
-    assert Checkpoints(state(settings[1]), settings[1].run, print).load().round == 6
+    assert found.round >= 6
 
 
 # --- what must agree ----------------------------------------------------------------------

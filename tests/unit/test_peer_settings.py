@@ -9,7 +9,7 @@ import tomli_w
 from flower_dhb import ConfigError, HeavyBall
 from flower_dhb.algorithms import algorithm_from_config
 from flower_dhb.peer.device.settings import PeerSettings, check_loopback
-from flower_dhb.peer.protocol.exchange import Timing
+from flower_dhb.peer.protocol.settings import Timing
 from flower_dhb.peer.wire.identity import Identity
 from flower_dhb.peer.wire.tls import TlsFiles
 from flower_dhb.peer.wire.transport import Limits
@@ -75,7 +75,9 @@ def test_the_least_that_a_file_must_say(tmp_path):
 
 
 def test_the_limits_that_hold_where_nothing_is_said():
-    assert Timing() == Timing(ceiling_s=60.0, least_s=1.0, factor=3.0, reconnect_s=2.0)
+    assert Timing() == Timing(
+        ceiling_s=60.0, least_s=1.0, factor=3.0, reconnect_s=2.0, resume_s=10.0
+    )
     assert Limits() == Limits(
         heartbeat_s=2.0,
         dead_after_s=8.0,
@@ -108,7 +110,13 @@ def test_all_that_a_file_can_say(tmp_path):
             "record": "payloads",
             "metrics-port": 9,
             "log": "json",
-            "timing": {"ceiling-s": 9, "least-s": 0.5, "factor": 2.0, "reconnect-s": 7.0},
+            "timing": {
+                "ceiling-s": 9,
+                "least-s": 0.5,
+                "factor": 2.0,
+                "reconnect-s": 7.0,
+                "resume-s": 8,
+            },
             "limits": {"heartbeat-s": 3, "streams": [4, 0.25]},
             "plaintext": None,
             "listen": "0.0.0.0:1",
@@ -122,7 +130,9 @@ def test_all_that_a_file_can_say(tmp_path):
     assert (found.evaluate_every, found.checkpoint_every, found.away_rounds) == (0, 3, 4)
     assert (found.start_timeout_s, found.linger_s) == (2, 0.0)
     assert (found.record, found.metrics_port, found.log) == ("payloads", 9, "json")
-    assert found.timing == Timing(ceiling_s=9.0, least_s=0.5, factor=2.0, reconnect_s=7.0)
+    assert found.timing == Timing(
+        ceiling_s=9.0, least_s=0.5, factor=2.0, reconnect_s=7.0, resume_s=8.0
+    )
     assert found.limits == dataclasses.replace(Limits(), heartbeat_s=3.0, streams=(4, 0.25))
     home = tmp_path.resolve()
     assert found.tls == TlsFiles(Identity("m", 1), home / "k", home / "c", home / "a")
@@ -172,6 +182,8 @@ BAD = {
     "log": ({"log": "xml"}, "log.*'xml'.*json"),
     "unknown key": ({"round": 3}, "unknown key 'round'"),
     "unknown limit": ({"limits": {"stream": 1}}, r"unknown key of \[limits\] 'stream'"),
+    "of limits": ({"timing": {"hello-s": 1.0}}, r"unknown key of \[timing\] 'hello-s'"),
+    "of the top": ({"timing": {"linger-s": 1.0}}, r"unknown key of \[timing\] 'linger-s'"),
     "zero": ({"timing": {"factor": 0}}, r"\[timing\] factor must be above 0, got 0"),
     "NaN": ({"timing": {"factor": float("nan")}}, r"\[timing\] factor must be above 0, got nan"),
     "true": ({"timing": {"factor": True}}, r"\[timing\] factor must be above 0, got True"),

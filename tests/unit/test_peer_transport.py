@@ -1,10 +1,12 @@
 """gRPC on loopback: who is let in, who is turned away and why, and what becomes of a stream."""
 
+import dataclasses
 import datetime
 import queue
 import socket
 import threading
 import time
+from concurrent import futures
 
 import grpc
 import numpy as np
@@ -14,13 +16,13 @@ from flower_dhb import ConfigError
 from flower_dhb.agent import codec
 from flower_dhb.agent.codec import VectorSpec
 from flower_dhb.peer.mesh.certificates import Authority, write_private
-from flower_dhb.peer.monitor import Monitor
-from flower_dhb.peer.protocol.exchange import Exchange, Timing
+from flower_dhb.peer.protocol.events import Tick
 from flower_dhb.peer.wire import relay_pb2 as pb
 from flower_dhb.peer.wire.frames import MESSAGE_LIMIT_BYTES, WHOLE_BYTES
 from flower_dhb.peer.wire.identity import OPERATOR, Identity
 from flower_dhb.peer.wire.tls import TlsFiles
 from flower_dhb.peer.wire.transport import EXCHANGE, STATUS, Limits, Transport
+from tests.support.agents import PATIENT, Shell
 from tests.support.events import Events
 
 SIZE = WHOLE_BYTES // 4 + 64  # float32 elements: in chunks
@@ -71,32 +73,38 @@ def wait_for(holds, what="it", seconds=10.0):
 
 
 class Peer:
-    """One transport with its exchange; stopped at the end of a test."""
+    """One transport with its agent; stopped at the end of a test."""
 
     def __init__(self, vertex, neighbors, *, tls=None, dial=None, listen="127.0.0.1:0", **changes):
-        limits = changes.pop("limits", {})
-        self.monitor = Monitor(vertex)
-        timing = Timing(ceiling_s=10.0, least_s=10.0)
-        self.exchange = Exchange(vertex, neighbors, rounds=50, timing=timing, monitor=self.monitor)
+        limits = Limits(**changes.pop("limits", {}))
+        timing = dataclasses.replace(
+            PATIENT, hello_s=limits.hello_s, dead_after_s=limits.dead_after_s
+        )
+        closed = changes.pop("closed", 0)
+        self.shell = Shell(
+            vertex, neighbors, lambda k: frame(vertex, k), timing=timing, closed=closed
+        )
+        self.monitor = self.shell.monitor
         kept = {"run": "r", "agreement": AGREEMENT, "vectors": SPECS}
         self.transport = Transport(
             vertex=vertex,
-            exchange=self.exchange,
+            neighbors=neighbors,
+            deliver=self.shell.deliver,
             monitor=self.monitor,
             listen=listen,
             dial=dial or {},
             tls=tls,
             status=lambda request: pb.StatusReply(vertex=vertex, round=request.sketch),
-            limits=Limits(**limits),
+            limits=limits,
             **(kept | changes),
         )
 
     def __enter__(self):
+        self.shell.start()
         self.transport.start()
         return self
 
     def __exit__(self, *_):
-        self.exchange.stop()
         self.transport.stop(1.0)
 
     @property
@@ -104,8 +112,12 @@ class Peer:
         return f"127.0.0.1:{self.transport.port}"
 
     def link(self, j=None):
-        (edge,) = self.exchange.edges.values() if j is None else [self.exchange.edges[j]]
-        return edge.link
+        edges = self.shell.agent.edges
+        (edge,) = edges.values() if j is None else [edges[j]]
+        return edge.link if edge.up else None
+
+    def up(self):
+        return self.shell.up()
 
     def count(self, name):
         return self.monitor.total(name)
@@ -157,7 +169,7 @@ class Caller:
 
 
 def hello(**changes):
-    fields = {"version": 1, "run": "r", "vertex": 0, "neighbor": 1, "agreement": AGREEMENT}
+    fields = {"version": 2, "run": "r", "vertex": 0, "neighbor": 1, "agreement": AGREEMENT}
     return pb.Hello(**(fields | changes))
 
 
@@ -177,12 +189,14 @@ def test_two_peers_find_each_other_and_count_the_edge(files, events, secure):
         Peer(0, (1,), tls=tls(0), listen=None, dial={1: b.address}) as a,
     ):
         assert a.transport.port is None
-        assert a.exchange.wait_for(1, 10.0) == b.exchange.wait_for(1, 10.0) == ()
         for k in (1, 2):
             for peer in (a, b):
-                peer.exchange.share(k, frame(peer.transport.vertex, k))
-            assert {j: bytes(f) for j, f in a.exchange.close(k).items()} == {1: frame(1, k)}
-            assert {j: bytes(f) for j, f in b.exchange.close(k).items()} == {0: frame(0, k)}
+                peer.shell.wait(lambda peer=peer: peer.shell.to_train)
+                peer.shell.train()
+            a.shell.wait(lambda k=k: k in a.shell.used)
+            b.shell.wait(lambda k=k: k in b.shell.used)
+            assert a.shell.used[k] == {1: frame(1, k)}
+            assert b.shell.used[k] == {0: frame(0, k)}
         link = a.link()
     # The end that stopped said why; both ends know that it is over.
     assert {"vertex": 1, "neighbor": 0, "done": False, "why": "stopping"} in events.named("goodbye")
@@ -190,23 +204,23 @@ def test_two_peers_find_each_other_and_count_the_edge(files, events, secure):
     assert {e["vertex"] for e in events.named("parted")} == {0, 1}
     assert (a.link(), b.link(), link.ended.is_set()) == (None, None, True)
     assert a.count("refused.stale") == b.count("refused.stale") == 0
-    assert not [t for t in threading.enumerate() if t.name in ("dial-1", "watch", "read-0")]
+    assert not [t for t in threading.enumerate() if t.name in ("dial-1", "read-0")]
 
 
 def test_the_hello_says_who_and_where_one_is():
-    with Peer(1, (0,)) as b:
-        b.exchange.resume(4)
+    with Peer(1, (0,), closed=4) as b:
         with Caller(b.address) as caller:
             found = caller.hear("hello")
-        assert (found.version, found.run, found.vertex, found.neighbor) == (1, "r", 1, 0)
+        assert (found.version, found.run, found.vertex, found.neighbor) == (2, "r", 1, 0)
         assert dict(found.agreement) == AGREEMENT
-        assert (found.round, found.closed) == (4, 4)
+        assert (found.round, found.digest, found.closed) == (0, 0, 4)
 
 
 @pytest.mark.parametrize(
     ("changes", "reason", "text"),
     [
-        ({"version": 2}, pb.Refusal.AGREEMENT, "neighbor 0 speaks version 2 of the protocol, exp"),
+        ({"version": 1}, pb.Refusal.AGREEMENT, "neighbor 0 speaks version 1 of the protocol, exp"),
+        ({"version": 3}, pb.Refusal.AGREEMENT, "neighbor 0 speaks version 3 of the protocol, exp"),
         ({"version": 0}, pb.Refusal.AGREEMENT, "neighbor 0 speaks version 0"),
         (
             {"vertex": 2},
@@ -322,10 +336,10 @@ def test_only_neighbors_that_dial_are_let_in(files, authority, events):
         assert attempt(credentials((key, certificate, authority.pem)))[0] is GONE
         assert attempt(credentials(files(0), key=False))[0] is GONE
         assert attempt(credentials(files(0), root=other.pem))[0] is GONE  # we do not trust it
-        assert b.exchange.up() == ()
+        assert b.up() == ()
         with Caller(b.address, credentials=credentials(files(0))) as caller:
             caller.say(hello=hello())
-            wait_for(lambda: b.exchange.up() == (0,))
+            wait_for(lambda: b.up() == (0,))
 
 
 def test_a_dialing_end_wants_the_certificate_of_the_vertex_it_dials(files, events):
@@ -334,7 +348,7 @@ def test_a_dialing_end_wants_the_certificate_of_the_vertex_it_dials(files, event
         Peer(0, (1,), tls=files(0), listen=None, dial={1: wrong.address}) as a,
     ):
         wait_for(lambda: a.count("dial-failed") >= 1)
-        assert wrong.exchange.up() == a.exchange.up() == ()
+        assert wrong.up() == a.up() == ()
     assert events.named("disconnected")[0]["neighbor"] == 1
     assert a.count("disconnected") == 0
 
@@ -421,55 +435,67 @@ def test_short_frames_are_counted_over_all_connections():
 
 # --- who is cut off -----------------------------------------------------------------------
 
-LIMITS = {"hello_s": 5.0, "dead_after_s": 8.0, "transfer_s": 60.0}
-
-
-@pytest.mark.parametrize(
-    ("greeted", "heard", "opened", "transfer", "kind"),
-    [
-        (False, 0.0, 4.0, None, None),
-        (False, 0.0, 6.0, None, "half-open"),
-        (False, 9.0, 9.0, None, "silent"),
-        (True, 0.0, 900.0, None, None),
-        (True, 7.0, 900.0, None, None),
-        (True, 9.0, 900.0, None, "silent"),
-        (True, 0.0, 900.0, 59.0, None),
-        (True, 0.0, 900.0, 61.0, "slow-sender"),
-    ],
-)
-def test_who_is_silent_never_says_hello_or_sends_for_ever(
-    events, greeted, heard, opened, transfer, kind
-):
-    """heard, opened, transfer: seconds ago."""
-    peer = Peer(1, (0, 2), limits=LIMITS)
-    link, other = peer.transport._link(0), peer.transport._link(2)
-    now = time.monotonic()
-    if greeted:
-        link.receive(pb.Frame(hello=hello()).SerializeToString())
-    link.heard_at, link.opened_at = now - heard, now - opened
-    link.transfer_since = None if transfer is None else now - transfer
-    cancelled = []
-    link.cancel = lambda: cancelled.append(True)
-    peer.transport._stopping = Pauses(3)
-    peer.transport._watch()
-    assert peer.transport._stopping.taken == [1.25] * 3  # a quarter of the shortest limit
-    assert not other.ended.is_set()
-    assert link.ended.is_set() is (kind is not None)
-    assert len(cancelled) == (kind is not None)
-    assert (peer.link(0) is link) is (greeted and kind is None)
-    cut = {name: n for (name, j), n in peer.monitor.counts().items() if j == 0 and "cut" in name}
-    assert cut == ({f"cut-off.{kind}": 1} if kind else {})
-    told = [{"vertex": 1, "neighbor": 0, "why": kind}] if kind else []
-    assert events.named("cut-off") == told
-
 
 def test_a_stream_without_a_hello_ends():
-    limits = {**LIMITS, "hello_s": 0.15}
-    with Peer(1, (0,), limits=limits) as b, Caller(b.address) as caller:
+    """The protocol says so at its deadline; here nobody's clock ticks but the test's."""
+    with Peer(1, (0,), limits={"hello_s": 0.15}) as b, Caller(b.address) as caller:
+        caller.hear("hello")
         begin = time.monotonic()
+        b.shell.deliver(Tick())
+        assert b.count("cut-off.half-open") == 0
+        wait_for(lambda: b.shell.agent.next_deadline() <= time.monotonic())
+        b.shell.deliver(Tick())
         caller.end()
-        assert 0.14 < time.monotonic() - begin < 5.0
-        wait_for(lambda: b.count("cut-off.half-open") == 1)
+        assert time.monotonic() - begin < 5.0
+        assert b.count("cut-off.half-open") == 1
+        wait_for(lambda: b.shell.edge(0).link is None)
+
+
+@pytest.mark.parametrize("answers", [False, True])
+def test_the_dialing_end_says_nothing_before_the_other_end_is_there(events, answers):
+    """A server that lets the stream in and stays silent; the attempt ends after hello_s."""
+    heard, go = [], threading.Event()
+
+    def silent(requests, context):
+        if answers:
+            context.send_initial_metadata(())
+        heard.append(next(requests, None))
+        go.wait(10)
+        yield from ()
+
+    server = grpc.server(futures.ThreadPoolExecutor(2))
+    handler = grpc.stream_stream_rpc_method_handler(silent)
+    service, _, method = EXCHANGE.strip("/").rpartition("/")
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler(service, {method: handler}),)
+    )
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    quick = {"hello_s": 0.3, "retry_s": 60.0, "retry_max_s": 60.0}
+    try:
+        with Peer(0, (1,), listen=None, dial={1: f"127.0.0.1:{port}"}, limits=quick) as a:
+            if answers:
+                wait_for(lambda: heard)
+                assert pb.Frame.FromString(heard[0]).hello.vertex == 0
+                assert a.shell.edge(1).link is not None
+            else:
+                wait_for(lambda: a.count("cut-off.half-open") == 1)
+                wait_for(lambda: a.count("dial-failed") == 1)
+                assert a.shell.done == {}  # it never knew
+    finally:
+        go.set()
+        server.stop(0).wait()
+    assert answers or not any(heard)
+
+
+def test_a_connection_that_is_over_before_it_is_told_of_is_over():
+    """However the threads run: the protocol is left with no link."""
+    with Peer(1, (0,)) as b:
+        for _ in range(20):
+            with Caller(b.address):
+                pass
+        wait_for(lambda: not b.transport._links)
+        wait_for(lambda: b.shell.edge(0).link is None)
 
 
 class Pauses(threading.Event):
@@ -526,8 +552,8 @@ def test_dialing_goes_on_until_somebody_listens(events):
     with Peer(0, (1,), listen=None, dial={1: address}, limits=quick) as a:
         wait_for(lambda: a.count("dial-failed") >= 2)
         with Peer(1, (0,), listen=address) as b:
-            assert a.exchange.wait_for(1, 10.0) == ()
-            assert b.exchange.wait_for(1, 10.0) == ()
+            a.shell.wait(a.up)
+            b.shell.wait(b.up)
         wait_for(lambda: a.count("disconnected") >= 1)
 
 

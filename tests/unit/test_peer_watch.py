@@ -19,8 +19,11 @@ from flower_dhb import ConfigError
 from flower_dhb.peer.mesh.fleet import Fleet, FleetStatus
 from flower_dhb.peer.mesh.fleet import _reason as reason_of
 from flower_dhb.peer.monitor import LOGGER, Monitor, set_up_logging
-from flower_dhb.peer.protocol.exchange import Exchange, Timing
+from flower_dhb.peer.protocol.agent import Agent, Phase
+from flower_dhb.peer.protocol.edge import Connection
+from flower_dhb.peer.protocol.events import Payload
 from flower_dhb.peer.protocol.patience import Patience
+from flower_dhb.peer.protocol.settings import Config, Timing
 from flower_dhb.peer.watch.status import FINISHED, Progress, serve_metrics, sketch
 from flower_dhb.peer.wire import native_log
 from flower_dhb.peer.wire import relay_pb2 as pb
@@ -277,35 +280,26 @@ def test_the_least_time_is_not_above_the_ceiling():
 def progress(neighbors=(0, 2), rounds=50):
     monitor = Monitor(1)
     timing = Timing(ceiling_s=8.0)
-    exchange = Exchange(1, neighbors, rounds=rounds, timing=timing, monitor=monitor)
-    return Progress("r", rounds, exchange, monitor), exchange, monitor
-
-
-class Quiet:
-    """A connection on which nobody reads."""
-
-    def send(self, message):
-        pass
-
-    def send_payload(self, payload, ack=0):
-        pass
-
-    def close(self, text):
-        pass
+    config = Config(vertex=1, neighbors=neighbors, rounds=rounds, timing=timing)
+    agent = Agent(config, time.monotonic())
+    return Progress("r", agent, monitor), agent, monitor
 
 
 def test_a_status_holds_everything_that_the_operator_sees():
-    here, exchange, monitor = progress()
+    here, agent, monitor = progress()
     first = here.reply(pb.StatusRequest(sketch=16))
     assert (first.phase, first.round, first.seconds_per_round) == ("loading", 0, 0.0)
     assert list(first.sketch) == []
-    exchange.joined(2, Quiet(), pb.Hello(vertex=2, round=7, closed=6))
-    exchange.edges[0].patience.missed()
-    exchange.edges[0].rounds_missed = 4
+    up, down = agent.edges[2], agent.edges[0]
+    up.connection, up.wants, up.one_sided_total = Connection.UP, 7, 3
+    up.settled = False
+    down.patience.missed()
+    down.rounds_missed = 4
+    down.doubt(2)
     monitor.count("bytes-sent", 0, 10)
     monitor.count("bytes-sent", 2, 5)
     monitor.count("bytes-received", 2, 7)
-    here.phase = "training"
+    agent.phase = Phase.TRAINING
     here.metrics["loss"] = 0.5
     x = np.arange(6.0)
     for k, seconds in enumerate((1.0, 9.0, 2.0), start=3):
@@ -319,10 +313,39 @@ def test_a_status_holds_everything_that_the_operator_sees():
         (0, False, 0, 4.0, 4),
         (2, True, 7, 8.0, 0),
     ]
+    assert [(n.one_sided, n.in_doubt) for n in found.neighbors] == [(0, 1), (3, 1)]
     assert dict(found.counts) == {"bytes-sent.0": 10, "bytes-sent.2": 5, "bytes-received.2": 7}
     assert dict(found.metrics) == {"loss": 0.5}
     np.testing.assert_array_equal(found.sketch, sketch(x, 16, "r"))
     assert 0.0 < first.uptime_s < found.uptime_s < 60.0
+
+
+def test_who_is_alone_says_since_when():
+    here, agent, _ = progress()
+    agent.near.closed, agent.mixed = 9, 7
+    assert not here.reply(pb.StatusRequest()).HasField("alone_since")
+    agent.mixed = 2
+    assert here.reply(pb.StatusRequest()).alone_since == 2
+    agent.mixed = 0  # in no round at all
+    found = here.reply(pb.StatusRequest())
+    assert (found.HasField("alone_since"), found.alone_since) == (True, 0)
+
+
+@pytest.mark.parametrize(
+    ("phase", "final", "word"),
+    [
+        (Phase.WAITING, False, "waiting"),
+        (Phase.FINISHING, False, "finishing"),
+        (Phase.LINGERING, True, FINISHED),
+        (Phase.STOPPED, True, FINISHED),
+        (Phase.STOPPED, False, "stopped"),
+    ],
+)
+def test_finished_is_whose_model_is_on_the_disk(phase, final, word):
+    here, agent, _ = progress()
+    agent.phase = phase
+    agent.near.final = Payload(1, None) if final else None
+    assert here.reply(pb.StatusRequest()).phase == word
 
 
 @pytest.mark.parametrize(("asked", "given"), [(0, 0), (1, 1), (4096, 4096), (2**31, 4096)])
@@ -355,15 +378,16 @@ def test_a_sketch_adds_each_element_to_one_bucket_with_one_sign():
 
 
 def test_numbers_for_prometheus_on_loopback_only():
-    here, exchange, monitor = progress()
-    exchange.joined(2, Quiet(), pb.Hello(vertex=2, round=7))
+    here, agent, monitor = progress()
+    agent.edges[2].connection = Connection.UP
+    agent.edges[0].one_sided_total, agent.edges[2].one_sided_total = 2, 3
     monitor.count("late", 2, 3)
     monitor.count("rejoined")
     here.metrics["loss"] = 0.5
     here.finished_round(7, 2.0, np.ones(1))
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    stop = serve_metrics(port, here, exchange, monitor)
+    stop = serve_metrics(port, here, agent, monitor)
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
             lines = answer.read().decode().splitlines()
@@ -375,6 +399,8 @@ def test_numbers_for_prometheus_on_loopback_only():
         'flower_dhb_seconds_per_round{vertex="1"} 2.0',
         'flower_dhb_neighbors_up{vertex="1"} 1.0',
         'flower_dhb_neighbors{vertex="1"} 2.0',
+        'flower_dhb_one_sided{vertex="1"} 5.0',
+        'flower_dhb_alone{vertex="1"} 0.0',
         'flower_dhb_app{name="loss",vertex="1"} 0.5',
         'flower_dhb_events_total{event="late",neighbor="2",vertex="1"} 3.0',
         'flower_dhb_events_total{event="rejoined",neighbor="",vertex="1"} 1.0',
@@ -428,10 +454,14 @@ def test_who_did_not_answer_belongs_to_those_who_see_it():
     assert found.parts == [[0, 1], [3]]
 
 
-def test_edges_that_were_used_by_one_end_only():
-    counts = {"one-sided.0": 2, "one-sided.2": 1, "late.0": 9}
-    found = view(reply(0, {1}), reply(1, {0, 2}, counts=counts), reply(2, {1, 3}), reply(3, {2}))
-    assert found.warnings == ["vertex 1 used 3 edges that its neighbor gave up"]
+def test_edges_that_counted_at_one_end_only_and_who_is_alone():
+    one = reply(1, {0, 2})
+    one.neighbors[0].one_sided, one.neighbors[1].one_sided = 2, 1
+    found = view(reply(0, {1}), one, reply(2, {1, 3}, alone_since=0), reply(3, {2}))
+    assert found.warnings == [
+        "vertex 1: 3 of its edges counted at one end only",
+        "vertex 2 has been alone since round 0",
+    ]
 
 
 def test_the_consensus_distance_is_of_those_who_sent_a_sketch():

@@ -126,11 +126,27 @@ class Agent:
 
     def early(self, round: int) -> bytes | None:
         """The payload of a round before training, where the rule knows it by then."""
-        if not self.algorithm.shares_before_training or self.layout.statistics_size:
+        if not self.knows_early:
             return None
         state = self.snapshot().state
         outgoing = self.algorithm.outgoing(state, state.parameters)
         payload = {name: outgoing[name] for name in self.algorithm.vectors}
+        return codec.encode(payload, run=self.run, round=round, vertex=self.vertex)
+
+    @property
+    def knows_early(self) -> bool:
+        """Whether a round's payload is known before training."""
+        return self.algorithm.shares_before_training and not self.layout.statistics_size
+
+    def final(self, round: int) -> bytes:
+        """The model as a payload, for a neighbor that returns after the end.
+
+        It is what an agent would share that stands still: parameters, and no momentum.
+        """
+        s = self.snapshot()
+        start = Snapshot(0, self.algorithm.start(s.state.parameters), s.statistics, s.local)
+        node = Node(self.vertex, self.algorithm, self._weights, self.layout, start)
+        payload = node.adapt(round, node.arrays())
         return codec.encode(payload, run=self.run, round=round, vertex=self.vertex)
 
     # --- state ------------------------------------------------------------------------

@@ -1,59 +1,92 @@
-"""One peer: its agent, its edges, and the round loop that waits for neighbors only.
+"""One peer: the protocol's agent, and the threads that do what it says.
 
-Order of a round: train; share; close (agree with each neighbor whether the edge
-counts); combine; write a checkpoint while the next round trains. A payload leaves only
-when the state that it grew from is on the disk, so a peer that is killed at any moment
-has lost at most the round it was in, and trains that round again.
+One lock around the agent: whoever brings an event takes it, and has done what follows from it
+before it lets go. What takes long is put in line: calls of the app for the thread that called
+`run`, writes for the disk's thread. A thread of the clock wakes when time alone changes
+something. Connections have their own threads (`wire/`).
 """
 
 from __future__ import annotations
 
 import json
+import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
-from typing import Any, TextIO
+from typing import cast
 
 import numpy as np
 import xxhash
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load_file
 
 from flower_dhb.errors import ConfigError, RoundError
-from flower_dhb.files import sync, write_durably
-from flower_dhb.peer.device.app import Agent, Outcome
-from flower_dhb.peer.device.checkpoint import Checkpoint, Checkpoints
+from flower_dhb.peer.device.app import Agent as App
+from flower_dhb.peer.device.disk import Disk
 from flower_dhb.peer.device.flwr_adapter import load_client_app
+from flower_dhb.peer.device.journal import Found, Journal
 from flower_dhb.peer.device.settings import PeerSettings
+from flower_dhb.peer.device.work import Task, Work
 from flower_dhb.peer.monitor import Monitor
-from flower_dhb.peer.protocol.exchange import Exchange
+from flower_dhb.peer.protocol.agent import Agent
+from flower_dhb.peer.protocol.effects import (
+    Close,
+    Count,
+    Effect,
+    End,
+    Fail,
+    Finish,
+    Free,
+    Note,
+    Refuse,
+    Reserve,
+    Save,
+    Send,
+    SendPayload,
+)
+from flower_dhb.peer.protocol.events import Event, Payload, Started, Stopped, Tick
+from flower_dhb.peer.watch.history import keep_until
 from flower_dhb.peer.watch.recorder import Recorder
-from flower_dhb.peer.watch.status import FINISHED, Progress, serve_metrics
-from flower_dhb.peer.wire.frames import Bytes, relabel
+from flower_dhb.peer.watch.status import Progress, serve_metrics
+from flower_dhb.peer.wire.frames import Outgoing, RefusedError
+from flower_dhb.peer.wire.link import StreamLink
 from flower_dhb.peer.wire.transport import Transport
+from flower_dhb.peer.wire.words import reason_of
 from flower_dhb.types import NDArrays
 
-__all__ = ["Peer"]
+__all__ = ["Peer", "Result"]
 
-_FAILURES_LIMIT = 10  # rounds in a row
-_UNKNOWN_PACE_S = 1.0
+
+@dataclass(frozen=True)
+class Result:
+    """How a peer's part of a run ended.
+
+    done: its last round is over; if not, it was stopped before. alone_since: the last round in
+    which a neighbor had a part, where none had any lately; None otherwise.
+    """
+
+    done: bool
+    alone_since: int | None = None
 
 
 class Peer:
     """A device's part of a run. `run` returns when the last round is over, or on `stop`.
 
-    Raises ConfigError if the settings, the app, or the files of the device do not fit.
+    Raises ConfigError if the settings, the app, or the files of the device do not fit, and
+    StateError if its state cannot be used.
     """
 
     def __init__(self, settings: PeerSettings, monitor: Monitor | None = None) -> None:
         self.settings = settings
         self.monitor = monitor or Monitor(settings.vertex)
         arrays = _read_start(settings.start)
-        app = load_client_app(settings.app, settings.client_app)
-        self.agent = Agent(
-            app,
+        client_app = load_client_app(settings.app, settings.client_app)
+        self.app = App(
+            client_app,
             vertex=settings.vertex,
             run=settings.run,
             algorithm=settings.algorithm,
@@ -64,20 +97,19 @@ class Peer:
             train_config=settings.train_config,
             evaluate_config=settings.evaluate_config,
         )
-        self.exchange = Exchange(
-            settings.vertex,
-            settings.neighbors,
-            rounds=settings.rounds,
-            timing=settings.timing,
-            monitor=self.monitor,
+        journal = Journal(
+            settings.state_dir, settings.run, lambda why: self.monitor.warning("damaged", why=why)
         )
-        self.progress = Progress(settings.run, settings.rounds, self.exchange, self.monitor)
+        self._found = journal.load()
+        self.agent = self._agent(self._found)
+        self.progress = Progress(settings.run, self.agent, self.monitor)
         self.transport = Transport(
             vertex=settings.vertex,
             run=settings.run,
-            vectors=self.agent.vectors,
+            vectors=self.app.vectors,
             agreement=self._agreement(arrays),
-            exchange=self.exchange,
+            neighbors=settings.neighbors,
+            deliver=self.deliver,
             monitor=self.monitor,
             listen=settings.listen,
             dial=settings.dial,
@@ -85,233 +117,178 @@ class Peer:
             status=self.progress.reply,
             limits=settings.limits,
         )
-        self._checkpoints = Checkpoints(
-            settings.state_dir, settings.run, lambda why: self.monitor.warning("damaged", why=why)
-        )
-        self._history = _History(settings.state_dir / "history.jsonl")
+        self._lock = threading.RLock()
+        self._events: deque[Event] = deque()
+        self._handling = False
+        self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
+        self._alarms: queue.SimpleQueue[_Alarm] = queue.SimpleQueue()
+        self._wakes_at: float | None = None
+        self._ended = False
+        self._alone_since: int | None = None
+        self._done = False
+        self._error: BaseException | None = None
+        self._disk = Disk(journal, self.monitor, self._failed)
         self._recorder = Recorder(settings.state_dir / "record", settings.record)
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._saving: Future[None] | None = None
-        self._stopping = threading.Event()
-        self._stop_metrics: Callable[[], None] | None = None
-        self._failures = 0
+        self._work = Work(
+            settings,
+            self.app,
+            self._disk,
+            self.progress,
+            self.monitor,
+            self._recorder,
+            self.deliver,
+        )
+
+    def _agent(self, found: Found | None) -> Agent:
+        config = self.settings.protocol(early=self.app.knows_early)
+        if found is None:
+            return Agent(config, time.monotonic())
+        return Agent(
+            config,
+            time.monotonic(),
+            record=found.record,
+            payload=_payload(found.payload) if found.payload is not None else None,
+            kept={k: _payload(frame) for k, frame in found.kept.items()},
+        )
 
     # --- life -------------------------------------------------------------------------
 
-    def run(self) -> bool:
-        """Take part until the run is over. Returns whether it is, or was stopped before."""
+    def run(self) -> Result:
+        """Take part until the run is over, or until `stop`. Raises RoundError if it cannot."""
+        stop_metrics: Callable[[], None] = lambda: None  # noqa: E731
+        clock = threading.Thread(target=self._keep_time, name="clock", daemon=True)
         try:
-            self._resume()
-            self.transport.start()
             if self.settings.metrics_port:
-                self._stop_metrics = serve_metrics(
-                    self.settings.metrics_port, self.progress, self.exchange, self.monitor
+                stop_metrics = serve_metrics(
+                    self.settings.metrics_port, self.progress, self.agent, self.monitor
                 )
-            self.progress.phase = "connecting"
-            # Whoever comes back finds a run under way: one neighbor is enough to go on.
-            least = 1 if self.exchange.closed else len(self.exchange.edges)
-            missing = self.exchange.wait_for(least, self.settings.start_timeout_s)
-            if missing:
-                self.monitor.warning("starting-without", neighbors=missing)
-            while self.exchange.closed < self.settings.rounds and not self._stopping.is_set():
-                self._next()
-            return self._finish()
+            if self._found is not None:
+                self._resume(self._found)
+            self._disk.start()
+            self.transport.start()
+            self.deliver(Started())
+            clock.start()
+            while (task := self._tasks.get()) is not None:
+                if not self._ended or isinstance(task, Save | Free):
+                    self._work.do(task)
         finally:
-            self._close()
+            self._ended = True
+            self.transport.stop()
+            self._disk.close()
+            self._work.close()
+            self._alarms.put(_Alarm.END)
+            if clock.is_alive():
+                clock.join()
+            stop_metrics()
+        if self._error is not None:
+            raise self._error
+        return Result(self._done, self._alone_since)
+
+    def _resume(self, found: Found) -> None:
+        """Go on from what the disk holds."""
+        closed = self.agent.closed
+        self._found = None
+        self._work.resume(found)
+        keep_until(self.settings.state_dir / "history.jsonl", closed)
+        self._recorder.begins_after(closed)
+        self.progress.round = closed
+        self.progress.parameters = self.app.snapshot().state.parameters
+        self.monitor.event("resumed", round=closed)
 
     def stop(self) -> None:
-        """End after the current call of the app; what was finished is kept."""
-        self._stopping.set()
-        self.exchange.stop()
+        """End after the current call of the app; what was finished is kept.
 
-    def _resume(self) -> None:
-        found = self._checkpoints.load()
-        if found is None:
-            return
-        self.agent.load(found.document["agent-round"], found.arrays, found.document["records"])
-        self.exchange.resume(found.round)
-        self._history.keep_until(found.round)
-        self.progress.round = found.round
-        self.progress.parameters = self.agent.snapshot().state.parameters
-        self.monitor.event("resumed", round=found.round)
-
-    def _finish(self) -> bool:
-        done = self.exchange.closed >= self.settings.rounds
-        self._saved()
-        if done:
-            self.progress.phase = FINISHED
-            snapshot = self.agent.snapshot()
-            arrays = self.agent.layout.unflatten(
-                snapshot.state.parameters, snapshot.statistics, snapshot.local
-            )
-            model = save({name: np.asarray(a, order="C") for name, a in arrays.items()})
-            write_durably(self.settings.state_dir / "model.safetensors", model)
-            self.exchange.finish()
-            self.monitor.event("finished", round=self.exchange.closed)
-            self.exchange.wait_for_finish(self.settings.linger_s)
-        return done
-
-    def _close(self) -> None:
-        self.exchange.stop()
-        self.transport.stop()
-        self._writer.shutdown(wait=True)
-        self._history.close()
-        self._recorder.close()
-        if self._stop_metrics is not None:
-            self._stop_metrics()
-
-    # --- rounds -----------------------------------------------------------------------
-
-    def _next(self) -> None:
-        """Take part in the next round, or begin again from the neighbors after a long absence."""
-        planned = min(self.exchange.next_round(), self.settings.rounds)
-        missed = planned - self.exchange.closed - 1
-        if missed > self.settings.away_rounds and self._rejoin(missed):
-            return
-        self._round(planned)
-
-    def _rejoin(self, missed: int) -> bool:
-        self.progress.phase = "rejoining"
-        newest = self.exchange.newest(self.settings.timing.ceiling_s)
-        if not newest:
-            return False
-        label = max(k for k, _ in newest.values())
-        outcome = self.agent.rejoin(newest, evaluate=self._evaluates(label))
-        self.exchange.skip(label)
-        self.monitor.count("rejoined")
-        self.monitor.warning("rejoined", round=label, missed=missed, neighbors=sorted(newest))
-        self._recorder.rejoined(label, self.agent.snapshot())
-        entry = {"rejoined": True, "neighbors": sorted(newest)}
-        self._keep(label, {**entry, "evaluate": dict(outcome.metrics)})
-        return True
-
-    def _round(self, k: int) -> None:
-        begin = time.monotonic()
-        self.progress.phase = "training"
-        early = self.agent.early(k)
-        label = 0
-        if early is not None:
-            self._saved()
-            label = self.exchange.share(k, early)
-        before = self.agent.snapshot() if self._recorder.on else None
-        outcome = self.agent.train(k)
-        trained_s = time.monotonic() - begin
-        if self._stopping.is_set():
-            return
-        if outcome.frame is None:
-            self._skip(max(k, label), outcome, begin)
-            return
-        self._failures = 0
-        if early is None:
-            self._saved()
-            label = self.exchange.share(k, outcome.frame)
-        self.progress.phase = "waiting"
-        received = self.exchange.close(label)
-        if self._stopping.is_set():
-            return
-        if not received:
-            self._pace(begin)
-        waited_s = time.monotonic() - begin - trained_s
-        if before is not None:
-            self._recorder.shared(label, k, outcome.frame, received, before, self.agent.snapshot())
-        self._combine(label, k, received, outcome, begin, trained_s, waited_s)
-
-    def _combine(
-        self,
-        label: int,
-        k: int,
-        received: Mapping[int, Bytes],
-        trained: Outcome,
-        begin: float,
-        trained_s: float,
-        waited_s: float,
-    ) -> None:
-        payloads = {j: f if label == k else relabel(f, k) for j, f in received.items()}
-        combined = self.agent.combine(k, payloads, evaluate=self._evaluates(label))
-        for text in combined.refused:
-            self.monitor.count("refused.agent")
-            self.monitor.warning("refused", reason="agent", why=text)
-        missing = [j for j in self.settings.neighbors if j not in received]
-        metrics = {"train": dict(trained.metrics), "evaluate": dict(combined.metrics)}
-        flat = {**metrics["train"], **metrics["evaluate"]}
-        self.progress.metrics |= {
-            name: float(v) for name, v in flat.items() if isinstance(v, int | float)
-        }
-        seconds = time.monotonic() - begin
-        parameters = self.agent.snapshot().state.parameters
-        self.progress.finished_round(label, seconds, parameters)
-        for j in missing:
-            self.monitor.count("missing", j)
-        self.monitor.event(
-            "round",
-            round=label,
-            seconds=round(seconds, 4),
-            train_s=round(trained_s, 4),
-            wait_s=round(waited_s, 4),
-            missing=missing,
-            metrics={n: round(v, 5) for n, v in flat.items() if isinstance(v, float)},
-        )
-        if self._recorder.on:
-            self._recorder.combined(label, self.agent.snapshot())
-        self._keep(
-            label,
-            {
-                "seconds": seconds,
-                "train_seconds": trained_s,
-                "wait_seconds": waited_s,
-                "missing": missing,
-                **metrics,
-            },
-        )
-
-    def _evaluates(self, label: int) -> bool:
-        every = self.settings.evaluate_every
-        return bool(every) and (label % every == 0 or label == self.settings.rounds)
-
-    def _skip(self, label: int, outcome: Outcome, begin: float) -> None:
-        """The app failed: this agent is missing in the round, its state is as it was."""
-        self._failures += 1
-        self.monitor.count("app-failed")
-        self.monitor.warning("app-failed", round=label, why=outcome.failure)
-        self.exchange.skip(label)
-        self.progress.round = label
-        self._keep(label, {"failure": outcome.failure})
-        if self._failures >= _FAILURES_LIMIT:
-            raise RoundError(
-                f"vertex {self.settings.vertex}: the app failed in {self._failures} rounds in a "
-                f"row, last in round {label}: {outcome.failure}"
-            )
-        self._pace(begin)
-
-    def _pace(self, begin: float) -> None:
-        """Keep the usual time of a round where no neighbor sets it.
-
-        A peer that is cut off, or whose app fails at once, would else run ahead through
-        all rounds, and take its neighbors with it when it is back.
+        Takes no lock, so a signal's handler may call it.
         """
-        usual = self.progress.seconds_per_round or _UNKNOWN_PACE_S
-        self._stopping.wait(max(0.0, begin + usual - time.monotonic()))
+        self._alarms.put(_Alarm.STOP)
 
-    # --- what is kept -----------------------------------------------------------------
+    # --- events in, effects out ---------------------------------------------------------
 
-    def _keep(self, label: int, entry: dict[str, Any]) -> None:
-        """Write history and checkpoint, beside the next round's training."""
-        self._saved()
-        arrays, records = self.agent.save()
-        document = {"agent-round": self.agent.round, "records": records}
-        due = label % self.settings.checkpoint_every == 0 or label >= self.settings.rounds
+    def deliver(self, event: Event) -> None:
+        """Have the agent take an event, and do what it says. Safe to use from any thread."""
+        with self._lock:
+            self._events.append(event)
+            if self._handling:
+                return  # what brought it is being done by this thread: it comes next
+            self._handling = True
+            try:
+                while self._events:
+                    now = time.monotonic()
+                    for effect in self.agent.handle(self._events.popleft(), now):
+                        self._do(effect)
+                self._set_alarm()
+            except BaseException as error:
+                self._failed(error)
+            finally:
+                self._handling = False
 
-        def write() -> None:
-            self._history.append({"round": label, **entry}, durable=due)
-            if due:
-                self._checkpoints.save(Checkpoint(label, arrays, document))
+    def _do(self, effect: Effect) -> None:
+        match effect:
+            case Send():
+                _link(effect.link).send(effect.message)
+            case SendPayload():
+                _link(effect.link).send_payload(effect.offer, effect.payload)
+            case Reserve():
+                _link(effect.link).reserve(effect.offer)
+            case Refuse():
+                reason = reason_of(effect.reason)
+                _link(effect.link).refuse(RefusedError(reason, effect.text, effect.round))
+            case Close():
+                if effect.at_once:
+                    _link(effect.link).abort()
+                else:
+                    _link(effect.link).close(effect.text)
+            case Count():
+                self.monitor.count(effect.name, effect.neighbor)
+            case Note():
+                tell = self.monitor.warning if effect.warning else self.monitor.event
+                tell(effect.name, **effect.fields)
+            case End():
+                self._done = effect.done
+                self._end()
+            case Fail():
+                self._error = RoundError(f"vertex {self.settings.vertex}: {effect.why}")
+                self._end()
+            case _:
+                if isinstance(effect, Finish) and effect.alone_since >= 0:
+                    self._alone_since = effect.alone_since
+                self._tasks.put(effect)
 
-        self._saving = self._writer.submit(write)
+    def _end(self) -> None:
+        self._ended = True
+        self._tasks.put(None)
 
-    def _saved(self) -> None:
-        if self._saving is not None:
-            self._saving.result()
-            self._saving = None
+    def _failed(self, error: BaseException) -> None:
+        """Something went wrong that nobody here can mend: `run` raises it."""
+        if self._error is None:
+            self._error = error
+        self._end()
+
+    # --- time ---------------------------------------------------------------------------
+
+    def _set_alarm(self) -> None:
+        """Have the clock wake in time; where it wakes earlier, that does no harm."""
+        deadline = self.agent.next_deadline()
+        if deadline is not None and (self._wakes_at is None or deadline < self._wakes_at):
+            self._wakes_at = deadline
+            self._alarms.put(_Alarm.SET)
+
+    def _keep_time(self) -> None:
+        while True:
+            with self._lock:
+                self._wakes_at = wakes_at = self.agent.next_deadline()
+            wait_s = None if wakes_at is None else max(0.0, wakes_at - time.monotonic())
+            try:
+                alarm = self._alarms.get(timeout=wait_s)
+            except queue.Empty:
+                self.deliver(Tick())
+                continue
+            if alarm is _Alarm.END:
+                return
+            if alarm is _Alarm.STOP:
+                self.deliver(Stopped())
+
+    # --- what neighbors must have in common -----------------------------------------------
 
     def _agreement(self, arrays: NDArrays) -> dict[str, str]:
         start = xxhash.xxh3_64()
@@ -321,44 +298,28 @@ class Peer:
         return {
             "topology": self.settings.graph,
             "algorithm": json.dumps(self.settings.algorithm.to_config(), sort_keys=True),
-            "layout": xxhash.xxh3_64_hexdigest(json.dumps(self.agent.layout.to_config()).encode()),
+            "layout": xxhash.xxh3_64_hexdigest(json.dumps(self.app.layout.to_config()).encode()),
             "start": start.hexdigest(),
             "rounds": str(self.settings.rounds),
         }
 
 
-class _History:
-    """One JSON line a round."""
+class _Alarm(Enum):
+    """Why the clock wakes before its time."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file: TextIO | None = None
+    SET = "set"
+    STOP = "stop"
+    END = "end"
 
-    def append(self, entry: dict[str, Any], *, durable: bool) -> None:
-        if self._file is None:
-            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._file = self._path.open("a", encoding="utf-8")
-        self._file.write(json.dumps(entry) + "\n")
-        self._file.flush()
-        if durable:
-            sync(self._file)
 
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
+def _link(link: object) -> StreamLink:
+    """What the protocol calls a connection: the transport has put it into the event."""
+    return cast(StreamLink, link)
 
-    def keep_until(self, last: int) -> None:
-        """Drop the entries of rounds that a crash undid, and a line that it cut off."""
-        if not self._path.exists():
-            return
-        kept = []
-        for line in self._path.read_text(encoding="utf-8").splitlines():
-            try:
-                if json.loads(line)["round"] <= last:
-                    kept.append(line + "\n")
-            except (ValueError, KeyError, TypeError):
-                continue
-        write_durably(self._path, "".join(kept).encode())
+
+def _payload(frame: bytes) -> Payload:
+    outgoing = Outgoing.of(frame)
+    return Payload(outgoing.checksum, outgoing)
 
 
 def _read_start(path: Path) -> NDArrays:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import ipaddress
 import math
-from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from flower_dhb.algorithms import Algorithm, algorithm_from_config, check_relayed
 from flower_dhb.errors import ConfigError, unknown
 from flower_dhb.files import read_toml
-from flower_dhb.peer.protocol.exchange import Timing
+from flower_dhb.peer.protocol.settings import Config, Timing
 from flower_dhb.peer.wire.identity import Identity
 from flower_dhb.peer.wire.tls import TlsFiles
 from flower_dhb.peer.wire.transport import Limits
@@ -22,6 +22,7 @@ __all__ = ["PeerSettings", "check_loopback"]
 T = TypeVar("T")
 
 _TEXTS = ("mesh", "run", "graph", "app", "client-app", "start", "state-dir", "listen")
+_TIMES = ("ceiling_s", "least_s", "factor", "reconnect_s", "resume_s")
 _INTEGERS = {  # and the least that each can be
     "vertex": 0,
     "rounds": 1,
@@ -40,7 +41,9 @@ class PeerSettings:
     neighbors that it dials; the others dial `listen`. graph: digest of topology and
     weights. start: file of the initial arrays. node_config, run_config: what the app finds
     in its context. train_config, evaluate_config: what it finds in its messages' `config`.
-    away_rounds: a peer that missed more rounds takes its neighbors' average.
+    timing: of a round; how long a peer waits at its start and its end, and what ends a
+    connection, is said by start_timeout_s, linger_s and limits. away_rounds: a peer that missed
+    more rounds takes its neighbors' average.
     checkpoint_every: rounds between two checkpoints. record: `off`, `checksums` or
     `payloads`. metrics_port: of Prometheus,
     on loopback.
@@ -114,6 +117,26 @@ class PeerSettings:
         """Vertices that it exchanges payloads with, ascending."""
         return tuple(sorted(set(self.weights) - {self.vertex}))
 
+    def protocol(self, *, early: bool) -> Config:
+        """All that the protocol must know. early: a payload is known before training."""
+        limits = self.limits
+        timing = replace(
+            self.timing,
+            start_s=self.start_timeout_s,
+            linger_s=self.linger_s,
+            hello_s=limits.hello_s,
+            dead_after_s=limits.dead_after_s,
+            transfer_s=limits.transfer_s,
+        )
+        return Config(
+            vertex=self.vertex,
+            neighbors=self.neighbors,
+            rounds=self.rounds,
+            timing=timing,
+            away_rounds=self.away_rounds,
+            early=early,
+        )
+
     @classmethod
     def load(cls, path: str | Path) -> PeerSettings:
         """Read a `peer.toml`. Raises ConfigError that names the file and the key."""
@@ -149,7 +172,7 @@ class PeerSettings:
                 raise ConfigError(f"{key} must be a text, got {values[key]!r}")
         for key in ("app", "start", "state-dir"):
             values[key] = home / values[key]
-        values["timing"] = _table(Timing, "timing", values.get("timing", {}))
+        values["timing"] = _table(Timing, "timing", values.get("timing", {}), _TIMES)
         values["limits"] = _table(Limits, "limits", values.get("limits", {}))
         values["algorithm"] = algorithm_from_config(values["algorithm"])
         check_relayed(values["algorithm"])
@@ -202,8 +225,12 @@ def _check_node_config(config: Mapping[str, Any], vertex: int) -> None:
             raise ConfigError(f"[node-config] {key} is {value!r}, this is vertex {vertex}")
 
 
-def _table(kind: type[T], name: str, table: Mapping[str, Any]) -> T:
-    known = {f.name.replace("_", "-"): f.type for f in fields(kind)}  # type: ignore[arg-type]
+def _table(
+    kind: type[T], name: str, table: Mapping[str, Any], names: Iterable[str] | None = None
+) -> T:
+    """A table as a dataclass, of whose fields it may hold `names`, or all."""
+    all_names = [f.name for f in fields(kind)]  # type: ignore[arg-type]
+    known = [n.replace("_", "-") for n in (names or all_names)]
     settings: dict[str, Any] = {}
     for key, value in table.items():
         if key not in known:

@@ -79,9 +79,11 @@ class FleetStatus:
                 found.append(f"edge {a}-{b} is down")
         found += [f"vertex {v} did not answer: {why}" for v, why in sorted(self.failures.items())]
         for vertex, reply in sorted(self.replies.items()):
-            one_sided = sum(n for key, n in reply.counts.items() if key.startswith("one-sided"))
+            if reply.HasField("alone_since"):
+                found.append(f"vertex {vertex} has been alone since round {reply.alone_since}")
+            one_sided = sum(neighbor.one_sided for neighbor in reply.neighbors)
             if one_sided:
-                found.append(f"vertex {vertex} used {one_sided} edges that its neighbor gave up")
+                found.append(f"vertex {vertex}: {one_sided} of its edges counted at one end only")
         return found
 
 

@@ -7,10 +7,9 @@ law says.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -19,6 +18,7 @@ from safetensors.numpy import save_file
 
 from flower_dhb.agent import codec
 from flower_dhb.agent.node import Snapshot
+from flower_dhb.peer.watch.history import History, keep_until
 from flower_dhb.peer.wire.frames import Bytes
 
 __all__ = ["Recorder", "fingerprint"]
@@ -31,10 +31,13 @@ class Recorder:
         self.on = mode != "off"
         self._payloads = mode == "payloads"
         self._directory = directory
-        self._file: TextIO | None = None
-        self._line: dict[str, Any] = {}
+        self._lines = History(directory / "record.jsonl")
 
-    def shared(
+    def begins_after(self, closed: int) -> None:
+        """Drop the lines of later rounds: a crash undid them."""
+        keep_until(self._directory / "record.jsonl", closed)
+
+    def ended(
         self,
         label: int,
         trained_as: int,
@@ -43,50 +46,38 @@ class Recorder:
         before: Snapshot,
         after: Snapshot,
     ) -> None:
-        """A round was closed. before: the state that was trained from; after: with `pending`."""
-        self._line = {
+        """A round was combined. before: the state with what was trained; after: what came of it."""
+        sent = _vectors(frame)
+        if self._payloads:
+            if before.pending is not None:
+                arrays = {f"before/{k}": v for k, v in _state(before).items()}
+                arrays |= {f"sent/{k}": v for k, v in sent.items()}
+                arrays["trained"] = before.pending.trained
+                self._save(label, "shared", arrays)
+            self._save(label, "combined", _state(after))
+        line = {
             "round": label,
             "trained_as": trained_as,
             "from": fingerprint({"x": before.state.parameters}),
-            "sent": fingerprint(_vectors(frame)),
+            "sent": fingerprint(sent),
             "received": {str(j): fingerprint(_vectors(f)) for j, f in received.items()},
+            "to": fingerprint({"x": after.state.parameters}),
         }
-        if self._payloads and after.pending is not None:
-            arrays = {f"before/{k}": v for k, v in _state(before).items()}
-            arrays |= {f"sent/{k}": v for k, v in _vectors(frame).items()}
-            arrays["trained"] = after.pending.trained
-            self._save(label, "shared", arrays)
-
-    def combined(self, label: int, snapshot: Snapshot) -> None:
-        """The round was combined."""
-        state = _state(snapshot)
-        self._line["to"] = fingerprint({"x": snapshot.state.parameters})
-        if self._payloads:
-            self._save(label, "combined", state)
-        self._write(self._line)
+        self._lines.append(line, durable=False)
 
     def rejoined(self, label: int, snapshot: Snapshot) -> None:
         """The state was lost, or too old, and taken from the neighbors."""
-        if self.on:
-            to = fingerprint({"x": snapshot.state.parameters})
-            self._write({"round": label, "rejoined": True, "to": to})
+        to = fingerprint({"x": snapshot.state.parameters})
+        self._lines.append({"round": label, "rejoined": True, "to": to}, durable=False)
 
     def close(self) -> None:
         """Close the file."""
-        if self._file is not None:
-            self._file.close()
+        self._lines.close()
 
     def _save(self, label: int, what: str, arrays: Mapping[str, NDArray[Any]]) -> None:
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         path = self._directory / f"round-{label}-{what}.safetensors"
         save_file({name: np.asarray(a, order="C") for name, a in arrays.items()}, path)
-
-    def _write(self, line: dict[str, Any]) -> None:
-        if self._file is None:
-            self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._file = (self._directory / "record.jsonl").open("a", encoding="utf-8")
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
 
 
 def fingerprint(vectors: Mapping[str, NDArray[Any]]) -> str:

@@ -4,6 +4,10 @@ Needs what the flight recorder wrote with `record = "payloads"`, of all peers or
 Each round of each peer is one check by itself, from recorded payloads and the recorded
 state before; so the first wrong step of a peer is named, and its later ones do not hide
 behind it.
+
+An edge that counted at one end only is a finding unless one of its ends knows of it: what
+nobody can decide (a failure between two acknowledgments) is counted, on the disk, and such
+differences are summed up here. Where a record is missing there is nothing to compare.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from safetensors.numpy import load_file
 from flower_dhb.agent import mixing
 from flower_dhb.algorithms import Algorithm, algorithm_from_config
 from flower_dhb.errors import ConfigError
+from flower_dhb.peer.watch.ledger import Ledger, read_ledger
 from flower_dhb.peer.watch.recorder import fingerprint
 from flower_dhb.types import State
 
@@ -48,6 +53,10 @@ class Record:
     vertex: int
     lines: Mapping[int, Mapping[str, Any]]
     directory: Path
+
+    def covers(self, k: int) -> bool:
+        """Whether a round lies between its first line and its last."""
+        return bool(self.lines) and min(self.lines) < k < max(self.lines)
 
     def arrays(self, k: int, what: str) -> dict[str, NDArray[Any]] | None:
         """Vectors of a round, None if the recorder kept checksums only."""
@@ -77,7 +86,10 @@ def read_record(directory: Path, vertex: int) -> Record:
 class Replay:
     """All checks on the records of a mesh.
 
-    mixing_matrix: (n, n) float64, as the mesh file has it.
+    mixing_matrix: (n, n) float64, as the mesh file has it. ledgers: what the peers' disks say
+    of their edges. one_sided: edges that counted at one end only and are known to have, in all
+    rounds; unseen: those of which one end's record is missing. Both are sums of what `findings`
+    has gone through.
     """
 
     def __init__(
@@ -85,10 +97,12 @@ class Replay:
         records: Mapping[int, Record],
         mixing_matrix: NDArray[np.float64],
         algorithm: Algorithm,
+        ledgers: Mapping[int, Ledger] | None = None,
     ) -> None:
         self._records, self._matrix, self._algorithm = records, mixing_matrix, algorithm
-        self.rounds_checked = 0
-        self.rounds_computed = 0
+        self._ledgers = ledgers or {}
+        self.rounds_checked = self.rounds_computed = 0
+        self.one_sided = self.unseen = 0
 
     def findings(self) -> Iterator[Finding]:
         """What is not as the law says, by vertex and round."""
@@ -119,15 +133,23 @@ class Replay:
             if other is None:
                 continue
             theirs = other.lines.get(k)
-            if theirs is None or theirs.get("rejoined"):
-                yield Finding(vertex, k, f"used a payload of {j}, which has no record of it")
-                continue
-            if theirs["sent"] != received:
-                yield Finding(
-                    vertex, k, f"used payload {received} of {j}, which sent {theirs['sent']}"
-                )
-            if str(vertex) not in theirs["received"]:
-                yield Finding(vertex, k, f"counted the edge to {j}, which did not (one-sided)")
+            if theirs is None and not other.covers(k):
+                self.unseen += 1
+            elif theirs is None or theirs.get("rejoined"):
+                yield from self._differs(vertex, j, k, "which took no part in it")
+            elif theirs["sent"] != received:
+                text = f"which sent {theirs['sent']}, not {received}"
+                yield from self._differs(vertex, j, k, text)
+            elif str(vertex) not in theirs["received"]:
+                yield from self._differs(vertex, j, k, "which did not count it")
+
+    def _differs(self, vertex: int, j: int, k: int, text: str) -> Iterator[Finding]:
+        """The ends of an edge do not say the same of a round."""
+        ends = ((vertex, j), (j, vertex))
+        if any(a in self._ledgers and self._ledgers[a].counts(b, k) for a, b in ends):
+            self.one_sided += 1
+        else:
+            yield Finding(vertex, k, f"counted the edge to {j}, {text}; neither of them knows")
 
     def _check_memory(
         self, record: Record, k: int, line: Mapping[str, Any], last: State | None
@@ -205,13 +227,16 @@ def _state(arrays: Arrays, prefix: str) -> State:
 
 def of_mesh(document: Mapping[str, Any], directory: Path) -> Replay:
     """Replay of a mesh whose devices' directories lie beside its `mesh.toml`."""
-    records = {}
+    records, ledgers = {}, {}
     for host in document["hosts"]:
         v = host["vertex"]
-        path = directory / f"vertex-{v}" / "state" / "record"
-        if path.exists():
-            records[v] = read_record(path, v)
+        state = directory / f"vertex-{v}" / "state"
+        if (state / "record").exists():
+            records[v] = read_record(state / "record", v)
+        ledger = read_ledger(state)
+        if ledger is not None:
+            ledgers[v] = ledger
     if not records:
         raise ConfigError(f'{directory}: no records; set record = "payloads" in peer.toml')
     matrix = np.array(document["weights"], np.float64)
-    return Replay(records, matrix, algorithm_from_config(document["algorithm"]))
+    return Replay(records, matrix, algorithm_from_config(document["algorithm"]), ledgers)

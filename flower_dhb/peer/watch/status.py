@@ -13,7 +13,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from flower_dhb.peer.monitor import Monitor
-from flower_dhb.peer.protocol.exchange import Exchange
+from flower_dhb.peer.protocol.agent import Agent, Phase
 from flower_dhb.peer.wire import relay_pb2 as pb
 
 __all__ = ["FINISHED", "Progress", "serve_metrics", "sketch"]
@@ -23,17 +23,30 @@ FINISHED = "finished"  # the phase of a peer whose last round is over
 
 
 class Progress:
-    """Where a peer is, kept by its round loop and read by everyone else."""
+    """Where a peer is, kept by the thread that does its rounds and read by everyone else."""
 
-    def __init__(self, run: str, rounds: int, exchange: Exchange, monitor: Monitor) -> None:
-        self.run, self.rounds = run, rounds
-        self.phase = "loading"
+    def __init__(self, run: str, agent: Agent, monitor: Monitor) -> None:
+        self.run, self.rounds = run, agent.config.rounds
         self.round = 0
         self.metrics: dict[str, float] = {}
         self.parameters: NDArray[Any] | None = None
-        self._exchange, self._monitor = exchange, monitor
+        self._agent, self._monitor = agent, monitor
         self._seconds: deque[float] = deque(maxlen=16)
         self._begun = time.monotonic()
+
+    @property
+    def phase(self) -> str:
+        """What it does, in one word."""
+        phase = self._agent.phase
+        if self._agent.near.final is not None and phase in (Phase.LINGERING, Phase.STOPPED):
+            return FINISHED
+        return phase.value
+
+    @property
+    def alone_since(self) -> int | None:
+        """The last round in which a neighbor had a part, where it has been alone since."""
+        since = self._agent.alone_since
+        return None if since < 0 else since
 
     def finished_round(self, round: int, seconds: float, parameters: NDArray[Any]) -> None:
         """A round is over. parameters: kept by reference."""
@@ -48,7 +61,7 @@ class Progress:
     def reply(self, request: pb.StatusRequest) -> pb.StatusReply:
         """Answer the operator."""
         buckets, parameters = min(request.sketch, SKETCH_LIMIT), self.parameters
-        edges = self._exchange.edges.values()
+        edges = self._agent.edges.values()
         return pb.StatusReply(
             vertex=self._monitor.vertex,
             run=self.run,
@@ -61,10 +74,12 @@ class Progress:
             neighbors=[
                 pb.Neighbor(
                     vertex=e.neighbor,
-                    up=e.link is not None,
+                    up=e.up,
                     round=e.wants,
                     deadline_s=e.patience.deadline_s,
                     misses=e.rounds_missed,
+                    one_sided=e.one_sided_total,
+                    in_doubt=e.unknown,
                 )
                 for e in edges
             ],
@@ -74,6 +89,7 @@ class Progress:
             counts=self._monitor.named(),
             metrics=self.metrics,
             uptime_s=time.monotonic() - self._begun,
+            alone_since=self.alone_since,
         )
 
 
@@ -96,7 +112,7 @@ def sketch(parameters: NDArray[Any], buckets: int, seed: str) -> NDArray[np.floa
 
 
 def serve_metrics(
-    port: int, progress: Progress, exchange: Exchange, monitor: Monitor
+    port: int, progress: Progress, agent: Agent, monitor: Monitor
 ) -> Callable[[], None]:
     """Serve numbers for Prometheus on a loopback port. Returns how to stop."""
     from prometheus_client import CollectorRegistry, start_http_server
@@ -110,8 +126,16 @@ def serve_metrics(
                 "round": ("Last finished round", progress.round),
                 "rounds": ("Rounds of the run", progress.rounds),
                 "seconds_per_round": ("Median of recent rounds", progress.seconds_per_round),
-                "neighbors_up": ("Connected neighbors", len(exchange.up())),
-                "neighbors": ("Neighbors", len(exchange.edges)),
+                "neighbors_up": (
+                    "Connected neighbors",
+                    sum(edge.up for edge in agent.edges.values()),
+                ),
+                "neighbors": ("Neighbors", len(agent.edges)),
+                "one_sided": (
+                    "Rounds of edges that counted at one end only",
+                    sum(edge.one_sided_total for edge in agent.edges.values()),
+                ),
+                "alone": ("Whether no neighbor had a part lately", agent.alone_since >= 0),
             }
             for name, (text, value) in gauges.items():
                 gauge = GaugeMetricFamily(f"flower_dhb_{name}", text, labels=["vertex"])

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from flower_dhb.agent import codec
 from flower_dhb.agent.codec import Header, VectorSpec
 from flower_dhb.errors import PayloadError
+from flower_dhb.peer.protocol.messages import Offer
 from flower_dhb.peer.wire import relay_pb2 as pb
+from flower_dhb.peer.wire.words import put_offer
 
 __all__ = [
     "CHUNK_BYTES",
@@ -30,7 +32,7 @@ __all__ = [
     "relabel",
 ]
 
-VERSION = 1
+VERSION = 2
 # Measured best on loopback, of 64 KiB to 4 MiB (docs/benchmarks.md).
 CHUNK_BYTES = 1024 * 1024
 # A payload up to this size travels inside its header's frame: one message, not two.
@@ -74,8 +76,8 @@ class Outgoing:
         """A codec frame, ready to be sent."""
         return cls(codec.read_header(frame), frame, codec.read_checksum(frame))
 
-    def pieces(self, ack: int = 0, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
-        """Serialized frames: the header, which may acknowledge a round, then the chunks."""
+    def pieces(self, offer: Offer | None = None, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
+        """Serialized frames: the header, with the protocol's part, then the chunks."""
         message = pb.Header(
             run=self.header.run,
             round=self.header.round,
@@ -85,8 +87,9 @@ class Outgoing:
             ],
             total_bytes=len(self.frame),
             checksum=self.checksum,
-            ack=ack,
         )
+        if offer is not None:
+            put_offer(offer, message)
         small = len(self.frame) <= WHOLE_BYTES
         if small:
             message.whole = bytes(self.frame)

@@ -1,4 +1,8 @@
-"""One live connection to a neighbor: a line of frames out, and checks on what comes in."""
+"""One live connection to a neighbor: a line of frames out, and checks on what comes in.
+
+What passes the checks becomes an event of the protocol; what the protocol wants said is put
+in line. The connection itself decides nothing about a round.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +10,34 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from flower_dhb.peer.monitor import Monitor
-from flower_dhb.peer.protocol.exchange import Exchange
+from flower_dhb.peer.protocol.events import (
+    Acknowledged,
+    Broken,
+    Completed,
+    Connected,
+    Disconnected,
+    Greeted,
+    Heard,
+    Left,
+    LinkEvent,
+    Offered,
+    Payload,
+    Released,
+    Sought,
+)
+from flower_dhb.peer.protocol.messages import Goodbye, Hello, Message, Offer
 from flower_dhb.peer.wire import relay_pb2 as pb
-from flower_dhb.peer.wire.frames import Assembler, Outgoing, Reason, RefusedError, parse
+from flower_dhb.peer.wire.frames import Assembler, Bytes, Outgoing, Reason, RefusedError, parse
+from flower_dhb.peer.wire.words import frame_of, goodbye_of, hello_of, offer_of
 
 __all__ = ["Allowance", "StreamLink"]
 
 _CONTROL_LIMIT = 512  # short frames in line; a neighbor that reads none of them is cut off
+_LISTED = 256  # rounds in a list of a Hello; the protocol remembers fewer
+_HEARD_S = 0.1  # chunks say that often that the neighbor is alive
 
 
 class Allowance:
@@ -40,17 +63,20 @@ class Allowance:
 class StreamLink:
     """The frames of one stream, in both directions.
 
-    `pieces` is what gRPC sends; `receive` takes what it delivers. greet checks the
-    neighbor's Hello and raises RefusedError if the two do not belong together.
+    `pieces` is what gRPC sends; `receive` takes what it delivers. deliver takes the
+    protocol's events, and has done what they ask for when it returns. greeting: our Hello,
+    with what the two ends must have in common. greet checks the neighbor's and raises
+    RefusedError if the two do not belong together.
     """
 
     def __init__(
         self,
         neighbor: int,
         *,
-        exchange: Exchange,
+        deliver: Callable[[LinkEvent], None],
         assembler: Assembler,
         monitor: Monitor,
+        greeting: Callable[[pb.Hello], None],
         greet: Callable[[pb.Hello], None],
         heartbeat_s: float,
         strikes: Allowance,
@@ -58,12 +84,11 @@ class StreamLink:
     ) -> None:
         self.neighbor = neighbor
         self.greeted = False
-        self.opened_at = self.heard_at = time.monotonic()
-        self.transfer_since: float | None = None
         self.cancel: Callable[[], object] = lambda: None
-        self._exchange = exchange
+        self._deliver = deliver
         self._assembler = assembler
         self._monitor = monitor
+        self._greeting = greeting
         self._greet = greet
         self._heartbeat_s = heartbeat_s
         self._strikes = strikes
@@ -72,38 +97,46 @@ class StreamLink:
         self._control: deque[bytes] = deque()
         self._payload: Iterator[bytes] | None = None
         self._closing = False
-        self._arriving = 0
+        self._done = False
+        self._heard_at = 0.0
+        self._begun = False
+        self._arriving: Offer | None = None
         self._bytes_in = self._bytes_out = 0
         self.ended = threading.Event()
 
+    def opened(self) -> None:
+        """The connection is there: both ends may speak."""
+        self._deliver(Connected(self.neighbor, self))
+
+    def parted(self) -> None:
+        """The connection has ended."""
+        self._deliver(Disconnected(self.neighbor, self))
+
     # --- out --------------------------------------------------------------------------
 
-    def send(self, frame: pb.Frame) -> None:
-        """Put a short frame in line, ahead of what is left of a payload."""
-        with self._ready:
-            stuck = len(self._control) >= _CONTROL_LIMIT
-            if not stuck:
-                self._control.append(frame.SerializeToString())
-                self._ready.notify()
-        if stuck:
-            self._monitor.count("cut-off.slow-reader", self.neighbor)
-            self.abort()
+    def send(self, message: Message) -> None:
+        """Put a short message in line, ahead of what is left of a payload."""
+        frame = frame_of(message)
+        if isinstance(message, Hello):
+            self._greeting(frame.hello)
+        self._done = self._done or (isinstance(message, Hello | Goodbye) and message.done)
+        self._put(frame)
 
-    def send_payload(self, payload: Outgoing, ack: int = 0) -> None:
+    def send_payload(self, offer: Offer, payload: Payload) -> None:
         """Send a payload; one that is still under way is abandoned."""
+        outgoing = payload.handle
+        if not isinstance(outgoing, Outgoing):
+            raise TypeError(f"expected an own payload, got {outgoing!r}")
         with self._ready:
-            self._payload = payload.pieces(ack)
+            self._payload = outgoing.pieces(offer)
             self._ready.notify()
 
     def close(self, text: str) -> None:
         """Say goodbye and end the connection."""
         with self._ready:
             if not self._closing:
-                self._control.append(
-                    pb.Frame(
-                        goodbye=pb.Goodbye(done=self._exchange.finished, text=text)
-                    ).SerializeToString()
-                )
+                goodbye = frame_of(Goodbye(done=self._done, text=text))
+                self._control.append(goodbye.SerializeToString())
                 self._closing = True
                 self._ready.notify()
 
@@ -121,18 +154,29 @@ class StreamLink:
         while True:
             with self._ready:
                 if not self._control and self._payload is None and not self._closing:
-                    self._ready.wait(self._heartbeat_s)
+                    # Nothing goes out before the Hello.
+                    self._ready.wait(self._heartbeat_s if self._begun else None)
+                self._begun = True
                 piece = self._next()
                 if piece is None:
                     if self._closing:
                         return
-                    beat = pb.Heartbeat(round=self._exchange.round)
-                    piece = pb.Frame(heartbeat=beat).SerializeToString()
+                    piece = _HEARTBEAT
             self._bytes_out += len(piece)
             if self._payload is None:
                 self._monitor.count("bytes-sent", self.neighbor, self._bytes_out)
                 self._bytes_out = 0
             yield piece
+
+    def _put(self, frame: pb.Frame) -> None:
+        with self._ready:
+            stuck = len(self._control) >= _CONTROL_LIMIT
+            if not stuck:
+                self._control.append(frame.SerializeToString())
+                self._ready.notify()
+        if stuck:
+            self._monitor.count("cut-off.slow-reader", self.neighbor)
+            self.abort()
 
     def _next(self) -> bytes | None:
         if self._control:
@@ -151,16 +195,27 @@ class StreamLink:
 
         A neighbor whose frames are refused again and again is cut off.
         """
-        self.heard_at = time.monotonic()
         self._bytes_in += len(raw)
         try:
             frame = parse(raw)
-            if not isinstance(frame, memoryview):  # not for every chunk: counting takes a lock
-                self._monitor.count("bytes-received", self.neighbor, self._bytes_in)
-                self._bytes_in = 0
-            self._dispatch(frame)
+            if isinstance(frame, memoryview):
+                self._chunk(frame)
+                return
+            # Not for every chunk: counting takes a lock.
+            self._monitor.count("bytes-received", self.neighbor, self._bytes_in)
+            self._bytes_in = 0
+            if self._short_frames.take():
+                self._dispatch(frame)
+            else:
+                self._monitor.count("cut-off.flood", self.neighbor)
+                self._monitor.warning("cut-off", neighbor=self.neighbor, why="flood of frames")
+                self.abort()
         except RefusedError as error:
             self.refuse(error)
+
+    def reserve(self, offer: Offer) -> None:
+        """Take the payload whose header has just come."""
+        self._arriving = offer
 
     def refuse(self, error: RefusedError) -> None:
         """Count a refusal, log it, and tell the neighbor."""
@@ -169,7 +224,7 @@ class StreamLink:
             "refused", neighbor=self.neighbor, reason=error.kind, round=error.round, why=str(error)
         )
         refusal = pb.Refusal(round=error.round, reason=error.reason, text=str(error)[:500])
-        self.send(pb.Frame(refusal=refusal))
+        self._put(pb.Frame(refusal=refusal))
         if not self.greeted:
             self.close("refused")
         elif error.reason != Reason.REPEATED and not self._strikes.take():
@@ -177,43 +232,28 @@ class StreamLink:
             self._monitor.warning("cut-off", neighbor=self.neighbor, why="too many refusals")
             self.close("too many refused frames")
 
-    def _dispatch(self, frame: pb.Frame | memoryview) -> None:
-        if isinstance(frame, memoryview):
-            self._require_greeting()
-            whole = self._assembler.chunk(frame)
-            if whole is not None:
-                self._complete(self._arriving, whole)
-            return
-        if not self._short_frames.take():
-            self._monitor.count("cut-off.flood", self.neighbor)
-            self._monitor.warning("cut-off", neighbor=self.neighbor, why="flood of frames")
-            self.abort()
-            return
+    def _dispatch(self, frame: pb.Frame) -> None:
         kind = frame.WhichOneof("kind")
         if kind == "hello":
             self._hello(frame.hello)
         elif kind == "refusal":
             self._refused_there(frame.refusal)
         elif kind == "goodbye":
-            if self.greeted:
-                self._exchange.left(self.neighbor, frame.goodbye.done)
-            self._monitor.event(
-                "goodbye",
-                neighbor=self.neighbor,
-                done=frame.goodbye.done,
-                why=frame.goodbye.text[:200],
-            )
-        elif kind == "header":
-            self._require_greeting()
-            self._header(frame.header)
-        elif kind == "ack":
-            self._require_greeting()
-            self._exchange.acknowledged(self.neighbor, frame.ack.round)
-        elif kind == "release":
-            self._require_greeting()
-            self._exchange.freed(self.neighbor, frame.release.round)
+            self._goodbye(frame.goodbye)
+        elif kind == "heartbeat":
+            self._heard()
         elif kind is None:
             raise RefusedError(Reason.MALFORMED, f"neighbor {self.neighbor}: an empty frame")
+        else:
+            self._require_greeting()
+            if kind == "header":
+                self._header(frame.header)
+            elif kind == "ack":
+                self._deliver(Acknowledged(self.neighbor, self, frame.ack.round, frame.ack.digest))
+            elif kind == "release":
+                self._deliver(Released(self.neighbor, self, frame.release.round))
+            elif kind == "seek":
+                self._deliver(Sought(self.neighbor, self))
 
     def _require_greeting(self) -> None:
         if not self.greeted:
@@ -221,31 +261,66 @@ class StreamLink:
                 Reason.MALFORMED, f"neighbor {self.neighbor}: spoke before its Hello was accepted"
             )
 
+    def _heard(self) -> None:
+        self._heard_at = time.monotonic()
+        self._deliver(Heard(self.neighbor, self))
+
     def _hello(self, hello: pb.Hello) -> None:
         if self.greeted:
             raise RefusedError(Reason.MALFORMED, f"neighbor {self.neighbor}: a second Hello")
         self._greet(hello)
+        if max(len(hello.doubts), len(hello.one_sided)) > _LISTED:
+            raise RefusedError(
+                Reason.SIZE, f"neighbor {self.neighbor}: a Hello with more than {_LISTED} rounds"
+            )
         self.greeted = True
-        self._exchange.joined(self.neighbor, self, hello)
-        self._monitor.event("connected", neighbor=self.neighbor, round=hello.round)
+        self._deliver(Greeted(self.neighbor, self, hello_of(hello)))
+
+    def _goodbye(self, found: pb.Goodbye) -> None:
+        goodbye = goodbye_of(found)
+        if self.greeted:
+            self._deliver(Left(self.neighbor, self, goodbye.done, goodbye.counted))
+        self._monitor.event("goodbye", neighbor=self.neighbor, done=goodbye.done, why=goodbye.text)
 
     def _header(self, message: pb.Header) -> None:
-        self.transfer_since = None
+        self._arriving = None
         expect = self._assembler.check(message)
-        if message.ack:
-            self._exchange.acknowledged(self.neighbor, message.ack)
-        self._exchange.admit(self.neighbor, expect)
-        self._arriving = message.round
-        whole = self._assembler.begin(message, expect)
-        if whole is not None:
-            self._complete(message.round, whole)
-        else:
-            self.transfer_since = time.monotonic()
+        self._deliver(Offered(self.neighbor, self, offer_of(message)))
+        if self._arriving is not None:  # `reserve` was called meanwhile
+            with self._unless_broken():
+                whole = self._assembler.begin(message, expect)
+            if whole is not None:
+                self._complete(whole)
 
-    def _complete(self, round: int, frame: bytes | bytearray | memoryview) -> None:
-        self.transfer_since = None
+    def _chunk(self, data: memoryview) -> None:
+        self._require_greeting()
+        with self._unless_broken():
+            whole = self._assembler.chunk(data)
+        if whole is not None:
+            self._complete(whole)
+        elif time.monotonic() - self._heard_at >= _HEARD_S:
+            self._heard()
+
+    @contextmanager
+    def _unless_broken(self) -> Iterator[None]:
+        """A payload that is refused on its way will not come."""
+        try:
+            yield
+        except RefusedError:
+            if self._arriving is not None:
+                self._arriving = None
+                self._deliver(Broken(self.neighbor, self))
+            raise
+
+    def _complete(self, frame: Bytes) -> None:
+        offer, self._arriving = self._arriving, None
+        if offer is None:
+            raise RefusedError(
+                Reason.MALFORMED, f"neighbor {self.neighbor}: a payload that nobody reserved"
+            )
         self._monitor.count("payloads-received", self.neighbor)
-        self._exchange.accept(self.neighbor, round, frame)
+        payload = Payload(offer.digest, frame)
+        self._deliver(Completed(self.neighbor, self, offer, payload))
 
     def _refused_there(self, refusal: pb.Refusal) -> None:
         known = refusal.reason in pb.Refusal.Reason.values()
@@ -258,3 +333,6 @@ class StreamLink:
             round=refusal.round,
             why=refusal.text[:500],
         )
+
+
+_HEARTBEAT = pb.Frame(heartbeat=pb.Heartbeat()).SerializeToString()

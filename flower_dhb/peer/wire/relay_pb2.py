@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n flower_dhb/peer/wire/relay.proto\x12\x12\x66lower_dhb.peer.v1\"\xe6\x02\n\x05\x46rame\x12*\n\x05hello\x18\x01 \x01(\x0b\x32\x19.flower_dhb.peer.v1.HelloH\x00\x12,\n\x06header\x18\x02 \x01(\x0b\x32\x1a.flower_dhb.peer.v1.HeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x03 \x01(\x0cH\x00\x12&\n\x03\x61\x63k\x18\x04 \x01(\x0b\x32\x17.flower_dhb.peer.v1.AckH\x00\x12.\n\x07refusal\x18\x05 \x01(\x0b\x32\x1b.flower_dhb.peer.v1.RefusalH\x00\x12.\n\x07goodbye\x18\x06 \x01(\x0b\x32\x1b.flower_dhb.peer.v1.GoodbyeH\x00\x12.\n\x07release\x18\x07 \x01(\x0b\x32\x1b.flower_dhb.peer.v1.ReleaseH\x00\x12\x32\n\theartbeat\x18\x08 \x01(\x0b\x32\x1d.flower_dhb.peer.v1.HeartbeatH\x00\x42\x06\n\x04kind\"\x82\x02\n\x05Hello\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x0b\n\x03run\x18\x02 \x01(\t\x12\x0e\n\x06vertex\x18\x03 \x01(\r\x12\x10\n\x08neighbor\x18\x04 \x01(\r\x12;\n\tagreement\x18\x05 \x03(\x0b\x32(.flower_dhb.peer.v1.Hello.AgreementEntry\x12\r\n\x05round\x18\x06 \x01(\x04\x12\x0e\n\x06\x63losed\x18\x07 \x01(\x04\x12\r\n\x05holds\x18\x08 \x01(\x04\x12\x0c\n\x04\x64one\x18\t \x01(\x08\x12\x0e\n\x06\x64oubts\x18\n \x01(\x04\x1a\x30\n\x0e\x41greementEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xa4\x01\n\x06Header\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\x04\x12\x0e\n\x06vertex\x18\x03 \x01(\r\x12+\n\x07vectors\x18\x04 \x03(\x0b\x32\x1a.flower_dhb.peer.v1.Vector\x12\x13\n\x0btotal_bytes\x18\x05 \x01(\x04\x12\x10\n\x08\x63hecksum\x18\x06 \x01(\x06\x12\r\n\x05whole\x18\x07 \x01(\x0c\x12\x0b\n\x03\x61\x63k\x18\x08 \x01(\x04\"3\n\x06Vector\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\x0c\n\x04size\x18\x03 \x01(\x04\"\x14\n\x03\x41\x63k\x12\r\n\x05round\x18\x01 \x01(\x04\"\x18\n\x07Release\x12\r\n\x05round\x18\x01 \x01(\x04\"\xef\x01\n\x07Refusal\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x32\n\x06reason\x18\x02 \x01(\x0e\x32\".flower_dhb.peer.v1.Refusal.Reason\x12\x0c\n\x04text\x18\x03 \x01(\t\"\x92\x01\n\x06Reason\x12\t\n\x05OTHER\x10\x00\x12\r\n\tMALFORMED\x10\x01\x12\x0c\n\x08IDENTITY\x10\x02\x12\r\n\tAGREEMENT\x10\x03\x12\t\n\x05STALE\x10\x04\x12\t\n\x05\x41HEAD\x10\x05\x12\x0c\n\x08REPEATED\x10\x06\x12\x08\n\x04SIZE\x10\x07\x12\x0c\n\x08\x43HECKSUM\x10\x08\x12\x0b\n\x07\x43ONTENT\x10\t\x12\x08\n\x04\x42USY\x10\n\"%\n\x07Goodbye\x12\x0c\n\x04\x64one\x18\x01 \x01(\x08\x12\x0c\n\x04text\x18\x02 \x01(\t\"\x1a\n\tHeartbeat\x12\r\n\x05round\x18\x01 \x01(\x04\"\x1f\n\rStatusRequest\x12\x0e\n\x06sketch\x18\x01 \x01(\r\"\xdf\x03\n\x0bStatusReply\x12\x0e\n\x06vertex\x18\x01 \x01(\r\x12\x0b\n\x03run\x18\x02 \x01(\t\x12\r\n\x05round\x18\x03 \x01(\x04\x12\x0e\n\x06rounds\x18\x04 \x01(\x04\x12\r\n\x05phase\x18\x05 \x01(\t\x12\x19\n\x11seconds_per_round\x18\x06 \x01(\x01\x12\x12\n\nbytes_sent\x18\x07 \x01(\x04\x12\x16\n\x0e\x62ytes_received\x18\x08 \x01(\x04\x12/\n\tneighbors\x18\t \x03(\x0b\x32\x1c.flower_dhb.peer.v1.Neighbor\x12\x0e\n\x06sketch\x18\n \x03(\x02\x12;\n\x06\x63ounts\x18\x0b \x03(\x0b\x32+.flower_dhb.peer.v1.StatusReply.CountsEntry\x12=\n\x07metrics\x18\x0c \x03(\x0b\x32,.flower_dhb.peer.v1.StatusReply.MetricsEntry\x12\x10\n\x08software\x18\r \x01(\t\x12\x10\n\x08uptime_s\x18\x0e \x01(\x01\x1a-\n\x0b\x43ountsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"Y\n\x08Neighbor\x12\x0e\n\x06vertex\x18\x01 \x01(\r\x12\n\n\x02up\x18\x02 \x01(\x08\x12\r\n\x05round\x18\x03 \x01(\x04\x12\x12\n\ndeadline_s\x18\x04 \x01(\x01\x12\x0e\n\x06misses\x18\x05 \x01(\x04\x32\x9b\x01\n\x05Relay\x12\x44\n\x08\x45xchange\x12\x19.flower_dhb.peer.v1.Frame\x1a\x19.flower_dhb.peer.v1.Frame(\x01\x30\x01\x12L\n\x06Status\x12!.flower_dhb.peer.v1.StatusRequest\x1a\x1f.flower_dhb.peer.v1.StatusReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n flower_dhb/peer/wire/relay.proto\x12\x12\x66lower_dhb.peer.v1\"\x90\x03\n\x05\x46rame\x12*\n\x05hello\x18\x01 \x01(\x0b\x32\x19.flower_dhb.peer.v1.HelloH\x00\x12,\n\x06header\x18\x02 \x01(\x0b\x32\x1a.flower_dhb.peer.v1.HeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x03 \x01(\x0cH\x00\x12&\n\x03\x61\x63k\x18\x04 \x01(\x0b\x32\x17.flower_dhb.peer.v1.AckH\x00\x12.\n\x07refusal\x18\x05 \x01(\x0b\x32\x1b.flower_dhb.peer.v1.RefusalH\x00\x12.\n\x07goodbye\x18\x06 \x01(\x0b\x32\x1b.flower_dhb.peer.v1.GoodbyeH\x00\x12.\n\x07release\x18\x07 \x01(\x0b\x32\x1b.flower_dhb.peer.v1.ReleaseH\x00\x12\x32\n\theartbeat\x18\x08 \x01(\x0b\x32\x1d.flower_dhb.peer.v1.HeartbeatH\x00\x12(\n\x04seek\x18\t \x01(\x0b\x32\x18.flower_dhb.peer.v1.SeekH\x00\x42\x06\n\x04kind\"\xee\x02\n\x05Hello\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x0b\n\x03run\x18\x02 \x01(\t\x12\x0e\n\x06vertex\x18\x03 \x01(\r\x12\x10\n\x08neighbor\x18\x04 \x01(\r\x12;\n\tagreement\x18\x05 \x03(\x0b\x32(.flower_dhb.peer.v1.Hello.AgreementEntry\x12\r\n\x05round\x18\x06 \x01(\x04\x12\x0e\n\x06\x63losed\x18\x07 \x01(\x04\x12\x0c\n\x04\x64one\x18\t \x01(\x08\x12\x0e\n\x06\x64igest\x18\x0b \x01(\x06\x12,\n\x07\x63ounted\x18\x0c \x01(\x0b\x32\x1b.flower_dhb.peer.v1.Counted\x12\r\n\x05holds\x18\r \x01(\x06\x12\x0e\n\x06\x64oubts\x18\x0e \x03(\x04\x12\x11\n\tone_sided\x18\x0f \x03(\x04\x12\r\n\x05\x65poch\x18\x10 \x01(\x04\x1a\x30\n\x0e\x41greementEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01J\x04\x08\x08\x10\tJ\x04\x08\n\x10\x0b\"5\n\x07\x43ounted\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x0c\n\x04mine\x18\x02 \x01(\x06\x12\r\n\x05yours\x18\x03 \x01(\x06\"\x86\x02\n\x06Header\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\x04\x12\x0e\n\x06vertex\x18\x03 \x01(\r\x12+\n\x07vectors\x18\x04 \x03(\x0b\x32\x1a.flower_dhb.peer.v1.Vector\x12\x13\n\x0btotal_bytes\x18\x05 \x01(\x04\x12\x10\n\x08\x63hecksum\x18\x06 \x01(\x06\x12\r\n\x05whole\x18\x07 \x01(\x0c\x12\x0b\n\x03\x61\x63k\x18\t \x01(\x06\x12\x0e\n\x06\x63losed\x18\n \x01(\x04\x12,\n\x07\x63ounted\x18\x0b \x01(\x0b\x32\x1b.flower_dhb.peer.v1.Counted\x12\r\n\x05\x65poch\x18\x0c \x01(\x04\x12\r\n\x05\x66inal\x18\r \x01(\x08J\x04\x08\x08\x10\t\"3\n\x06Vector\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\x0c\n\x04size\x18\x03 \x01(\x04\"$\n\x03\x41\x63k\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x06\"\x18\n\x07Release\x12\r\n\x05round\x18\x01 \x01(\x04\"\x06\n\x04Seek\"\xfa\x01\n\x07Refusal\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x32\n\x06reason\x18\x02 \x01(\x0e\x32\".flower_dhb.peer.v1.Refusal.Reason\x12\x0c\n\x04text\x18\x03 \x01(\t\"\x9d\x01\n\x06Reason\x12\t\n\x05OTHER\x10\x00\x12\r\n\tMALFORMED\x10\x01\x12\x0c\n\x08IDENTITY\x10\x02\x12\r\n\tAGREEMENT\x10\x03\x12\t\n\x05STALE\x10\x04\x12\t\n\x05\x41HEAD\x10\x05\x12\x0c\n\x08REPEATED\x10\x06\x12\x08\n\x04SIZE\x10\x07\x12\x0c\n\x08\x43HECKSUM\x10\x08\x12\x0b\n\x07\x43ONTENT\x10\t\x12\x08\n\x04\x42USY\x10\n\x12\t\n\x05\x45POCH\x10\x0b\"S\n\x07Goodbye\x12\x0c\n\x04\x64one\x18\x01 \x01(\x08\x12\x0c\n\x04text\x18\x02 \x01(\t\x12,\n\x07\x63ounted\x18\x03 \x01(\x0b\x32\x1b.flower_dhb.peer.v1.Counted\"\x0b\n\tHeartbeat\"\x1f\n\rStatusRequest\x12\x0e\n\x06sketch\x18\x01 \x01(\r\"\x89\x04\n\x0bStatusReply\x12\x0e\n\x06vertex\x18\x01 \x01(\r\x12\x0b\n\x03run\x18\x02 \x01(\t\x12\r\n\x05round\x18\x03 \x01(\x04\x12\x0e\n\x06rounds\x18\x04 \x01(\x04\x12\r\n\x05phase\x18\x05 \x01(\t\x12\x19\n\x11seconds_per_round\x18\x06 \x01(\x01\x12\x12\n\nbytes_sent\x18\x07 \x01(\x04\x12\x16\n\x0e\x62ytes_received\x18\x08 \x01(\x04\x12/\n\tneighbors\x18\t \x03(\x0b\x32\x1c.flower_dhb.peer.v1.Neighbor\x12\x0e\n\x06sketch\x18\n \x03(\x02\x12;\n\x06\x63ounts\x18\x0b \x03(\x0b\x32+.flower_dhb.peer.v1.StatusReply.CountsEntry\x12=\n\x07metrics\x18\x0c \x03(\x0b\x32,.flower_dhb.peer.v1.StatusReply.MetricsEntry\x12\x10\n\x08software\x18\r \x01(\t\x12\x10\n\x08uptime_s\x18\x0e \x01(\x01\x12\x18\n\x0b\x61lone_since\x18\x0f \x01(\x04H\x00\x88\x01\x01\x1a-\n\x0b\x43ountsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x0e\n\x0c_alone_since\"~\n\x08Neighbor\x12\x0e\n\x06vertex\x18\x01 \x01(\r\x12\n\n\x02up\x18\x02 \x01(\x08\x12\r\n\x05round\x18\x03 \x01(\x04\x12\x12\n\ndeadline_s\x18\x04 \x01(\x01\x12\x0e\n\x06misses\x18\x05 \x01(\x04\x12\x11\n\tone_sided\x18\x06 \x01(\x04\x12\x10\n\x08in_doubt\x18\x07 \x01(\x04\x32\x9b\x01\n\x05Relay\x12\x44\n\x08\x45xchange\x12\x19.flower_dhb.peer.v1.Frame\x1a\x19.flower_dhb.peer.v1.Frame(\x01\x30\x01\x12L\n\x06Status\x12!.flower_dhb.peer.v1.StatusRequest\x1a\x1f.flower_dhb.peer.v1.StatusReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,37 +38,41 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STATUSREPLY_METRICSENTRY']._loaded_options = None
   _globals['_STATUSREPLY_METRICSENTRY']._serialized_options = b'8\001'
   _globals['_FRAME']._serialized_start=57
-  _globals['_FRAME']._serialized_end=415
-  _globals['_HELLO']._serialized_start=418
-  _globals['_HELLO']._serialized_end=676
-  _globals['_HELLO_AGREEMENTENTRY']._serialized_start=628
-  _globals['_HELLO_AGREEMENTENTRY']._serialized_end=676
-  _globals['_HEADER']._serialized_start=679
-  _globals['_HEADER']._serialized_end=843
-  _globals['_VECTOR']._serialized_start=845
-  _globals['_VECTOR']._serialized_end=896
-  _globals['_ACK']._serialized_start=898
-  _globals['_ACK']._serialized_end=918
-  _globals['_RELEASE']._serialized_start=920
-  _globals['_RELEASE']._serialized_end=944
-  _globals['_REFUSAL']._serialized_start=947
-  _globals['_REFUSAL']._serialized_end=1186
-  _globals['_REFUSAL_REASON']._serialized_start=1040
-  _globals['_REFUSAL_REASON']._serialized_end=1186
-  _globals['_GOODBYE']._serialized_start=1188
-  _globals['_GOODBYE']._serialized_end=1225
-  _globals['_HEARTBEAT']._serialized_start=1227
-  _globals['_HEARTBEAT']._serialized_end=1253
-  _globals['_STATUSREQUEST']._serialized_start=1255
-  _globals['_STATUSREQUEST']._serialized_end=1286
-  _globals['_STATUSREPLY']._serialized_start=1289
-  _globals['_STATUSREPLY']._serialized_end=1768
-  _globals['_STATUSREPLY_COUNTSENTRY']._serialized_start=1675
-  _globals['_STATUSREPLY_COUNTSENTRY']._serialized_end=1720
-  _globals['_STATUSREPLY_METRICSENTRY']._serialized_start=1722
-  _globals['_STATUSREPLY_METRICSENTRY']._serialized_end=1768
-  _globals['_NEIGHBOR']._serialized_start=1770
-  _globals['_NEIGHBOR']._serialized_end=1859
-  _globals['_RELAY']._serialized_start=1862
-  _globals['_RELAY']._serialized_end=2017
+  _globals['_FRAME']._serialized_end=457
+  _globals['_HELLO']._serialized_start=460
+  _globals['_HELLO']._serialized_end=826
+  _globals['_HELLO_AGREEMENTENTRY']._serialized_start=766
+  _globals['_HELLO_AGREEMENTENTRY']._serialized_end=814
+  _globals['_COUNTED']._serialized_start=828
+  _globals['_COUNTED']._serialized_end=881
+  _globals['_HEADER']._serialized_start=884
+  _globals['_HEADER']._serialized_end=1146
+  _globals['_VECTOR']._serialized_start=1148
+  _globals['_VECTOR']._serialized_end=1199
+  _globals['_ACK']._serialized_start=1201
+  _globals['_ACK']._serialized_end=1237
+  _globals['_RELEASE']._serialized_start=1239
+  _globals['_RELEASE']._serialized_end=1263
+  _globals['_SEEK']._serialized_start=1265
+  _globals['_SEEK']._serialized_end=1271
+  _globals['_REFUSAL']._serialized_start=1274
+  _globals['_REFUSAL']._serialized_end=1524
+  _globals['_REFUSAL_REASON']._serialized_start=1367
+  _globals['_REFUSAL_REASON']._serialized_end=1524
+  _globals['_GOODBYE']._serialized_start=1526
+  _globals['_GOODBYE']._serialized_end=1609
+  _globals['_HEARTBEAT']._serialized_start=1611
+  _globals['_HEARTBEAT']._serialized_end=1622
+  _globals['_STATUSREQUEST']._serialized_start=1624
+  _globals['_STATUSREQUEST']._serialized_end=1655
+  _globals['_STATUSREPLY']._serialized_start=1658
+  _globals['_STATUSREPLY']._serialized_end=2179
+  _globals['_STATUSREPLY_COUNTSENTRY']._serialized_start=2070
+  _globals['_STATUSREPLY_COUNTSENTRY']._serialized_end=2115
+  _globals['_STATUSREPLY_METRICSENTRY']._serialized_start=2117
+  _globals['_STATUSREPLY_METRICSENTRY']._serialized_end=2163
+  _globals['_NEIGHBOR']._serialized_start=2181
+  _globals['_NEIGHBOR']._serialized_end=2307
+  _globals['_RELAY']._serialized_start=2310
+  _globals['_RELAY']._serialized_end=2465
 # @@protoc_insertion_point(module_scope)

@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Frame(_message.Message):
-    __slots__ = ("hello", "header", "chunk", "ack", "refusal", "goodbye", "release", "heartbeat")
+    __slots__ = ("hello", "header", "chunk", "ack", "refusal", "goodbye", "release", "heartbeat", "seek")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     HEADER_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
@@ -16,6 +16,7 @@ class Frame(_message.Message):
     GOODBYE_FIELD_NUMBER: _ClassVar[int]
     RELEASE_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
+    SEEK_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     header: Header
     chunk: bytes
@@ -24,10 +25,11 @@ class Frame(_message.Message):
     goodbye: Goodbye
     release: Release
     heartbeat: Heartbeat
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., header: _Optional[_Union[Header, _Mapping]] = ..., chunk: _Optional[bytes] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ...) -> None: ...
+    seek: Seek
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., header: _Optional[_Union[Header, _Mapping]] = ..., chunk: _Optional[bytes] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., seek: _Optional[_Union[Seek, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("version", "run", "vertex", "neighbor", "agreement", "round", "closed", "holds", "done", "doubts")
+    __slots__ = ("version", "run", "vertex", "neighbor", "agreement", "round", "closed", "done", "digest", "counted", "holds", "doubts", "one_sided", "epoch")
     class AgreementEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -42,9 +44,13 @@ class Hello(_message.Message):
     AGREEMENT_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     CLOSED_FIELD_NUMBER: _ClassVar[int]
-    HOLDS_FIELD_NUMBER: _ClassVar[int]
     DONE_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    COUNTED_FIELD_NUMBER: _ClassVar[int]
+    HOLDS_FIELD_NUMBER: _ClassVar[int]
     DOUBTS_FIELD_NUMBER: _ClassVar[int]
+    ONE_SIDED_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
     version: int
     run: str
     vertex: int
@@ -52,13 +58,27 @@ class Hello(_message.Message):
     agreement: _containers.ScalarMap[str, str]
     round: int
     closed: int
-    holds: int
     done: bool
-    doubts: int
-    def __init__(self, version: _Optional[int] = ..., run: _Optional[str] = ..., vertex: _Optional[int] = ..., neighbor: _Optional[int] = ..., agreement: _Optional[_Mapping[str, str]] = ..., round: _Optional[int] = ..., closed: _Optional[int] = ..., holds: _Optional[int] = ..., done: bool = ..., doubts: _Optional[int] = ...) -> None: ...
+    digest: int
+    counted: Counted
+    holds: int
+    doubts: _containers.RepeatedScalarFieldContainer[int]
+    one_sided: _containers.RepeatedScalarFieldContainer[int]
+    epoch: int
+    def __init__(self, version: _Optional[int] = ..., run: _Optional[str] = ..., vertex: _Optional[int] = ..., neighbor: _Optional[int] = ..., agreement: _Optional[_Mapping[str, str]] = ..., round: _Optional[int] = ..., closed: _Optional[int] = ..., done: bool = ..., digest: _Optional[int] = ..., counted: _Optional[_Union[Counted, _Mapping]] = ..., holds: _Optional[int] = ..., doubts: _Optional[_Iterable[int]] = ..., one_sided: _Optional[_Iterable[int]] = ..., epoch: _Optional[int] = ...) -> None: ...
+
+class Counted(_message.Message):
+    __slots__ = ("round", "mine", "yours")
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    MINE_FIELD_NUMBER: _ClassVar[int]
+    YOURS_FIELD_NUMBER: _ClassVar[int]
+    round: int
+    mine: int
+    yours: int
+    def __init__(self, round: _Optional[int] = ..., mine: _Optional[int] = ..., yours: _Optional[int] = ...) -> None: ...
 
 class Header(_message.Message):
-    __slots__ = ("run", "round", "vertex", "vectors", "total_bytes", "checksum", "whole", "ack")
+    __slots__ = ("run", "round", "vertex", "vectors", "total_bytes", "checksum", "whole", "ack", "closed", "counted", "epoch", "final")
     RUN_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     VERTEX_FIELD_NUMBER: _ClassVar[int]
@@ -67,6 +87,10 @@ class Header(_message.Message):
     CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     WHOLE_FIELD_NUMBER: _ClassVar[int]
     ACK_FIELD_NUMBER: _ClassVar[int]
+    CLOSED_FIELD_NUMBER: _ClassVar[int]
+    COUNTED_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    FINAL_FIELD_NUMBER: _ClassVar[int]
     run: str
     round: int
     vertex: int
@@ -75,7 +99,11 @@ class Header(_message.Message):
     checksum: int
     whole: bytes
     ack: int
-    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., vertex: _Optional[int] = ..., vectors: _Optional[_Iterable[_Union[Vector, _Mapping]]] = ..., total_bytes: _Optional[int] = ..., checksum: _Optional[int] = ..., whole: _Optional[bytes] = ..., ack: _Optional[int] = ...) -> None: ...
+    closed: int
+    counted: Counted
+    epoch: int
+    final: bool
+    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., vertex: _Optional[int] = ..., vectors: _Optional[_Iterable[_Union[Vector, _Mapping]]] = ..., total_bytes: _Optional[int] = ..., checksum: _Optional[int] = ..., whole: _Optional[bytes] = ..., ack: _Optional[int] = ..., closed: _Optional[int] = ..., counted: _Optional[_Union[Counted, _Mapping]] = ..., epoch: _Optional[int] = ..., final: bool = ...) -> None: ...
 
 class Vector(_message.Message):
     __slots__ = ("name", "dtype", "size")
@@ -88,16 +116,22 @@ class Vector(_message.Message):
     def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., size: _Optional[int] = ...) -> None: ...
 
 class Ack(_message.Message):
-    __slots__ = ("round",)
+    __slots__ = ("round", "digest")
     ROUND_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
     round: int
-    def __init__(self, round: _Optional[int] = ...) -> None: ...
+    digest: int
+    def __init__(self, round: _Optional[int] = ..., digest: _Optional[int] = ...) -> None: ...
 
 class Release(_message.Message):
     __slots__ = ("round",)
     ROUND_FIELD_NUMBER: _ClassVar[int]
     round: int
     def __init__(self, round: _Optional[int] = ...) -> None: ...
+
+class Seek(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class Refusal(_message.Message):
     __slots__ = ("round", "reason", "text")
@@ -114,6 +148,7 @@ class Refusal(_message.Message):
         CHECKSUM: _ClassVar[Refusal.Reason]
         CONTENT: _ClassVar[Refusal.Reason]
         BUSY: _ClassVar[Refusal.Reason]
+        EPOCH: _ClassVar[Refusal.Reason]
     OTHER: Refusal.Reason
     MALFORMED: Refusal.Reason
     IDENTITY: Refusal.Reason
@@ -125,6 +160,7 @@ class Refusal(_message.Message):
     CHECKSUM: Refusal.Reason
     CONTENT: Refusal.Reason
     BUSY: Refusal.Reason
+    EPOCH: Refusal.Reason
     ROUND_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
@@ -134,18 +170,18 @@ class Refusal(_message.Message):
     def __init__(self, round: _Optional[int] = ..., reason: _Optional[_Union[Refusal.Reason, str]] = ..., text: _Optional[str] = ...) -> None: ...
 
 class Goodbye(_message.Message):
-    __slots__ = ("done", "text")
+    __slots__ = ("done", "text", "counted")
     DONE_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
+    COUNTED_FIELD_NUMBER: _ClassVar[int]
     done: bool
     text: str
-    def __init__(self, done: bool = ..., text: _Optional[str] = ...) -> None: ...
+    counted: Counted
+    def __init__(self, done: bool = ..., text: _Optional[str] = ..., counted: _Optional[_Union[Counted, _Mapping]] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
-    __slots__ = ("round",)
-    ROUND_FIELD_NUMBER: _ClassVar[int]
-    round: int
-    def __init__(self, round: _Optional[int] = ...) -> None: ...
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class StatusRequest(_message.Message):
     __slots__ = ("sketch",)
@@ -154,7 +190,7 @@ class StatusRequest(_message.Message):
     def __init__(self, sketch: _Optional[int] = ...) -> None: ...
 
 class StatusReply(_message.Message):
-    __slots__ = ("vertex", "run", "round", "rounds", "phase", "seconds_per_round", "bytes_sent", "bytes_received", "neighbors", "sketch", "counts", "metrics", "software", "uptime_s")
+    __slots__ = ("vertex", "run", "round", "rounds", "phase", "seconds_per_round", "bytes_sent", "bytes_received", "neighbors", "sketch", "counts", "metrics", "software", "uptime_s", "alone_since")
     class CountsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -183,6 +219,7 @@ class StatusReply(_message.Message):
     METRICS_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
     UPTIME_S_FIELD_NUMBER: _ClassVar[int]
+    ALONE_SINCE_FIELD_NUMBER: _ClassVar[int]
     vertex: int
     run: str
     round: int
@@ -197,18 +234,23 @@ class StatusReply(_message.Message):
     metrics: _containers.ScalarMap[str, float]
     software: str
     uptime_s: float
-    def __init__(self, vertex: _Optional[int] = ..., run: _Optional[str] = ..., round: _Optional[int] = ..., rounds: _Optional[int] = ..., phase: _Optional[str] = ..., seconds_per_round: _Optional[float] = ..., bytes_sent: _Optional[int] = ..., bytes_received: _Optional[int] = ..., neighbors: _Optional[_Iterable[_Union[Neighbor, _Mapping]]] = ..., sketch: _Optional[_Iterable[float]] = ..., counts: _Optional[_Mapping[str, int]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., software: _Optional[str] = ..., uptime_s: _Optional[float] = ...) -> None: ...
+    alone_since: int
+    def __init__(self, vertex: _Optional[int] = ..., run: _Optional[str] = ..., round: _Optional[int] = ..., rounds: _Optional[int] = ..., phase: _Optional[str] = ..., seconds_per_round: _Optional[float] = ..., bytes_sent: _Optional[int] = ..., bytes_received: _Optional[int] = ..., neighbors: _Optional[_Iterable[_Union[Neighbor, _Mapping]]] = ..., sketch: _Optional[_Iterable[float]] = ..., counts: _Optional[_Mapping[str, int]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., software: _Optional[str] = ..., uptime_s: _Optional[float] = ..., alone_since: _Optional[int] = ...) -> None: ...
 
 class Neighbor(_message.Message):
-    __slots__ = ("vertex", "up", "round", "deadline_s", "misses")
+    __slots__ = ("vertex", "up", "round", "deadline_s", "misses", "one_sided", "in_doubt")
     VERTEX_FIELD_NUMBER: _ClassVar[int]
     UP_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_S_FIELD_NUMBER: _ClassVar[int]
     MISSES_FIELD_NUMBER: _ClassVar[int]
+    ONE_SIDED_FIELD_NUMBER: _ClassVar[int]
+    IN_DOUBT_FIELD_NUMBER: _ClassVar[int]
     vertex: int
     up: bool
     round: int
     deadline_s: float
     misses: int
-    def __init__(self, vertex: _Optional[int] = ..., up: bool = ..., round: _Optional[int] = ..., deadline_s: _Optional[float] = ..., misses: _Optional[int] = ...) -> None: ...
+    one_sided: int
+    in_doubt: int
+    def __init__(self, vertex: _Optional[int] = ..., up: bool = ..., round: _Optional[int] = ..., deadline_s: _Optional[float] = ..., misses: _Optional[int] = ..., one_sided: _Optional[int] = ..., in_doubt: _Optional[int] = ...) -> None: ...

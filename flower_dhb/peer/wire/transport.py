@@ -15,7 +15,7 @@ import numpy as np
 from flower_dhb.agent.codec import VectorSpec
 from flower_dhb.errors import ConfigError
 from flower_dhb.peer.monitor import Monitor
-from flower_dhb.peer.protocol.exchange import Exchange
+from flower_dhb.peer.protocol.events import LinkEvent
 from flower_dhb.peer.wire import relay_pb2 as pb
 from flower_dhb.peer.wire.frames import (
     CHUNK_BYTES,
@@ -50,10 +50,11 @@ _OPTIONS = [
 class Limits:
     """Bounds on what neighbors and strangers can make a peer do.
 
-    heartbeat_s: pause after which an end says that it is alive. dead_after_s: silence
-    after which a connection is dead. hello_s: time to say Hello. transfer_s: time for one
-    payload. retry_s, retry_max_s: first and longest pause before dialing again. streams,
-    refusals, frames: how many in a row, and per second, from one neighbor.
+    heartbeat_s: pause after which an end says that it is alive. hello_s: time to let a
+    connection in, and then to say Hello. dead_after_s: silence after which a connection is
+    dead. transfer_s: time for one payload. These last three the protocol keeps. retry_s,
+    retry_max_s: first and longest pause before dialing again. streams, refusals, frames: how
+    many in a row, and per second, from one neighbor.
     """
 
     heartbeat_s: float = 2.0
@@ -78,19 +79,20 @@ class _Rates:
 
 @dataclass(kw_only=True)
 class Transport:
-    """Connects an Exchange to its neighbors.
+    """The connections of one peer to its neighbors.
 
-    listen: `host:port` for the neighbors that dial us, None if none does. dial: address
-    by vertex of the neighbors that we dial. tls: None for plaintext, on loopback only.
-    agreement: digests of what neighbors must have in common. vectors: what each payload
-    must hold. status: answers the operator.
+    deliver takes what happens on them. listen: `host:port` for the neighbors that dial us,
+    None if none does. dial: address by vertex of the neighbors that we dial. tls: None for
+    plaintext, on loopback only. agreement: digests of what neighbors must have in common.
+    vectors: what each payload must hold. status: answers the operator.
     """
 
     vertex: int
     run: str
     vectors: tuple[VectorSpec, ...]
     agreement: Mapping[str, str]
-    exchange: Exchange
+    neighbors: tuple[int, ...]
+    deliver: Callable[[LinkEvent], None]
     monitor: Monitor
     listen: str | None
     dial: Mapping[int, str]
@@ -109,19 +111,18 @@ class Transport:
             j: _Rates(
                 Allowance(*limits.streams), Allowance(*limits.refusals), Allowance(*limits.frames)
             )
-            for j in self.exchange.edges
+            for j in self.neighbors
         }
         self.port: int | None = None
 
     def start(self) -> None:
-        """Listen, dial, and watch over the connections. Raises ConfigError."""
+        """Listen and dial. Raises ConfigError."""
         if self.listen is not None:
             self._serve(self.listen)
         if self.tls is not None:
             self.tls.read()
         for neighbor in self.dial:
             self._thread(self._keep_dialing, f"dial-{neighbor}", neighbor)
-        self._thread(self._watch, "watch")
 
     def stop(self, grace_s: float = 2.0) -> None:
         """Say goodbye and end all connections."""
@@ -129,7 +130,10 @@ class Transport:
         with self._lock:
             links = list(self._links)
         for link in links:
-            link.close("stopping")
+            if link.greeted:
+                link.close("stopping")
+            else:
+                link.abort()
         end = time.monotonic() + grace_s
         for link in links:
             if not link.ended.wait(max(0.0, end - time.monotonic())):
@@ -142,7 +146,7 @@ class Transport:
     # --- accepting --------------------------------------------------------------------
 
     def _serve(self, address: str) -> None:
-        degree = len(self.exchange.edges)
+        degree = len(self.neighbors)
         self._server = grpc.server(
             futures.ThreadPoolExecutor(2 * degree + 4, thread_name_prefix="serve"),
             options=[
@@ -189,7 +193,11 @@ class Transport:
             )
         link = self._link(neighbor)
         link.cancel = context.cancel
-        context.add_callback(lambda: self._ended(link))
+        if not context.add_callback(lambda: self._ended(link)):
+            self._ended(link)
+            return
+        context.send_initial_metadata(())  # the dialing end waits for it
+        self._opened(link)
         reader = threading.Thread(
             target=self._read, args=(link, requests), name=f"read-{neighbor}", daemon=True
         )
@@ -212,7 +220,7 @@ class Transport:
                 "identity",
                 f"the certificate shown from {context.peer()} names nobody of this mesh",
             )
-        if identity.vertex not in self.exchange.edges:
+        if identity.vertex not in self.neighbors:
             self._turn_away(
                 context,
                 grpc.StatusCode.PERMISSION_DENIED,
@@ -286,6 +294,13 @@ class Transport:
                 link.pieces(), metadata=(("vertex", str(self.vertex)),)
             )
             link.cancel = call.cancel
+            patience = threading.Timer(self.limits.hello_s, self._half_open, (link,))
+            patience.daemon = True
+            patience.start()
+            call.initial_metadata()  # until the other end is there, or the attempt has failed
+            patience.cancel()
+            if call.is_active():
+                self._opened(link)
             why = self._read(link, call)
         finally:
             self._ended(link)
@@ -298,22 +313,25 @@ class Transport:
         rates = self._rates[neighbor]
         link = StreamLink(
             neighbor,
-            exchange=self.exchange,
+            deliver=self.deliver,
             assembler=Assembler(self.run, neighbor, self.vectors),
             monitor=self.monitor,
+            greeting=lambda hello: self._introduce(neighbor, hello),
             greet=lambda hello: self._greet(neighbor, hello),
             heartbeat_s=self.limits.heartbeat_s,
             strikes=rates.refusals,
             short_frames=rates.frames,
         )
-        hello = self.exchange.hello(neighbor)
-        hello.version, hello.run = VERSION, self.run
-        for part, digest in self.agreement.items():
-            hello.agreement[part] = digest
-        link.send(pb.Frame(hello=hello))
         with self._lock:
             self._links.add(link)
         return link
+
+    def _introduce(self, neighbor: int, hello: pb.Hello) -> None:
+        """Say in our Hello what the two ends must have in common."""
+        hello.version, hello.run = VERSION, self.run
+        hello.vertex, hello.neighbor = self.vertex, neighbor
+        for part, digest in self.agreement.items():
+            hello.agreement[part] = digest
 
     def _greet(self, neighbor: int, hello: pb.Hello) -> None:
         """Refuse a neighbor that does not belong to the same run."""
@@ -357,38 +375,27 @@ class Transport:
         self._ended(link)
         return why
 
+    def _opened(self, link: StreamLink) -> None:
+        link.opened()
+        if link.ended.is_set():  # meanwhile; whichever came first, it is over
+            link.parted()
+
     def _ended(self, link: StreamLink) -> None:
         with self._lock:
             known = link in self._links
             self._links.discard(link)
         if known:
             link.close("the stream has ended")
-            self.exchange.parted(link.neighbor, link)
+            link.ended.set()
+            link.parted()
             if link.greeted:
                 self.monitor.event("parted", neighbor=link.neighbor)
-            link.ended.set()
 
-    def _watch(self) -> None:
-        """Cut off what is silent, never says Hello, or sends a payload for ever."""
-        limits = self.limits
-        pause_s = min(limits.hello_s, limits.dead_after_s, limits.transfer_s) / 4.0
-        while not self._stopping.wait(pause_s):
-            now = time.monotonic()
-            with self._lock:
-                links = list(self._links)
-            for link in links:
-                kind = None
-                if now - link.heard_at > limits.dead_after_s:
-                    kind = "silent"
-                elif not link.greeted and now - link.opened_at > limits.hello_s:
-                    kind = "half-open"
-                elif link.transfer_since and now - link.transfer_since > limits.transfer_s:
-                    kind = "slow-sender"
-                if kind is not None:
-                    self.monitor.count(f"cut-off.{kind}", link.neighbor)
-                    self.monitor.warning("cut-off", neighbor=link.neighbor, why=kind)
-                    link.abort()
-                    self._ended(link)
+    def _half_open(self, link: StreamLink) -> None:
+        """The end that was dialed says nothing at all."""
+        self.monitor.count("cut-off.half-open", link.neighbor)
+        self.monitor.warning("cut-off", neighbor=link.neighbor, why="half-open")
+        link.abort()
 
     def _thread(self, target: Callable[..., None], name: str, *arguments: Any) -> None:
         thread = threading.Thread(target=target, args=arguments, name=name, daemon=True)

@@ -1,0 +1,171 @@
+"""The thread that writes: in order, together where it can, and again when the disk is full."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flower_dhb.files import write_durably
+from flower_dhb.peer.device.journal import Contents, Journal
+from flower_dhb.peer.monitor import Monitor
+
+__all__ = ["Disk", "Free", "Model", "Payload", "State"]
+
+_PAUSE_S, _PAUSE_MAX_S = 0.1, 5.0  # between two attempts
+
+
+@dataclass(frozen=True)
+class State:
+    """The state after a round. due: it is to be written itself.
+
+    What is not due is part of the next `Payload`, or of the next state that is due. tell: what
+    is written about the round, each once, before the state is.
+    """
+
+    round: int
+    contents: Contents
+    record: Mapping[str, Any]
+    tell: list[Callable[[], None]]
+    due: bool
+    done: Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Payload:
+    """An own payload, and the state that it grew from."""
+
+    round: int
+    frame: bytes
+    contents: Contents
+    record: Mapping[str, Any]
+    done: Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A file that replaces another one."""
+
+    path: Path
+    data: bytes
+    done: Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Free:
+    """An own payload that is not needed any more."""
+
+    round: int
+
+
+_Item = State | Payload | Model | Free
+
+
+class Disk:
+    """Writes what is put in line, one after the other, in a thread of its own.
+
+    `done` of an item is called when it is on the disk. A state that has not been begun when a
+    payload is in line behind it is not written by itself: the payload's file holds all of it.
+    What cannot be written is written again after a pause that grows; nothing that comes after
+    it overtakes it. failed: called with an exception that no other attempt can mend.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        monitor: Monitor,
+        failed: Callable[[BaseException], None],
+    ) -> None:
+        self._journal, self._monitor = journal, monitor
+        self._failed = failed
+        self._changed = threading.Condition()
+        self._line: deque[_Item] = deque()
+        self._closing = False
+        self._in_trouble = False
+        self._thread = threading.Thread(target=self._run, name="disk", daemon=True)
+
+    def start(self) -> None:
+        """Begin to write."""
+        self._thread.start()
+
+    def put(self, item: _Item) -> None:
+        """Put something in line."""
+        with self._changed:
+            self._line.append(item)
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Write what is in line, as far as the disk takes it, and end."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    # --- the thread -----------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while (item := self._next()) is not None:
+                self._keep_trying(item)
+        except BaseException as error:
+            self._failed(error)
+
+    def _next(self) -> _Item | None:
+        with self._changed:
+            while not self._line and not self._closing:
+                self._changed.wait()
+            return self._line.popleft() if self._line else None
+
+    def _keep_trying(self, item: _Item) -> None:
+        pause_s = _PAUSE_S
+        while True:
+            try:
+                done = self._write(item)
+            except OSError as error:
+                self._complain(error)
+                with self._changed:
+                    if self._closing:
+                        return
+                    self._changed.wait_for(lambda: self._closing, pause_s)
+                pause_s = min(2.0 * pause_s, _PAUSE_MAX_S)
+            else:
+                break
+        if self._in_trouble:
+            self._in_trouble = False
+            self._monitor.event("disk-writes-again")
+        if done is not None:
+            done()
+
+    def _write(self, item: _Item) -> Callable[[], None] | None:
+        """Write an item. Returns whom to tell."""
+        match item:
+            case State():
+                while item.tell:
+                    item.tell[0]()
+                    del item.tell[0]
+                if not item.due or self._is_overtaken():
+                    return None
+                self._journal.save(item.round, item.contents, item.record)
+            case Payload():
+                self._journal.share(item.round, item.frame, item.contents, item.record)
+            case Model():
+                write_durably(item.path, item.data)
+            case Free():
+                self._journal.free(item.round)
+                return None
+        return item.done
+
+    def _is_overtaken(self) -> bool:
+        with self._changed:
+            return any(isinstance(item, Payload) for item in self._line)
+
+    def _complain(self, error: OSError) -> None:
+        """Say once that the disk takes nothing: until it does, nothing leaves this peer."""
+        self._monitor.count("disk-failed")
+        if not self._in_trouble:
+            self._in_trouble = True
+            self._monitor.warning("disk-failed", why=str(error))

@@ -1,0 +1,266 @@
+"""What an agent must not lose, on its disk: written whole or not at all, the ones before kept.
+
+Two kinds of files lie in the directory. `round-12.safetensors` is the state after round 12.
+`payload-13.safetensors` is the own payload of round 13, byte for byte as it is sent, and the
+state that it grew from; of that state it holds only the arrays that differ from those in the
+newest file of the first kind. Both hold the protocol's record, and a checksum over all. A file
+is written under another name, forced to the disk, and renamed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import xxhash
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import save
+
+from flower_dhb.errors import StateError
+from flower_dhb.files import write_durably
+
+__all__ = ["Contents", "Found", "Journal"]
+
+_KEEP = 2
+_STATE, _PAYLOAD = "round", "payload"
+_FRAME = "payload"  # the array that holds a payload's bytes
+_ORDER = {_PAYLOAD: 0, _STATE: 1}  # within a round
+_Entry = tuple[int, str]  # round and kind
+
+
+@dataclass(frozen=True)
+class Contents:
+    """All that the app's context holds: arrays by name, and a plain document."""
+
+    arrays: Mapping[str, NDArray[Any]]
+    document: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a peer begins again from.
+
+    round: the last that it ended, or (with a payload) the label of the one that is open.
+    record: the protocol's. payload: own payload of the open round. kept: own payloads of
+    earlier rounds that neighbors may still ask for.
+    """
+
+    round: int
+    contents: Contents
+    record: Mapping[str, Any]
+    payload: bytes | None = None
+    kept: Mapping[int, bytes] = field(default_factory=dict)
+
+
+class Journal:
+    """The files of one peer in one directory. Calls are made from one thread.
+
+    report: called with a text for each file that is damaged. write: replaces a file durably.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        run: str,
+        report: Callable[[str], None],
+        write: Callable[[Path, bytes], None] = write_durably,
+    ) -> None:
+        self._directory = directory
+        self._run = run
+        self._report = report
+        self._write_durably = write
+        self._known: set[_Entry] | None = None  # once something was written
+        self._newest = 0
+        self._needed: set[int] = set()  # rounds of own payloads
+        self._base: tuple[int, Mapping[str, str]] | None = None  # the newest state's digests
+
+    # --- writing ------------------------------------------------------------------------
+
+    def save(self, round: int, contents: Contents, record: Mapping[str, Any]) -> None:
+        """Write the state after a round. When this returns, it survives a crash of the machine.
+
+        Raises OSError if it cannot be written; what was there before is there still.
+        """
+        digests = {name: _digest(array) for name, array in contents.arrays.items()}
+        self._write((round, _STATE), dict(contents.arrays), contents, record, digests)
+        self._base = (round, digests)
+        self._prune()
+
+    def share(
+        self,
+        round: int,
+        payload: bytes,
+        contents: Contents,
+        record: Mapping[str, Any],
+    ) -> None:
+        """Write an own payload and the state that it grew from; as durable as `save`."""
+        digests = {name: _digest(array) for name, array in contents.arrays.items()}
+        base = self._base[1] if self._base is not None else {}
+        arrays = {n: a for n, a in contents.arrays.items() if base.get(n) != digests[n]}
+        frame = np.frombuffer(payload, np.uint8)
+        about = {
+            "base": self._base[0] if self._base is not None else None,
+            "payload": _digest(frame),
+        }
+        self._write(
+            (round, _PAYLOAD),
+            {**{f"{_STATE}/{n}": a for n, a in arrays.items()}, _FRAME: frame},
+            contents,
+            record,
+            digests,
+            about,
+        )
+        self._needed.add(round)
+        self._prune()
+
+    def free(self, round: int) -> None:
+        """An own payload will not be asked for again."""
+        self._needed.discard(round)
+        self._prune()
+
+    def _write(
+        self,
+        entry: _Entry,
+        arrays: Mapping[str, NDArray[Any]],
+        contents: Contents,
+        record: Mapping[str, Any],
+        digests: Mapping[str, str],
+        more: Mapping[str, Any] | None = None,
+    ) -> None:
+        about = json.dumps(
+            {
+                "run": self._run,
+                "round": entry[0],
+                "state": contents.document,
+                "record": record,
+                "digests": digests,
+                **(more or {}),
+            }
+        )
+        metadata = {"about": about, "checksum": xxhash.xxh3_64_hexdigest(about.encode())}
+        if self._known is None:
+            self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._known = self._entries()
+        contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+        self._write_durably(self._path(entry), save(contiguous, metadata=metadata))
+        self._known.add(entry)
+        self._newest = entry[0]
+
+    def _prune(self) -> None:
+        """Remove what is not needed. What is later and damaged stays until it is written anew."""
+        known = self._known or set()
+        for kind in (_STATE, _PAYLOAD):
+            rounds = sorted(k for k, what in known if what == kind and k <= self._newest)
+            for k in rounds[:-_KEEP]:
+                if kind == _PAYLOAD and k in self._needed:
+                    continue
+                with suppress(OSError):  # it is in nobody's way
+                    self._path((k, kind)).unlink(missing_ok=True)
+                known.discard((k, kind))
+
+    # --- reading ------------------------------------------------------------------------
+
+    def load(self) -> Found | None:
+        """The newest file that is whole, with the payloads that it needs; None if there is none.
+
+        Raises StateError if there are some and none of them can be used: to begin anew
+        would be to lose them silently.
+        """
+        entries = sorted(self._entries(), key=lambda entry: (entry[0], _ORDER[entry[1]]))
+        for entry in reversed(entries):
+            try:
+                found = self._read(entry)
+            except _DAMAGE as error:
+                self._report(f"{self._path(entry).name} is damaged: {error}")
+                continue
+            return found
+        if entries:
+            names = [self._path(entry).name for entry in entries]
+            raise StateError(
+                f"{self._directory}: none of {names} can be used; move them away to begin again "
+                "from the neighbors"
+            )
+        return None
+
+    def _read(self, entry: _Entry) -> Found:
+        about, arrays = self._open(entry)
+        payload = None
+        if entry[1] == _PAYLOAD:
+            payload = self._frame(about, arrays)
+            arrays = {n.removeprefix(f"{_STATE}/"): a for n, a in arrays.items() if n != _FRAME}
+            base: dict[str, NDArray[Any]] = {}
+            if about["base"] is not None and not set(about["digests"]) <= set(arrays):
+                under, base = self._open((int(about["base"]), _STATE))
+                self._base = (int(about["base"]), under["digests"])
+            arrays = {name: base[name] for name in about["digests"] if name not in arrays} | arrays
+        else:
+            self._base = (entry[0], about["digests"])
+        for name in {*arrays, *about["digests"]}:
+            if name not in arrays or about["digests"].get(name) != _digest(arrays[name]):
+                raise ValueError(f"'{name}' is not what was written")
+        record = about["record"]
+        kept = {}
+        for k in record["kept"]:
+            frame = self._kept(int(k))
+            if frame is not None:
+                kept[int(k)] = frame
+        self._needed = {*kept, *([entry[0]] if payload is not None else [])}
+        return Found(entry[0], Contents(arrays, about["state"]), record, payload, kept)
+
+    def _kept(self, round: int) -> bytes | None:
+        """An own payload of an earlier round, None if it is not there any more."""
+        entry = (round, _PAYLOAD)
+        if entry not in self._entries():
+            return None
+        try:
+            return self._frame(*self._open(entry))
+        except _DAMAGE as error:
+            self._report(f"{self._path(entry).name} is damaged: {error}")
+            return None
+
+    def _open(self, entry: _Entry) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+        with safetensors.safe_open(self._path(entry), framework="numpy") as file:
+            metadata = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        found = xxhash.xxh3_64_hexdigest(metadata["about"].encode())
+        if found != metadata["checksum"]:
+            raise ValueError(f"its checksum is {found}, expected {metadata['checksum']}")
+        about = json.loads(metadata["about"])
+        if about["run"] != self._run:
+            raise StateError(
+                f"{self._directory}: {self._path(entry).name} is of run '{about['run']}', expected "
+                f"'{self._run}'; choose another state-dir for another run"
+            )
+        return about, arrays
+
+    def _frame(self, about: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> bytes:
+        if _digest(arrays[_FRAME]) != about["payload"]:
+            raise ValueError("its payload is not what was written")
+        return arrays[_FRAME].tobytes()
+
+    def _entries(self) -> set[_Entry]:
+        found = set()
+        for path in self._directory.glob("*-*.safetensors"):
+            kind, _, number = path.stem.partition("-")
+            if kind in _ORDER and number.isascii() and number.isdecimal():
+                found.add((int(number), kind))
+        return found
+
+    def _path(self, entry: _Entry) -> Path:
+        return self._directory / f"{entry[1]}-{entry[0]}.safetensors"
+
+
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError)
+
+
+def _digest(array: NDArray[Any]) -> str:
+    digest = xxhash.xxh3_64(f"{array.dtype.str}{list(array.shape)}".encode())
+    digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()

@@ -1,0 +1,264 @@
+"""What a peer's own thread does for the protocol: it calls the app, and hands on what to write."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save
+
+from flower_dhb.errors import StateError
+from flower_dhb.peer.device import disk
+from flower_dhb.peer.device.app import Agent as App
+from flower_dhb.peer.device.app import Outcome
+from flower_dhb.peer.device.disk import Disk
+from flower_dhb.peer.device.journal import Contents, Found
+from flower_dhb.peer.device.settings import PeerSettings
+from flower_dhb.peer.monitor import Monitor
+from flower_dhb.peer.protocol.effects import Combine, Finish, Free, Journal, Rejoin, Save, Train
+from flower_dhb.peer.protocol.events import (
+    Combined,
+    Event,
+    Finished,
+    Journaled,
+    Payload,
+    Rejoined,
+    Saved,
+    Trained,
+    TrainingFailed,
+)
+from flower_dhb.peer.watch.history import History
+from flower_dhb.peer.watch.recorder import Recorder
+from flower_dhb.peer.watch.status import Progress
+from flower_dhb.peer.wire.frames import Bytes, Outgoing, relabel
+
+__all__ = ["Task", "Work"]
+
+Task = Train | Journal | Combine | Rejoin | Save | Free | Finish
+
+
+@dataclass(frozen=True)
+class _Round:
+    """A round under way. frame: own payload, under its label."""
+
+    begun: float = field(default_factory=time.monotonic)
+    train_s: float = 0.0
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    frame: bytes | None = None
+
+
+class Work:
+    """Does the protocol's tasks one after the other, and says when each is done.
+
+    deliver takes the events. All numerical work is the app's and the rule's.
+    """
+
+    def __init__(
+        self,
+        settings: PeerSettings,
+        app: App,
+        writer: Disk,
+        progress: Progress,
+        monitor: Monitor,
+        recorder: Recorder,
+        deliver: Callable[[Event], None],
+    ) -> None:
+        self._settings, self._app, self._disk = settings, app, writer
+        self._progress, self._monitor = progress, monitor
+        self._recorder = recorder
+        self._history = History(settings.state_dir / "history.jsonl")
+        self._deliver = deliver
+        self._round = _Round()
+        self._line: dict[str, Any] = {}
+        self._tell: list[Callable[[], None]] = []  # for the record
+
+    def resume(self, found: Found) -> None:
+        """Go on from what the disk holds."""
+        document = found.contents.document
+        self._app.load(document["agent-round"], found.contents.arrays, document["records"])
+        self._round = _Round(
+            train_s=document["train-seconds"], metrics=document["train"], frame=found.payload
+        )
+
+    def do(self, task: Task) -> None:
+        """Do one task, in the order in which the protocol named them."""
+        match task:
+            case Train():
+                self._train(task)
+            case Journal():
+                self._journal(task)
+            case Combine():
+                self._combine(task)
+            case Rejoin():
+                self._rejoin(task)
+            case Save():
+                self._save(task)
+            case Free():
+                self._disk.put(disk.Free(task.round))
+            case Finish():
+                self._finish(task)
+
+    def close(self) -> None:
+        """Close the files."""
+        self._history.close()
+        self._recorder.close()
+
+    # --- tasks ----------------------------------------------------------------------------
+
+    def _train(self, task: Train) -> None:
+        begun = time.monotonic()
+        early = self._round.frame if self._app.knows_early else None
+        outcome = self._app.train(task.round)
+        if outcome.frame is None:
+            self._deliver(TrainingFailed(outcome.failure))
+            return
+        self._round = _Round(
+            begun, time.monotonic() - begun, dict(outcome.metrics), early or outcome.frame
+        )
+        self._deliver(Trained())
+
+    def _journal(self, task: Journal) -> None:
+        if task.early:
+            frame = self._app.early(task.round)
+            self._round = _Round(frame=frame)
+        else:
+            frame = self._round.frame
+            if frame is not None and task.round != task.trained_as:
+                frame = relabel(frame, task.round)
+                self._round = replace(self._round, frame=frame)
+        if frame is None:
+            raise StateError(f"round {task.round}: there is no payload to write down")
+        outgoing = Outgoing.of(frame)
+        done = partial(self._deliver, Journaled(Payload(outgoing.checksum, outgoing)))
+        self._disk.put(disk.Payload(task.round, frame, self._contents(), task.record, done))
+
+    def _combine(self, task: Combine) -> None:
+        label, k, done = task.round, task.trained_as, self._round
+        waited_s = time.monotonic() - done.begun - done.train_s
+        received: dict[int, Bytes] = {j: _bytes(p) for j, p in task.payloads.items()}
+        before = self._app.snapshot() if self._recorder.on else None
+        payloads = {j: f if label == k else relabel(f, k) for j, f in received.items()}
+        combined = self._app.combine(k, payloads, evaluate=self._evaluates(label))
+        for text in combined.refused:
+            self._monitor.count("refused.agent")
+            self._monitor.warning("refused", reason="agent", why=text)
+        after = self._app.snapshot()
+        if before is not None and done.frame is not None:
+            write = self._recorder.ended
+            self._tell = [partial(write, label, k, done.frame, received, before, after)]
+        missing = [j for j in self._settings.neighbors if j not in received]
+        metrics = {"train": dict(done.metrics), "evaluate": dict(combined.metrics)}
+        flat = {**metrics["train"], **metrics["evaluate"]}
+        self._progress.metrics |= {
+            name: float(v) for name, v in flat.items() if isinstance(v, int | float)
+        }
+        seconds = time.monotonic() - done.begun
+        self._progress.finished_round(label, seconds, after.state.parameters)
+        for j in missing:
+            self._monitor.count("missing", j)
+        self._monitor.event(
+            "round",
+            round=label,
+            seconds=round(seconds, 4),
+            train_s=round(done.train_s, 4),
+            wait_s=round(waited_s, 4),
+            missing=missing,
+            metrics={n: round(v, 5) for n, v in flat.items() if isinstance(v, float)},
+        )
+        self._line = {
+            "seconds": seconds,
+            "train_seconds": done.train_s,
+            "wait_seconds": waited_s,
+            "missing": missing,
+            **metrics,
+        }
+        self._deliver(Combined())
+
+    def _rejoin(self, task: Rejoin) -> None:
+        newest: dict[int, tuple[int, Bytes]] = {}
+        for j, (k, payload) in task.payloads.items():
+            frame = _bytes(payload)
+            # The model of one that has finished is no round's; here it is the last one's.
+            newest[j] = (k, frame) if k <= task.round else (task.round, relabel(frame, task.round))
+        try:
+            outcome: Outcome = self._app.rejoin(newest, evaluate=self._evaluates(task.round))
+        except StateError as error:
+            self._deliver(Rejoined(str(error)))
+            return
+        snapshot = self._app.snapshot()
+        self._progress.round, self._progress.parameters = task.round, snapshot.state.parameters
+        if self._recorder.on:
+            self._tell = [partial(self._recorder.rejoined, task.round, snapshot)]
+        self._line = {
+            "rejoined": True,
+            "neighbors": sorted(newest),
+            "evaluate": dict(outcome.metrics),
+        }
+        self._deliver(Rejoined())
+
+    def _save(self, task: Save) -> None:
+        line: dict[str, Any] = {"failure": task.failure} if task.failure else self._line
+        if task.failure:
+            self._progress.round = task.round
+        elif self._progress.alone_since is not None:
+            line["alone_since"] = self._progress.alone_since
+        due = (
+            task.round % self._settings.checkpoint_every == 0 or task.round >= self._settings.rounds
+        )
+        tell: list[Callable[[], None]] = [
+            *self._tell,
+            partial(self._history.append, {"round": task.round, **line}, durable=due),
+        ]
+        self._line, self._tell = {}, []
+        done = partial(self._deliver, Saved(task.round))
+        contents = self._contents(trained=False)
+        self._disk.put(disk.State(task.round, contents, task.record, tell, due, done))
+
+    def _finish(self, task: Finish) -> None:
+        snapshot = self._app.snapshot()
+        arrays = self._app.layout.unflatten(
+            snapshot.state.parameters, snapshot.statistics, snapshot.local
+        )
+        model = save({name: np.asarray(a, order="C") for name, a in arrays.items()})
+        outgoing = Outgoing.of(self._app.final(self._settings.rounds + 1))
+        path = self._settings.state_dir / "model.safetensors"
+
+        def done() -> None:
+            if task.alone_since >= 0:
+                self._monitor.warning(
+                    "finished", round=self._settings.rounds, alone_since=task.alone_since
+                )
+            else:
+                self._monitor.event("finished", round=self._settings.rounds)
+            self._deliver(Finished(Payload(outgoing.checksum, outgoing)))
+
+        self._disk.put(disk.Model(path, model, done))
+
+    # --- parts ------------------------------------------------------------------------------
+
+    def _contents(self, *, trained: bool = True) -> Contents:
+        arrays, records = self._app.save()
+        done = self._round if trained else _Round()
+        document = {
+            "agent-round": self._app.round,
+            "records": records,
+            "train": dict(done.metrics),
+            "train-seconds": done.train_s,
+        }
+        return Contents(arrays, document)
+
+    def _evaluates(self, label: int) -> bool:
+        every = self._settings.evaluate_every
+        return bool(every) and (label % every == 0 or label == self._settings.rounds)
+
+
+def _bytes(payload: Payload) -> Bytes:
+    """What a neighbor sent, as the wire handed it over."""
+    handle = payload.handle
+    if not isinstance(handle, bytes | bytearray | memoryview):
+        raise TypeError(f"expected the bytes of a payload, got {type(handle).__name__}")
+    return handle

@@ -1,0 +1,57 @@
+"""What a peer's disk says of its edges: which rounds counted at one end only, or may have."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import xxhash
+from safetensors import SafetensorError
+
+__all__ = ["Ledger", "read_ledger"]
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The edges of one peer's protocol record, by neighbor."""
+
+    edges: Mapping[int, Mapping[str, Any]]
+
+    def counts(self, neighbor: int, round: int) -> bool:
+        """Whether a difference in this round is one that the peer knows of, or reckons with."""
+        edge = self.edges.get(neighbor)
+        if edge is None:
+            return False
+        if round == edge["counted"][0] and not edge["settled"]:
+            return True
+        return any(
+            round in edge[name]
+            # The oldest are remembered by their number only.
+            or (edge[f"{name}_total"] > len(edge[name]) and round < min(edge[name], default=0))
+            for name in ("one_sided", "doubts")
+        )
+
+
+def read_ledger(state_dir: Path) -> Ledger | None:
+    """The newest whole record in a peer's state directory, None if there is none."""
+    newest: tuple[tuple[int, str], Ledger] | None = None
+    for path in state_dir.glob("*-*.safetensors"):
+        try:
+            with safetensors.safe_open(path, framework="numpy") as file:
+                metadata = file.metadata() or {}
+            about = metadata["about"]
+            if xxhash.xxh3_64_hexdigest(about.encode()) != metadata["checksum"]:
+                continue
+            document = json.loads(about)
+            # A round's payload is written before its state: `payload` comes before `round`.
+            at = (int(document["round"]), path.stem.partition("-")[0])
+            edges = {int(j): edge for j, edge in document["record"]["edges"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError):
+            continue
+        if newest is None or at > newest[0]:
+            newest = at, Ledger(edges)
+    return newest[1] if newest is not None else None
