@@ -34,8 +34,8 @@ from flower_dhb.engine.engine import Engine, random_failures
 from flower_dhb.engine.problem import Agents
 from flower_dhb.engine.supervised import Supervised
 from flower_dhb.files import write_durably
-from flower_dhb.problems.digits import MODELS as DIGITS_MODELS
 from flower_dhb.problems.digits import load_digits
+from flower_dhb.problems.models import new_model
 from flower_dhb.problems.splits import split
 from flower_dhb.types import Payload, State, Vector
 
@@ -232,7 +232,7 @@ def build(name: str, width: int, classes: int) -> nn.Module:
     image, head = nn.Unflatten(1, (1, 8, 8)), nn.Linear(256, classes)
     c1, c2 = (lambda: nn.Conv2d(1, 8, 3, padding=1)), (lambda: nn.Conv2d(8, 16, 3, padding=1))
     if name == "cnn" and width == 64:
-        return DIGITS_MODELS["cnn"]()
+        return new_model("cnn")
     if name == "cnn-bn":
         norm = (nn.BatchNorm2d(8), nn.BatchNorm2d(16))
         first = (image, c1(), norm[0], nn.ReLU(), nn.MaxPool2d(2))

@@ -12,7 +12,7 @@ from flower_dhb.errors import ConfigError, unknown
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["MODELS", "make_model", "n_parameters"]
+__all__ = ["MODELS", "make_model", "n_parameters", "new_model"]
 
 # Kind of a layer, inputs and outputs; both are 0 where a layer has no parameters.
 Layer: TypeAlias = tuple[str, int, int]
@@ -42,12 +42,20 @@ def make_model(name: str, seed: int) -> nn.Module:
     convolutions and a linear layer. Raises ConfigError for another name.
     """
     import torch
-    from torch import nn
 
-    layers = _layers(name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        modules = [_module(*layer) for layer in layers]
+        return new_model(name)
+
+
+def new_model(name: str) -> nn.Module:
+    """Model with weights drawn from torch's own generator, as it stands.
+
+    Raises ConfigError for a name that is none of MODELS.
+    """
+    from torch import nn
+
+    modules = [_module(*layer) for layer in _layers(name)]
     return modules[0] if len(modules) == 1 else nn.Sequential(*modules)
 
 

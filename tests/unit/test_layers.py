@@ -1,6 +1,8 @@
 """Imports point down only: every module is held against the house of docs/architecture.md."""
 
 import ast
+import importlib
+import importlib.util
 import re
 import sys
 from graphlib import TopologicalSorter
@@ -161,6 +163,23 @@ def test_no_module_imports_itself_in_a_circle():
         graph[name] = set(own)
     order = list(TopologicalSorter(graph).static_order())
     assert order.index("errors") < order.index("topology.weights") < order.index("topology.graph")
+
+
+@pytest.mark.parametrize("folder", ["benchmarks", "clients", "strategies"])
+def test_what_imports_the_package_from_outside_finds_its_names(folder):
+    names = set()
+    for path in sorted((ROOT.parent / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(DOOR):
+                names |= {(node.module, alias.name) for alias in node.names}
+    lost = {
+        (module, name)
+        for module, name in names
+        if not hasattr(importlib.import_module(module), name)
+        and importlib.util.find_spec(f"{module}.{name}") is None
+    }
+    assert names
+    assert not lost
 
 
 IO = {"asyncio", "datetime", "io", "logging", "os", "pathlib", "random", "secrets", "socket"}
