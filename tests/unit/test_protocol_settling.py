@@ -1,0 +1,233 @@
+"""How a round ended at the other end: what is remembered, asked, answered, and given again."""
+
+import pytest
+
+from flower_dhb.peer.protocol.edge import Stage
+from tests.support.protocol import End, after
+
+COUNTED = "share", "payload b1 ack=a1", "next"  # round 1 counted here; nothing is known of there
+IN_DOUBT = "share", "payload b1", "wait 100", "next"  # given up here after the vote
+
+
+def one_sided(end, j="b"):
+    """The rounds that are one-sided, and that each was counted and noted once."""
+    rounds = end.edge(j).one_sided
+    assert end.count("one-sided", j) == len(rounds) == end.edge(j).one_sided_total
+    assert sorted(r for noted in end.noted("one-sided") for r in noted["rounds"]) == rounds
+    return rounds
+
+
+# --- Hellos -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("steps", "said", "rounds"),
+    [
+        (COUNTED, "closed=1 doubts=1", [1]),
+        (COUNTED, "closed=3 doubts=2,3", [1]),  # it says that nothing counted
+        (COUNTED, "closed=1 counted=1:b1:a1 doubts=2", []),
+        (COUNTED, "closed=1 counted=1:b1:a1", []),
+        (COUNTED, "closed=1 counted=1:b1':a1", [1]),
+        (COUNTED, "closed=2 counted=2:b2:a2", [2]),  # it knew of round 1 by then
+        (COUNTED, "round=1 digest=b1", []),
+        (COUNTED, "round=1 digest=b1'", [1]),  # the payload that counted here is lost
+        (COUNTED, "", [1]),  # everything is
+        (COUNTED, "round=1 digest=b1 one_sided=1", [1]),
+        (COUNTED, "closed=1 counted=1:b1:a1 one_sided=40", [40]),
+        (COUNTED, "closed=1 counted=1:b1:a1 one_sided=0,51", []),  # there are no such rounds
+        (IN_DOUBT, "closed=1", []),
+        (IN_DOUBT, "closed=1 counted=1:b1:a1", [1]),
+        (IN_DOUBT, "closed=1 one_sided=1", [1]),
+        (IN_DOUBT, "round=1 digest=b1", []),
+        (IN_DOUBT, "", []),  # it lost the payload: it can never count it
+        (IN_DOUBT, "closed=1 doubts=1", []),
+    ],
+)
+def test_what_a_hello_settles(steps, said, rounds):
+    end = after(*steps, "down b", f"up b {said}")
+    assert one_sided(end) == rounds
+    assert end.edge().unknown == (said == "round=1 digest=b1")
+    for _ in range(2):  # said again, it is not news
+        end.do("down b", f"up b {said}")
+        assert one_sided(end) == rounds
+
+
+def test_the_same_round_is_one_sided_once_however_often_it_is_said():
+    end = after(*COUNTED, "release b 1", "up b closed=1 doubts=1", "up b closed=1 one_sided=1")
+    assert one_sided(end) == [1]
+
+
+def test_who_had_said_that_it_counted_may_lose_it_again():
+    """Its disk was set back to an older state: the edge counts here alone now."""
+    end = after(*COUNTED, "offer b2 +")
+    assert end.edge().settled
+    end.do("up b closed=1 counted=1:b1:a1")
+    assert (end.edge().settled, one_sided(end)) == (True, [])
+    end.do("up b closed=0")
+    assert one_sided(end) == [1]
+
+
+def test_who_had_said_that_it_counted_may_stand_in_that_round_again():
+    end = after(*COUNTED, "offer b2 +", "down b", "dial b")
+    assert end.do("hello b round=1 digest=b1") == [
+        "b: ack b1", "b: payload a1 closed=1 counted=1:a1:b1",
+    ]  # fmt: skip
+    assert (end.edge().settled, one_sided(end)) == (False, [])
+    # Once our next payload is on the disk, the last is gone: it had said that it had it.
+    end = after(*COUNTED, "offer b2 +", "share", "down b", "dial b")
+    assert end.do("hello b round=1 digest=b1") == [
+        "b: release 1", "b: payload a2 closed=1 counted=1:a1:b1",
+    ]  # fmt: skip
+    assert (end.edge().settled, one_sided(end)) == (True, [1])
+
+
+# --- a neighbor that was restarted in a round that counted here ---------------------------------
+
+
+def test_it_gets_our_acknowledgment_and_our_payload_again():
+    end = after(*COUNTED, "share", "down b")
+    end.said()
+    words = end.do("up b round=1 digest=b1")
+    assert words == [
+        "b: hello round=2 digest=a2 closed=1 counted=1:a1:b1",
+        "b: ack b1",
+        "b: payload a1 closed=1 counted=1:a1:b1",
+    ]
+    assert end.do("payload b1") == ["b: refuse stale 1"]
+    # It counts round 1 now, and goes on to the one that is open here.
+    assert end.do("payload b2 +") == [
+        "b: payload a2 closed=1 counted=1:a1:b1", "free 1", "b: ack b2",
+    ]  # fmt: skip
+    assert (end.edge().settled, one_sided(end)) == (True, [])
+
+
+def test_it_gets_no_payload_that_it_holds():
+    end = after(*COUNTED, "share", "down b", "dial b")
+    assert end.do("hello b round=1 digest=b1 holds=a1")[0] == "b: ack b1"
+    assert not any("payload a1" in said for said in end.said()[-2:])
+    end = after(*COUNTED, "down b", "dial b")
+    assert end.do("hello b round=1 digest=b1 holds=a1'") == [
+        "b: ack b1", "b: payload a1 closed=1 counted=1:a1:b1",
+    ]  # fmt: skip
+
+
+def test_it_is_served_on_the_connection_that_asks_and_once():
+    end = after(*COUNTED, "up b round=1 digest=b1")
+    end.said()
+    assert not any("payload" in w for w in end.do("payload b1"))
+    assert end.do("up b round=1 digest=b1")[2:] == [
+        "b: ack b1", "b: payload a1 closed=1 counted=1:a1:b1",
+    ]  # fmt: skip
+    assert end.do("up b closed=1 counted=1:b1:a1") == [
+        "b: close: replaced by a newer connection (old link)",
+        "b: hello closed=1 counted=1:a1:b1",
+    ]
+
+
+def test_if_the_payload_is_gone_the_round_is_one_sided():
+    """The disk has lost it; nobody else has it."""
+    end = after(*COUNTED).reborn(kept=())
+    assert end.do("up b round=1 digest=b1")[1:] == ["b: release 1", "train 2"]
+    assert one_sided(end) == [1]
+
+
+def test_what_was_given_up_is_not_given_again():
+    end = after(*IN_DOUBT, "down b", "dial b")
+    assert end.do("hello b round=1 digest=b1") == ["b: release 1"]
+    end = after("round", "failed", "down b", "dial b")
+    assert end.do("hello b round=2 digest=b2 closed=1 counted=1:b1:a1") == ["b: release 2"]
+
+
+# --- own payloads are kept until nobody can ask for them ----------------------------------------
+
+
+def kept(end):
+    return sorted(end.agent.near.kept)
+
+
+def test_a_payload_is_kept_until_each_neighbor_has_said_how_its_round_ended():
+    end = after("share", "payload b1 ack=a1", "payload c1 ack=a1", "next", "share", neighbors="bc")
+    assert kept(end) == [1, 2]
+    end.said()
+    assert "free 1" not in end.do("payload b2 +")
+    assert kept(end) == [1, 2]
+    end.said()
+    end.do("payload c2 +")
+    assert end.said() == ["free 1", "c: ack c2"]
+    assert kept(end) == [2]
+
+
+@pytest.mark.parametrize("how", ["up b closed=1", "release b 1", "up b", "bye b done"])
+def test_however_it_ended(how):
+    end = after(*COUNTED, "share")
+    assert kept(end) == [1, 2]
+    assert "free 1" in end.do(how)
+    assert kept(end) == [2]
+
+
+def test_a_payload_that_nobody_counted_is_kept_until_there_is_a_newer():
+    end = after(*IN_DOUBT)
+    assert kept(end) == [1]
+    assert end.do("trained", "journaled")[-1] == "free 1"
+    assert kept(end) == [2]
+
+
+def test_no_more_payloads_are_kept_than_there_are_neighbors_and_one():
+    end = End("bcd")
+    for k in range(1, 20):
+        end.do("share")
+        j = "bcd"[k % 3]
+        end.do(f"payload {j}{k} closed={k - 1} ack=a{k}", "wait 100", "next")
+        assert len(kept(end)) <= 4
+
+
+# --- what a neighbor has lost -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("steps", "said", "held"),
+    [
+        ("share, payload b1, payload b3", "round=1 digest=b1", [1]),
+        ("payload b3", "round=3 digest=b3 closed=2", [3]),
+        ("payload b3", "round=3 digest=b3' closed=2", []),
+        ("payload b3", "round=4 digest=b4 closed=3", []),
+        ("payload b3", "closed=2", []),
+        ("payload b3", "closed=3", []),
+        ("share, payload b1", "closed=1 counted=1:b1:a1", []),  # it is used, and gone
+        ("share, payload b1", "closed=1", [1]),  # it is of no use, and goes with the round
+    ],
+)
+def test_payloads_that_their_sender_knows_no_more_of_are_dropped(steps, said, held):
+    end = after(*steps.split(", "), "down b", f"up b {said}")
+    assert sorted(end.edge().held) == held
+
+
+def test_an_acknowledgment_of_a_life_that_was_lost_counts_no_more():
+    end = after("share", "ack b a1", "up b round=1 digest=b1'")
+    assert not end.edge().acked
+    assert end.do("payload b1'") == ["b: ack b1'"]
+    assert end.phase == "waiting"
+    assert end.do("ack b a1") == ["combine 1: b1'"]
+
+
+def test_an_acknowledgment_is_not_lost_with_the_connection():
+    end = after("share", "ack b a1")
+    end.do("offer b1", "up b round=1 digest=b1")
+    assert end.edge().acked
+    assert end.do("payload b1") == ["b: ack b1", "combine 1: b1"]
+
+
+def test_both_ends_agree_again_after_one_lost_its_payload():
+    end = after("share", "payload b1", "up b round=1 digest=b1'")
+    assert end.edge().stage is Stage.IDLE
+    end.said()
+    assert end.do("payload b1' ack=a1") == ["b: ack b1'", "combine 1: b1'"]
+
+
+def test_a_payload_that_counted_there_and_is_not_the_one_here_is_asked_for_again():
+    """It trained the round again after a loss, and counted the edge with the second payload."""
+    end = after("share", "payload b1")
+    end.said()
+    assert end.do("offer b2 closed=1 counted=1:b1':a1") == ["b: reserve b2"]
+    assert (end.edge().stage, end.edge().acked) == (Stage.IDLE, True)
+    assert end.do("wait 100")[-1] == "combine 1: nobody"

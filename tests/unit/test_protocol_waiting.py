@@ -1,0 +1,221 @@
+"""How long one end waits for another, and what ends the wait."""
+
+import pytest
+
+from flower_dhb.peer.protocol.edge import Stage
+from tests.support.protocol import TIMING, End, after
+
+CEILING, RECONNECT = TIMING.ceiling_s, TIMING.reconnect_s
+
+
+def left(end):
+    """Seconds until the open round ends though nothing more is heard."""
+    assert end.phase == "waiting"
+    return end.agent.next_deadline() - end.now
+
+
+def at_pace(seconds, rounds=6, **made):
+    """An end and its neighbors after some rounds of so many seconds each, the next one shared."""
+    end = after(*[f"round {seconds}"] * rounds, "share", **made)
+    end.said()
+    return end
+
+
+# --- by the neighbor's pace ---------------------------------------------------------------------
+
+
+def test_without_their_payload_the_wait_is_a_multiple_of_their_usual_time():
+    end = at_pace(2.0)
+    assert left(end) == pytest.approx(6.0)
+    end.do("wait 4")
+    assert left(end) == pytest.approx(2.0)
+    assert end.do("wait 1.9") == []
+    assert end.do("wait 0.2") == ["b: release 7", "combine 7: nobody"]
+    assert end.edge().doubts == []
+
+
+def test_a_tick_that_comes_late_or_early_does_no_harm():
+    end = at_pace(2.0)
+    for _ in range(5):
+        assert end.do("wait 1") == []
+        assert left(end) == pytest.approx(6.0 - (end.now - end.agent.near._shared_at))
+    assert end.do("wait 500") == ["b: release 7", "combine 7: nobody"]
+
+
+def test_with_their_payload_and_no_acknowledgment_it_is_the_ceiling():
+    end = at_pace(2.0)
+    end.do("wait 1", "payload b7 +")
+    assert left(end) == pytest.approx(CEILING - 1.0)
+    assert end.do(f"wait {CEILING - 1.5}") == []
+    assert end.do("wait 0.5") == ["b: release 7", "combine 7: nobody"]
+    assert (end.edge().doubts, end.count("in-doubt")) == ([7], 1)
+
+
+def test_who_misses_rounds_is_waited_for_less_and_who_returns_gets_half():
+    end = at_pace(2.0)
+    waits = []
+    for k in range(7, 13):
+        waits.append(left(end))
+        end.do("wait 6")
+        assert end.said()[-1] == f"combine {k}: nobody"
+        end.do("next", "share")
+    assert waits == pytest.approx([6.0, 3.0, 1.5, 0.75, 0.375, 0.1875])
+    assert end.edge().patience.deadline_s == 0.0  # no time any more: the usual pace is kept
+    assert left(end) == pytest.approx(6.0)
+    end.do("wait 6", "next", "down b", "up b round=13 closed=13", "share")
+    assert left(end) == pytest.approx(3.0)
+
+
+def test_being_in_time_once_forgives_half_of_what_was_missed():
+    end = at_pace(2.0)
+    for _ in range(4):
+        end.do("wait 6", "next", "share")
+    assert left(end) == pytest.approx(6.0 / 2**4)
+    end.do("payload b11 + ack=a11", "next", "share")
+    assert left(end) == pytest.approx(6.0 / 2**2)
+
+
+def test_the_longest_wait_decides_and_a_shorter_one_that_is_over_asks_for_no_tick():
+    end = at_pace(2.0, neighbors="bc")
+    end.do("wait 1", "payload c7 +")
+    assert end.do("wait 7") == []  # b's time is over; c is in doubt
+    assert left(end) == pytest.approx(CEILING - 8.0)
+    assert end.do(f"wait {CEILING - 8.0}") == [
+        "b: release 7", "c: release 7", "combine 7: nobody",
+    ]  # fmt: skip
+
+
+def test_the_round_time_that_counts_is_that_of_rounds_in_a_row():
+    """A round that was missed says nothing about the neighbor's pace."""
+    end = at_pace(2.0, rounds=2)
+    end.do("wait 6", "next", "round 1", "share")  # round 4 came 7 s after round 2
+    assert left(end) == pytest.approx(6.0)
+
+
+# --- when it is not connected -------------------------------------------------------------------
+
+
+def test_a_neighbor_that_is_not_connected_has_the_time_to_come_back():
+    end = at_pace(10.0)
+    assert left(end) == pytest.approx(30.0)
+    end.do("wait 1", "down b")
+    assert left(end) == pytest.approx(RECONNECT)
+    end.do(f"wait {RECONNECT - 1}")
+    assert left(end) == pytest.approx(1.0)
+    assert end.do("wait 1") == ["combine 7: nobody"]
+    end.do("next", "trained")
+    assert end.do("journaled") == ["free 7"]  # it has had its time; the pace is the usual one
+    assert left(end) == pytest.approx(10.0)
+    assert end.do("wait 10") == ["combine 8: nobody"]
+
+
+def test_a_neighbor_that_is_in_doubt_has_that_time_in_this_round():
+    """Gone for long; but its payload is here and acknowledged, so the answer is worth a wait."""
+    end = after(*["round 30"] * 6, "payload b7 +", "down b", f"wait {5 * RECONNECT}", "share")
+    assert end.edge().stage is Stage.VOTED
+    assert left(end) == pytest.approx(RECONNECT)
+    assert end.do(f"wait {RECONNECT}") == ["combine 7: nobody"]
+    assert end.edge().doubts == [7]
+
+
+def test_a_neighbor_that_says_hello_has_the_time_for_it():
+    end = at_pace(30.0)
+    end.do("down b", f"wait {RECONNECT - 0.5}")
+    assert left(end) == pytest.approx(0.5)
+    end.do("dial b")
+    assert left(end) == pytest.approx(5.0)
+    assert end.do("wait 4") == []
+    end.do("hello b round=7 digest=b7 closed=6 counted=6:b6:a6")
+    assert left(end) > 5.0  # it is here again
+
+
+def test_after_a_restart_neighbors_have_longer_to_come_back():
+    """They must notice the restart first; what was voted for is with them to decide."""
+    end = at_pace(30.0).reborn()
+    assert end.said() == []
+    assert left(end) == pytest.approx(TIMING.resume_s)
+    assert end.do(f"wait {TIMING.resume_s - 0.5}") == []
+    assert end.do("wait 0.5") == ["combine 7: nobody"]
+    assert (end.edge().stage, end.edge().doubts) == (Stage.DOUBT, [7])
+    end.do("next", "share", "wait 1")
+    assert end.said()[-1] == "combine 8: nobody"  # once
+
+
+def test_a_restarted_end_waits_the_ceiling_for_one_that_is_connected():
+    end = at_pace(2.0).reborn()
+    end.do("wait 1", "up b round=7 digest=b7 closed=6 counted=6:b6:a6")
+    assert left(end) == pytest.approx(CEILING - 1.0)
+
+
+def test_a_neighbor_that_never_came_costs_the_time_to_connect_once():
+    end = End(connected=False)
+    assert end.do("wait 199") == []
+    assert end.do("wait 1") == ["train 1"]
+    end.said()
+    end.do("share")
+    assert end.said() == ["journal 1"]  # nobody is there, so nobody sets the pace
+    assert left(end) == pytest.approx(1.0)
+    assert end.do("wait 1") == ["combine 1: nobody"]
+
+
+# --- what ends a wait at once -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("steps", "combined"),
+    [
+        ("release b 7", "nobody"),
+        ("bye b done", "nobody"),
+        ("offer b8 closed=7", "nobody"),
+        ("payload b7 + ack=a7", "b7"),
+        ("payload b7 +, ack b a7", "b7"),
+        ("down b, up b round=8 digest=b8 closed=7 counted=6:b6:a6", "nobody"),
+        ("down b, up b closed=7 counted=6:b6:a6", "nobody"),
+        ("down b, up b closed=50 counted=6:b6:a6 done", "nobody"),
+        ("payload b7 +, down b, up b closed=7 counted=7:b7:a7", "b7"),
+        ("payload b7 +, down b, up b round=7 digest=b7 closed=6 counted=6:b6:a6 holds=a7", "b7"),
+    ],
+)
+def test_what_ends_the_wait_at_once(steps, combined):
+    end = at_pace(2.0)
+    end.do("wait 3")
+    assert left(end) > 0.0
+    end.do(*steps.split(", "))
+    assert f"combine 7: {combined}" in end.said()
+    assert end.phase == "combining"
+
+
+def test_a_round_that_ends_early_without_anybody_keeps_the_usual_pace():
+    """An agent that is left alone would else run ahead through all rounds."""
+    end = at_pace(2.0)
+    assert end.do("release b 7") == []
+    assert left(end) == pytest.approx(2.0)
+    assert end.do("wait 1.9") == []
+    assert end.do("wait 0.1") == ["combine 7: nobody"]
+
+
+def test_at_an_unknown_pace_it_is_a_second():
+    end = after("share", "release b 1")
+    assert left(end) == pytest.approx(1.0)
+    end.do("wait 0.9")
+    assert end.phase == "waiting"
+    assert end.do("wait 0.1") == ["combine 1: nobody"]
+
+
+def test_who_rests_is_not_woken_by_what_comes_and_takes_what_comes():
+    end = at_pace(2.0)
+    end.do("release b 7")
+    assert end.do("heard b") == []
+    assert end.do("offer b8 closed=7") == ["b: reserve b8", "free 6"]
+    assert end.do("whole b8 closed=7") == []
+    assert end.do("wait 2") == ["combine 7: nobody"]
+    end.do("combined", "trained", "journaled")
+    assert "b: payload a8 closed=7 counted=6:a6:b6 ack=b8" in end.said()
+
+
+def test_no_time_is_lost_with_a_neighbor_that_has_ended_the_round_before():
+    end = after("round 2", "bye b done counted=1:b1:a1", "trained", rounds=3)
+    assert end.said()[-1] == "journal 3 trained as 2"
+    assert end.do("journaled") == ["free 1"]
+    assert end.edge().stage is Stage.LOST
+    assert end.do("wait 2") == ["combine 3: nobody"]
