@@ -111,7 +111,10 @@ class Neighborhood(Rounds):
             elif r == edge.counted.round:
                 self._disagree(edge, r)
         if self.round > self.closed and hello.round == self.round and edge.stage.open:
-            edge.acked = edge.acked or hello.holds == self.kept[self.round].digest
+            if hello.holds == self.kept[self.round].digest:
+                edge.acked = True
+            elif edge.acked:  # restarted: its vote stands, but the bytes are gone
+                self._send_payload(edge, self.round)
             if edge.stage is Stage.VOTED:
                 self._send(edge, Ack(self.round, edge.held[self.round][1].digest))
         self._answer_open(edge, hello)
@@ -270,8 +273,11 @@ class Neighborhood(Rounds):
             self._vote(edge)
 
     def broken_off(self, edge: Edge, event: Broken, now: float) -> None:
-        """A payload will not be complete."""
+        """A payload will not be complete. It is as bad if it is sent again: give the edge up."""
         edge.receiving_since = None
+        r = edge.shares
+        if r == self.round > self.closed and edge.stage.open and r not in edge.held:
+            self._give_up(edge)
 
     def _vote(self, edge: Edge) -> None:
         if edge.take(Step.VOTE):
