@@ -348,7 +348,7 @@ def quadratic_agent(algorithm=None):
             "step-s": 0.0,
             "evaluate-s": 0.0,
             "noise": 0.0,
-        },  # fmt: skip
+        },
     )
 
 

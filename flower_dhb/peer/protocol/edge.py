@@ -90,7 +90,8 @@ class Edge:
     whether it holds our payload of the present round. counted: the last round in which the
     edge counted here; settled: whether it is known how that round ended there; helping: the
     neighbor was restarted in that round and needs our payload again. theirs: the last round
-    that counted for the neighbor, as it says. sent: the round of the payload that was put in
+    that counted for the neighbor, as it says. broken: a round whose payload broke off on this
+    connection. sent: the round of the payload that was put in
     line last on this connection. anchor: a round that
     the neighbor was in for certain, and when.
     """
@@ -114,6 +115,7 @@ class Edge:
     settled: bool = True
     theirs: Counted = NEVER
     helping: bool = False
+    broken: int = 0
     sought: bool = False
     doubts: list[int] = field(default_factory=list)
     one_sided: list[int] = field(default_factory=list)

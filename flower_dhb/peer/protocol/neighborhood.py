@@ -39,7 +39,7 @@ class Neighborhood(Rounds):
         edge.link, edge.connection = event.link, Connection.GREETING
         edge.opened_at = edge.heard_at = now
         edge.receiving_since, edge.sent, edge.helping = None, 0, False
-        edge.sought = False
+        edge.sought, edge.broken = False, 0
         self.out.append(Send(event.link, self._hello(edge)))
 
     def disconnected(self, edge: Edge, event: Disconnected, now: float) -> None:
@@ -275,7 +275,7 @@ class Neighborhood(Rounds):
     def broken_off(self, edge: Edge, event: Broken, now: float) -> None:
         """A payload will not be complete. It is as bad if it is sent again: give the edge up."""
         edge.receiving_since = None
-        r = edge.shares
+        r = edge.broken = edge.shares
         if r == self.round > self.closed and edge.stage.open and r not in edge.held:
             self._give_up(edge)
 
@@ -314,7 +314,11 @@ class Neighborhood(Rounds):
         if edge.wants == r:
             edge.wants = min(r + 1, self.config.rounds)
         edge.closed = max(edge.closed, r)
-        if r == self.round > self.closed and edge.stage.open:
+        if (
+            r >= self.round > self.closed
+            and edge.stage.open
+            and (r == self.round or not edge.acked)
+        ):
             self._told_lost(edge)
         elif r == edge.counted.round and not edge.settled:
             self._disagree(edge, r)

@@ -132,6 +132,8 @@ class Rounds:
                 self._told_lost(edge)
             elif round in edge.held and not self._joins(edge):
                 edge.take(Step.VOTE)
+            elif edge.broken == round:
+                self._give_up(edge)
             self._serve(edge)
             if edge.stage is Stage.VOTED and edge.sent != round:
                 self._send(edge, Ack(round, edge.held[round][1].digest))
