@@ -14,6 +14,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(110)]
 QUICK = {"least-s": 0.4, "reconnect-s": 0.5}
 
 
+def recorded(*where, peer=None, **settings):
+    """A mesh whose peers write down what they sent, received and used."""
+    return Mesh(*where, peer={"record": "checksums", **(peer or {})}, **settings)
+
+
 def spread(mesh):
     x = mesh.parameters()
     return float(np.abs(x - x.mean(axis=0)).max())
@@ -22,7 +27,7 @@ def spread(mesh):
 def test_kill_two_of_eight(tmp_path):
     """kill -9 at two moments, restarted later: nothing of a finished round is lost."""
     rng = np.random.default_rng(1)
-    with Mesh(tmp_path / "m", rounds=250, step_s=0.06, peer={"timing": QUICK}) as mesh:
+    with recorded(tmp_path / "m", rounds=250, step_s=0.06, peer={"timing": QUICK}) as mesh:
         mesh.start()
         first, second = map(int, rng.choice(8, 2, replace=False))
         for vertex in (first, second):
@@ -34,6 +39,7 @@ def test_kill_two_of_eight(tmp_path):
         mesh.start(first, second)
         resumed = {v: mesh.wait_event(v, "resumed")["round"] for v in kept}
         mesh.finish(90)
+        mesh.replay()
         for v in kept:
             # A round is told when it is combined; its checkpoint is written next.
             assert resumed[v] >= told[v] - 1
@@ -47,7 +53,7 @@ def test_kill_two_of_eight(tmp_path):
 
 
 def test_a_peer_that_was_away_long_begins_from_its_neighbors(tmp_path):
-    with Mesh(
+    with recorded(
         tmp_path / "m", n=4, topology="ring:4", rounds=60, step_s=0.05,
         peer={"timing": QUICK, "away-rounds": 5},
     ) as mesh:  # fmt: skip
@@ -59,35 +65,41 @@ def test_a_peer_that_was_away_long_begins_from_its_neighbors(tmp_path):
         event = mesh.wait_event(2, "rejoined")
         assert event["missed"] > 5
         mesh.finish(60)
+        mesh.replay()
 
 
-def test_a_damaged_checkpoint_is_reported_and_the_one_before_used(tmp_path):
-    with Mesh(tmp_path / "m", n=3, topology="ring:3", rounds=40, step_s=0.05,
-              peer={"timing": QUICK}) as mesh:  # fmt: skip
+def test_damaged_files_are_reported_and_the_ones_before_used(tmp_path):
+    with recorded(tmp_path / "m", n=3, topology="ring:3", rounds=40, step_s=0.05,
+                  peer={"timing": QUICK}) as mesh:  # fmt: skip
         mesh.start()
         mesh.wait_round(1, 6)
         mesh.kill(1)
         state = tmp_path / "m" / "vertex-1" / "state"
-        rounds = sorted(int(p.stem.split("-")[1]) for p in state.glob("round-*.safetensors"))
-        newest = state / f"round-{rounds[-1]}.safetensors"
+        found = [p.stem.split("-") for p in state.glob("*-*.safetensors")]
+        order = sorted((int(k), kind) for kind, k in found)  # a round's payload, then its state
+        (k, kind), (before, other) = order[-1], order[-2]
+        newest = state / f"{kind}-{k}.safetensors"
         data = bytearray(newest.read_bytes())
         data[-1] ^= 1
         newest.write_bytes(data)
         mesh.start(1)
-        assert f"round {rounds[-1]}" in mesh.wait_event(1, "damaged")["why"]
-        assert mesh.wait_event(1, "resumed")["round"] == rounds[-2]
+        assert newest.name in mesh.wait_event(1, "damaged")["why"]
+        closed = before if other == "round" else before - 1
+        assert mesh.wait_event(1, "resumed")["round"] == closed
         mesh.finish(60)
+        mesh.replay()
 
 
 def test_a_slow_peer_does_not_hold_up_the_others(tmp_path):
     """Ten times slower from its first round on, with a ceiling far below its pace."""
     timing = {"ceiling-s": 0.5, "least-s": 0.2, "reconnect-s": 0.5}
-    with Mesh(
+    with recorded(
         tmp_path / "m", rounds=40, round_timeout_s=0.5, step_s=0.3, slow_vertex=3, slow_s=3.0,
         peer={"timing": timing},
     ) as mesh:  # fmt: skip
         mesh.start()
         mesh.finish(100)
+        mesh.replay()
         waits = {
             v: [e["wait_seconds"] for e in mesh.history(v) if "wait_seconds" in e] for v in range(8)
         }
@@ -113,16 +125,17 @@ def test_clocks_may_jump(tmp_path):
             "    return _real() + (0, 86400, -86400)[phase]\n"
             "time.time = _jumping\n"
         )
-    with Mesh(tmp_path / "m", app=app, n=4, topology="ring:4", rounds=40, step_s=0.05) as mesh:
+    with recorded(tmp_path / "m", app=app, n=4, topology="ring:4", rounds=40, step_s=0.05) as mesh:
         mesh.start()
         mesh.finish(60)
+        mesh.replay()
         assert not mesh.missing_edges()
 
 
 def test_stopped_and_continued_processes(tmp_path):
     """SIGSTOP makes a peer half-open: its connections live, it says nothing."""
     limits = {"heartbeat-s": 0.3, "dead-after-s": 1.0}
-    with Mesh(tmp_path / "m", n=4, topology="ring:4", rounds=80, step_s=0.05,
+    with recorded(tmp_path / "m", n=4, topology="ring:4", rounds=80, step_s=0.05,
               peer={"timing": QUICK, "limits": limits}) as mesh:  # fmt: skip
         mesh.start()
         mesh.wait_round(1, 5)
@@ -131,6 +144,7 @@ def test_stopped_and_continued_processes(tmp_path):
         mesh.wait_round(0, 40)
         mesh.signal(1, signal.SIGCONT)
         mesh.finish(60)
+        mesh.replay()
         assert mesh.history(1)[-1]["round"] == 80
 
 
@@ -149,13 +163,14 @@ def test_app_that_fails_costs_its_rounds_and_nobody_elses(tmp_path):
     )
     assert "unplugged" in source
     (app / "quadratics.py").write_text(source)
-    with Mesh(tmp_path / "m", app=app, n=4, topology="ring:4", rounds=20,
-              peer={"timing": QUICK}) as mesh:  # fmt: skip
+    with recorded(tmp_path / "m", app=app, n=4, topology="ring:4", rounds=60,
+                  peer={"timing": QUICK}) as mesh:  # fmt: skip
         mesh.start()
         assert "unplugged" in mesh.wait_event(2, "app-failed")["why"]
         mesh.finish(60)
+        mesh.replay()
         rounds = [e["round"] for e in mesh.history(0)]
-        assert rounds == list(range(1, 21))
+        assert rounds == list(range(1, 61))
         assert not mesh.history(2)[-1]["missing"]
 
 
@@ -170,7 +185,7 @@ def test_network_split_in_two_and_joined_again(how, tmp_path):
     limits = {"heartbeat-s": 0.5, "dead-after-s": 3.0, "retry-max-s": 0.5}
     net = CUTS[how]({0, 1, 2, 3}, 8)
     try:
-        with Mesh(
+        with recorded(
             tmp_path / "m", hosts=net.hosts, rounds=120, step_s=0.05,
             peer={"timing": timing, "limits": limits},
         ) as mesh:  # fmt: skip
@@ -187,6 +202,7 @@ def test_network_split_in_two_and_joined_again(how, tmp_path):
             net.heal()
             assert max(reached) < 90
             mesh.finish(90)
+            mesh.replay()
             missing = mesh.missing_edges()
             doubts = sum(
                 e.get("event") == "one-sided" for p in mesh.processes.values() for e in p.events
@@ -225,7 +241,7 @@ def test_digits_lose_no_accuracy_to_two_that_are_killed(tmp_path):
     rng = np.random.default_rng(5)
     final = {}
     for what in ("undisturbed", "killed"):
-        with Mesh(tmp_path / what, app=ROOT, **DIGITS) as mesh:
+        with recorded(tmp_path / what, app=ROOT, **DIGITS) as mesh:
             mesh.start()
             if what == "killed":
                 victims = [int(v) for v in rng.choice(8, 2, replace=False)]
@@ -238,6 +254,7 @@ def test_digits_lose_no_accuracy_to_two_that_are_killed(tmp_path):
                 )
                 mesh.start(*victims)
             mesh.finish(200)
+            mesh.replay()
             last = [mesh.history(v)[-1] for v in range(8)]
             assert [e["round"] for e in last] == [DIGITS["rounds"]] * 8
             final[what] = [e["evaluate"]["accuracy"] for e in last]

@@ -35,11 +35,17 @@ def mesh(tmp_path):
     """Four peers on a ring that train for as long as a test needs."""
     with Mesh(
         tmp_path / "m", n=4, topology="ring:4", rounds=100000, step_s=0.02,
-        peer={"limits": {"hello-s": 1.0, "heartbeat-s": 0.3, "dead-after-s": 1.5}},
+        peer={
+            "limits": {"hello-s": 1.0, "heartbeat-s": 0.3, "dead-after-s": 1.5},
+            "record": "checksums",
+        },
     ) as mesh:  # fmt: skip
         mesh.start()
         mesh.wait_round(0, 2)
         yield mesh
+        for v in mesh.paths:
+            mesh.kill(v)
+        mesh.replay()
 
 
 def address(mesh, vertex):

@@ -9,15 +9,18 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file
 
+from flower_dhb.cli.peer import ALONE
 from flower_dhb.peer.device.settings import PeerSettings
 from flower_dhb.peer.mesh.create import Host, MeshPlan, create_mesh, local_hosts
+from flower_dhb.peer.mesh.overview import read_overview
+from flower_dhb.peer.watch.replay import Replay, of_mesh
 
 ROOT = Path(__file__).resolve().parents[2]
 APP = Path(__file__).resolve().parent / "peer_app"
@@ -133,13 +136,14 @@ class Mesh:
     def signal(self, vertex: int, number: int) -> None:
         os.kill(self.processes[vertex].popen.pid, number)
 
-    def finish(self, timeout: float = 60.0) -> None:
-        """Wait until all peers have ended, and well."""
+    def finish(self, timeout: float = 60.0, *, alone: Container[int] = ()) -> None:
+        """Wait until all peers have ended, and well. alone: who may have finished alone."""
         self.wait(
             lambda: all(_ended(p) for p in self.processes.values()), timeout, "the run to be over"
         )
         codes = {v: p.popen.wait() for v, p in self.processes.items()}
-        assert set(codes.values()) == {0}, (codes, self.tail())
+        good = {v: {0, ALONE} if v in alone else {0} for v in codes}
+        assert all(code in good[v] for v, code in codes.items()), (codes, self.tail())
 
     # --- what they say ----------------------------------------------------------------
 
@@ -193,6 +197,14 @@ class Mesh:
     def history(self, vertex: int) -> list[dict[str, Any]]:
         path = self.out / f"vertex-{vertex}" / "state" / "history.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()]
+
+    def replay(self) -> Replay:
+        """What all peers recorded, held against each other: nothing may be amiss."""
+        replay = of_mesh(read_overview(self.out), self.out)
+        findings = [str(finding) for finding in replay.findings()]
+        assert not findings, (findings, replay.one_sided, replay.unseen)
+        assert replay.rounds_checked > 0
+        return replay
 
     def missing_edges(self) -> dict[int, set[tuple[int, int]]]:
         """Edges that did not count, by round, as both ends tell it; they must agree."""
