@@ -300,7 +300,8 @@ def test_other_start_is_refused_by_the_neighbors(tmp_path):
         mesh.start()
         texts = [mesh.wait_event(v, "refused", why="another start")["why"] for v in (0, 1)]
         assert all("configured from the same mesh" in text for text in texts)
-        mesh.finish(60)
+        mesh.finish(60, alone={2})
+        assert mesh.wait_event(2, "finished")["alone_since"] == 0
         assert all(2 in e["missing"] for e in mesh.history(0))
 
 

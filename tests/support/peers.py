@@ -134,7 +134,7 @@ class Mesh:
         self.processes[vertex].popen.wait()
 
     def signal(self, vertex: int, number: int) -> None:
-        os.kill(self.processes[vertex].popen.pid, number)
+        self.processes[vertex].popen.send_signal(number)  # nothing, if it has ended
 
     def finish(self, timeout: float = 60.0, *, alone: Container[int] = ()) -> None:
         """Wait until all peers have ended, and well. alone: who may have finished alone."""
