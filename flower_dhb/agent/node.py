@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -35,7 +35,8 @@ class Snapshot:
     """All that an agent must keep from one round to the next.
 
     round: the parameters are `x(round)`. statistics: running statistics, `(s,)`.
-    local: arrays that never leave the agent.
+    local: arrays that never leave the agent. epoch: in which the rule's conserved memory, and
+    a pending payload, are.
     """
 
     round: int
@@ -43,6 +44,7 @@ class Snapshot:
     statistics: NDArray[Any]
     local: NDArrays
     pending: Pending | None = None
+    epoch: int = 0
 
 
 class Node:
@@ -107,6 +109,11 @@ class Node:
         return self._snapshot.pending.round if self._snapshot.pending else None
 
     @property
+    def epoch(self) -> int:
+        """The epoch of its memory and of a pending payload; edges count within one epoch."""
+        return self._snapshot.epoch
+
+    @property
     def neighbors(self) -> tuple[int, ...]:
         """Vertices that it exchanges payloads with, ascending."""
         return tuple(sorted(j for j in self.weights if j != self.vertex))
@@ -160,9 +167,7 @@ class Node:
         except PayloadError as error:
             raise PayloadError(f"round {round}, agent {self.vertex}: {error}") from None
         pending = Pending(round, trained, statistics)
-        self._snapshot = Snapshot(
-            s.round, s.state, s.statistics, self.layout.local(arrays), pending
-        )
+        self._snapshot = replace(s, local=self.layout.local(arrays), pending=pending)
         self._arrived = {}
         self._measured = None
         return self.payload()
@@ -214,10 +219,34 @@ class Node:
             vectors = {j: p[STATISTICS_VECTOR] for j, p in used.items()}
             vectors[self.vertex] = pending.statistics
             statistics = mixing.weighted_sum(mixing.convex(weights), vectors)
-        self._snapshot = Snapshot(pending.round, state, statistics, s.local)
+        self._snapshot = Snapshot(pending.round, state, statistics, s.local, epoch=s.epoch)
         self._arrived = {}
         self._measured = None
         return missing
+
+    def join_epoch(self, epoch: int) -> None:
+        """Begin a newer epoch with a correction of zero; an epoch that is not newer is ignored.
+
+        Raises RoundError if a round is pending: its payload belongs to the epoch before.
+        """
+        s = self._snapshot
+        if not epoch > s.epoch:
+            return
+        if s.pending is not None:
+            raise RoundError(
+                f"agent {self.vertex}: round {s.pending.round} of epoch {s.epoch} is not combined "
+                f"yet, cannot begin epoch {epoch}"
+            )
+        self._snapshot = replace(s, state=self.algorithm.restart(s.state), epoch=epoch)
+
+    def open_epoch(self, known: int) -> None:
+        """Begin the epoch after all that are known, since the sum of the corrections is broken.
+
+        For an agent that has lost its memory, or has not used what its neighbors did. The
+        others join it when they hear of it. A rule that conserves nothing has one epoch only.
+        """
+        if self.algorithm.conserved:
+            self.join_epoch(max(known, self.epoch) + 1)
 
     @classmethod
     def rejoin(

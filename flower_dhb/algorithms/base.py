@@ -105,6 +105,17 @@ class Algorithm(ABC):
         """Names of the vectors that an agent remembers beside its parameters."""
 
     @property
+    def conserved(self) -> tuple[str, ...]:
+        """Names of the memory that makes up each agent's correction, empty if it has none.
+
+        A correction is a linear function of an agent's memory that is zero at the start and
+        whose sum over all agents every round keeps. The rule's optimum hangs on that sum, and
+        no round forgets it: where one agent's part is lost, it is wrong for good. Memory that
+        fades, such as momentum, is not named here.
+        """
+        return ()
+
+    @property
     def shares_before_training(self) -> bool:
         """Whether `outgoing` does not depend on `z`, so that sending can overlap training."""
         return False
@@ -127,6 +138,16 @@ class Algorithm(ABC):
     def start(self, parameters: Vector) -> State:
         """State at round 0: the common initial parameters, and zero memory."""
         return State(parameters, {name: zeros_like(parameters) for name in self.memory})
+
+    def restart(self, state: State) -> State:
+        """The state with its conserved memory as at the start, so that its correction is zero.
+
+        Parameters and the other memory stay. Where all agents that exchange payloads have
+        restarted, the sum of their corrections is zero, which is what the rule needs of it:
+        the next round is a first round, from where they are.
+        """
+        first = self.start(state.parameters).memory
+        return State(state.parameters, {**state.memory, **{m: first[m] for m in self.conserved}})
 
     @abstractmethod
     def outgoing(self, state: State, trained: Vector) -> Payload:

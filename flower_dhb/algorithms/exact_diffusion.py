@@ -52,6 +52,12 @@ class ExactDiffusion(Algorithm):
         return ("correction", "momentum") if self.momentum else ("correction",)
 
     @property
+    def conserved(self) -> tuple[str, ...]:
+        # The momentum that the correction balances goes with it: alone it would throw the agents
+        # three times as far (docs/decisions/0013).
+        return self.memory
+
+    @property
     def exact(self) -> bool:
         return True
 

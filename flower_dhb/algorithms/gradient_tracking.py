@@ -52,6 +52,10 @@ class GradientTracking(Algorithm):
         return ("mixed_tracker", "last_step")
 
     @property
+    def conserved(self) -> tuple[str, ...]:
+        return self.memory  # the correction is their difference
+
+    @property
     def exact(self) -> bool:
         return True
 

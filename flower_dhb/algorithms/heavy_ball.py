@@ -116,6 +116,10 @@ class HeavyBall(Algorithm):
         return self.order == COMBINE_THEN_ADAPT
 
     @property
+    def conserved(self) -> tuple[str, ...]:
+        return ("mixed_tracker", "last_step") if self.form == TRACKING else ()
+
+    @property
     def exact(self) -> bool:
         return self.form == TRACKING
 

@@ -45,6 +45,10 @@ class MomentumTracking(Algorithm):
         return ("momentum", "mixed_tracker")
 
     @property
+    def conserved(self) -> tuple[str, ...]:
+        return self.memory  # the correction is their difference
+
+    @property
     def exact(self) -> bool:
         return True
 

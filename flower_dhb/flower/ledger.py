@@ -13,6 +13,7 @@ from flower_dhb.agent import codec
 from flower_dhb.agent.codec import Header
 from flower_dhb.agent.node import Node, parameter_vectors
 from flower_dhb.algorithms import Algorithm
+from flower_dhb.errors import PayloadError
 from flower_dhb.flower.arrays import frame_of, npy_array, start_frame
 from flower_dhb.flower.records import Answer, Ask, Instruction
 from flower_dhb.topology.graph import Topology
@@ -28,6 +29,7 @@ class _Due:
     round: int = 0
     payloads: dict[int, Array] = field(default_factory=dict)
     uncertain: bool = False  # its state may be lost: let it rejoin
+    epoch: int = 0  # of its memory, and of the payload that it has trained
 
 
 class Ledger:
@@ -36,6 +38,12 @@ class Ledger:
     An edge counts in a round only if both its ends delivered, so a lost payload never
     changes the network average. What an agent is due stays due until it has answered:
     an agent that crashed in the middle combines later what its neighbors have combined.
+
+    Under a rule that conserves something, an edge counts only within an epoch. An agent that
+    has broken the sum opens the next one; the ledger learns of it from the answer, and all
+    others join with their next training.
+
+    epoch: the newest that any agent has told of.
     """
 
     def __init__(
@@ -53,6 +61,7 @@ class Ledger:
         self._algorithm = algorithm
         self._layout = layout
         self.run = run
+        self.epoch = 0
         self._keys = {"arrays_key": arrays_key, "config_key": config_key}
         self._start = start_frame(layout, arrays, run)
         self._local = {name: npy_array(array) for name, array in layout.local(arrays).items()}
@@ -81,6 +90,7 @@ class Ledger:
             start=self._start if due.round == 0 else None,
             local=self._local,
             report=report,
+            epoch=self.epoch,
             **self._keys,
         )
 
@@ -88,6 +98,15 @@ class Ledger:
         """Raise PayloadError unless the frame is this agent's payload of this round."""
         specs = Node.vectors_of(self._algorithm, self._layout)
         codec.decode(frame_of(frame), Header(self.run, round, vertex, specs))
+
+    def check_epoch(self, answer: Answer) -> None:
+        """Raise PayloadError if an answer tells of an epoch that its agent cannot be in."""
+        most = self.epoch + 1 if self._algorithm.conserved else self.epoch
+        if answer.epoch > most:
+            raise PayloadError(
+                f"its node did not answer as this agent: it is in epoch {answer.epoch}, expected "
+                f"{most} at most"
+            )
 
     def parameters(self, answer: Answer) -> dict[str, NDArray[Any]]:
         """Vectors of a report. Raises PayloadError if the frame is not as it should be."""
@@ -105,8 +124,9 @@ class Ledger:
         if answer.state_round < 0:
             self._due[answer.vertex].uncertain = True
             return
-        trained = answer.payload is not None
-        self._due[answer.vertex] = _Due(answer.round if trained else answer.state_round)
+        combined = answer.state_round if answer.payload is None else answer.round
+        self._due[answer.vertex] = _Due(combined, epoch=answer.epoch)
+        self.epoch = max(self.epoch, answer.epoch)
 
     def doubt(self, vertex: int) -> None:
         """An agent has not answered: it may have lost its state."""
@@ -115,12 +135,16 @@ class Ledger:
     def deliver(self, round: int, frames: Mapping[int, Array]) -> dict[int, int]:
         """Close a round: the frames that came in time go to the neighbors that came too.
 
-        Returns the bytes that each sender's payload took over its edges.
+        Neighbors whose payloads are of different epochs are missing to each other. Returns the
+        bytes that each sender's payload took over its edges.
         """
         sent = {}
+        epochs = {vertex: self._due[vertex].epoch for vertex in frames}
         for vertex, frame in frames.items():
-            partners = [j for j in self._topology.neighbors(vertex) if j in frames]
-            self._due[vertex] = _Due(round, {j: frames[j] for j in partners})
+            partners = [
+                j for j in self._topology.neighbors(vertex) if epochs.get(j) == epochs[vertex]
+            ]
+            self._due[vertex] = _Due(round, {j: frames[j] for j in partners}, epoch=epochs[vertex])
             self._newest[vertex] = (round, frame)
             sent[vertex] = len(frame_of(frame)) * len(partners)
         return sent

@@ -149,6 +149,8 @@ class _Turn:
             node = self._restore()
             if node.pending_round is not None:
                 self._combine(node)
+            if ask.ask == "train":
+                node.join_epoch(ask.epoch)
         except FlowerDhbError as error:
             log(ERROR, "agent %s, round %s: %s", ask.vertex, ask.round, error)
             return Answer(
@@ -237,6 +239,7 @@ class _Turn:
             number,
             {j: payload for j, (_, payload) in newest.items()},
         )
+        node.open_epoch(ask.epoch)
         self.rejoined = True
         return node
 
@@ -272,6 +275,8 @@ class _Turn:
                 except PayloadError as error:
                     self._refuse(str(error))
         node.combine()
+        if self.refused:  # at the other end these edges counted
+            node.open_epoch(self.instruction.epoch)
 
     def _decode(
         self, sender: int, number: int, frame: Array, specs: tuple[VectorSpec, ...]
@@ -334,6 +339,7 @@ class _Turn:
             payload=payload,
             parameters=parameters,
             metrics=metrics,
+            epoch=node.epoch,
         )
 
     def _call_app(self, node: Node, message: Message, call_next: ClientAppCallable) -> RecordDict:

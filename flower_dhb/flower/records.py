@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 PROTOCOL = "flower_dhb"
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 _COMMON = "flower_dhb.common"
 _PAYLOADS, _REJOIN = "flower_dhb.payloads", "flower_dhb.rejoin"
 _START, _LOCAL = "flower_dhb.start", "flower_dhb.local"
@@ -79,7 +79,8 @@ class Instruction:
     are of once it has combined. payloads: frames of that round, by neighbor. rejoin: the
     newest (round, frame) of each neighbor, for an agent that has lost its state. start:
     initial vectors as a frame, before round 1 only. local: initial values of the arrays
-    that stay with the agent. report: whether the answer shall hold the parameters.
+    that stay with the agent. report: whether the answer shall hold the parameters. epoch:
+    the newest that is known of; an agent that trains joins it.
     """
 
     ask: Ask
@@ -95,6 +96,7 @@ class Instruction:
     start: Array | None = None
     local: Mapping[str, Array] = field(default_factory=dict)
     report: bool = False
+    epoch: int = 0
     arrays_key: str = "arrays"
     config_key: str = "config"
 
@@ -109,6 +111,7 @@ class Instruction:
             "weights": sorted(self.weights.items()),
             "rejoin_rounds": [[j, r] for j, (r, _) in sorted(self.rejoin.items())],
             "report": self.report,
+            "epoch": self.epoch,
             "arrays_key": self.arrays_key,
             "config_key": self.config_key,
         }
@@ -151,6 +154,7 @@ class Instruction:
             start=_arrays(records, _START).get("start"),
             local=_arrays(records, _LOCAL),
             report=fields.flag("report"),
+            epoch=fields.integer("epoch", 0),
             arrays_key=fields.text("arrays_key"),
             config_key=fields.text("config_key"),
         )
@@ -166,6 +170,7 @@ class Answer:
     lost its state. refused: payloads that it did not accept, a text each. payload: frame
     of the trained round. parameters: frame of its parameters, if asked for. metrics: the
     app's own. keeps_file: its state lies in a file, which is to go when the run is over.
+    epoch: of its memory and of the payload.
     """
 
     ask: Ask
@@ -180,6 +185,7 @@ class Answer:
     parameters: Array | None = None
     metrics: RecordDict = field(default_factory=RecordDict)
     keeps_file: bool = False
+    epoch: int = 0
 
     def to_records(self) -> RecordDict:
         """As the content of a reply; the app's metrics keep their keys."""
@@ -193,6 +199,7 @@ class Answer:
             "rejoined": self.rejoined,
             "refused": list(self.refused),
             "keeps_file": self.keeps_file,
+            "epoch": self.epoch,
         }
         records = RecordDict(dict(self.metrics.items()))
         # Ours come last: a record of the app that has one of our keys must not replace it.
@@ -236,6 +243,7 @@ class Answer:
             parameters=_arrays(records, _PARAMETERS).get("parameters"),
             metrics=RecordDict(dict(metrics)),
             keeps_file=fields.flag("keeps_file"),
+            epoch=fields.integer("epoch", 0),
         )
 
 

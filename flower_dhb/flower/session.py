@@ -158,6 +158,7 @@ class Session:
                 self.members.doubt(sent.vertex, ask=not message.has_error())
                 continue
             self.members.answered(sent.vertex)
+            epoch = self.ledger.epoch
             self.ledger.acknowledge(answer)
             for text in answer.refused:
                 self.now.note(sent.vertex, f"refused a payload: {text}")
@@ -165,6 +166,8 @@ class Session:
                 self._failed(sent, asks, Failure(answer.failure, answer.detail))
             if answer.rejoined:
                 self.now.rejoined(sent.vertex, answer.state_round)
+            if self.ledger.epoch > epoch:
+                self.now.note(sent.vertex, _new_epoch(answer))
             if self._is_current(sent, asks):
                 current[sent.vertex] = answer
             else:
@@ -185,7 +188,9 @@ class Session:
     def _answer(self, sent: Sent, message: Message, asks: Collection[Ask]) -> Answer | None:
         """What an agent answers, None if it is nothing that can be used; the event says why."""
         try:
-            return read_answer(sent, message)
+            answer = read_answer(sent, message)
+            self.ledger.check_epoch(answer)
+            return answer
         except FlowerDhbError as error:
             if is_unavailable(message):
                 self.now.note(
@@ -253,3 +258,17 @@ class Session:
             self.relay.collect({sent.vertex for sent in waiting}, _FAREWELL_S)
         except FlowerDhbError as error:  # the run has its results already
             log(WARNING, "the agents could not be told that the run is over: %s", error)
+
+
+def _new_epoch(answer: Answer) -> str:
+    """For the history: what begins, and why."""
+    if answer.rejoined:
+        why = "its memory is lost"
+    elif answer.refused:
+        why = "an edge has counted at one end only"
+    else:
+        why = "an answer in which it told of a loss has not arrived"
+    return (
+        f"epoch {answer.epoch} begins, since {why}: all agents restart what the rule tracks with "
+        "their next training, so that its mean is right again"
+    )

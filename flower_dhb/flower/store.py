@@ -162,6 +162,7 @@ def snapshot_vectors(
         "run": run,
         "round": snapshot.round,
         "pending_round": None,
+        "epoch": snapshot.epoch,
         "algorithm": algorithm.to_config(),
     }
     if snapshot.pending is not None:
@@ -196,20 +197,22 @@ def load_snapshot(
         pending = None
         if document["pending_round"] is not None:
             pending = Pending(
-                _round(document["pending_round"]),
+                _count("pending_round", document),
                 _vector(arrays, "trained", layout),
                 _statistics(arrays, "trained_statistics", layout),
             )
-        return Snapshot(_round(document["round"]), state, statistics, local, pending)
+        number, epoch = _count("round", document), _count("epoch", document)
+        return Snapshot(number, state, statistics, local, pending, epoch)
     except KeyError as error:
         raise StateError(f"state lacks {error}") from None
     except TypeError as error:
         raise StateError(f"damaged state: {error}") from None
 
 
-def _round(value: object) -> int:
+def _count(name: str, document: Mapping[str, Any]) -> int:
+    value = document[name]
     if type(value) is not int or value < 0:
-        raise StateError(f"damaged state: its round is {value!r}")
+        raise StateError(f"damaged state: its {name.replace('_', ' ')} is {value!r}")
     return value
 
 

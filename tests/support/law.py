@@ -30,18 +30,25 @@ def trajectory(
 
     frozen: agents by round that neither train nor take part. alone: agents by round that
     train, but none of whose edges counts. back: agents by round that begin it anew from
-    the newest payloads of their neighbors, weighted by absolute mixing weights.
+    the newest payloads of their neighbors, weighted by absolute mixing weights; where the rule
+    conserves something, they open an epoch, which all others join in the next round.
     """
     n = topology.n_agents
     frozen, alone, back = frozen or {}, alone or {}, back or {}
     state = rule.start(np.tile(start, (n, 1)))
     newest: dict[int, Floats] = {}
+    epoch, known = [0] * n, 0
     found = [state.parameters]
     for k in range(1, rounds + 1):
+        for i in {*range(n)} - {*frozen.get(k, ())}:
+            if epoch[i] < known:
+                state, epoch[i] = _with_row(state, i, rule.restart(state)), known
         for i in back.get(k, ()):
             state = _begun_again(rule, topology, state, i, newest)
+            epoch[i] = known + 1 if rule.conserved else known
+        known = max(epoch)
         away = {*frozen.get(k, ()), *alone.get(k, ())}
-        edges = [e for e in topology.edges if away & set(e)]
+        edges = [e for e in topology.edges if away & set(e) or epoch[e[0]] != epoch[e[1]]]
         trained = step(state.parameters, k)
         state = measured(rule, state, trained)
         payload = rule.outgoing(state, trained)
@@ -65,7 +72,12 @@ def _begun_again(
     average = sum(row[j] * newest[j] for j in neighbors) / sum(row[j] for j in neighbors)
     parameters = state.parameters.copy()
     parameters[i] = average
+    return _with_row(State(parameters, state.memory), i, rule.start(parameters))
+
+
+def _with_row(state: State, i: int, other: State) -> State:
+    """The state with one agent's memory from another state."""
     memory = {name: vector.copy() for name, vector in state.memory.items()}
-    for name, vector in rule.start(parameters).memory.items():
-        memory[name][i] = vector[i]
-    return State(parameters, memory)
+    for name, vector in memory.items():
+        vector[i] = other.memory[name][i]
+    return State(state.parameters, memory)

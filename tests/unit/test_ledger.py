@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from flower_dhb.agent import codec
 from flower_dhb.agent.codec import Header
 from flower_dhb.agent.node import Node, parameter_vectors
-from flower_dhb.algorithms import HeavyBall
+from flower_dhb.algorithms import GradientTracking, HeavyBall
 from flower_dhb.errors import PayloadError
 from flower_dhb.flower.arrays import frame_array, frame_of
 from flower_dhb.flower.ledger import Ledger
@@ -169,3 +171,58 @@ def test_reported_parameters_are_of_the_answers_round_and_vertex() -> None:
     for vertex, state_round in ((1, 5), (2, 4)):
         with pytest.raises(PayloadError):
             ledger().parameters(answer(vertex, state_round))
+
+
+# --- epochs -------------------------------------------------------------------------
+
+
+def tracking() -> Ledger:
+    return Ledger(
+        GRAPH, GradientTracking(), LAYOUT, ARRAYS, run="r", arrays_key="a", config_key="c"
+    )
+
+
+def of_epoch(vertex: int, round: int, epoch: int, **changes: object) -> Answer:
+    return dataclasses.replace(trained(vertex, round), epoch=epoch, **changes)  # type: ignore[arg-type]
+
+
+def partners(books: Ledger, vertex: int) -> list[int]:
+    return sorted(books.instruction(vertex, "train", 9, report=False).payloads)
+
+
+def test_an_edge_counts_within_one_epoch_only_and_at_both_ends() -> None:
+    books = tracking()
+    for vertex, epoch in ((0, 0), (1, 0), (2, 1), (3, 1)):
+        books.acknowledge(of_epoch(vertex, 1, epoch))
+    size = len(frame_of(frame(0, 1)))
+    assert books.deliver(1, frames(1, 0, 1, 2, 3)) == {0: size, 1: size, 2: size, 3: size}
+    assert [partners(books, v) for v in range(4)] == [[1], [0], [3], [2]]
+    # In the next round all are in the new epoch.
+    for vertex in range(4):
+        assert books.instruction(vertex, "train", 2, report=False).epoch == 1
+        books.acknowledge(of_epoch(vertex, 2, 1))
+    books.deliver(2, frames(2, 0, 1, 2, 3))
+    assert [partners(books, v) for v in range(4)] == [[1, 2, 3], [0], [0, 3], [0, 2]]
+
+
+def test_the_newest_epoch_that_was_told_is_the_one_to_join() -> None:
+    books = tracking()
+    assert books.instruction(0, "train", 1, report=False).epoch == books.epoch == 0
+    books.acknowledge(of_epoch(2, 1, 1))
+    books.acknowledge(of_epoch(3, 1, 1))  # two losses, one epoch
+    books.acknowledge(of_epoch(0, 1, 0))  # who has not heard of it does not take it back
+    assert books.instruction(0, "train", 2, report=False).epoch == books.epoch == 1
+    # What an agent could not keep is no epoch: it would open another one each time.
+    books.acknowledge(of_epoch(1, 2, 2, payload=None, state_round=-1))
+    assert books.epoch == 1
+
+
+def test_an_agent_cannot_be_further_than_the_next_epoch() -> None:
+    books = tracking()
+    books.check_epoch(of_epoch(2, 1, 1))
+    with pytest.raises(PayloadError, match="it is in epoch 2, expected 1 at most"):
+        books.check_epoch(of_epoch(2, 1, 2))
+    books.acknowledge(of_epoch(2, 1, 1))
+    books.check_epoch(of_epoch(2, 1, 2))
+    with pytest.raises(PayloadError, match="it is in epoch 1, expected 0 at most"):
+        ledger().check_epoch(of_epoch(2, 1, 1))  # heavy ball has one epoch only

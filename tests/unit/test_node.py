@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from flower_dhb import DSGD, ConfigError, HeavyBall, Node, PayloadError, RoundError
+from flower_dhb.algorithms import GradientTracking
 from flower_dhb.types import Layout
 
 # Agent 2 with neighbors 0 and 5. All weights are exact in binary.
@@ -359,3 +360,73 @@ def test_rejoining_under_negative_weights_stays_between_the_neighbors(weights):
 def test_there_is_nothing_to_rejoin_from(payloads, error, message):
     with pytest.raises(error, match=message):
         rejoin(payloads)
+
+
+# --- epochs ------------------------------------------------------------------------------
+
+
+def tracked(tracker, *values):
+    return {"parameters": np.array(values, float), "tracker": np.array(tracker, float)}
+
+
+def in_round_two():
+    """A tracking agent whose memory is not zero: x = (10, 9), both of its memories too."""
+    node = start(GradientTracking())
+    node.adapt(1, model(12, 12))  # the step, and so the tracker, is (4, -4)
+    node.offer(0, 1, tracked([8, 0], 16, 4))
+    node.offer(5, 1, tracked([0, 4], 0, 8))
+    node.combine()
+    assert node.snapshot.state.memory["mixed_tracker"].tolist() == [4, -1]
+    assert node.snapshot.state.memory["last_step"].tolist() == [4, -4]
+    return node
+
+
+def test_a_newer_epoch_begins_with_a_correction_of_zero_and_the_same_parameters():
+    node = in_round_two()
+    node.join_epoch(3)
+    assert node.epoch == 3
+    assert node.round == 1
+    np.testing.assert_array_equal(node.parameters, [10, 9])
+    assert all(not vector.any() for vector in node.snapshot.state.memory.values())
+    sent = node.adapt(2, model(11, 7))  # as in a first round: the tracker is the step
+    np.testing.assert_array_equal(sent["tracker"], [1, -2])
+    np.testing.assert_array_equal(sent["parameters"], [11, 7])
+    assert node.epoch == 3
+    node.combine()
+    assert node.epoch == 3
+
+
+@pytest.mark.parametrize("epoch", [0, 2, 3])
+def test_an_epoch_that_is_not_newer_changes_nothing(epoch):
+    node = in_round_two()
+    node.join_epoch(3)
+    node.adapt(2, model(11, 7))
+    before = contents(node)
+    node.join_epoch(epoch)  # not even refused: the round that is pending stays what it was
+    assert contents(node) == before
+    assert node.epoch == 3
+
+
+def test_a_payload_belongs_to_the_epoch_in_which_it_was_made():
+    node = in_round_two()
+    node.adapt(2, model(11, 7))
+    before = contents(node)
+    with pytest.raises(RoundError, match="round 2 of epoch 0 is not combined yet, cannot begin e"):
+        node.join_epoch(1)
+    assert contents(node) == before
+    assert node.epoch == 0
+
+
+@pytest.mark.parametrize(("known", "own", "opened"), [(0, 0, 1), (4, 0, 5), (0, 2, 3), (2, 2, 3)])
+def test_who_breaks_the_sum_opens_the_epoch_after_all_that_are_known(known, own, opened):
+    node = in_round_two()
+    node.join_epoch(own)
+    node.open_epoch(known)
+    assert node.epoch == opened
+    assert all(not vector.any() for vector in node.snapshot.state.memory.values())
+
+
+def test_a_rule_that_conserves_nothing_opens_no_epoch():
+    node = rejoin({5: folded(3, 7)})
+    node.open_epoch(0)
+    assert node.epoch == 0

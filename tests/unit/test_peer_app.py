@@ -11,6 +11,7 @@ from flwr.clientapp import ClientApp
 from flower_dhb import DSGD, ConfigError, HeavyBall, StateError
 from flower_dhb.agent import codec
 from flower_dhb.agent.codec import VectorSpec
+from flower_dhb.algorithms import GradientTracking
 from flower_dhb.peer.device import flwr_adapter
 from flower_dhb.peer.device.app import Agent
 
@@ -231,6 +232,72 @@ def test_to_begin_again_takes_the_neighbors_average_and_forgets_its_own(evaluate
 def test_to_begin_again_from_nothing_usable_is_an_error():
     with pytest.raises(StateError, match="agent 2: could not rejoin: "):
         agent(arrays=PLAIN).rejoin({0: (8, neighbor(0, 8, np.zeros(3)))}, evaluate=False)
+
+
+# --- epochs -------------------------------------------------------------------------------
+
+
+def tracking(**changes):
+    return agent(arrays=PLAIN, algorithm=GradientTracking(), **changes)
+
+
+def of_tracking(j, k, x, y):
+    vectors = {"parameters": np.asarray(x, float), "tracker": np.asarray(y, float)}
+    return codec.encode(vectors, run="r", round=k, vertex=j)
+
+
+def correction(one):
+    memory = one.snapshot().state.memory
+    return (memory["mixed_tracker"] - memory["last_step"]).tolist()
+
+
+def test_an_agent_joins_a_newer_epoch_when_it_trains_and_keeps_it():
+    one, other = tracking(), tracking()
+    x = np.arange(4.0)
+    one.train(1)
+    heard = {0: of_tracking(0, 1, x, 9 * x)}
+    assert one.combine(1, heard, evaluate=False).epoch == 0
+    assert correction(one) != [0, 0, 0, 0]
+    outcome = one.train(2, epoch=3)
+    assert outcome.epoch == 3
+    assert correction(one) == [0, 0, 0, 0]
+    assert vectors(outcome.frame)["tracker"] == [1, 1, 1, 1]  # the step, as in a first round
+    assert one.combine(2, {}, evaluate=False).epoch == 3
+    other.load(2, *one.save())
+    assert other.train(3, epoch=2).epoch == 3  # an older one changes nothing
+
+
+def test_who_begins_again_opens_the_next_epoch():
+    one = tracking()
+    newest = {0: (8, of_tracking(0, 8, np.zeros(4), np.ones(4)))}
+    assert one.rejoin(newest, evaluate=False, epoch=4).epoch == 5
+    assert one.train(9, epoch=4).epoch == 5
+    plain = agent(arrays=PLAIN)  # heavy ball has nothing to restart
+    assert plain.rejoin({0: (8, neighbor(0, 8, np.zeros(4)))}, evaluate=False).epoch == 0
+
+
+def test_who_refuses_what_its_neighbor_has_counted_opens_the_next_epoch():
+    one = tracking()
+    one.train(1, epoch=2)
+    heard = {0: of_tracking(0, 1, np.zeros(3), np.zeros(3)), 7: of_tracking(7, 1, *np.eye(4)[:2])}
+    outcome = one.combine(1, heard, evaluate=False)
+    assert len(outcome.refused) == 1
+    assert outcome.epoch == 3
+    assert correction(one) == [0, 0, 0, 0]
+
+
+def test_what_is_shared_early_is_of_the_epoch_that_the_round_will_be_in():
+    class Early(GradientTracking):
+        # Shares a tracker that does not depend on training.
+        shares_before_training = True
+
+    one = tracking()
+    one.algorithm = Early()
+    one.train(1)
+    one.combine(1, {0: of_tracking(0, 1, np.zeros(4), np.full(4, 5.0))}, evaluate=False)
+    assert any(vectors(one.early(2))["tracker"])
+    assert not any(vectors(one.early(2, epoch=1))["tracker"])
+    assert one.snapshot().epoch == 0  # nothing has begun yet
 
 
 # --- before training ----------------------------------------------------------------------

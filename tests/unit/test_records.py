@@ -71,6 +71,7 @@ def test_the_shortest_instruction_and_the_longest_come_back():
             start=FRAMES[0],
             local={"n": npy_array(np.array(1))},
             report=True,
+            epoch=4,
             arrays_key="a",
             config_key="c",
         ),
@@ -228,6 +229,7 @@ def test_the_shortest_answer_and_the_longest_come_back():
             parameters=FRAMES[2],
             metrics=RecordDict({"m": MetricRecord({"loss": 0.5})}),
             keeps_file=True,
+            epoch=3,
         ),
     ):
         assert Answer.from_records(made.to_records()) == made
@@ -257,6 +259,7 @@ BAD_ANSWERS = {
     "a refusal": ({"refused": [1]}, "'refused' is of type int, expected text"),
     "keeps_file": ({"keeps_file": None}, "lacks 'keeps_file'"),
     "ask": ({"ask": "x"}, "'ask' is 'x', expected one of"),
+    "epoch": ({"epoch": -1}, r"'epoch' is -1, expected an integer in \[0, "),
 }
 
 

@@ -114,7 +114,8 @@ def test_a_state_of_another_rule_model_or_run_is_not_used(
     [
         ({"round": "3"}, "its round is '3'"),
         ({"round": -1}, "its round is -1"),
-        ({"pending_round": 2.0}, "its round is 2.0"),
+        ({"pending_round": 2.0}, "its pending round is 2.0"),
+        ({"epoch": True}, "its epoch is True"),
         ({"algorithm": None}, "state is of rule None"),
     ],
 )

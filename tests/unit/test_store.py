@@ -37,6 +37,7 @@ def snapshot(pending=True):
         state=State(x, {"displacement": x + 10}),
         statistics=np.array([1.5, 2.5]),
         local={"steps": np.array(7), "mask": np.array([[True], [False]])},
+        epoch=3,
     )
     if not pending:
         return made
@@ -57,7 +58,7 @@ def where(request, tmp_path):
 
 def same(found, want):
     """Whether two snapshots are equal, part by part and to the bit."""
-    assert found.round == want.round
+    assert (found.round, found.epoch) == (want.round, want.epoch)
     vectors = [(found.state.parameters, want.state.parameters), (found.statistics, want.statistics)]
     assert list(found.state.memory) == list(want.state.memory)
     vectors += [(found.state.memory[n], want.state.memory[n]) for n in want.state.memory]
@@ -213,12 +214,13 @@ def test_a_part_that_is_missing_or_another_is_named(name, how):
         load_snapshot(document, arrays, algorithm=RULE, layout=LAYOUT, run=RUN)
 
 
-@pytest.mark.parametrize("key", ["round", "pending_round"])
+@pytest.mark.parametrize("key", ["round", "pending_round", "epoch"])
 @pytest.mark.parametrize("value", [-1, 1.0, True, "4"])
 def test_a_round_that_is_none(key, value):
     document, arrays = snapshot_vectors(snapshot(), RULE, RUN)
     document[key] = value
-    with pytest.raises(StateError, match=f"damaged state: its round is {value!r}"):
+    text = f"damaged state: its {key.replace('_', ' ')} is {value!r}"
+    with pytest.raises(StateError, match=text):
         load_snapshot(document, arrays, algorithm=RULE, layout=LAYOUT, run=RUN)
 
 

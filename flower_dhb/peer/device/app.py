@@ -46,6 +46,8 @@ class Outcome:
 
     frame: the payload to share, if there is one. failure: why there is none, empty if all
     went well. refused: payloads that the agent did not accept. metrics: the app's own.
+    epoch: of the agent's memory and of the payload; an agent that has broken what its rule
+    conserves, by a loss or a refusal, has opened a new one.
     """
 
     frame: bytes | None = None
@@ -53,6 +55,7 @@ class Outcome:
     rejoined: bool = False
     refused: tuple[str, ...] = ()
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    epoch: int = 0
 
 
 class Agent:
@@ -93,9 +96,12 @@ class Agent:
 
     # --- questions --------------------------------------------------------------------
 
-    def train(self, round: int) -> Outcome:
-        """Train from the combined parameters; the payload to share is in the outcome."""
-        answer = self._ask("train", round, state_round=self.round)
+    def train(self, round: int, epoch: int = 0) -> Outcome:
+        """Train from the combined parameters; the payload to share is in the outcome.
+
+        epoch: the newest that is known of; the agent joins it before it trains.
+        """
+        answer = self._ask("train", round, state_round=self.round, epoch=epoch)
         if not answer.failure and answer.payload is None:
             raise StateError(f"round {round}, agent {self.vertex}: the app answered no payload")
         return _outcome(answer)
@@ -112,23 +118,35 @@ class Agent:
         self.round = round
         return _outcome(answer)
 
-    def rejoin(self, newest: Mapping[int, tuple[int, Bytes]], *, evaluate: bool) -> Outcome:
-        """Begin again from the neighbors' average, with zero momentum."""
+    def rejoin(
+        self, newest: Mapping[int, tuple[int, Bytes]], *, evaluate: bool, epoch: int = 0
+    ) -> Outcome:
+        """Begin again from the neighbors' average, with zero momentum.
+
+        epoch: the newest that is known of. Where the rule conserves something, the agent opens
+        the one after it, which the outcome names.
+        """
         for key in [k for k in self._context.state if k.startswith(_PROTOCOL_RECORDS)]:
             del self._context.state[key]
         newest_round = max(k for k, _ in newest.values())
         ask: Ask = "evaluate" if evaluate else "report"
-        answer = self._ask(ask, newest_round, state_round=newest_round, newest=newest)
+        answer = self._ask(ask, newest_round, state_round=newest_round, newest=newest, epoch=epoch)
         if not answer.rejoined:
             raise StateError(f"agent {self.vertex}: could not rejoin: {answer.failure}")
         self.round = answer.state_round
         return _outcome(answer)
 
-    def early(self, round: int) -> bytes | None:
-        """The payload of a round before training, where the rule knows it by then."""
+    def early(self, round: int, epoch: int = 0) -> bytes | None:
+        """The payload of a round before training, where the rule knows it by then.
+
+        epoch: as for `train`.
+        """
         if not self.knows_early:
             return None
-        state = self.snapshot().state
+        snapshot = self.snapshot()
+        state = snapshot.state
+        if epoch > snapshot.epoch:
+            state = self.algorithm.restart(state)
         outgoing = self.algorithm.outgoing(state, state.parameters)
         payload = {name: outgoing[name] for name in self.algorithm.vectors}
         return codec.encode(payload, run=self.run, round=round, vertex=self.vertex)
@@ -182,6 +200,7 @@ class Agent:
         state_round: int,
         payloads: Mapping[int, Bytes] | None = None,
         newest: Mapping[int, tuple[int, Bytes]] | None = None,
+        epoch: int = 0,
     ) -> Answer:
         instruction = Instruction(
             ask=ask,
@@ -196,6 +215,7 @@ class Agent:
             rejoin={j: (k, frame_view(f)) for j, (k, f) in (newest or {}).items()},
             start=self._start if state_round == 0 else None,
             local=self._local,
+            epoch=epoch,
         )
         kind = "evaluate" if ask == "evaluate" else "train"
         config = ConfigRecord({**self._configs[kind], "server-round": round})
@@ -219,6 +239,7 @@ def _outcome(answer: Answer) -> Outcome:
         answer.rejoined,
         answer.refused,
         answer.app_metrics,
+        answer.epoch,
     )
 
 
