@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from flower_dhb.figures.positions import _clearance, on_circle, places, wrapped_edges
+from flower_dhb.topology import forms
 from flower_dhb.topology.graph import Topology
 
 
@@ -182,3 +183,12 @@ def test_loosening_a_drawing_makes_room():
         _clearance(places(topology), topology.edges)[0]
         > 1.5 * _clearance(before, topology.edges)[0]
     )
+
+
+def test_a_graph_is_drawn_by_what_it_is_not_by_its_name():
+    torus = Topology.torus(3, 4)
+    renamed = Topology(forms.torus(3, 4), name="ring:12")
+    assert renamed.digest == torus.digest
+    np.testing.assert_array_equal(places(renamed), places(torus))
+    assert wrapped_edges(renamed) == wrapped_edges(torus) != {}
+    assert not on_circle(renamed)
