@@ -11,17 +11,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-__all__ = ["ALONE", "configure", "execute"]
+__all__ = ["ALONE", "STOPPED", "configure", "execute"]
 
 ALONE = 3  # exit status of a peer that no neighbor had a part in at the end
-_STOPPED = 130
+STOPPED = 130
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("settings", type=Path, help="the device's peer.toml")
     parser.add_argument("--log", choices=("text", "json"), help="form of the log lines")
-    parser.add_argument("--state-dir", type=Path, help="where checkpoints and history are kept")
+    parser.add_argument("--state-dir", type=Path, help="where state and history are kept")
     parser.add_argument("--metrics-port", type=int, help="loopback port for Prometheus")
     parser.add_argument(
         "--with-parent", type=int, metavar="PID", help="stop when this process, its parent, is gone"
@@ -60,7 +60,7 @@ def execute(arguments: argparse.Namespace) -> int:
         watch.start()
     result = peer.run()
     if not result.done:
-        return _STOPPED
+        return STOPPED
     return 0 if result.alone_since is None else ALONE
 
 

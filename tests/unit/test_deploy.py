@@ -31,6 +31,12 @@ def test_the_service_calls_the_command_as_it_is():
     assert str(arguments.state_dir) == "%S/flower-dhb/%i"
 
 
+def test_the_service_knows_the_exit_statuses():
+    text = UNIT.read_text()
+    assert f"RestartPreventExitStatus=2 {peer.ALONE}\n" in text
+    assert f"SuccessExitStatus={peer.STOPPED}\n" in text
+
+
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd's tools")
 def test_systemd_understands_every_line(tmp_path):
     unit = tmp_path / UNIT.name.replace("@", "@vertex-3")
