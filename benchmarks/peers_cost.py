@@ -25,13 +25,15 @@ N = 8
 # Runs in every process of a mesh: counts what is forced to the disk.
 COUNTER = """
 import atexit, os, time
-_real, _spent = os.fsync, [0, 0.0]
-def _fsync(file):
-    begin = time.perf_counter()
-    _real(file)
-    _spent[0] += 1
-    _spent[1] += time.perf_counter() - begin
-os.fsync = _fsync
+_spent = [0, 0.0]
+def _counted(real):
+    def forced(file):
+        begin = time.perf_counter()
+        real(file)
+        _spent[0] += 1
+        _spent[1] += time.perf_counter() - begin
+    return forced
+os.fsync, os.fdatasync = _counted(os.fsync), _counted(os.fdatasync)
 def _tell():
     if _spent[0] and "FSYNCS" in os.environ:
         with open(os.path.join(os.environ["FSYNCS"], str(os.getpid())), "w") as file:

@@ -418,6 +418,57 @@ def test_a_state_with_a_payload_in_line_behind_it_is_one_write_with_it(tmp_path)
     assert told == [1]
 
 
+class Slow(Full):
+    """Writes, and takes its time."""
+
+    def __init__(self, seconds):
+        super().__init__(0)
+        self.seconds = seconds
+
+    def __call__(self, path, data):
+        time.sleep(self.seconds)
+        super().__call__(path, data)
+
+
+@pytest.mark.parametrize(
+    ("write_s", "train_s", "together"), [(0.1, 0.01, True), (0.01, 0.1, False)]
+)
+def test_where_the_app_is_faster_than_the_disk_a_state_waits_for_its_payload(
+    tmp_path, write_s, train_s, together
+):
+    line = Line(tmp_path)
+    line.journal._write_durably = slow = Slow(write_s)
+    for k in range(1, 6):
+        line.payload(k)
+        end = time.monotonic() + 10
+        while f"payload-{k}" not in line.done:
+            assert time.monotonic() < end
+            time.sleep(0.001)
+        if k < 5:
+            line.state(k)
+            time.sleep(train_s)  # the app
+    begin = time.monotonic()
+    line.state(5)  # the last round: no payload follows
+    line.disk.close()
+    assert time.monotonic() - begin < 5.0
+    assert line.done[-1] == "round-5"
+    # The first one tells what a state takes, and how soon a payload follows.
+    written = [name for name in slow.written if name.startswith("round")]
+    assert written == (["round-1", "round-5"] if together else [f"round-{k}" for k in range(1, 6)])
+
+
+def test_a_state_that_waits_in_vain_is_written(tmp_path):
+    line = Line(tmp_path)
+    line.disk._gap_s, line.disk._state_s = 0.02, 1.0
+    line.state(1)
+    end = time.monotonic() + 10
+    while not line.done:
+        assert time.monotonic() < end
+        time.sleep(0.001)
+    line.disk.close()
+    assert line.full.written == ["round-1"]
+
+
 def test_a_state_that_is_not_due_is_told_of_and_not_written(tmp_path):
     line = Line(tmp_path)
     told = []
