@@ -135,6 +135,7 @@ class PeerSettings:
             timing=timing,
             away_rounds=self.away_rounds,
             early=early,
+            conserves=bool(self.algorithm.conserved),
         )
 
     @classmethod

@@ -112,7 +112,7 @@ class Work:
     def _train(self, task: Train) -> None:
         begun = time.monotonic()
         early = self._round.frame if self._app.knows_early else None
-        outcome = self._app.train(task.round)
+        outcome = self._app.train(task.round, task.epoch)
         if outcome.frame is None:
             self._deliver(TrainingFailed(outcome.failure))
             return
@@ -123,7 +123,7 @@ class Work:
 
     def _journal(self, task: Journal) -> None:
         if task.early:
-            frame = self._app.early(task.round)
+            frame = self._app.early(task.round, task.epoch)
             self._round = _Round(frame=frame)
         else:
             frame = self._round.frame
@@ -176,7 +176,7 @@ class Work:
             "missing": missing,
             **metrics,
         }
-        self._deliver(Combined())
+        self._deliver(Combined(refused=bool(combined.refused)))
 
     def _rejoin(self, task: Rejoin) -> None:
         newest: dict[int, tuple[int, Bytes]] = {}
@@ -185,7 +185,10 @@ class Work:
             # The model of one that has finished is no round's; here it is the last one's.
             newest[j] = (k, frame) if k <= task.round else (task.round, relabel(frame, task.round))
         try:
-            outcome: Outcome = self._app.rejoin(newest, evaluate=self._evaluates(task.round))
+            # Where the rule conserves something, the agent opens the epoch after the one named.
+            outcome: Outcome = self._app.rejoin(
+                newest, evaluate=self._evaluates(task.round), epoch=max(task.epoch - 1, 0)
+            )
         except StateError as error:
             self._deliver(Rejoined(str(error)))
             return

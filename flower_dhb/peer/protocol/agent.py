@@ -291,6 +291,7 @@ class Agent:
 
     def _combined(self, event: Combined, now: float) -> None:
         if self.phase is Phase.COMBINING:
+            self.near.broken = self.near.broken or event.refused
             self._save()
             self._next(now)
 
@@ -503,7 +504,7 @@ class Agent:
             not self._epoch_began or target >= self._epoch_began + self.config.away_rounds
         ):
             begins = max(target, (near.epoch >> EPOCH_BITS) + 1)
-            near.epoch = near.epoch_seen = (begins << EPOCH_BITS) + self.config.vertex
+            near.epoch = near.epoch_seen = (begins << EPOCH_BITS) + 2 * self.config.vertex
             near.broken, self._epoch_began = False, target
             self._out.append(Note("epoch", {"round": target}))
 

@@ -157,7 +157,13 @@ class Journaled:
 
 @dataclass(frozen=True, slots=True)
 class Combined:
-    """The state is that of the round's end."""
+    """The state is that of the round's end.
+
+    refused: the app's agent did not accept a payload that counted, so the other end used it
+    and this one did not.
+    """
+
+    refused: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,8 @@ __all__ = ["EPOCH_BITS", "Rounds", "Told"]
 # A neighbor is followed if it is ahead by no more rounds than this, and this many more in
 # each usual time of one of its rounds since the last that it and we used together.
 _LEAD = 10
-# An epoch is the round in which it began, and in the bits below the vertex that began it.
+# An epoch is the round in which it began, and in the bits below twice the vertex that began it:
+# the number after it is left to the agent's own memory, between a loss and the next training.
 EPOCH_BITS = 20
 
 

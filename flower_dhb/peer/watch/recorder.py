@@ -62,13 +62,16 @@ class Recorder:
             "sent": fingerprint(sent),
             "received": {str(j): fingerprint(_vectors(f)) for j, f in received.items()},
             "to": fingerprint({"x": after.state.parameters}),
+            "epoch": before.epoch,
+            "left_epoch": after.epoch,
         }
         self._lines.append(line, durable=False)
 
     def rejoined(self, label: int, snapshot: Snapshot) -> None:
         """The state was lost, or too old, and taken from the neighbors."""
         to = fingerprint({"x": snapshot.state.parameters})
-        self._lines.append({"round": label, "rejoined": True, "to": to}, durable=False)
+        line = {"round": label, "rejoined": True, "to": to, "left_epoch": snapshot.epoch}
+        self._lines.append(line, durable=False)
 
     def close(self) -> None:
         """Close the file."""

@@ -109,14 +109,18 @@ class Replay:
         for vertex, record in sorted(self._records.items()):
             before: str | None = None
             last: State | None = None
+            epoch = 0
             for k, line in sorted(record.lines.items()):
                 if not line.get("rejoined"):
                     self.rounds_checked += 1
                     yield from self._check_chain(vertex, k, line, before)
                     yield from self._check_edges(vertex, k, line)
+                    if last is not None and line.get("epoch", 0) > epoch:
+                        last = self._algorithm.restart(last)
                     yield from self._check_memory(record, k, line, last)
                     yield from self._compute(record, k, line)
                 before, last = line.get("to"), _combined(record, k)
+                epoch = line.get("left_epoch", 0)
 
     def _check_chain(
         self, vertex: int, k: int, line: Mapping[str, Any], before: str | None
@@ -200,6 +204,8 @@ class Replay:
         own = float(self._matrix[vertex, vertex])
         weights[vertex] = own + sum(float(self._matrix[vertex, j]) for j in missing)
         state = mixing.combine(self._algorithm, before, trained, vertex, weights, payloads)
+        if line.get("left_epoch", 0) > line.get("epoch", 0):
+            state = self._algorithm.restart(state)
         self.rounds_computed += 1
         found = _state(combined, "")
         if not np.array_equal(state.parameters, found.parameters):
