@@ -37,14 +37,22 @@ def home(directory, vertex):
     return directory / f"vertex-{vertex}" / "state" / "record"
 
 
-def run(directory, mode="payloads", rule=RULE, rejoins=()):
-    """Three agents on a path for some rounds, each with a recorder. rejoins: (round, vertex)."""
+def run(directory, mode="payloads", rule=RULE, rejoins=(), epochs=None):
+    """Three agents on a path for some rounds, each with a recorder.
+
+    rejoins: (round, vertex). epochs: by round and vertex, whether an epoch begins when the round
+    ends; if not, when it begins.
+    """
+    epochs = epochs or {}
     start = {"x": np.linspace(-1.0, 1.0, SIZE)}
     layout = Layout.of(start)
     nodes = [Node.start(v, rule, weights(v), layout, start) for v in range(3)]
     recorders = [Recorder(home(directory, v), mode) for v in range(3)]
     for k in range(1, ROUNDS + 1):
         taking_part = [v for v in range(3) if (k, v) not in rejoins]
+        for node in nodes:
+            if epochs.get((k, node.vertex)) is False:
+                node.join_epoch(1)
         payloads = {v: nodes[v].adapt(k, train(nodes[v], k)) for v in taking_part}
         frames = {
             v: codec.encode(payload, run="r", round=k, vertex=v) for v, payload in payloads.items()
@@ -57,6 +65,8 @@ def run(directory, mode="payloads", rule=RULE, rejoins=()):
                     received[j] = frames[j]
             before = node.snapshot
             node.combine()
+            if epochs.get((k, v)):
+                node.open_epoch(0)
             recorders[v].ended(k, k, frames[v], received, before, node.snapshot)
         for v in set(range(3)) - set(taking_part):
             heard = {j: payloads[j] for j in nodes[v].neighbors}
@@ -169,8 +179,28 @@ def test_who_began_again_from_its_neighbors_says_so(tmp_path):
     recorder.rejoined(3, node.snapshot)
     recorder.close()
     (line,) = (tmp_path / "here" / "record.jsonl").read_text().splitlines()
-    want = {"round": 3, "rejoined": True, "to": fingerprint({"x": node.parameters})}
-    assert json.loads(line) == want
+    to = fingerprint({"x": node.parameters})
+    assert json.loads(line) == {"round": 3, "rejoined": True, "to": to, "left_epoch": 0}
+
+
+@pytest.mark.parametrize("joins", ["before training", "at the end of a round"])
+def test_memory_that_an_epoch_begins_anew_is_no_finding(tmp_path, joins):
+    rule = HeavyBall(form="tracking")
+    open_at = {(3, v): joins == "at the end of a round" for v in range(3)}
+    run(tmp_path, rule=rule, epochs=open_at)
+    replayed = replay(tmp_path, rule)
+    assert [str(finding) for finding in replayed.findings()] == []
+    assert replayed.rounds_computed == 3 * ROUNDS
+
+
+def test_memory_that_changes_without_an_epoch_is_a_finding(tmp_path):
+    rule = HeavyBall(form="tracking")
+    run(tmp_path, rule=rule, epochs={(3, 1): False})
+    path = home(tmp_path, 1) / "record.jsonl"
+    path.write_text(re.sub('"(left_)?epoch": 1', r'"\g<1>epoch": 0', path.read_text()))
+    (finding, *_) = replay(tmp_path, rule).findings()
+    assert (finding.vertex, finding.round) == (1, 3)
+    assert "did not begin from the" in finding.text
 
 
 def test_lines_of_rounds_that_a_crash_undid_are_dropped(tmp_path):
