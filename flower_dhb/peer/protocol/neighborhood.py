@@ -147,8 +147,7 @@ class Neighborhood(Rounds):
             edge.acked = False
         for r in list(edge.held):
             known = r == hello.round and edge.held[r][1].digest == hello.digest
-            counted = r == hello.counted.round and edge.held[r][1].digest == hello.counted.mine
-            if known or counted or (r <= hello.closed and r == self.round):
+            if known or (r <= hello.closed and r == self.round):
                 continue
             del edge.held[r]
             if r == self.round:
@@ -170,7 +169,7 @@ class Neighborhood(Rounds):
         theirs, ours = counted.reversed(), edge.counted
         over = max(closed, round - 1)  # whoever shares a round has ended or passed those before
         edge.theirs = theirs
-        if afresh and closed < ours.round and theirs != ours and ours.round not in edge.one_sided:
+        if afresh and theirs.round < ours.round and ours.round not in edge.one_sided:
             edge.settled = False  # whatever it said before, it knows no more of it
         if not edge.settled:
             # Who counted a later round had our Offer of it, which said that we counted this one.
@@ -194,9 +193,7 @@ class Neighborhood(Rounds):
         elif r > ours.round or (r > 0 and r == ours.round and theirs != ours):
             self._disagree(edge, r)
         for r in list(edge.doubts):
-            if r == theirs.round:
-                self._disagree(edge, r)
-            elif over >= r or (afresh and round != r):
+            if over >= r or (afresh and round != r):
                 # Had it counted r, the Offer of whatever it counted since would have said so.
                 edge.doubts.remove(r)
         if undecided and edge.stage.open and over >= self.round != theirs.round:

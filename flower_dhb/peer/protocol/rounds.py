@@ -136,8 +136,6 @@ class Rounds:
             elif edge.broken == round:
                 self._give_up(edge)
             self._serve(edge)
-            if edge.stage is Stage.VOTED and edge.sent != round:
-                self._send(edge, Ack(round, edge.held[round][1].digest))
 
     def _joins(self, edge: Edge) -> bool:
         """Give an edge up whose ends are in different epochs. Returns whether it was."""
@@ -248,12 +246,8 @@ class Rounds:
 
     def _send_payload(self, edge: Edge, round: int) -> None:
         """Put a payload in line. It acknowledges along; what it replaces may not have left."""
-        payload, ack = self.kept[round], 0
-        if edge.stage is Stage.VOTED:
-            ack = edge.held[self.round][1].digest
-            if round != self.round:
-                self._send(edge, Ack(self.round, ack))
-                ack = 0
+        payload = self.kept[round]
+        ack = edge.held[self.round][1].digest if edge.stage is Stage.VOTED else 0
         offer = Offer(
             round,
             payload.digest,
