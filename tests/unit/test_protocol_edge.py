@@ -208,12 +208,18 @@ def test_each_neighbor_is_agreed_with_by_itself():
     assert end.said() == ["d: ack d1", "b: ack b1", "combine 1: b1 d1"]
 
 
-def test_a_payload_that_breaks_off_is_asked_for_no_more_and_may_come_again():
+def test_a_payload_that_breaks_off_gives_the_edge_up():
+    """Sent again, it would be as bad; the other end need not wait for the deadline."""
     end = after("share", "offer b1", timing=replace(TIMING, transfer_s=30.0))
     assert end.edge().receiving_since is not None
+    assert end.do("broken b") == ["b: release 1"]
+    assert (end.edge().stage, end.edge().receiving_since) == (Stage.RELEASED, None)
+
+
+def test_a_payload_ahead_that_breaks_off_is_not_waited_for_in_its_round():
+    end = after("offer b1")
     assert end.do("broken b") == []
-    assert end.do("wait 31") == []
-    assert end.do("payload b1 ack=a1") == ["b: ack b1", "combine 1: b1"]
+    assert end.do("share") == ["journal 1", "b: release 1"]
 
 
 @pytest.mark.parametrize("late", ["ack b a1", "release b 1"])
