@@ -281,6 +281,7 @@ def test_what_a_record_has():
         "closed": 1,
         "label": 1,
         "mixed": 1,
+        "pace": 0.0,
         "epoch": 0,
         "epoch_began": 0,
         "broken": False,

@@ -138,7 +138,8 @@ def test_after_a_restart_neighbors_have_longer_to_come_back():
     assert end.do("wait 0.5") == ["combine 7: nobody"]
     assert (end.edge().stage, end.edge().doubts) == (Stage.DOUBT, [7])
     end.do("next", "share", "wait 1")
-    assert end.said()[-1] == "combine 8: nobody"  # once
+    assert end.said()[-1] == "free 7"  # nobody is waited for a second time ...
+    assert end.do("wait 29") == ["combine 8: nobody"]  # ... but the pace is kept, as before
 
 
 def test_a_restarted_end_waits_the_ceiling_for_one_that_is_connected():

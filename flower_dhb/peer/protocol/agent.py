@@ -518,6 +518,7 @@ class Agent:
             "closed": near.closed,
             "label": near.round,
             "mixed": self.mixed,
+            "pace": near.own_pace.usual_s,
             "epoch": near.epoch,
             "epoch_began": self._epoch_began,
             "broken": near.broken,
@@ -531,6 +532,7 @@ class Agent:
     ) -> None:
         near = self.near
         near.closed, near.round, self.mixed = record["closed"], record["label"], record["mixed"]
+        near.own_pace.usual_s = record["pace"]
         near.epoch = near.epoch_seen = record["epoch"]
         near.broken, self._epoch_began = record["broken"], record["epoch_began"]
         edges = {int(j): edge for j, edge in record["edges"].items()}  # JSON's keys are texts
