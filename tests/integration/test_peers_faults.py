@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from tests.support.net import CUTS
-from tests.support.peer_app.quadratics import target
 from tests.support.peers import APP, ROOT, Mesh
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(110)]
@@ -264,23 +263,3 @@ def test_digits_lose_no_accuracy_to_two_that_are_killed(tmp_path):
     assert np.mean(final["undisturbed"]) > 0.93
     assert np.mean(final["killed"]) > np.mean(final["undisturbed"]) - 0.01
     assert min(final["killed"]) > min(final["undisturbed"]) - 0.02
-
-
-@pytest.mark.parametrize("rule", ["dsgt", "exact-diffusion"])
-def test_a_rule_with_memory_stays_exact_though_a_disk_is_lost(rule, tmp_path):
-    """All begin a new epoch of their memory: without it, the error stays near 0.6 for good."""
-    with recorded(
-        tmp_path / "m", n=4, topology="ring:4", rounds=400, step_s=0.02, size=6, rate=0.1,
-        algorithm=rule, peer={"timing": {**QUICK, "resume-s": 2.0}, "linger-s": 20.0},
-    ) as mesh:  # fmt: skip
-        mesh.start()
-        mesh.wait_round(2, 30)
-        mesh.kill(2)
-        shutil.rmtree(tmp_path / "m" / "vertex-2" / "state")
-        mesh.start(2)
-        mesh.wait_event(2, "rejoined")
-        mesh.finish(90)
-        mesh.replay()
-        best = np.mean([target(v, 6) for v in range(4)], axis=0)
-        # Undisturbed runs end at 1e-13; fewer rounds are left after the loss.
-        assert np.abs(mesh.parameters() - best).max() < 1e-7

@@ -8,8 +8,9 @@ import tomli_w
 
 from flower_dhb import ConfigError, HeavyBall
 from flower_dhb.algorithms import algorithm_from_config
+from flower_dhb.algorithms.gradient_tracking import GradientTracking
 from flower_dhb.peer.device.settings import PeerSettings, check_loopback
-from flower_dhb.peer.protocol.settings import Timing
+from flower_dhb.peer.protocol.settings import Config, Timing
 from flower_dhb.peer.wire.identity import Identity
 from flower_dhb.peer.wire.tls import TlsFiles
 from flower_dhb.peer.wire.transport import Limits
@@ -130,9 +131,21 @@ def test_all_that_a_file_can_say(tmp_path):
     assert (found.evaluate_every, found.checkpoint_every, found.away_rounds) == (0, 3, 4)
     assert (found.start_timeout_s, found.linger_s) == (2, 0.0)
     assert (found.record, found.metrics_port, found.log) == ("payloads", 9, "json")
-    assert found.timing == Timing(
-        ceiling_s=9.0, least_s=0.5, factor=2.0, reconnect_s=7.0, resume_s=8.0
+    timing = Timing(ceiling_s=9.0, least_s=0.5, factor=2.0, reconnect_s=7.0, resume_s=8.0)
+    assert found.timing == timing
+    assert found.protocol(early=True) == Config(
+        vertex=1,
+        neighbors=found.neighbors,
+        rounds=found.rounds,
+        timing=dataclasses.replace(timing, start_s=2, linger_s=0.0),
+        away_rounds=4,
+        early=True,
     )
+    exact = dataclasses.replace(found, algorithm=GradientTracking()).protocol(early=False)
+    assert (exact.conserves, exact.early) == (True, False)
+    quick = Limits(hello_s=1.0, dead_after_s=2.0, transfer_s=3.0)
+    timing = dataclasses.replace(found, limits=quick).protocol(early=False).timing
+    assert (timing.hello_s, timing.dead_after_s, timing.transfer_s) == (1.0, 2.0, 3.0)
     assert found.limits == dataclasses.replace(Limits(), heartbeat_s=3.0, streams=(4, 0.25))
     home = tmp_path.resolve()
     assert found.tls == TlsFiles(Identity("m", 1), home / "k", home / "c", home / "a")
