@@ -332,7 +332,7 @@ HELLOS = {
     "they have finished": (
         "share",
         "closed=50 done",
-        [],
+        ["combine 1: nobody"],
         "lost",
     ),
     "it counted here, and they are in it still": (

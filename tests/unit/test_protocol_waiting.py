@@ -203,6 +203,22 @@ def test_at_an_unknown_pace_it_is_a_second():
     assert end.do("wait 0.1") == ["combine 1: nobody"]
 
 
+@pytest.mark.parametrize(("ahead", "rests"), [(6, True), (7, False)])
+def test_who_falls_back_does_not_rest(ahead, rests):
+    """Ten rounds away it would begin again from its neighbors, rest again, and so on."""
+    end = after("share", "release b 1", away_rounds=10)
+    end.do(f"offer b{ahead} closed={ahead - 1}")
+    assert end.phase == ("waiting" if rests else "combining")
+
+
+def test_where_the_own_pace_is_unknown_it_is_the_neighbors():
+    end = End()
+    end.do("share", "release b 1", "payload b2", "wait 0.4")
+    assert left(end) == pytest.approx(0.6)  # unknown
+    end.do("payload b3")
+    assert end.phase == "combining"  # 0.4 s, and they have passed
+
+
 def test_who_rests_is_not_woken_by_what_comes_and_takes_what_comes():
     end = at_pace(2.0)
     end.do("release b 7")

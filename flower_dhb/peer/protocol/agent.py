@@ -115,7 +115,7 @@ class Agent:
         self._early_shared = False
         self._begun = now
         self._until = now  # of whatever the phase waits for
-        self._rest_until: float | None = None
+        self._rests = False
         self._failures = 0
         self._epoch_began = 0
         self._pending: deque[tuple[type, int, Mapping[str, Any]]] = deque()
@@ -177,7 +177,7 @@ class Agent:
         if self.phase in (Phase.CONNECTING, Phase.REJOINING, Phase.LINGERING):
             times.append(self._until)
         elif self.phase is Phase.WAITING:
-            at = self.near.decided_at() if self._rest_until is None else self._rest_until
+            at = self._begun + self._pace_s() if self._rests else self.near.decided_at()
             if at is not None:
                 times.append(at)
         return min(times, default=None)
@@ -257,7 +257,7 @@ class Agent:
                 )
             )
             return
-        self.phase, self._rest_until = Phase.WAITING, self._begun + self._pace_s()
+        self.phase = Phase.WAITING
 
     def _journaled(self, event: Journaled, now: float) -> None:
         _, label, record = self._settled_until(Journal)
@@ -342,19 +342,7 @@ class Agent:
                 self._out.append(Note("starting-without", {"neighbors": missing}))
                 self._next(now)
         elif self.phase is Phase.WAITING:
-            if self._rest_until is not None:
-                if now >= self._rest_until:
-                    self._rest_until = None
-                    if self.round > self.closed:
-                        self._close(now)
-                    else:
-                        self._next(now)
-            elif not any(self.near.wait_s(edge, now) > 0.0 for edge in self.edges.values()):
-                rest = self._begun + self._pace_s()
-                if now < rest and not any(edge.agreed for edge in self.edges.values()):
-                    self._rest_until = rest
-                else:
-                    self._close(now)
+            self._wait(now)
         elif self.phase is Phase.REJOINING:
             self._try_rejoin(now)
         elif self.phase is Phase.LINGERING and (
@@ -363,13 +351,35 @@ class Agent:
             self._stop()
             self._out.append(End(True))
 
+    def _wait(self, now: float) -> None:
+        """End the round, or the rest after one without a payload, when its time has come."""
+        edges = self.edges.values()
+        open_here = self.round > self.closed
+        if open_here and any(self.near.wait_s(edge, now) > 0.0 for edge in edges):
+            self._rests = False
+            return
+        alone = not (open_here and any(edge.agreed for edge in edges))
+        self._rests = alone and now < self._begun + self._pace_s() and not self._falls_back(now)
+        if self._rests:
+            return
+        if open_here:
+            self._close(now)
+        else:
+            self._next(now)
+
+    def _falls_back(self, now: float) -> bool:
+        """Whether neighbors are well ahead, so that to rest would be to fall behind further."""
+        ahead = self.near.target(now) - max(self.round, self.closed + 1)
+        return ahead > max(1, self.config.away_rounds // 2)
+
     def _pace_s(self) -> float:
         """The usual time of a round, kept where no neighbor sets it.
 
         An agent that is cut off, or whose app fails at once, would else run ahead through
         all rounds, and take its neighbors with it when it is back.
         """
-        return self.near.own_pace.usual_s or _UNKNOWN_PACE_S
+        of_others = (edge.patience.usual_s for edge in self.near.up())
+        return self.near.own_pace.usual_s or max(of_others, default=0.0) or _UNKNOWN_PACE_S
 
     def _next(self, now: float) -> None:
         """Take part in the next round, or begin again from the neighbors after an absence."""
