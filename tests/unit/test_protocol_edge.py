@@ -228,7 +228,7 @@ def test_what_was_given_up_is_not_used_though_it_is_answered_later(late):
     end = after("share", "wait 100")
     end.said()
     assert end.do(late) == []
-    assert end.do("payload b1 ack=a1") == ["b: refuse stale 1"]
+    assert end.do("payload b1 ack=a1") == ["b: release 1", "b: refuse stale 1"]
     assert (end.edge().acked, end.edge().stage) == (False, Stage.RELEASED)
     assert end.count("one-sided") == 0
 

@@ -228,6 +228,8 @@ class Neighborhood(Rounds):
                 self._take_ack(edge, r, offer.ack)
             self._serve(edge)
             if r <= self.closed or (r == self.round and not edge.stage.open):
+                if r != edge.counted.round:  # it may not have heard so
+                    self._send(edge, Release(r))
                 self._refuse(
                     edge,
                     Reason.STALE,
