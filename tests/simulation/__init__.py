@@ -1,0 +1,1 @@
+"""The protocol core of peers under millions of simulated faults, in virtual time."""

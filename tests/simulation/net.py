@@ -1,0 +1,234 @@
+"""Connections: two pipes of frames, in order, that end at any piece, and not at both ends at once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from flower_dhb.peer.protocol.events import (
+    Acknowledged,
+    Completed,
+    Connected,
+    Disconnected,
+    Greeted,
+    Heard,
+    Left,
+    LinkEvent,
+    Offered,
+    Payload,
+    Released,
+    Sought,
+)
+from flower_dhb.peer.protocol.messages import Ack, Goodbye, Hello, Message, Offer, Release
+
+from .plan import Path
+
+if TYPE_CHECKING:
+    from .process import Process
+    from .world import World
+
+__all__ = ["End", "connect"]
+
+NEVER = float("inf")
+
+
+class End:
+    """One end of a connection, and the pipe from it to the other end.
+
+    id: what the core knows as `link`. last: when the last frame in the pipe arrives. cut_at:
+    what would arrive later never does. opened: when this end learns of the connection.
+    taking: the offer that this end has reserved room for. greeted: what this end's Hello
+    waits for.
+    """
+
+    __slots__ = (
+        "cut_at",
+        "id",
+        "last",
+        "latency_s",
+        "neighbor",
+        "open",
+        "opened",
+        "other",
+        "path",
+        "process",
+        "sent_at",
+        "taking",
+        "turn",
+        "under_way",
+        "world",
+    )
+
+    other: End
+
+    def __init__(self, world: World, process: Process, neighbor: int, opened: float) -> None:
+        self.world, self.process, self.neighbor = world, process, neighbor
+        self.path: Path = world.plan.paths[process.vertex, neighbor]
+        self.latency_s = self.path.latency_s
+        self.id = world.next_id()
+        self.opened = opened
+        self.open = False
+        self.last = self.sent_at = 0.0
+        self.cut_at = NEVER
+        self.turn = 0
+        self.under_way = False
+        self.taking: Offer | None = None
+
+    # --- sending --------------------------------------------------------------------------
+
+    def _put(self, event: LinkEvent) -> None:
+        world = self.world
+        path = self.path
+        at = world.now + path.latency_s
+        if path.jitter:
+            at += path.latency_s * path.jitter * world.random()
+        if at < self.last:
+            at = self.last
+        self.last = at
+        self.sent_at = world.now
+        world.push(at, self.other.arrive, event, world.now)
+
+    def send(self, message: Message) -> None:
+        """Put a message in the pipe."""
+        vertex, link = self.process.vertex, self.other.id
+        kind = type(message)
+        if kind is Ack:
+            self._put(Acknowledged(vertex, link, message.round, message.digest))
+        elif kind is Release:
+            self._put(Released(vertex, link, message.round))
+        elif kind is Hello:
+            self._put(Greeted(vertex, link, message))
+        elif kind is Goodbye:
+            self._put(Left(vertex, link, message.done, message.counted))
+        else:
+            self._put(Sought(vertex, link))
+
+    def send_payload(self, offer: Offer, payload: Payload) -> None:
+        """Put a header and a payload in the pipe; one that is still under way is abandoned."""
+        self.turn += 1
+        self.under_way = True
+        self._put(Offered(self.process.vertex, self.other.id, offer))
+        self.world.push(
+            self.world.now + self.path.piece_s, self._piece, (self.turn, 1), (offer, payload)
+        )
+
+    def _piece(self, place: tuple[int, int], content: tuple[Offer, Payload]) -> None:
+        turn, piece = place
+        if turn != self.turn or not self.open or not self.process.alive:
+            return
+        if self.process.paused:
+            self.process.inbox.append((self._piece, place, content))
+            return
+        if piece < self.path.pieces:
+            self._put(Heard(self.process.vertex, self.other.id))
+            self.world.push(
+                self.world.now + self.path.piece_s, self._piece, (turn, piece + 1), content
+            )
+        else:
+            self.under_way = False
+            self._put(Completed(self.process.vertex, self.other.id, *content))
+
+    def beat(self) -> None:
+        """Put a heartbeat in the pipe."""
+        self._put(Heard(self.process.vertex, self.other.id))
+
+    def quiet_since(self) -> float:
+        """Since when nothing has been under way on a connection that is whole, at either end."""
+        far = self.other
+        whole = self.open and far.open and self.cut_at == far.cut_at == NEVER
+        if not whole or self.under_way or far.under_way:
+            return NEVER
+        return max(self.last, far.last, self.opened, far.opened)
+
+    # --- receiving ------------------------------------------------------------------------
+
+    def arrive(self, event: LinkEvent, sent_at: float) -> None:
+        """A frame has come through the other end's pipe."""
+        process = self.process
+        if self.other.cut_at <= self.world.now or not process.alive:
+            return
+        if process.paused:
+            process.inbox.append((self.arrive, event, sent_at))
+        elif self.open or self.world.random() < 0.3:  # some shells read on for a moment
+            kind = type(event)
+            if kind is Completed and event.offer is not self.taking:
+                event = Heard(event.neighbor, event.link)
+            process.receive(self, event, sent_at)
+
+    def begin(self, _a: object = None, _b: object = None) -> None:
+        """This end learns of the connection."""
+        process = self.process
+        if not process.alive or self.world.now >= self.other.cut_at:
+            return
+        if process.paused:
+            process.inbox.append((self.begin, None, None))
+            return
+        self.open = True
+        process.ends[self.id] = self
+        process.current[self.neighbor] = self
+        process.handle(Connected(self.neighbor, self.id))
+
+    # --- endings --------------------------------------------------------------------------
+
+    def close(self, *, at_once: bool) -> None:
+        """End the connection from here; the other end learns of it behind the last frame."""
+        if not self.open:
+            return
+        self.open = False
+        if at_once:
+            self.turn += 1
+        world = self.world
+        self.last = max(self.last, world.now + self.latency_s)
+        if self.cut_at == NEVER:
+            world.push(self.last, self.other.lost, None, None)
+        self.process.forget(self)
+        if world.random() < 0.5:
+            world.push(world.now, self._tell, None, None)
+
+    def _tell(self, _a: object, _b: object) -> None:
+        if self.process.alive and not self.process.paused:
+            self.process.handle(Disconnected(self.neighbor, self.id))
+
+    def lost(self, _a: object, _b: object) -> None:
+        """This end learns that the connection is gone."""
+        process = self.process
+        if not process.alive:
+            return
+        if process.paused:
+            process.inbox.append((self.lost, None, None))
+            return
+        if not self.open:
+            return
+        self.open = False
+        process.forget(self)
+        process.handle(Disconnected(self.neighbor, self.id))
+
+    def die(self) -> None:
+        """The process of this end is gone. Its host may say so to the other end, now or late."""
+        self.open = False
+        self.tell_other(self.world.random())
+
+    def tell_other(self, luck: float) -> None:
+        """Let the other end learn that the connection is gone: soon, late or never."""
+        world = self.world
+        if luck < 0.6:
+            self.last = max(self.last, world.now + self.latency_s)
+            world.push(self.last, self.other.lost, None, None)
+        elif luck < 0.85:
+            late = world.plan.round_s * 10 ** world.rng.uniform(-1, 1)
+            self.last = max(self.last, world.now + late)
+            world.push(self.last, self.other.lost, None, None)
+
+
+def connect(world: World, dialer: Process, acceptor: Process) -> None:
+    """Begin a connection between two processes; its ends learn of it in any order."""
+    there = world.now + world.plan.paths[dialer.vertex, acceptor.vertex].latency_s
+    back = there + world.plan.paths[acceptor.vertex, dialer.vertex].latency_s
+    if world.random() < 0.2:
+        there += back * 0 + (back - there) * 3 * world.random()
+    near = End(world, dialer, acceptor.vertex, back)
+    far = End(world, acceptor, dialer.vertex, there)
+    near.other, far.other = far, near
+    near.last, far.last = there, back
+    dialer.dialing[acceptor.vertex] = near
+    world.push(there, far.begin, None, None)
+    world.push(back, near.begin, None, None)

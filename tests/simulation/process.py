@@ -1,0 +1,514 @@
+"""An agent's shell in virtual time: does what the core's effects say, and may die between any two."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from flower_dhb.peer.protocol.effects import (
+    Close,
+    Combine,
+    Count,
+    Effect,
+    End,
+    Fail,
+    Finish,
+    Free,
+    Journal,
+    Note,
+    Refuse,
+    Rejoin,
+    Reserve,
+    Save,
+    Send,
+    SendPayload,
+    Train,
+)
+from flower_dhb.peer.protocol.events import (
+    Combined,
+    Event,
+    Finished,
+    LinkEvent,
+    Offered,
+    Payload,
+    Rejoined,
+    Started,
+    Tick,
+    Trained,
+    TrainingFailed,
+)
+from flower_dhb.peer.protocol.messages import Ack, Hello
+
+from .app import State
+from .disk import Disk, Write
+from .field import digest
+from .net import NEVER
+from .net import End as LinkEnd
+from .net import connect
+
+if TYPE_CHECKING:
+    from .world import World
+
+__all__ = ["Host", "Process"]
+
+
+class Host:
+    """What outlives a process: the disk, and the story that the app's state tells.
+
+    state: the app's, now. closed: the last round with a verdict on the way to it. verdicts: by
+    round, the digest of the own payload, and for each neighbor that counted its digest and what
+    it moved. order: rounds with a verdict. flux: sum of what neighbors moved, on the way to the
+    newest verdict. past_flux: the same on ways that ended with a lost disk. twin: it is the
+    second instance of an agent that was started twice.
+    """
+
+    def __init__(self, world: World, vertex: int) -> None:
+        self.world, self.vertex = world, vertex
+        self.pace = world.plan.paces[vertex]
+        self.config = world.plan.configs[vertex]
+        self.weights = {
+            j: world.plan.weights[min(vertex, j), max(vertex, j)] for j in self.config.neighbors
+        }
+        self.start_x = world.start_x
+        self.state = State(self.start_x)
+        self.disk = Disk(world, self.pace.disk_s)
+        self.closed = 0
+        self.verdicts: dict[int, tuple[int, dict[int, tuple[int, int, int]]]] = {}
+        self.order: list[int] = []
+        self.flux = self.past_flux = 0
+        self.process: Process | None = None
+        self.twin = False
+        self.lives = 0
+        self.outcome = "not started"
+        self.due = 0  # restarts that are on their way
+
+    def begin(self, _a: object = None, _b: object = None) -> None:
+        """Start a process on what the disk holds."""
+        self.due -= 1
+        if self.process is not None:
+            return
+        self.lives += 1
+        self.outcome = "running"
+        self.process = Process(self)
+        self.world.watch.began(self)
+        self.process.start()
+
+    def reload(self) -> None:
+        """The state is that of the newest write; verdicts after it were never made."""
+        writes = self.disk.writes
+        newest = writes[-1] if writes else None
+        state = newest.state if newest is not None else State(self.start_x)
+        self.world.watch.rolled_back(self, state, newest.closed if newest is not None else 0)
+        self.state = state
+
+
+class Process:
+    """One life of an agent.
+
+    ends: open connections by link. current: the newest by neighbor. told: the last round that a
+    neighbor said, in this life of both, to have ended. fuse: effects until a crash.
+    """
+
+    __slots__ = (
+        "alive",
+        "attempts",
+        "base",
+        "beats",
+        "core",
+        "current",
+        "deadline",
+        "dialing",
+        "disk",
+        "ends",
+        "fuse",
+        "fuse_kind",
+        "host",
+        "inbox",
+        "latest",
+        "lies",
+        "life",
+        "notes",
+        "paused",
+        "rang_at",
+        "rate",
+        "ready",
+        "rings",
+        "tick_at",
+        "told",
+        "vertex",
+        "world",
+    )
+
+    def __init__(self, host: Host) -> None:
+        world = host.world
+        self.host, self.world, self.vertex, self.disk = host, world, host.vertex, host.disk
+        self.alive, self.paused = True, False
+        self.base, self.rate = host.pace.clock_offset, host.pace.clock_rate
+        self.latest = 0.0
+        self.tick_at = NEVER
+        self.deadline: float | None = None
+        self.rings = 0
+        self.rang_at = -1.0
+        self.inbox: list[tuple[Callable[[Any, Any], None], Any, Any]] = []
+        self.ends: dict[int, LinkEnd] = {}
+        self.current: dict[int, LinkEnd] = {}
+        self.dialing: dict[int, LinkEnd] = {}
+        self.attempts: dict[int, int] = {}
+        self.told: dict[int, int] = {}
+        self.fuse = -1
+        self.fuse_kind: type | None = None
+        self.ready: State | None = None
+        self.lies = world.plan.liar == host.vertex
+        self.notes = 0
+        self.life = host.lives
+        self.core = world.make(host.config, self.clock(), **host.disk.read())
+
+    # --- time -----------------------------------------------------------------------------
+
+    def clock(self) -> float:
+        """The agent's own monotonic clock, in seconds."""
+        now = self.base + self.rate * self.world.now
+        if now < self.latest:
+            return self.latest
+        self.latest = now
+        return now
+
+    def _arm(self) -> None:
+        self.deadline = deadline = self.core.next_deadline()
+        if deadline is None:
+            return
+        world = self.world
+        at = (deadline - self.base) / self.rate
+        if at < world.now:
+            at = world.now
+        if at < self.tick_at:
+            self.tick_at = at
+            world.push(at, self._ring, at, None)
+
+    def _ring(self, at: float, _b: object) -> None:
+        if not self.alive or at != self.tick_at:
+            return
+        self.tick_at = NEVER
+        if self.paused:
+            self.inbox.append((self._late, None, None))
+            return
+        self._late(None, None)
+
+    def _late(self, _a: object, _b: object) -> None:
+        deadline = self.deadline
+        if not self.alive or deadline is None:
+            return
+        now = self.clock()
+        if now + 1e-9 * (abs(now) + 1.0) >= deadline:
+            self.latest = max(now, deadline)
+            self.world.watch.rang(self)
+            self.handle(_TICK)
+        else:
+            self._arm()
+
+    # --- events ---------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin: the core, the dialer, the heartbeats."""
+        world = self.world
+        world.live[self.vertex].append(self)
+        self.handle(Started())
+        for j in self.host.config.neighbors:
+            if self._dials(j):
+                world.push(world.now, self.dial, j, None)
+        self._beat(None, None)
+
+    def answer(self, event: Event, _b: object = None) -> None:
+        """Something of the agent's own is done."""
+        if not self.alive:
+            return
+        if self.paused:
+            self.inbox.append((self.answer, event, None))
+            return
+        kind = type(event)
+        host = self.host
+        if kind is Combined or kind is Rejoined:
+            if self.ready is not None:
+                host.state, self.ready = self.ready, None
+                self.world.watch.moved(host)
+        elif kind is Trained:
+            host.state, self.ready = self.ready, None
+        elif kind is TrainingFailed:
+            self.ready = None
+        self.handle(event)
+
+    def receive(self, end: LinkEnd, event: LinkEvent, sent_at: float) -> None:
+        """A frame came; stale ones must change nothing."""
+        watch = self.world.watch
+        stale = self.core.edges[event.neighbor].link != end.id
+        if stale:  # what is due is due now, whatever comes
+            self.handle(_TICK)
+            if not self.alive:
+                return
+            before = watch.print_of(self)
+        effects = self.handle(event)
+        if stale:
+            watch.stale_changed_nothing(self, event, before, effects)
+        elif self.alive:
+            kind = type(event)
+            if kind is Offered:
+                end.taking = None
+                for effect in effects:
+                    if type(effect) is Reserve:
+                        end.taking = effect.offer
+                watch.offer_answered(self, event, effects)
+            watch.heard(self, event)
+
+    def handle(self, event: Event) -> list[Effect]:
+        """Hand an event to the core and do what it asks for, or die on the way."""
+        world = self.world
+        world.events += 1
+        before = self.core.phase
+        effects = self.core.handle(event, self.clock())
+        if world.trace is not None:
+            world.trace(self, event, effects, before)
+        if self.fuse < 0 and self.fuse_kind is None:
+            for effect in effects:
+                _DO[type(effect)](self, effect)
+        else:
+            self._handle_with_fuse(effects)
+        if self.alive:
+            world.watch.after(self, event, effects)
+            self._arm()
+        return effects
+
+    def _handle_with_fuse(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            if self.fuse == 0:
+                self.crash()
+                return
+            _DO[type(effect)](self, effect)
+            if not self.alive:
+                return
+            self.fuse -= self.fuse > 0
+            if type(effect) is self.fuse_kind:
+                self.crash()
+                return
+
+    # --- connections ----------------------------------------------------------------------
+
+    def _dials(self, j: int) -> bool:
+        return self.world.plan.dialers[min(self.vertex, j), max(self.vertex, j)] == self.vertex
+
+    def dial(self, j: int, _b: object = None) -> None:
+        """Try to connect to a neighbor that this end dials, unless it is connected."""
+        if not self.alive or j in self.current:
+            return
+        if self.paused:
+            self.inbox.append((self.dial, j, None))
+            return
+        world = self.world
+        there = [p for p in world.live[j] if not p.paused or world.random() < 0.5]
+        if not there or world.blocked.get((min(self.vertex, j), max(self.vertex, j)), 0) > world.now:
+            self.again(j)
+            return
+        connect(world, self, there[0] if len(there) == 1 else world.rng.choice(there))
+
+    def again(self, j: int) -> None:
+        """Dial once more, after a while that doubles."""
+        if not self.alive or not self._dials(j):
+            return
+        tries = self.attempts[j] = min(self.attempts.get(j, 0) + 1, 7)
+        world = self.world
+        wait = world.plan.round_s * 0.03 * 2**tries * (0.5 + world.random())
+        world.push(world.now + wait, self.dial, j, None)
+
+    def forget(self, end: LinkEnd) -> None:
+        """A connection has ended here."""
+        self.ends.pop(end.id, None)
+        j = end.neighbor
+        if self.current.get(j) is end:
+            del self.current[j]
+            self.again(j)
+
+    def _beat(self, _a: object, _b: object) -> None:
+        if not self.alive:
+            return
+        world = self.world
+        every = self.host.config.timing.dead_after_s / (6 * self.rate)
+        if not self.paused:
+            for end in self.ends.values():
+                if world.now - end.sent_at > every * 0.9:
+                    end.beat()
+        world.push(world.now + every, self._beat, None, None)
+
+    # --- endings --------------------------------------------------------------------------
+
+    def _leave(self, outcome: str) -> None:
+        self.alive = False
+        self.world.live[self.vertex].remove(self)
+        self.host.process = None
+        self.host.outcome = outcome
+        self.inbox.clear()
+
+    def crash(self) -> None:
+        """The process is killed, or the power fails. The disk keeps a prefix."""
+        world = self.world
+        self._leave("down")
+        world.count("crash")
+        if world.trace is not None:
+            world.trace.note(self, "CRASH")
+        for end in list(self.ends.values()):
+            end.die()
+        self.disk.crash(world.random())
+        self.host.reload()
+        world.faults.crashed(self.host)
+
+    def exit(self, outcome: str) -> None:
+        """The process ends by itself, in order."""
+        self._leave(outcome)
+        for end in list(self.ends.values()):
+            end.close(at_once=False)
+        self.disk.crash(1.0)
+        self.host.reload()
+        self.world.faults.exited(self.host)
+
+    def resume(self, _a: object = None, _b: object = None) -> None:
+        """Go on; everything that came meanwhile is handled in order."""
+        if not self.alive or not self.paused:
+            return
+        self.paused = False
+        inbox, self.inbox = self.inbox, []
+        for place, (fn, a, b) in enumerate(inbox):
+            if not self.alive:
+                return
+            if self.paused:
+                self.inbox = inbox[place:] + self.inbox
+                return
+            fn(a, b)
+
+    # --- effects --------------------------------------------------------------------------
+
+    def _send(self, effect: Send) -> None:
+        end = self.ends.get(effect.link)
+        if end is None:
+            return
+        message = effect.message
+        if self.lies:
+            self.world.faults.lie(end, message)
+            return
+        if type(message) is Ack:
+            self.world.watch.ack_leaves(self, message.round)
+        elif type(message) is Hello:
+            self.world.watch.hello_leaves(self, end, message)
+        end.send(message)
+
+    def _send_payload(self, effect: SendPayload) -> None:
+        end = self.ends.get(effect.link)
+        if end is None:
+            return
+        if self.lies:
+            self.world.faults.lie_payload(end, effect.offer, effect.payload)
+            return
+        self.world.watch.payload_leaves(self, effect.offer)
+        end.send_payload(effect.offer, effect.payload)
+
+    def _close(self, effect: Close) -> None:
+        end = self.ends.get(effect.link)
+        if end is not None:
+            end.close(at_once=effect.at_once)
+
+    def _train(self, effect: Train) -> None:
+        host, world = self.host, self.world
+        if world.random() < world.plan.odds.failures:
+            world.count("training fails")
+            event: Event = TrainingFailed("out of memory")
+        else:
+            plan = world.plan
+            self.ready = host.state.trained(
+                world.rng, effect.epoch, early=plan.early, tracks=plan.conserves
+            )
+            event = Trained()
+        seconds = host.pace.train_s * (0.9 + 0.2 * world.random())
+        world.push(world.now + seconds, self.answer, event, None)
+
+    def _journal(self, effect: Journal) -> None:
+        host = self.host
+        if effect.early:
+            host.state = host.state.shown()
+        payload = host.state.payload()
+        seen = self.world.seen
+        if len(seen) < 100:
+            seen.append(payload.digest)
+        self._write(effect.round, effect.record, payload)
+
+    def _save(self, effect: Save) -> None:
+        host = self.host
+        if effect.failure:
+            self.world.watch.failed(host, effect.round)
+        else:
+            self.world.watch.saved(host, effect.round)
+        self._write(effect.round, effect.record, None)
+
+    def _write(self, round: int, record: Any, payload: Payload | None) -> None:
+        host, world = self.host, self.world
+        text = json.dumps(record) if world.random() < 0.05 else None
+        host.disk.put(self, Write(round, host.closed, record, host.state, payload, text))
+
+    def _combine(self, effect: Combine) -> None:
+        host, world = self.host, self.world
+        plan = world.plan
+        self.ready, moved = host.state.combined(
+            effect.round, host.weights, effect.payloads, early=plan.early
+        )
+        world.watch.combined(self, effect, moved, self.ready)
+        seconds = host.pace.combine_s * (0.9 + 0.2 * world.random())
+        world.push(world.now + seconds, self.answer, Combined(), None)
+
+    def _rejoin(self, effect: Rejoin) -> None:
+        host, world = self.host, self.world
+        self.ready = host.state.rejoined(effect.round, effect.payloads, effect.epoch)
+        world.count("rejoin")
+        world.push(world.now + host.pace.combine_s, self.answer, Rejoined(), None)
+
+    def _free(self, effect: Free) -> None:
+        self.disk.free(effect.round)
+
+    def _finish(self, effect: Finish) -> None:
+        self.world.watch.finishes(self, effect)
+        value = (self.host.state.x, self.host.state.y)
+        event = Finished(Payload(digest(value), value))
+        self.world.push(self.world.now + self.host.pace.disk_s, self.answer, event, None)
+
+    def _end(self, effect: End) -> None:
+        self.exit("done" if effect.done else "stopped")
+
+    def _fail(self, effect: Fail) -> None:
+        self.exit("failed")
+
+    def _count(self, effect: Count) -> None:
+        self.world.count("core: " + effect.name)
+
+    def _note(self, effect: Note) -> None:
+        self.notes += 1
+
+    def _nothing(self, effect: Reserve | Refuse) -> None:
+        pass
+
+
+_TICK = Tick()
+
+_DO: dict[type, Callable[[Process, Any], None]] = {
+    Send: Process._send,
+    SendPayload: Process._send_payload,
+    Reserve: Process._nothing,
+    Refuse: Process._nothing,
+    Close: Process._close,
+    Train: Process._train,
+    Journal: Process._journal,
+    Combine: Process._combine,
+    Rejoin: Process._rejoin,
+    Save: Process._save,
+    Free: Process._free,
+    Finish: Process._finish,
+    End: Process._end,
+    Fail: Process._fail,
+    Count: Process._count,
+    Note: Process._note,
+}

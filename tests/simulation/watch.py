@@ -1,0 +1,630 @@
+"""What must hold after every event, whatever went wrong: one function for each promise.
+
+The checks are incremental: each looks at what an event can have changed, and at the ends of one
+edge. What no promise covers (edges of a liar, of an agent that runs twice, rounds whose story is
+lost with a disk) is left out by `_exempt`, and differences there are counted by themselves.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from flower_dhb.peer.protocol.agent import Phase
+from flower_dhb.peer.protocol.effects import (
+    Combine,
+    Count,
+    Effect,
+    Finish,
+    Note,
+    Refuse,
+    Rejoin,
+    Reserve,
+)
+from flower_dhb.peer.protocol.events import Completed, Event, Greeted, Left, LinkEvent, Offered, Tick
+from flower_dhb.peer.protocol.messages import Hello, Offer
+
+from .app import State
+from .field import PRIME
+from .net import End
+
+if TYPE_CHECKING:
+    from .process import Host, Process
+    from .world import World
+
+__all__ = ["Violation", "Watch"]
+
+_FEW = 3
+_REMEMBERED = 64
+
+
+class Violation(AssertionError):
+    """A promise that was not kept. promise: its name."""
+
+    def __init__(self, promise: str, text: str) -> None:
+        super().__init__(f"{promise}: {text}")
+        self.promise = promise
+
+
+class Watch:
+    """Holds the story of all agents against each other.
+
+    differences: by edge (smaller vertex first), the rounds that count at one end only, and which
+    end it is. open: what a neighbor's payload moved at one end (there, from whom, round), as long
+    as the other end has not moved back by as much; open_total: their sum, and what is open for
+    ever because a story was lost. flux_total: what neighbors moved, over all agents.
+    """
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.hosts = world.hosts
+        self.differences: dict[tuple[int, int], dict[int, int]] = {}
+        self.open: dict[tuple[int, int, int], int] = {}
+        self.open_total = 0
+        self.flux_total = 0
+        self.bound_s = _bound_s(world)
+
+    def _exempt(self, i: int, j: int, round: int) -> bool:
+        until = self.world.faults.exempt_until
+        return round <= until[i] or round <= until[j]
+
+    # --- (1) both ends of an edge tell the same story, or the difference is counted ----------
+
+    def edges_agree(self, host: Host, round: int) -> None:
+        """A round is over at an agent: wherever it is over at the other end too, both used each
+        other's payload, or neither did, or the end that did not use it has the round in doubt.
+        """
+        for j in host.config.neighbors:
+            other = self.hosts[j]
+            if other.closed >= round and other is not host:
+                self._compare(host, other, round)
+
+    def _compare(self, a: Host, b: Host, round: int) -> None:
+        va, vb = a.verdicts.get(round), b.verdicts.get(round)
+        ua = va[1].get(b.vertex) if va is not None else None
+        ub = vb[1].get(a.vertex) if vb is not None else None
+        if ua is None and ub is None:
+            return
+        if self._exempt(a.vertex, b.vertex, round):
+            if ua is None or ub is None or ua[0] != vb[0] or ub[0] != va[0]:
+                self.world.count("differences that no promise covers")
+            return
+        if ua is not None and ub is not None:
+            self.same_bytes(a, b, round)
+            return
+        used, lost = (a, b) if ua is not None else (b, a)
+        self.same_bytes(used, lost, round)
+        pair = (min(a.vertex, b.vertex), max(a.vertex, b.vertex))
+        self.differences.setdefault(pair, {})[round] = used.vertex
+        self.world.count("differences")
+        self._in_doubt(used, lost, round)
+
+    def _in_doubt(self, used: Host, lost: Host, round: int) -> None:
+        doubts, one_sided = self._knows(lost, used.vertex)
+        if round not in doubts and round not in one_sided:
+            raise Violation(
+                "edges agree",
+                f"round {round}: agent {used.vertex} used the payload of {lost.vertex}, which did "
+                f"not use its, and knows of no doubt (doubts {doubts}, one-sided {one_sided})",
+            )
+
+    def _knows(self, host: Host, j: int) -> tuple[list[int], list[int]]:
+        if host.process is not None:
+            edge = host.process.core.edges[j]
+            return edge.doubts, edge.one_sided
+        if not host.disk.writes:
+            return [], []
+        edges = host.disk.writes[-1].record["edges"]
+        found = edges[j] if j in edges else edges[str(j)]
+        return found["doubts"], found["one_sided"]
+
+    def differences_are_known(self, process: Process, j: int) -> None:
+        """Each end has heard from the other that a round is over there: what differs in it is
+        one-sided at both ends, nothing is in doubt, and nothing that agrees is one-sided.
+        """
+        other = self.hosts[j].process
+        i = process.vertex
+        if other is None:
+            return
+        both = min(process.told.get(j, 0), other.told.get(i, 0))
+        pair = (min(i, j), max(i, j))
+        here, there = process.core.edges[j], other.core.edges[i]
+        for round in self.differences.get(pair, ()):
+            if round <= both and not (round in here.one_sided and round in there.one_sided):
+                raise Violation(
+                    "differences are known",
+                    f"round {round} counts at one end of {pair} only, both ends have heard that it "
+                    f"is over at the other, and yet it is one-sided at {i}: {here.one_sided}, at "
+                    f"{j}: {there.one_sided}",
+                )
+        for round in here.doubts:
+            if round <= process.told.get(j, 0) and not self._exempt(i, j, round):
+                raise Violation(
+                    "differences are known",
+                    f"agent {i} is still in doubt about round {round}, which neighbor {j} says is "
+                    f"over ({process.told[j]})",
+                )
+
+    def nothing_is_one_sided_that_agrees(self, process: Process, j: int) -> None:
+        """A round that is one-sided at both ends counts at one end only, in fact."""
+        edge = process.core.edges[j]
+        if not edge.one_sided:
+            return
+        i, host, other = process.vertex, process.host, self.hosts[j]
+        _, there = self._knows(other, i)
+        pair = (min(i, j), max(i, j))
+        known = self.differences.get(pair, {})
+        for round in edge.one_sided:
+            if (
+                round not in known
+                and round in there
+                and round <= min(host.closed, other.closed)
+                and not self._exempt(i, j, round)
+            ):
+                raise Violation(
+                    "differences are known",
+                    f"round {round} is one-sided at both ends of {pair}, and yet they agree",
+                )
+
+    # --- (2) what counted is what the sender's state grew from --------------------------------
+
+    def same_bytes(self, used: Host, other: Host, round: int) -> None:
+        """The payload that counted at one end is the one that the other's state grew from."""
+        for here, there in ((used, other), (other, used)):
+            mine, theirs = here.verdicts.get(round), there.verdicts.get(round)
+            found = mine[1].get(there.vertex) if mine is not None else None
+            if found is None:
+                continue
+            if theirs is None or theirs[0] != found[0]:
+                own = "none" if theirs is None else f"#{theirs[0] & 0xFFFF:04x}"
+                raise Violation(
+                    "same bytes",
+                    f"round {round}: agent {here.vertex} used #{found[0] & 0xFFFF:04x} of "
+                    f"{there.vertex}, whose state grew from {own}",
+                )
+
+    def used_was_promised(self, host: Host, effect: Combine) -> None:
+        """What counts was on its sender's disk before, as the payload of that round."""
+        for j, payload in effect.payloads.items():
+            if self._exempt(host.vertex, j, effect.round):
+                continue
+            if payload.digest not in self.hosts[j].disk.promised.get(effect.round, ()):
+                raise Violation(
+                    "same bytes",
+                    f"agent {host.vertex} uses in round {effect.round} a payload of {j} that its "
+                    "disk never held",
+                )
+
+    # --- (3) nothing leaves before its record is on the disk ----------------------------------
+
+    def payload_leaves(self, process: Process, offer: Offer) -> None:
+        """A payload is on its sender's disk, under this round, before it leaves."""
+        if offer.final:
+            return
+        if offer.digest not in process.disk.promised.get(offer.round, ()):
+            raise Violation(
+                "disk first",
+                f"agent {process.vertex} sends its payload of round {offer.round}, which is not on "
+                "its disk",
+            )
+        if offer.ack:
+            self.ack_leaves(process, offer.round)
+
+    def ack_leaves(self, process: Process, round: int) -> None:
+        """The own payload of a round is on the disk before an acknowledgment of it leaves."""
+        if round not in process.disk.promised:
+            raise Violation(
+                "disk first",
+                f"agent {process.vertex} acknowledges round {round}, and its own payload of that "
+                "round is not on its disk",
+            )
+
+    def hello_leaves(self, process: Process, end: End, hello: Hello) -> None:
+        """A Hello says nothing that the disk does not."""
+        if hello.digest and hello.digest not in process.disk.promised.get(hello.round, ()):
+            raise Violation(
+                "disk first",
+                f"agent {process.vertex} says that it shares round {hello.round}, which is not on "
+                "its disk",
+            )
+        writes = process.disk.writes
+        if hello.closed > (writes[-1].closed if writes else 0):
+            raise Violation(
+                "disk first",
+                f"agent {process.vertex} says that it has closed round {hello.closed}; its disk "
+                f"says {writes[-1].closed if writes else 0}",
+            )
+
+    # --- (4) the network average -----------------------------------------------------------
+
+    def combined(
+        self,
+        process: Process,
+        effect: Combine,
+        moved: dict[int, tuple[int, int]],
+        state: State,
+    ) -> None:
+        """A round is over at an agent: its story goes on."""
+        host, round = process.host, effect.round
+        if round <= host.closed:
+            raise Violation("rounds go up", f"agent {host.vertex} ends round {round} twice")
+        self.used_was_promised(host, effect)
+        value = host.state.payload()
+        used = {j: (p.digest, *moved[j]) for j, p in effect.payloads.items()}
+        self._entry(host, round, value.digest, used)
+        if host.twin:
+            state.count = len(host.order)
+        if state.count != len(host.order):
+            raise AssertionError("the simulator's own books are wrong")
+        self._advance(host, round)
+
+    def failed(self, host: Host, round: int) -> None:
+        """Training failed in a round whose payload may have been shared before."""
+        if host.state.value is not None:
+            digest = host.state.payload().digest
+            host.state = host.state.untrained()
+            host.state.count += 1
+            if round in host.verdicts:
+                raise Violation("rounds go up", f"agent {host.vertex} ends round {round} twice")
+            self._entry(host, round, digest, {})
+        self.saved(host, round)
+
+    def saved(self, host: Host, round: int) -> None:
+        """All rounds up to this one are over."""
+        if round > host.closed:
+            self._advance(host, round)
+
+    def _entry(
+        self, host: Host, round: int, digest: int, used: dict[int, tuple[int, int, int]]
+    ) -> None:
+        host.verdicts[round] = (digest, used)
+        host.order.append(round)
+        if host.twin:
+            return
+        for j, (theirs, flux, _) in used.items():
+            host.flux = (host.flux + flux) % PRIME
+            self.flux_total = (self.flux_total + flux) % PRIME
+            here, there = (host.vertex, j, round), (j, host.vertex, round)
+            self.open.pop(here, None)  # of a story that was lost: it stays in the sum
+            other = self.hosts[j].verdicts.get(round)
+            back = other[1].get(host.vertex) if other is not None else None
+            if (
+                there in self.open
+                and back is not None
+                and other is not None
+                and other[0] == theirs
+                and back[0] == digest
+            ):
+                moved = self.open.pop(there)
+                self.open_total = (self.open_total - moved) % PRIME
+                if (moved + flux) % PRIME:
+                    raise Violation(
+                        "network average",
+                        f"round {round}: agents {host.vertex} and {j} used each other's payload, "
+                        "and yet do not move by the same",
+                    )
+            else:
+                self.open[here] = flux
+                self.open_total = (self.open_total + flux) % PRIME
+        self.average_moves_by_steps(host)
+
+    def average_moves_by_steps(self, host: Host) -> None:
+        """All that neighbors moved adds up to what is counted as open or one-sided."""
+        if self.flux_total != self.open_total:
+            raise Violation(
+                "network average",
+                f"moved by more than local steps and open rounds when agent {host.vertex} ended "
+                f"round {host.order[-1] if host.order else 0}",
+            )
+
+    def moved(self, host: Host) -> None:
+        """An agent's parameter is its start, its steps, what neighbors moved, and jumps."""
+        state = host.state
+        if host.twin:
+            return
+        if (state.x - host.start_x - state.steps - state.flux - state.jumps) % PRIME:
+            raise Violation("network average", f"the books of agent {host.vertex} do not add up")
+        if state.flux != (host.flux - host.past_flux) % PRIME:
+            raise Violation(
+                "network average",
+                f"the state of agent {host.vertex} is not the one that its verdicts led to",
+            )
+
+    def rolled_back(self, host: Host, state: State, closed: int) -> None:
+        """An agent goes on from an earlier state: what came after it was never decided."""
+        for round in host.order[state.count :]:
+            _, used = host.verdicts.pop(round)
+            for j, (_, flux, _) in () if host.twin else used.items():
+                host.flux = (host.flux - flux) % PRIME
+                self.flux_total = (self.flux_total - flux) % PRIME
+                here, there = (host.vertex, j, round), (j, host.vertex, round)
+                if here in self.open:
+                    del self.open[here]
+                else:  # the other end moved back by as much, which is open again
+                    self.open[there] = (PRIME - flux) % PRIME
+                self.open_total = (self.open_total - flux) % PRIME
+        del host.order[state.count :]
+        host.closed = closed
+        host.state = state
+        if host.twin:
+            return
+        self.average_moves_by_steps(host)
+        self.moved(host)
+        for j in host.config.neighbors:
+            known = self.differences.get((min(host.vertex, j), max(host.vertex, j)))
+            for round in [r for r in known or () if r > closed]:
+                del known[round]
+
+    def vanished(self, host: Host) -> None:
+        """The newest writes of an agent are lost: its story so far stays, but leads nowhere."""
+        writes = host.disk.writes
+        state = writes[-1].state if writes else None
+        count = state.count if state is not None else 0
+        host.past_flux = (host.flux - (state.flux if state is not None else 0)) % PRIME
+        for round in host.order[count:]:
+            _, used = host.verdicts.pop(round)
+            for j in used:
+                self.open.pop((host.vertex, j, round), None)  # it stays in the sum
+        del host.order[count:]
+
+    def _advance(self, host: Host, closed: int) -> None:
+        before, host.closed = host.closed, closed
+        if not host.twin:
+            for round in range(before + 1, closed + 1):
+                self.edges_agree(host, round)
+
+    # --- (5) what comes from another link changes nothing -------------------------------------
+
+    def print_of(self, process: Process) -> Any:
+        """All that a core knows, but its clock."""
+        return _print(process.core)
+
+    def stale_changed_nothing(
+        self, process: Process, event: LinkEvent, before: Any, effects: list[Effect]
+    ) -> None:
+        """An event of a link that is not the neighbor's present one changes nothing."""
+        self.world.count("stale events")
+        if effects or _print(process.core) != before:
+            raise Violation(
+                "stale links", f"agent {process.vertex}: {event} of another link did something"
+            )
+
+    # --- (6) everybody gets to the end, and nobody waits in vain ------------------------------
+
+    def in_time(self) -> None:
+        """Once faults have stopped, all agents finish within a bound."""
+        if self.world.now > self.world.faults.calm_at + self.bound_s:
+            raise Violation(
+                "liveness",
+                f"{self.bound_s:.0f} s after the last fault: "
+                + ", ".join(
+                    f"agent {p.vertex} is {p.core.phase.value}, round {p.core.round}/"
+                    f"{p.core.closed}"
+                    for there in self.world.live
+                    for p in there
+                ),
+            )
+
+    def rang(self, process: Process) -> None:
+        """A deadline that is due is not due for ever."""
+        if self.world.now == process.rang_at:
+            process.rings += 1
+            if process.rings > 20:
+                raise Violation("liveness", f"the clock of agent {process.vertex} never stops")
+        else:
+            process.rang_at, process.rings = self.world.now, 0
+
+    def nobody_waits_in_vain(self, process: Process, effects: list[Effect]) -> None:
+        """Time alone ended a wait: no neighbor that was left out waited for this agent, with
+        nothing under way between the two.
+        """
+        for effect in effects:
+            if type(effect) is Combine:
+                left_out = [j for j in process.core.edges if j not in effect.payloads]
+                phase, round = Phase.WAITING, effect.round
+            elif type(effect) is Rejoin:
+                left_out = [j for j in process.core.edges if j not in effect.payloads]
+                phase, round = Phase.REJOINING, None
+            else:
+                continue
+            for j in left_out:
+                self._waits(process, j, phase, round)
+
+    def _waits(self, process: Process, j: int, phase: Phase, round: int | None) -> None:
+        end = process.current.get(j)
+        if end is None or end.quiet_since() > self.world.now:
+            return
+        other = end.other.process
+        if (
+            other.paused
+            or other.lies
+            or process.lies
+            or other.core.phase is not phase
+            or (round is not None and (other.core.round != round or other.core.closed >= round))
+        ):
+            return
+        raise Violation(
+            "nobody waits in vain",
+            f"agents {process.vertex} and {j} waited for each other ({phase.value}, round {round})",
+        )
+
+    # --- (7) nothing grows without bound ------------------------------------------------------
+
+    def stays_small(self, process: Process, effects: list[Effect]) -> None:
+        """An event makes a bounded number of effects and lines; memory is bounded."""
+        core = process.core
+        degree = len(core.edges)
+        if len(effects) > 12 + 8 * degree:
+            raise Violation("bounds", f"{len(effects)} effects of one event")
+        lines = sum(1 for e in effects if type(e) is Note or type(e) is Count)
+        if lines > 4 + 4 * degree:
+            raise Violation("bounds", f"{lines} lines of one event")
+        if len(core.near.kept) > degree + 3:
+            raise Violation("bounds", f"keeps {len(core.near.kept)} own payloads")
+        if len(process.disk.own) > degree + 4:
+            raise Violation("bounds", f"{len(process.disk.own)} own payloads on the disk")
+        if len(core._pending) > 12:
+            raise Violation("bounds", f"{len(core._pending)} writes in line")
+        for j, edge in core.edges.items():
+            if len(edge.held) > 2:
+                raise Violation("bounds", f"holds {len(edge.held)} payloads of neighbor {j}")
+            if max(len(edge.doubts), len(edge.one_sided)) > _REMEMBERED:
+                raise Violation("bounds", f"lists of neighbor {j} have no end")
+
+    # --- (8) what an agent ends with -----------------------------------------------------------
+
+    def finishes(self, process: Process, effect: Finish) -> None:
+        """A final model has a neighbor's part that is a few rounds old at most, or says since
+        when it has none.
+        """
+        mixed, rounds = process.host.state.mixed, self.world.plan.rounds
+        since = effect.alone_since
+        if since >= 0:
+            self.world.count("alone at the end")
+            if since != mixed:
+                raise Violation(
+                    "fresh or marked",
+                    f"agent {process.vertex} says that it was alone since round {since}; in fact "
+                    f"since {mixed}",
+                )
+        elif rounds - mixed > _FEW:
+            raise Violation(
+                "fresh or marked",
+                f"agent {process.vertex} ends round {rounds} as if it were not alone; no neighbor "
+                f"had a part since round {mixed}",
+            )
+
+    # --- the moments at which something is checked ---------------------------------------------
+
+    def began(self, host: Host) -> None:
+        """A process begins."""
+        if host.twin:
+            return
+        for j in host.config.neighbors:
+            pair = (min(host.vertex, j), max(host.vertex, j))
+            for round, used in self.differences.get(pair, {}).items():
+                if used != host.vertex:
+                    self._in_doubt(self.hosts[used], host, round)
+
+    def offer_answered(self, process: Process, event: Offered, effects: list[Effect]) -> None:
+        """An offer is taken or refused at once."""
+        for effect in effects:
+            kind = type(effect)
+            if (kind is Reserve or kind is Refuse) and effect.link == event.link:
+                return
+        if process.core.edges[event.neighbor].up and process.core.phase is not Phase.STOPPED:
+            raise Violation("offers", f"agent {process.vertex} does not answer {event.offer}")
+
+    def heard(self, process: Process, event: LinkEvent) -> None:
+        """A neighbor has said something on the present connection."""
+        kind = type(event)
+        j = event.neighbor
+        if kind is Greeted:
+            process.told[j] = event.hello.closed
+        elif kind is Offered:
+            if event.offer.final:
+                return
+            process.told[j] = max(process.told.get(j, 0), event.offer.closed)
+        elif kind is Left and event.done:
+            process.told[j] = self.world.plan.rounds
+        else:
+            return
+        if not process.core.edges[j].up or process.host.twin:
+            return
+        if self._exempt(process.vertex, j, float("inf")):
+            return
+        self.differences_are_known(process, j)
+        self.nothing_is_one_sided_that_agrees(process, j)
+
+    def after(self, process: Process, event: Event, effects: list[Effect]) -> None:
+        """An event has been handled, and its effects are under way."""
+        if effects:
+            if len(effects) > 3 or type(event) is Completed:
+                self.stays_small(process, effects)
+            if type(event) is Tick:
+                self.nobody_waits_in_vain(process, effects)
+
+    def at_the_end(self) -> None:
+        """All have ended: what is left must be explained."""
+        for host in self.hosts:
+            if host.outcome not in ("done", "failed", "gone"):
+                raise AssertionError(f"agent {host.vertex} ended as {host.outcome}")
+            if host.outcome == "done" and host.closed != self.world.plan.rounds:
+                raise Violation("liveness", f"agent {host.vertex} is done in round {host.closed}")
+            self.moved(host)
+        for (i, j, round), _ in self.open.items():
+            if self._exempt(i, j, round) or self.hosts[j].closed < round:
+                continue
+            pair = (min(i, j), max(i, j))
+            if round not in self.differences.get(pair, ()):
+                raise Violation("network average", f"round {round} of {pair} is open, uncounted")
+        if self.world.plan.conserves:
+            self.memory_is_kept()
+
+    def memory_is_kept(self) -> None:
+        """In an epoch, the trackers' sum is that of the last steps, but for counted differences.
+
+        For each agent the tracker is the last step and what neighbors moved since the epoch
+        began; and what two neighbors moved in the same epoch cancels.
+        """
+        for host in self.hosts:
+            state = host.state
+            if state.value is None and (state.y - state.g - state.memory_flux) % PRIME:
+                raise Violation("memory", f"the tracker of agent {host.vertex} does not add up")
+        newest = max(host.state.epoch for host in self.hosts)
+        for host in self.hosts:
+            if host.state.epoch != newest or host.vertex == self.world.plan.liar:
+                continue
+            for round in host.order[host.state.memory_from :]:
+                for j, (_, _, moved) in host.verdicts[round][1].items():
+                    other = self.hosts[j]
+                    if self._exempt(host.vertex, j, round) or other.outcome == "gone":
+                        continue
+                    pair = (min(host.vertex, j), max(host.vertex, j))
+                    if round in self.differences.get(pair, ()):
+                        self.world.count("memory: counted differences in the last epoch")
+                        continue
+                    back = other.verdicts.get(round, (0, {}))[1].get(host.vertex)
+                    since = other.order[other.state.memory_from :]
+                    if (
+                        other.state.epoch != newest
+                        or round not in since
+                        or back is None
+                        or (back[2] + moved) % PRIME
+                    ):
+                        raise Violation(
+                            "memory",
+                            f"epoch {newest >> 20}: what agent {host.vertex} took from {j} in "
+                            f"round {round} has no counterpart there",
+                        )
+
+
+def _bound_s(world: World) -> float:
+    """Seconds in which an undisturbed mesh ends, however unlucky it begins."""
+    plan = world.plan
+    t = plan.timing
+    slowest = max(1 / pace.clock_rate for pace in plan.paces)
+    a_round = 1.0 + 3 * plan.round_s + 2 * (t.ceiling_s + t.reconnect_s + t.hello_s)
+    a_round += t.resume_s + t.dead_after_s + t.transfer_s
+    return slowest * (2 * t.start_s + 2 * t.linger_s + (plan.rounds + 4) * 3 * a_round)
+
+
+def _print(value: Any) -> Any:
+    kind = type(value)
+    if value is None or kind in (int, float, str, bool):
+        return value
+    if isinstance(value, Enum):
+        return value.name
+    if isinstance(value, dict):
+        return tuple((k, _print(v)) for k, v in value.items())
+    if isinstance(value, list | tuple | deque):
+        return tuple(_print(v) for v in value)
+    if isinstance(value, set | frozenset):
+        return tuple(sorted(map(str, value)))
+    if isinstance(value, type):
+        return value.__name__
+    names = list(getattr(value, "__dict__", ()))
+    for base in kind.__mro__:
+        names += [n for n in getattr(base, "__slots__", ()) if n not in names]
+    return (kind.__name__, *((n, _print(getattr(value, n))) for n in names if n != "config"))
