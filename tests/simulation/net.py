@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from flower_dhb.peer.protocol.events import (
     Acknowledged,
+    Broken,
     Completed,
     Connected,
     Disconnected,
@@ -123,9 +124,14 @@ class End:
             self.world.push(
                 self.world.now + self.path.piece_s, self._piece, (turn, piece + 1), content
             )
+            return
+        self.under_way = False
+        world, vertex = self.world, self.process.vertex
+        if world.random() < world.plan.odds.broken and world.now < world.plan.stop_at:
+            world.count("payload breaks off")
+            self._put(Broken(vertex, self.other.id))
         else:
-            self.under_way = False
-            self._put(Completed(self.process.vertex, self.other.id, *content))
+            self._put(Completed(vertex, self.other.id, *content))
 
     def beat(self) -> None:
         """Put a heartbeat in the pipe."""
@@ -150,7 +156,9 @@ class End:
             process.inbox.append((self.arrive, event, sent_at))
         elif self.open or self.world.random() < 0.3:  # some shells read on for a moment
             kind = type(event)
-            if kind is Completed and event.offer is not self.taking:
+            if (kind is Completed and event.offer is not self.taking) or (
+                kind is Broken and self.taking is None
+            ):
                 event = Heard(event.neighbor, event.link)
             process.receive(self, event, sent_at)
 

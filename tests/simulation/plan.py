@@ -130,7 +130,9 @@ class Plan:
         if rng.random() < self.odds.wild:
             low, high = second * 1e-2, second * 1e3
             logs = [low * (high / low) ** rng.random() for _ in range(9)]
-            return Timing(logs[0], logs[1], rng.uniform(1, 10), *logs[2:])
+            names = ("ceiling_s", "least_s", "reconnect_s", "resume_s", "start_s", "linger_s")
+            names += ("hello_s", "dead_after_s", "transfer_s")
+            return Timing(factor=rng.uniform(1, 10), **dict(zip(names, logs, strict=True)))
         return Timing(
             ceiling_s=second * 2 * 10 ** rng.uniform(0.3, 1.5),
             least_s=second * 10 ** rng.uniform(-1, 0.5),

@@ -34,6 +34,7 @@ class Profile:
     twins: float = 0.0
     liar: float = 0.0
     failures: float = 0.0
+    broken: float = 0.0
     slow: float = 0.1
     wild: float = 0.0
     dense: float = 0.0
@@ -48,7 +49,7 @@ PROFILES = {
     "calm": Profile(slow=0.2),
     "crashes": Profile(crashes=1.5, stops=0.2),
     "pairs": Profile(crashes=3.0, cuts=1.0, agents=(2, 3)),
-    "links": Profile(cuts=2.5, pauses=0.3),
+    "links": Profile(broken=0.02, cuts=2.5, pauses=0.3),
     "thirds": Profile(third=1.0, crashes=0.3, agents=(3, 8)),
     "late": Profile(late_start=0.3, late_return=0.5, crashes=0.6, never=0.1, revivals=0.3),
     "sleepy": Profile(pauses=1.5, slow=0.4, cuts=0.5, stops=0.2),
@@ -76,6 +77,7 @@ PROFILES = {
         twins=0.1,
         liar=0.1,
         failures=0.03,
+        broken=0.005,
         wild=0.2,
         conserves=0.3,
         revivals=0.1,
