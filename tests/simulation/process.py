@@ -107,7 +107,7 @@ class Process:
     """One life of an agent.
 
     ends: open connections by link. current: the newest by neighbor. told: the last round that a
-    neighbor said, in this life of both, to have ended. fuse: effects until a crash.
+    neighbor said, in this life of both, to have ended. fuse: effects until a crash. waited: neighbors that an expired deadline was for.
     """
 
     __slots__ = (
@@ -137,6 +137,7 @@ class Process:
         "tick_at",
         "told",
         "vertex",
+        "waited",
         "world",
     )
 
@@ -150,6 +151,7 @@ class Process:
         self.deadline: float | None = None
         self.rings = 0
         self.rang_at = -1.0
+        self.waited: list[int] = []
         self.inbox: list[tuple[Callable[[Any, Any], None], Any, Any]] = []
         self.ends: dict[int, LinkEnd] = {}
         self.current: dict[int, LinkEnd] = {}

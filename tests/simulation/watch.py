@@ -408,6 +408,14 @@ class Watch:
 
     def rang(self, process: Process) -> None:
         """A deadline that is due is not due for ever."""
+        core = process.core
+        if core.phase is Phase.WAITING:
+            edges = core.edges.items()
+            process.waited = [j for j, e in edges if e.up and e.stage.open and not e.agreed]
+        elif core.phase is Phase.REJOINING:
+            process.waited = [j for j, e in core.edges.items() if e.up and not e.held]
+        else:
+            process.waited = []
         if self.world.now == process.rang_at:
             process.rings += 1
             if process.rings > 20:
@@ -421,14 +429,12 @@ class Watch:
         """
         for effect in effects:
             if type(effect) is Combine:
-                left_out = [j for j in process.core.edges if j not in effect.payloads]
                 phase, round = Phase.WAITING, effect.round
             elif type(effect) is Rejoin:
-                left_out = [j for j in process.core.edges if j not in effect.payloads]
                 phase, round = Phase.REJOINING, None
             else:
                 continue
-            for j in left_out:
+            for j in process.waited:
                 self._waits(process, j, phase, round)
 
     def _waits(self, process: Process, j: int, phase: Phase, round: int | None) -> None:
@@ -458,7 +464,8 @@ class Watch:
         if len(effects) > 12 + 8 * degree:
             raise Violation("bounds", f"{len(effects)} effects of one event")
         lines = sum(1 for e in effects if type(e) is Note or type(e) is Count)
-        if lines > 4 + 4 * degree:
+        liar = 2 * self.world.plan.rounds * (self.world.plan.liar is not None)
+        if lines > 4 + 4 * degree + liar:
             raise Violation("bounds", f"{lines} lines of one event")
         if len(core.near.kept) > degree + 3:
             raise Violation("bounds", f"keeps {len(core.near.kept)} own payloads")
