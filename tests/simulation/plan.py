@@ -128,7 +128,7 @@ class Plan:
     def _timing(self, transfer_s: float) -> Timing:
         rng, second = self.rng, self.round_s
         if rng.random() < self.odds.wild:
-            low, high = second * 1e-2, second * 1e3
+            low, high = second * 0.1, second * 100
             logs = [low * (high / low) ** rng.random() for _ in range(9)]
             names = ("ceiling_s", "least_s", "reconnect_s", "resume_s", "start_s", "linger_s")
             names += ("hello_s", "dead_after_s", "transfer_s")

@@ -17,7 +17,7 @@ class Profile:
     has finished. old_disk, no_disk: share of restarts with an earlier write, or with none.
     twins: chance of a second live instance. liar: chance that one agent lies. failures: share
     of trainings that fail. slow: share of agents that train ten times slower. wild: time
-    limits over five decades, whether they make sense or not. dense: chance of 30 neighbors.
+    limits over three decades, whether they make sense or not. dense: chance of 30 neighbors.
     early, conserves: share of runs whose rule is of that kind.
     """
 
