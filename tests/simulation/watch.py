@@ -424,8 +424,8 @@ class Watch:
             process.rang_at, process.rings = self.world.now, 0
 
     def nobody_waits_in_vain(self, process: Process, effects: list[Effect]) -> None:
-        """Time alone ended a wait: no neighbor that was left out waited for this agent, with
-        nothing under way between the two.
+        """Time alone ended a wait: no neighbor that was left out waited for this agent, or was
+        done with the round, with nothing under way between the two.
         """
         for effect in effects:
             if type(effect) is Combine:
@@ -446,14 +446,17 @@ class Watch:
             other.paused
             or other.lies
             or process.lies
-            or other.core.phase is not phase
-            or (round is not None and (other.core.round != round or other.core.closed >= round))
+            or not (process.core.edges[j].up and other.core.edges[process.vertex].up)
         ):
             return
-        raise Violation(
-            "nobody waits in vain",
-            f"agents {process.vertex} and {j} waited for each other ({phase.value}, round {round})",
-        )
+        core = other.core
+        if round is not None and core.closed >= round:
+            text = f"agent {process.vertex} waited for {j}, for which round {round} is over"
+        elif core.phase is phase and (round is None or core.round == round):
+            text = f"agents {process.vertex} and {j} waited for each other ({phase.value}, {round})"
+        else:
+            return
+        raise Violation("nobody waits in vain", text)
 
     # --- (7) nothing grows without bound ------------------------------------------------------
 
