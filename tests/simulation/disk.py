@@ -71,7 +71,7 @@ class Disk:
             return
         written = [self.waiting.pop(0)]
         if self.world.plan.groups_writes and written[0].payload is None and self.waiting:
-            written.append(self.waiting.pop(0))  # the later record says it all
+            written.append(self.waiting.pop(0))  # the later record says it all, and is answered
         self.busy = False
         self.keep(written[-1])
         if self.waiting:
@@ -79,7 +79,7 @@ class Disk:
         for write in reversed(written):
             if write.payload is not None:
                 process.answer(Journaled(write.payload))
-            else:
+            elif write is written[-1] or self.world.random() < 0.5:
                 process.answer(Saved(write.round))
 
     def keep(self, write: Write) -> None:

@@ -106,14 +106,6 @@ def _any_link(original: Any) -> Any:
     return hear
 
 
-def _never_acks(original: Any) -> Any:
-    def send(self: Neighborhood, edge: Edge, message: Any) -> None:
-        if not isinstance(message, Ack):
-            original(self, edge, message)
-
-    return send
-
-
 def _reserves_nothing(original: Any) -> Any:
     def handle(self: Agent, event: Any, now: float) -> Any:
         return [e for e in original(self, event, now) if not isinstance(e, Reserve)]
@@ -241,14 +233,14 @@ PLANTED = (
         lambda _original: lambda self, edge, now: float(edge.stage.open and not edge.agreed),
     ),
     Planted(
-        "nobody acknowledges",
+        "nothing is sent again on a new connection",
         "nobody waits in vain",
         "links",
         Neighborhood,
-        "_send",
-        _never_acks,
+        "_serve",
+        _nothing,
     ),
-    Planted("own payloads are kept for ever", "bounds", "calm", Neighborhood, "free", _nothing),
+    Planted("own payloads are kept for ever", "bounds", "calm", Neighborhood, "tidy", _nothing),
     Planted(
         "who was alone does not say so",
         "fresh or marked",

@@ -446,7 +446,9 @@ class Process:
             self.world.watch.failed(host, effect.round)
         else:
             self.world.watch.saved(host, effect.round)
-        self._write(effect.round, effect.record, None)
+        plan = self.world.plan
+        if effect.round % plan.saves_every == 0 or effect.round == plan.rounds:
+            self._write(effect.round, effect.record, None)
 
     def _write(self, round: int, record: Any, payload: Payload | None) -> None:
         host, world = self.host, self.world
