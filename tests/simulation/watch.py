@@ -411,11 +411,15 @@ class Watch:
         core = process.core
         if core.phase is Phase.WAITING:
             edges = core.edges.items()
-            process.waited = [j for j, e in edges if e.up and e.stage.open and not e.agreed]
+            waited = [j for j, e in edges if e.up and e.stage.open and not e.agreed]
         elif core.phase is Phase.REJOINING:
-            process.waited = [j for j, e in core.edges.items() if e.up and not e.held]
+            waited = [j for j, e in core.edges.items() if e.up and not e.held]
         else:
-            process.waited = []
+            waited = []
+        ends = process.current
+        process.waited = [
+            j for j in waited if j in ends and ends[j].quiet_since() <= self.world.now
+        ]
         if self.world.now == process.rang_at:
             process.rings += 1
             if process.rings > 20:
@@ -439,14 +443,14 @@ class Watch:
 
     def _waits(self, process: Process, j: int, phase: Phase, round: int | None) -> None:
         end = process.current.get(j)
-        if end is None or end.quiet_since() > self.world.now:
+        if end is None:
             return
         other = end.other.process
         if (
             other.paused
             or other.lies
             or process.lies
-            or not (process.core.edges[j].up and other.core.edges[process.vertex].up)
+            or not other.core.edges[process.vertex].up
         ):
             return
         core = other.core
