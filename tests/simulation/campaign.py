@@ -112,15 +112,16 @@ def campaign(
     first: int = 0,
     jobs: int = 1,
     profile: str | None = None,
+    schedules: int = 0,
     progress: Callable[[Report], None] | None = None,
 ) -> Report:
-    """Run schedules from a first seed on until there are enough events."""
+    """Run schedules from a first seed on until there are enough events, and enough schedules."""
     total = Report()
     began = time.perf_counter()
     work = _blocks(first, profile)
     with multiprocessing.get_context("spawn").Pool(jobs) as pool:
         waiting = [pool.apply_async(_block, (next(work),)) for _ in range(2 * jobs)]
-        while total.events < events:
+        while total.events < events or total.schedules < schedules:
             total.add(waiting.pop(0).get())
             waiting.append(pool.apply_async(_block, (next(work),)))
             total.seconds = time.perf_counter() - began

@@ -14,7 +14,7 @@ from typing import Any
 from flower_dhb.peer.protocol import agent
 from flower_dhb.peer.protocol.agent import Agent
 from flower_dhb.peer.protocol.edge import Edge
-from flower_dhb.peer.protocol.effects import Reserve, Send
+from flower_dhb.peer.protocol.effects import Combine, Reserve, Send
 from flower_dhb.peer.protocol.events import Connected, LinkEvent
 from flower_dhb.peer.protocol.messages import Ack, Hello
 from flower_dhb.peer.protocol.neighborhood import Neighborhood
@@ -104,6 +104,14 @@ def _any_link(original: Any) -> Any:
         original(self, event, now)
 
     return hear
+
+
+def _ends_twice(original: Any) -> Any:
+    def combined(self: Agent, event: Any, now: float) -> None:
+        self._out.append(Combine(self.closed, self.closed, {}))
+        original(self, event, now)
+
+    return combined
 
 
 def _reserves_nothing(original: Any) -> Any:
@@ -249,6 +257,7 @@ PLANTED = (
         "alone_since",
         lambda _original: property(lambda self: -1),
     ),
+    Planted("a round ends twice", "rounds go up", "pairs", Agent, "_combined", _ends_twice),
     Planted("an offer has no answer", "offers", "calm", Agent, "handle", _reserves_nothing),
     Planted("no epoch begins", "memory", "loss", Agent, "_renew", _nothing),
     Planted(

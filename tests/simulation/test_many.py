@@ -1,0 +1,45 @@
+"""More than a million events on two processes, and all that can happen does."""
+
+import pytest
+
+from .campaign import campaign
+from .coverage import never_seen
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+_KINDS = (
+    "a third at once",
+    "alone at the end",
+    "crash",
+    "differences",
+    "differences that no promise covers",
+    "disk lost",
+    "double start",
+    "finished agent started again",
+    "late return",
+    "late start",
+    "liar",
+    "link: blocked",
+    "link: both",
+    "link: crossing",
+    "link: late",
+    "link: one way",
+    "never returns",
+    "old disk",
+    "pause",
+    "payload breaks off",
+    "rejoin",
+    "stale events",
+    "stop",
+    "training fails",
+)
+
+
+def test_thousands_of_schedules_with_every_fault() -> None:
+    report = campaign(1_200_000, first=100_000, jobs=2, schedules=2000)
+    print(report.text())
+    assert not report.broken, report.text()
+    assert report.events >= 1_200_000
+    assert report.schedules >= 2000
+    assert not never_seen(report.transitions)
+    assert [kind for kind in _KINDS if not report.counts[kind]] == []

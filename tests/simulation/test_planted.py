@@ -1,0 +1,42 @@
+"""The simulator finds mistakes that are put in on purpose, each by the promise that it breaks."""
+
+import pytest
+
+from .campaign import run_one
+from .planted import PLANTED, Planted, planted
+
+_LIMIT = 120  # schedules; most mistakes show in the first
+
+
+@pytest.mark.parametrize("mistake", PLANTED, ids=lambda m: m.mistake.replace(" ", "-"))
+def test_a_planted_mistake_is_found(mistake: Planted) -> None:
+    found = []
+    with planted(mistake):
+        for seed in range(_LIMIT):
+            _, violation = run_one(seed, mistake.profile)
+            if violation is not None:
+                found.append(violation.promise)
+                if violation.promise == mistake.breaks:
+                    break
+    assert mistake.breaks in found
+    _, violation = run_one(seed, mistake.profile)
+    assert violation is None, "without the mistake the same schedule is in order"
+
+
+def test_every_promise_has_a_mistake_that_breaks_it() -> None:
+    assert {mistake.breaks for mistake in PLANTED} == {
+        "bounds",
+        "differences are known",
+        "disk first",
+        "edges agree",
+        "fresh or marked",
+        "liveness",
+        "memory",
+        "network average",
+        "no exception",
+        "nobody waits in vain",
+        "offers",
+        "rounds go up",
+        "same bytes",
+        "stale links",
+    }

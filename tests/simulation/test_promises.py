@@ -1,0 +1,14 @@
+"""Schedules of all profiles: what must hold after every event holds."""
+
+import pytest
+
+from .campaign import run_seeds
+from .profiles import PROFILES
+
+_EACH = 24
+
+
+@pytest.mark.parametrize("profile", sorted(PROFILES))
+def test_no_promise_is_broken(profile: str) -> None:
+    report = run_seeds(range(3 if profile == "dense" else _EACH), profile)
+    assert not report.broken, report.text()
