@@ -22,7 +22,7 @@ from .world import World
 
 __all__ = ["Report", "campaign", "run_one", "run_seeds"]
 
-_BLOCK = 50
+_BLOCK = 20
 
 
 @dataclass

@@ -45,16 +45,17 @@ class Planted:
 @contextmanager
 def planted(mistake: Planted) -> Iterator[None]:
     """The mistake is there while the context is open."""
-    original = mistake.place.__dict__[mistake.name]
+    place = next(base for base in mistake.place.__mro__ if mistake.name in base.__dict__)
+    original = place.__dict__[mistake.name]
     wrong = mistake.make(original)
-    setattr(mistake.place, mistake.name, wrong)
+    setattr(place, mistake.name, wrong)
     tables = [(t, key) for t in _TABLES for key, function in t.items() if function is original]
     for table, key in tables:
         table[key] = wrong
     try:
         yield
     finally:
-        setattr(mistake.place, mistake.name, original)
+        setattr(place, mistake.name, original)
         for table, key in tables:
             table[key] = original
 

@@ -134,6 +134,7 @@ class Process:
         "rang_at",
         "rate",
         "ready",
+        "resuming",
         "rings",
         "tick_at",
         "told",
@@ -145,7 +146,7 @@ class Process:
     def __init__(self, host: Host) -> None:
         world = host.world
         self.host, self.world, self.vertex, self.disk = host, world, host.vertex, host.disk
-        self.alive, self.paused = True, False
+        self.alive, self.paused, self.resuming = True, False, False
         self.base, self.rate = host.pace.clock_offset, host.pace.clock_rate
         self.latest = 0.0
         self.tick_at = NEVER
@@ -378,13 +379,15 @@ class Process:
             return
         self.paused = False
         inbox, self.inbox = self.inbox, []
+        self.resuming = True
         for place, (fn, a, b) in enumerate(inbox):
             if not self.alive:
                 return
             if self.paused:
                 self.inbox = inbox[place:] + self.inbox
-                return
+                break
             fn(a, b)
+        self.resuming = False
 
     # --- effects --------------------------------------------------------------------------
 

@@ -409,7 +409,9 @@ class Watch:
     def rang(self, process: Process) -> None:
         """A deadline that is due is not due for ever."""
         core = process.core
-        if core.phase is Phase.WAITING:
+        if process.resuming:  # what came during a pause is still in line
+            waited = []
+        elif core.phase is Phase.WAITING:
             edges = core.edges.items()
             waited = [j for j, e in edges if e.up and e.stage.open and not e.agreed]
         elif core.phase is Phase.REJOINING:
