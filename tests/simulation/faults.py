@@ -203,7 +203,7 @@ class Faults:
         world, rng = self.world, self.rng
         process = world.hosts[i].process
         end = process.current.get(j) if process is not None else None
-        kind = rng.choice(("both", "both", "one way", "late", "crossing", "blocked"))
+        kind = rng.choice(("both", "both", "one way", "late", "crossing", "crossing", "blocked"))
         world.count("link: " + kind)
         if kind == "blocked":
             until = world.now + world.plan.round_s * 10 ** rng.uniform(-1.5, 0.8)
@@ -211,12 +211,12 @@ class Faults:
             self._calm(until)
         if end is None:
             return
-        if rng.random() < 0.5:
+        if world.plan.dialers[i, j] != i if kind == "crossing" else rng.random() < 0.5:
             end = end.other
         if kind == "crossing":
             # What is sent from now on comes late; this end notices, dials again, and is faster.
             path = end.path
-            lag = replace(path, latency_s=path.latency_s * 10 + world.plan.round_s * rng.random())
+            lag = replace(path, latency_s=path.latency_s * 5 + world.plan.round_s * rng.random())
             end.path = lag
             end.other.path = replace(lag, latency_s=path.latency_s)
             world.push(world.now + world.plan.round_s * rng.random(), end.lost, None, None)

@@ -462,6 +462,7 @@ class Process:
     def _combine(self, effect: Combine) -> None:
         host, world = self.host, self.world
         plan = world.plan
+        world.watch.rounds_go_up(host, effect.round)
         self.ready, moved = host.state.combined(
             effect.round, host.weights, effect.payloads, early=plan.early
         )

@@ -236,6 +236,11 @@ class Watch:
                 f"says {writes[-1].closed if writes else 0}",
             )
 
+    def rounds_go_up(self, host: Host, round: int) -> None:
+        """An agent ends a round once, and after the one before."""
+        if round <= host.closed:
+            raise Violation("rounds go up", f"agent {host.vertex} ends round {round} twice")
+
     # --- (4) the network average -----------------------------------------------------------
 
     def combined(
@@ -247,8 +252,6 @@ class Watch:
     ) -> None:
         """A round is over at an agent: its story goes on."""
         host, round = process.host, effect.round
-        if round <= host.closed:
-            raise Violation("rounds go up", f"agent {host.vertex} ends round {round} twice")
         self.used_was_promised(host, effect)
         value = host.state.payload()
         used = {j: (p.digest, *moved[j]) for j, p in effect.payloads.items()}
@@ -265,8 +268,7 @@ class Watch:
             digest = host.state.payload().digest
             host.state = host.state.untrained()
             host.state.count += 1
-            if round in host.verdicts:
-                raise Violation("rounds go up", f"agent {host.vertex} ends round {round} twice")
+            self.rounds_go_up(host, round)
             self._entry(host, round, digest, {})
         self.saved(host, round)
 
