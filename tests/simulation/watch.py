@@ -417,7 +417,8 @@ class Watch:
             edges = core.edges.items()
             waited = [j for j, e in edges if e.up and e.stage.open and not e.agreed]
         elif core.phase is Phase.REJOINING:
-            waited = [j for j, e in core.edges.items() if e.up and not e.held]
+            edges = core.edges.items()
+            waited = [j for j, e in edges if e.up and not e.held and e.wants > core.closed]
         else:
             waited = []
         ends = process.current
