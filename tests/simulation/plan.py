@@ -52,7 +52,8 @@ class Plan:
     """A schedule before it begins.
 
     neighbors: by vertex. dialers: for every edge (smaller vertex first), who dials. weights:
-    symmetric field elements. groups_writes: a save is left to a journal that waits behind it.
+    symmetric field elements. hopeless: an agent whose
+    app always fails. groups_writes: a save is left to a journal that waits behind it.
     saves_every: rounds between two saves that are written. round_s: roughly, the seconds of a round. stop_at: no fault
     begins later.
     """
@@ -93,6 +94,7 @@ class Plan:
             for vertex, others in enumerate(self.neighbors)
         ]
         self.liar = rng.randrange(self.size) if rng.random() < odds.liar else None
+        self.hopeless = rng.randrange(self.size) if rng.random() < odds.failures * 2 else None
         self.groups_writes = rng.random() < 0.3
         self.saves_every = rng.choice((1, 1, 1, 2, 5))
         self.length_s = self.rounds * self.round_s

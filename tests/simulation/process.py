@@ -422,7 +422,8 @@ class Process:
 
     def _train(self, effect: Train) -> None:
         host, world = self.host, self.world
-        if world.random() < world.plan.odds.failures:
+        hopeless = self.vertex == world.plan.hopeless
+        if hopeless or world.random() < world.plan.odds.failures:
             world.count("training fails")
             event: Event = TrainingFailed("out of memory")
         else:
@@ -436,6 +437,7 @@ class Process:
 
     def _journal(self, effect: Journal) -> None:
         host = self.host
+        self.world.watch.no_old_state_is_relabeled(self, effect.round)
         if effect.early:
             host.state = host.state.shown()
         payload = host.state.payload()
@@ -474,7 +476,11 @@ class Process:
         host, world = self.host, self.world
         self.ready = host.state.rejoined(effect.round, effect.payloads, effect.epoch)
         world.count("rejoin")
-        world.push(world.now + host.pace.combine_s, self.answer, Rejoined(), None)
+        event = Rejoined()
+        if world.random() < world.plan.odds.failures * 0.3:
+            world.count("beginning again fails")
+            self.ready, event = None, Rejoined("not the model of this app")
+        world.push(world.now + host.pace.combine_s, self.answer, event, None)
 
     def _free(self, effect: Free) -> None:
         self.disk.free(effect.round)

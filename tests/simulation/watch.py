@@ -514,6 +514,18 @@ class Watch:
                 f"had a part since round {mixed}",
             )
 
+    def no_old_state_is_relabeled(self, process: Process, label: int) -> None:
+        """A payload does not get the label of a round that is further ahead than an agent may
+        be away: whoever missed more begins again from its neighbors.
+        """
+        missed = label - process.host.closed - 1
+        if missed > self.world.plan.away_rounds:
+            raise Violation(
+                "fresh or marked",
+                f"agent {process.vertex} shares a state of round {process.host.closed} as round "
+                f"{label}; {self.world.plan.away_rounds} rounds may be missed",
+            )
+
     # --- the moments at which something is checked ---------------------------------------------
 
     def began(self, host: Host) -> None:
