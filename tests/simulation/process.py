@@ -29,6 +29,7 @@ from flower_dhb.peer.protocol.events import (
     Combined,
     Event,
     Finished,
+    Heard,
     LinkEvent,
     Offered,
     Payload,
@@ -118,7 +119,6 @@ class Process:
         "beats",
         "core",
         "current",
-        "deadline",
         "dialing",
         "disk",
         "ends",
@@ -150,7 +150,6 @@ class Process:
         self.base, self.rate = host.pace.clock_offset, host.pace.clock_rate
         self.latest = 0.0
         self.tick_at = NEVER
-        self.deadline: float | None = None
         self.rings = 0
         self.rang_at = -1.0
         self.waited: list[int] = []
@@ -179,7 +178,7 @@ class Process:
         return now
 
     def _arm(self) -> None:
-        self.deadline = deadline = self.core.next_deadline()
+        deadline = self.core.next_deadline()
         if deadline is None:
             return
         world = self.world
@@ -200,8 +199,10 @@ class Process:
         self._late(None, None)
 
     def _late(self, _a: object, _b: object) -> None:
-        deadline = self.deadline
-        if not self.alive or deadline is None:
+        if not self.alive:
+            return
+        deadline = self.core.next_deadline()
+        if deadline is None:
             return
         now = self.clock()
         if now + 1e-9 * (abs(now) + 1.0) >= deadline:
@@ -278,7 +279,10 @@ class Process:
         else:
             self._handle_with_fuse(effects)
         if self.alive:
-            world.watch.after(self, event, effects)
+            if effects:
+                world.watch.after(self, event, effects)
+            elif type(event) is Heard:
+                return effects  # what is due can only be due later now: `_late` will see
             self._arm()
         return effects
 

@@ -569,12 +569,11 @@ class Watch:
         self.nothing_is_one_sided_that_agrees(process, j)
 
     def after(self, process: Process, event: Event, effects: list[Effect]) -> None:
-        """An event has been handled, and its effects are under way."""
-        if effects:
-            if len(effects) > 3 or type(event) is Completed:
-                self.stays_small(process, effects)
-            if type(event) is Tick:
-                self.nobody_waits_in_vain(process, effects)
+        """An event has been handled, and its effects (there are some) are under way."""
+        if len(effects) > 3 or type(event) is Completed:
+            self.stays_small(process, effects)
+        if type(event) is Tick:
+            self.nobody_waits_in_vain(process, effects)
 
     def at_the_end(self) -> None:
         """All have ended: what is left must be explained."""
