@@ -5,17 +5,21 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 AGENTS ?= 16
+N ?= 1000000
+SEED ?= 0
+JOBS ?= $(shell nproc)
 export FLWR_HOME := $(CURDIR)/.flwr
 export FLWR_TELEMETRY_ENABLED := 0
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-families check install help
+.PHONY: demo test test-families simulate check install help
 
 help:
 	@echo "make demo         train 16 agents on a ring with no aggregating server"
 	@echo "make demo-peers   the same with 8 peers and no server at all"
 	@echo "make test         run all tests"
 	@echo "make test-families  apps of JAX, Keras, Lightning and others (installs them)"
+	@echo "make simulate N=1000000  the peers' protocol under so many simulated events (SEED=, JOBS=)"
 	@echo "make check        lint, types, security scan, fast tests"
 
 demo: install
@@ -31,6 +35,9 @@ test: install
 test-families: install
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,families]'
 	@KERAS_BACKEND=torch $(BIN)/python -m pytest -m families
+
+simulate: install
+	@$(BIN)/python -m tests.simulation --events $(N) --seed $(SEED) --jobs $(JOBS)
 
 check: install
 	@$(BIN)/ruff check .

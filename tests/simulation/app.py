@@ -84,7 +84,12 @@ class State:
         return Payload(digest(self.value), self.value)
 
     def combined(
-        self, round: int, weights: Mapping[int, int], payloads: Mapping[int, Payload], *, early: bool
+        self,
+        round: int,
+        weights: Mapping[int, int],
+        payloads: Mapping[int, Payload],
+        *,
+        early: bool,
     ) -> tuple[State, dict[int, tuple[int, int]]]:
         """After a round. Returns the state, and what each neighbor's payload moved."""
         assert self.value is not None

@@ -17,7 +17,7 @@ from typing import Any
 
 from .coverage import never_seen, watched
 from .plan import Plan, profile_of
-from .watch import Violation
+from .watch import ViolationError
 from .world import World
 
 __all__ = ["Report", "campaign", "run_one", "run_seeds"]
@@ -65,21 +65,23 @@ class Report:
         return "\n".join(lines)
 
 
-def run_one(seed: int, profile: str, **options: Any) -> tuple[World, Violation | None]:
+def run_one(seed: int, profile: str, **options: Any) -> tuple[World, ViolationError | None]:
     """Run one schedule. A core that raises has broken a promise, too."""
     world = World(Plan(seed, profile), **options)
     try:
         world.run()
-    except Violation as found:
+    except ViolationError as found:
         return world, found
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         text = f"{type(error).__name__}: {error} ({place.filename.split('/')[-1]}:{place.lineno})"
-        return world, Violation("no exception", text)
+        return world, ViolationError("no exception", text)
     return world, None
 
 
-def run_seeds(seeds: range, profile: str | None = None, make: Callable[..., Any] | None = None) -> Report:
+def run_seeds(
+    seeds: range, profile: str | None = None, make: Callable[..., Any] | None = None
+) -> Report:
     """Run the schedules of some seeds. profile: of all; by default each seed has its own."""
     report = Report()
     options = {} if make is None else {"make": make}

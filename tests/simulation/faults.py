@@ -20,7 +20,7 @@ from flower_dhb.peer.protocol.messages import (
 
 from .net import NEVER, End
 from .plan import Fault
-from .process import Host, Process
+from .process import Host
 
 if TYPE_CHECKING:
     from .world import World
@@ -274,7 +274,11 @@ class Faults:
     def _counted(self, counted: Counted) -> Counted:
         rng = self.rng
         return rng.choice(
-            (counted, Counted(), Counted(self._round(counted.round), self._digest(), self._digest()))
+            (
+                counted,
+                Counted(),
+                Counted(self._round(counted.round), self._digest(), self._digest()),
+            )
         )
 
     def _epoch(self, epoch: int) -> int:
@@ -283,7 +287,9 @@ class Faults:
 
     def _rounds(self) -> tuple[int, ...]:
         rng = self.rng
-        return tuple(rng.randint(0, self.world.plan.rounds + 1) for _ in range(rng.choice((0, 1, 5))))
+        return tuple(
+            rng.randint(0, self.world.plan.rounds + 1) for _ in range(rng.choice((0, 1, 5)))
+        )
 
     def _twisted(self, message: Message) -> Message:
         rng = self.rng

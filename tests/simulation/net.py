@@ -1,4 +1,4 @@
-"""Connections: two pipes of frames, in order, that end at any piece, and not at both ends at once."""
+"""Connections: two pipes of frames, in order, that end at any piece, and not at once."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class End:
 
     id: what the core knows as `link`. last: when the last frame in the pipe arrives. cut_at:
     what would arrive later never does. opened: when this end learns of the connection.
-    taking: the offer that this end has reserved room for. greeted: what this end's Hello
-    waits for.
+    taking: the offer that this end has reserved room for. turn: payloads so far, the newest of
+    which may be under way.
     """
 
     __slots__ = (
@@ -232,7 +232,7 @@ def connect(world: World, dialer: Process, acceptor: Process) -> None:
     there = world.now + world.plan.paths[dialer.vertex, acceptor.vertex].latency_s
     back = there + world.plan.paths[acceptor.vertex, dialer.vertex].latency_s
     if world.random() < 0.2:
-        there += back * 0 + (back - there) * 3 * world.random()
+        there += (back - there) * 3 * world.random()
     near = End(world, dialer, acceptor.vertex, back)
     far = End(world, acceptor, dialer.vertex, there)
     near.other, far.other = far, near

@@ -10,7 +10,7 @@ from flower_dhb.peer.protocol.settings import Config, Timing
 from .field import PRIME
 from .profiles import CAMPAIGN, PROFILES, Profile
 
-__all__ = ["Fault", "Path", "Pace", "Plan", "profile_of"]
+__all__ = ["Fault", "Pace", "Path", "Plan", "profile_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,17 +45,17 @@ class Fault:
 
 def profile_of(seed: int) -> str:
     """The profile that a campaign gives a seed."""
-    return "dense" if seed % 100 == 99 else CAMPAIGN[seed % len(CAMPAIGN)]
+    large = {49: "sprint", 74: "dense", 98: "sprint", 99: "dense"}
+    return large.get(seed % 100) or CAMPAIGN[seed % len(CAMPAIGN)]
 
 
 class Plan:
     """A schedule before it begins.
 
     neighbors: by vertex. dialers: for every edge (smaller vertex first), who dials. weights:
-    symmetric field elements. hopeless: an agent whose
-    app always fails. groups_writes: a save is left to a journal that waits behind it.
-    saves_every: rounds between two saves that are written. round_s: roughly, the seconds of a round. stop_at: no fault
-    begins later.
+    symmetric field elements. hopeless: an agent whose app always fails. groups_writes: a save is
+    left to a journal that waits behind it. saves_every: rounds between two saves that are
+    written. round_s: roughly, the seconds of a round. stop_at: no fault begins later.
     """
 
     def __init__(self, seed: int, profile: str) -> None:
@@ -70,14 +70,16 @@ class Plan:
         self.rounds = rng.randint(*odds.rounds)
         self.conserves = rng.random() < odds.conserves
         self.early = rng.random() < odds.early and not self.conserves
-        unit = 10 ** rng.uniform(-2, 2)
+        unit = 10 ** rng.uniform(*odds.seconds)
         self.paces = [self._pace(unit) for _ in range(self.size)]
         self.paths = {}
         share = 10 ** rng.uniform(-3, 0)
         for i, j in self.edges:
             self.paths[i, j], self.paths[j, i] = self._path(unit, share), self._path(unit, share)
         slowest = max(pace.train_s + 2 * pace.disk_s + pace.combine_s for pace in self.paces)
-        transfer = max(p.latency_s * (1 + p.jitter) + p.piece_s * p.pieces for p in self.paths.values())
+        transfer = max(
+            p.latency_s * (1 + p.jitter) + p.piece_s * p.pieces for p in self.paths.values()
+        )
         self.round_s = slowest + 2 * transfer
         self.timing = self._timing(transfer)
         self.away_rounds = rng.randint(1, 10)

@@ -1,4 +1,4 @@
-"""An agent's shell in virtual time: does what the core's effects say, and may die between any two."""
+"""An agent's shell in virtual time: does what the effects say, and may die between any two."""
 
 from __future__ import annotations
 
@@ -44,9 +44,8 @@ from flower_dhb.peer.protocol.messages import Ack, Hello
 from .app import State
 from .disk import Disk, Write
 from .field import digest
-from .net import NEVER
+from .net import NEVER, connect
 from .net import End as LinkEnd
-from .net import connect
 
 if TYPE_CHECKING:
     from .world import World
@@ -108,8 +107,8 @@ class Process:
     """One life of an agent.
 
     ends: open connections by link. current: the newest by neighbor. told: the last round that a
-    neighbor said, in this life of both, to have ended. fuse: effects until a crash. waited: neighbors that a deadline
-    was for, with nothing under way on a whole connection to them.
+    neighbor said, in this life of both, to have ended. fuse: effects until a crash. waited:
+    neighbors that a deadline was for, with nothing under way on a whole connection to them.
     """
 
     __slots__ = (
@@ -134,6 +133,7 @@ class Process:
         "rang_at",
         "rate",
         "ready",
+        "rejoins",
         "resuming",
         "rings",
         "tick_at",
@@ -150,7 +150,7 @@ class Process:
         self.base, self.rate = host.pace.clock_offset, host.pace.clock_rate
         self.latest = 0.0
         self.tick_at = NEVER
-        self.rings = 0
+        self.rings = self.rejoins = 0
         self.rang_at = -1.0
         self.waited: list[int] = []
         self.inbox: list[tuple[Callable[[Any, Any], None], Any, Any]] = []
@@ -313,7 +313,10 @@ class Process:
             return
         world = self.world
         there = [p for p in world.live[j] if not p.paused or world.random() < 0.5]
-        if not there or world.blocked.get((min(self.vertex, j), max(self.vertex, j)), 0) > world.now:
+        if (
+            not there
+            or world.blocked.get((min(self.vertex, j), max(self.vertex, j)), 0) > world.now
+        ):
             self.again(j)
             return
         connect(world, self, there[0] if len(there) == 1 else world.rng.choice(there))
@@ -480,6 +483,7 @@ class Process:
         host, world = self.host, self.world
         self.ready = host.state.rejoined(effect.round, effect.payloads, effect.epoch)
         world.count("rejoin")
+        world.watch.begins_again(self)
         event = Rejoined()
         if world.random() < world.plan.odds.failures * 0.3:
             world.count("beginning again fails")

@@ -18,7 +18,8 @@ class Profile:
     twins: chance of a second live instance. liar: chance that one agent lies. failures: share
     of trainings that fail. slow: share of agents that train ten times slower. wild: time
     limits over three decades, whether they make sense or not. dense: chance of 30 neighbors.
-    early, conserves: share of runs whose rule is of that kind.
+    early, conserves: share of runs whose rule is of that kind. revivals: per agent, of those that
+    have finished. agents, rounds: least and most. seconds: of a round, as powers of 10.
     """
 
     crashes: float = 0.0
@@ -43,6 +44,7 @@ class Profile:
     revivals: float = 0.0
     agents: tuple[int, int] = (2, 6)
     rounds: tuple[int, int] = (3, 16)
+    seconds: tuple[float, float] = (-2.0, 2.0)
 
 
 PROFILES = {
@@ -60,6 +62,15 @@ PROFILES = {
     "liar": Profile(liar=1.0, crashes=0.5, cuts=0.5, agents=(3, 6)),
     "dense": Profile(dense=1.0, crashes=0.15, cuts=0.05, rounds=(3, 6)),
     "long": Profile(crashes=2.0, cuts=1.5, rounds=(20, 40), agents=(2, 4)),
+    "sprint": Profile(
+        crashes=0.3,
+        no_disk=0.7,
+        conserves=0.5,
+        slow=0.0,
+        agents=(3, 4),
+        rounds=(60, 100),
+        seconds=(-2.5, -1.5),
+    ),
     "wild": Profile(
         crashes=1.0, cuts=1.0, pauses=0.5, stops=0.2, wild=1.0, failures=0.05, late_start=0.1
     ),
@@ -85,5 +96,5 @@ PROFILES = {
     ),
 }
 
-CAMPAIGN = tuple(name for name in PROFILES if name != "dense")
-"""Taken by turns; `dense` schedules are large, and every hundredth is one."""
+CAMPAIGN = tuple(name for name in PROFILES if name not in ("dense", "sprint"))
+"""Taken by turns; the others are large, and each has two seeds in a hundred."""

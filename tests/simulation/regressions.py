@@ -1,11 +1,38 @@
 """Schedules that broke a promise once, and what was wrong in the core.
 
-The seeds belong to the schedules as they are drawn today: whoever changes how a schedule is
-drawn (plan, faults, links) finds other seeds for the same defects with a core that has them.
+The seeds belong to the schedules as they are drawn today. Whoever changes how a schedule is drawn
+(plan, faults, links, disk) finds other seeds for the same defects by running the simulator around
+a core that has them.
 """
 
 from __future__ import annotations
 
 __all__ = ["REGRESSIONS"]
 
-REGRESSIONS: tuple[tuple[int, str, str], ...] = ()
+_SAYS_MORE = (
+    "a restarted agent took a neighbor's later counted round as proof that the one before did "
+    "not count: both ends called a round one-sided in which they agreed"
+)
+_SAID_BEFORE = (
+    "a round was given up in doubt although the neighbor had said that it counted it; the doubt "
+    "was dropped later as if nothing differed"
+)
+_DOUBT_STAYS = "a doubt outlived the neighbor's word that it has passed the round"
+_LACKS = (
+    "a restarted agent waited for a payload that its neighbor did not send again, because the "
+    "agent had acknowledged it in its former life"
+)
+_BREAKS_OFF = "both ends waited for a payload that had arrived damaged"
+
+REGRESSIONS = (
+    (500042, "pairs", _SAYS_MORE),
+    (500052, "long", _SAYS_MORE),
+    (500032, "failures", _SAID_BEFORE),
+    (500038, "wild", _SAID_BEFORE),
+    (500084, "storm", _DOUBT_STAYS),
+    (500156, "liar", _DOUBT_STAYS),
+    (500018, "memory", _LACKS),
+    (500089, "thirds", _LACKS),
+    (500043, "links", _BREAKS_OFF),
+    (500103, "links", _BREAKS_OFF),
+)

@@ -43,3 +43,10 @@ def test_thousands_of_schedules_with_every_fault() -> None:
     assert report.schedules >= 2000
     assert not never_seen(report.transitions)
     assert [kind for kind in _KINDS if not report.counts[kind]] == []
+
+
+def test_a_report_does_not_depend_on_the_number_of_processes() -> None:
+    one, two = (campaign(15_000, jobs=jobs, profile="crashes") for jobs in (1, 2))
+    one.seconds = two.seconds = 0.0
+    assert one == two
+    assert one.events >= 15_000

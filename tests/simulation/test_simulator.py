@@ -10,7 +10,7 @@ from random import Random
 import pytest
 
 from .app import State
-from .campaign import Report, campaign, run_one, run_seeds
+from .campaign import Report, run_one, run_seeds
 from .field import PRIME, digest, inverse
 from .plan import Plan, profile_of
 from .planted import PLANTED, planted
@@ -49,13 +49,6 @@ def test_the_story_does_not_depend_on_the_process_or_its_hash_seed() -> None:
     assert any("-> SendPayload" in line for line in stories[0])
 
 
-def test_a_report_does_not_depend_on_the_number_of_processes() -> None:
-    one, two = campaign(30_000, jobs=1), campaign(30_000, jobs=2)
-    one.seconds = two.seconds = 0.0
-    assert one == two
-    assert one.events >= 30_000
-
-
 def test_a_broken_promise_comes_with_the_line_that_replays_it() -> None:
     mistake = next(m for m in PLANTED if m.breaks == "offers")
     with planted(mistake):
@@ -78,8 +71,8 @@ def test_a_calm_mesh_uses_every_payload_in_every_round() -> None:
     world, violation = run_one(seed, "calm")
     assert violation is None
     for host in world.hosts:
-        for round in range(1, world.plan.rounds + 1):
-            assert set(host.verdicts[round][1]) == set(host.config.neighbors)
+        for r in range(1, world.plan.rounds + 1):
+            assert set(host.verdicts[r][1]) == set(host.config.neighbors)
     assert not world.watch.open
     assert world.counts["differences"] == 0
     steps = sum(host.state.steps for host in world.hosts)

@@ -22,7 +22,15 @@ from flower_dhb.peer.protocol.effects import (
     Rejoin,
     Reserve,
 )
-from flower_dhb.peer.protocol.events import Completed, Event, Greeted, Left, LinkEvent, Offered, Tick
+from flower_dhb.peer.protocol.events import (
+    Completed,
+    Event,
+    Greeted,
+    Left,
+    LinkEvent,
+    Offered,
+    Tick,
+)
 from flower_dhb.peer.protocol.messages import Hello, Offer
 
 from .app import State
@@ -33,13 +41,13 @@ if TYPE_CHECKING:
     from .process import Host, Process
     from .world import World
 
-__all__ = ["Violation", "Watch"]
+__all__ = ["ViolationError", "Watch"]
 
 _FEW = 3
 _REMEMBERED = 64
 
 
-class Violation(AssertionError):
+class ViolationError(AssertionError):
     """A promise that was not kept. promise: its name."""
 
     def __init__(self, promise: str, text: str) -> None:
@@ -65,47 +73,47 @@ class Watch:
         self.flux_total = 0
         self.bound_s = _bound_s(world)
 
-    def _exempt(self, i: int, j: int, round: int) -> bool:
+    def _exempt(self, i: int, j: int, r: int) -> bool:
         until = self.world.faults.exempt_until
-        return round <= until[i] or round <= until[j]
+        return r <= until[i] or r <= until[j]
 
     # --- (1) both ends of an edge tell the same story, or the difference is counted ----------
 
-    def edges_agree(self, host: Host, round: int) -> None:
+    def edges_agree(self, host: Host, r: int) -> None:
         """A round is over at an agent: wherever it is over at the other end too, both used each
         other's payload, or neither did, or the end that did not use it has the round in doubt.
         """
         for j in host.config.neighbors:
             other = self.hosts[j]
-            if other.closed >= round and other is not host:
-                self._compare(host, other, round)
+            if other.closed >= r and other is not host:
+                self._compare(host, other, r)
 
-    def _compare(self, a: Host, b: Host, round: int) -> None:
-        va, vb = a.verdicts.get(round), b.verdicts.get(round)
+    def _compare(self, a: Host, b: Host, r: int) -> None:
+        va, vb = a.verdicts.get(r), b.verdicts.get(r)
         ua = va[1].get(b.vertex) if va is not None else None
         ub = vb[1].get(a.vertex) if vb is not None else None
         if ua is None and ub is None:
             return
-        if self._exempt(a.vertex, b.vertex, round):
+        if self._exempt(a.vertex, b.vertex, r):
             if ua is None or ub is None or ua[0] != vb[0] or ub[0] != va[0]:
                 self.world.count("differences that no promise covers")
             return
         if ua is not None and ub is not None:
-            self.same_bytes(a, b, round)
+            self.same_bytes(a, b, r)
             return
         used, lost = (a, b) if ua is not None else (b, a)
-        self.same_bytes(used, lost, round)
+        self.same_bytes(used, lost, r)
         pair = (min(a.vertex, b.vertex), max(a.vertex, b.vertex))
-        self.differences.setdefault(pair, {})[round] = used.vertex
+        self.differences.setdefault(pair, {})[r] = used.vertex
         self.world.count("differences")
-        self._in_doubt(used, lost, round)
+        self._in_doubt(used, lost, r)
 
-    def _in_doubt(self, used: Host, lost: Host, round: int) -> None:
+    def _in_doubt(self, used: Host, lost: Host, r: int) -> None:
         doubts, one_sided = self._knows(lost, used.vertex)
-        if round not in doubts and round not in one_sided:
-            raise Violation(
+        if r not in doubts and r not in one_sided:
+            raise ViolationError(
                 "edges agree",
-                f"round {round}: agent {used.vertex} used the payload of {lost.vertex}, which did "
+                f"round {r}: agent {used.vertex} used the payload of {lost.vertex}, which did "
                 f"not use its, and knows of no doubt (doubts {doubts}, one-sided {one_sided})",
             )
 
@@ -130,19 +138,19 @@ class Watch:
         both = min(process.told.get(j, 0), other.told.get(i, 0))
         pair = (min(i, j), max(i, j))
         here, there = process.core.edges[j], other.core.edges[i]
-        for round in self.differences.get(pair, ()):
-            if round <= both and not (round in here.one_sided and round in there.one_sided):
-                raise Violation(
+        for r in self.differences.get(pair, ()):
+            if r <= both and not (r in here.one_sided and r in there.one_sided):
+                raise ViolationError(
                     "differences are known",
-                    f"round {round} counts at one end of {pair} only, both ends have heard that it "
+                    f"round {r} counts at one end of {pair} only, both ends have heard that it "
                     f"is over at the other, and yet it is one-sided at {i}: {here.one_sided}, at "
                     f"{j}: {there.one_sided}",
                 )
-        for round in here.doubts:
-            if round <= process.told.get(j, 0) and not self._exempt(i, j, round):
-                raise Violation(
+        for r in here.doubts:
+            if r <= process.told.get(j, 0) and not self._exempt(i, j, r):
+                raise ViolationError(
                     "differences are known",
-                    f"agent {i} is still in doubt about round {round}, which neighbor {j} says is "
+                    f"agent {i} is still in doubt about round {r}, which neighbor {j} says is "
                     f"over ({process.told[j]})",
                 )
 
@@ -155,32 +163,32 @@ class Watch:
         _, there = self._knows(other, i)
         pair = (min(i, j), max(i, j))
         known = self.differences.get(pair, {})
-        for round in edge.one_sided:
+        for r in edge.one_sided:
             if (
-                round not in known
-                and round in there
-                and round <= min(host.closed, other.closed)
-                and not self._exempt(i, j, round)
+                r not in known
+                and r in there
+                and r <= min(host.closed, other.closed)
+                and not self._exempt(i, j, r)
             ):
-                raise Violation(
+                raise ViolationError(
                     "differences are known",
-                    f"round {round} is one-sided at both ends of {pair}, and yet they agree",
+                    f"round {r} is one-sided at both ends of {pair}, and yet they agree",
                 )
 
     # --- (2) what counted is what the sender's state grew from --------------------------------
 
-    def same_bytes(self, used: Host, other: Host, round: int) -> None:
+    def same_bytes(self, used: Host, other: Host, r: int) -> None:
         """The payload that counted at one end is the one that the other's state grew from."""
         for here, there in ((used, other), (other, used)):
-            mine, theirs = here.verdicts.get(round), there.verdicts.get(round)
+            mine, theirs = here.verdicts.get(r), there.verdicts.get(r)
             found = mine[1].get(there.vertex) if mine is not None else None
             if found is None:
                 continue
             if theirs is None or theirs[0] != found[0]:
                 own = "none" if theirs is None else f"#{theirs[0] & 0xFFFF:04x}"
-                raise Violation(
+                raise ViolationError(
                     "same bytes",
-                    f"round {round}: agent {here.vertex} used #{found[0] & 0xFFFF:04x} of "
+                    f"round {r}: agent {here.vertex} used #{found[0] & 0xFFFF:04x} of "
                     f"{there.vertex}, whose state grew from {own}",
                 )
 
@@ -190,7 +198,7 @@ class Watch:
             if self._exempt(host.vertex, j, effect.round):
                 continue
             if payload.digest not in self.hosts[j].disk.promised.get(effect.round, ()):
-                raise Violation(
+                raise ViolationError(
                     "same bytes",
                     f"agent {host.vertex} uses in round {effect.round} a payload of {j} that its "
                     "disk never held",
@@ -203,7 +211,7 @@ class Watch:
         if offer.final:
             return
         if offer.digest not in process.disk.promised.get(offer.round, ()):
-            raise Violation(
+            raise ViolationError(
                 "disk first",
                 f"agent {process.vertex} sends its payload of round {offer.round}, which is not on "
                 "its disk",
@@ -211,35 +219,35 @@ class Watch:
         if offer.ack:
             self.ack_leaves(process, offer.round)
 
-    def ack_leaves(self, process: Process, round: int) -> None:
+    def ack_leaves(self, process: Process, r: int) -> None:
         """The own payload of a round is on the disk before an acknowledgment of it leaves."""
-        if round not in process.disk.promised:
-            raise Violation(
+        if r not in process.disk.promised:
+            raise ViolationError(
                 "disk first",
-                f"agent {process.vertex} acknowledges round {round}, and its own payload of that "
+                f"agent {process.vertex} acknowledges round {r}, and its own payload of that "
                 "round is not on its disk",
             )
 
     def hello_leaves(self, process: Process, end: End, hello: Hello) -> None:
         """A Hello says nothing that the disk does not."""
         if hello.digest and hello.digest not in process.disk.promised.get(hello.round, ()):
-            raise Violation(
+            raise ViolationError(
                 "disk first",
                 f"agent {process.vertex} says that it shares round {hello.round}, which is not on "
                 "its disk",
             )
         writes = process.disk.writes
         if hello.closed > (writes[-1].closed if writes else 0):
-            raise Violation(
+            raise ViolationError(
                 "disk first",
                 f"agent {process.vertex} says that it has closed round {hello.closed}; its disk "
                 f"says {writes[-1].closed if writes else 0}",
             )
 
-    def rounds_go_up(self, host: Host, round: int) -> None:
+    def rounds_go_up(self, host: Host, r: int) -> None:
         """An agent ends a round once, and after the one before."""
-        if round <= host.closed:
-            raise Violation("rounds go up", f"agent {host.vertex} ends round {round} twice")
+        if r <= host.closed:
+            raise ViolationError("rounds go up", f"agent {host.vertex} ends round {r} twice")
 
     # --- (4) the network average -----------------------------------------------------------
 
@@ -251,45 +259,45 @@ class Watch:
         state: State,
     ) -> None:
         """A round is over at an agent: its story goes on."""
-        host, round = process.host, effect.round
+        host, r = process.host, effect.round
         self.used_was_promised(host, effect)
         value = host.state.payload()
         used = {j: (p.digest, *moved[j]) for j, p in effect.payloads.items()}
-        self._entry(host, round, value.digest, used)
+        self._entry(host, r, value.digest, used)
         if host.twin:
             state.count = len(host.order)
         if state.count != len(host.order):
             raise AssertionError("the simulator's own books are wrong")
-        self._advance(host, round)
+        self._advance(host, r)
 
-    def failed(self, host: Host, round: int) -> None:
+    def failed(self, host: Host, r: int) -> None:
         """Training failed in a round whose payload may have been shared before."""
         if host.state.value is not None:
             digest = host.state.payload().digest
             host.state = host.state.untrained()
             host.state.count += 1
-            self.rounds_go_up(host, round)
-            self._entry(host, round, digest, {})
-        self.saved(host, round)
+            self.rounds_go_up(host, r)
+            self._entry(host, r, digest, {})
+        self.saved(host, r)
 
-    def saved(self, host: Host, round: int) -> None:
+    def saved(self, host: Host, r: int) -> None:
         """All rounds up to this one are over."""
-        if round > host.closed:
-            self._advance(host, round)
+        if r > host.closed:
+            self._advance(host, r)
 
     def _entry(
-        self, host: Host, round: int, digest: int, used: dict[int, tuple[int, int, int]]
+        self, host: Host, r: int, digest: int, used: dict[int, tuple[int, int, int]]
     ) -> None:
-        host.verdicts[round] = (digest, used)
-        host.order.append(round)
+        host.verdicts[r] = (digest, used)
+        host.order.append(r)
         if host.twin:
             return
         for j, (theirs, flux, _) in used.items():
             host.flux = (host.flux + flux) % PRIME
             self.flux_total = (self.flux_total + flux) % PRIME
-            here, there = (host.vertex, j, round), (j, host.vertex, round)
+            here, there = (host.vertex, j, r), (j, host.vertex, r)
             self.open.pop(here, None)  # of a story that was lost: it stays in the sum
-            other = self.hosts[j].verdicts.get(round)
+            other = self.hosts[j].verdicts.get(r)
             back = other[1].get(host.vertex) if other is not None else None
             if (
                 there in self.open
@@ -301,9 +309,9 @@ class Watch:
                 moved = self.open.pop(there)
                 self.open_total = (self.open_total - moved) % PRIME
                 if (moved + flux) % PRIME:
-                    raise Violation(
+                    raise ViolationError(
                         "network average",
-                        f"round {round}: agents {host.vertex} and {j} used each other's payload, "
+                        f"round {r}: agents {host.vertex} and {j} used each other's payload, "
                         "and yet do not move by the same",
                     )
             else:
@@ -314,7 +322,7 @@ class Watch:
     def average_moves_by_steps(self, host: Host) -> None:
         """All that neighbors moved adds up to what is counted as open or one-sided."""
         if self.flux_total != self.open_total:
-            raise Violation(
+            raise ViolationError(
                 "network average",
                 f"moved by more than local steps and open rounds when agent {host.vertex} ended "
                 f"round {host.order[-1] if host.order else 0}",
@@ -326,21 +334,23 @@ class Watch:
         if host.twin:
             return
         if (state.x - host.start_x - state.steps - state.flux - state.jumps) % PRIME:
-            raise Violation("network average", f"the books of agent {host.vertex} do not add up")
+            raise ViolationError(
+                "network average", f"the books of agent {host.vertex} do not add up"
+            )
         if state.flux != (host.flux - host.past_flux) % PRIME:
-            raise Violation(
+            raise ViolationError(
                 "network average",
                 f"the state of agent {host.vertex} is not the one that its verdicts led to",
             )
 
     def rolled_back(self, host: Host, state: State, closed: int) -> None:
         """An agent goes on from an earlier state: what came after it was never decided."""
-        for round in host.order[state.count :]:
-            _, used = host.verdicts.pop(round)
+        for r in host.order[state.count :]:
+            _, used = host.verdicts.pop(r)
             for j, (_, flux, _) in () if host.twin else used.items():
                 host.flux = (host.flux - flux) % PRIME
                 self.flux_total = (self.flux_total - flux) % PRIME
-                here, there = (host.vertex, j, round), (j, host.vertex, round)
+                here, there = (host.vertex, j, r), (j, host.vertex, r)
                 if here in self.open:
                     del self.open[here]
                 else:  # the other end moved back by as much, which is open again
@@ -355,8 +365,8 @@ class Watch:
         self.moved(host)
         for j in host.config.neighbors:
             known = self.differences.get((min(host.vertex, j), max(host.vertex, j)))
-            for round in [r for r in known or () if r > closed]:
-                del known[round]
+            for r in [r for r in known or () if r > closed]:
+                del known[r]
 
     def vanished(self, host: Host) -> None:
         """The newest writes of an agent are lost: its story so far stays, but leads nowhere."""
@@ -364,17 +374,17 @@ class Watch:
         state = writes[-1].state if writes else None
         count = state.count if state is not None else 0
         host.past_flux = (host.flux - (state.flux if state is not None else 0)) % PRIME
-        for round in host.order[count:]:
-            _, used = host.verdicts.pop(round)
+        for r in host.order[count:]:
+            _, used = host.verdicts.pop(r)
             for j in used:
-                self.open.pop((host.vertex, j, round), None)  # it stays in the sum
+                self.open.pop((host.vertex, j, r), None)  # it stays in the sum
         del host.order[count:]
 
     def _advance(self, host: Host, closed: int) -> None:
         before, host.closed = host.closed, closed
         if not host.twin:
-            for round in range(before + 1, closed + 1):
-                self.edges_agree(host, round)
+            for r in range(before + 1, closed + 1):
+                self.edges_agree(host, r)
 
     # --- (5) what comes from another link changes nothing -------------------------------------
 
@@ -388,7 +398,7 @@ class Watch:
         """An event of a link that is not the neighbor's present one changes nothing."""
         self.world.count("stale events")
         if effects or _print(process.core) != before:
-            raise Violation(
+            raise ViolationError(
                 "stale links", f"agent {process.vertex}: {event} of another link did something"
             )
 
@@ -397,7 +407,7 @@ class Watch:
     def in_time(self) -> None:
         """Once faults have stopped, all agents finish within a bound."""
         if self.world.now > self.world.faults.calm_at + self.bound_s:
-            raise Violation(
+            raise ViolationError(
                 "liveness",
                 f"{self.bound_s:.0f} s after the last fault: "
                 + ", ".join(
@@ -428,9 +438,23 @@ class Watch:
         if self.world.now == process.rang_at:
             process.rings += 1
             if process.rings > 20:
-                raise Violation("liveness", f"the clock of agent {process.vertex} never stops")
+                raise ViolationError("liveness", f"the clock of agent {process.vertex} never stops")
         else:
             process.rang_at, process.rings = self.world.now, 0
+
+    def begins_again(self, process: Process) -> None:
+        """Once faults have stopped, an agent as fast as the others begins again once or twice,
+        and then takes part.
+        """
+        plan = self.world.plan
+        if self.world.now < self.world.faults.calm_at or plan.liar is not None:
+            return
+        process.rejoins += 1
+        seconds = [pace.train_s + 2 * pace.disk_s + pace.combine_s for pace in plan.paces]
+        if process.rejoins > 3 and max(seconds) < 3 * min(seconds) and not plan.odds.wild:
+            raise ViolationError(
+                "liveness", f"agent {process.vertex} begins again for the {process.rejoins}th time"
+            )
 
     def nobody_waits_in_vain(self, process: Process, effects: list[Effect]) -> None:
         """Time alone ended a wait: no neighbor that was left out waited for this agent, or was
@@ -438,34 +462,29 @@ class Watch:
         """
         for effect in effects:
             if type(effect) is Combine:
-                phase, round = Phase.WAITING, effect.round
+                phase, r = Phase.WAITING, effect.round
             elif type(effect) is Rejoin:
-                phase, round = Phase.REJOINING, None
+                phase, r = Phase.REJOINING, None
             else:
                 continue
             for j in process.waited:
-                self._waits(process, j, phase, round)
+                self._waits(process, j, phase, r)
 
-    def _waits(self, process: Process, j: int, phase: Phase, round: int | None) -> None:
+    def _waits(self, process: Process, j: int, phase: Phase, r: int | None) -> None:
         end = process.current.get(j)
         if end is None:
             return
         other = end.other.process
-        if (
-            other.paused
-            or other.lies
-            or process.lies
-            or not other.core.edges[process.vertex].up
-        ):
+        if other.paused or other.lies or process.lies or not other.core.edges[process.vertex].up:
             return
         core = other.core
-        if round is not None and core.closed >= round:
-            text = f"agent {process.vertex} waited for {j}, for which round {round} is over"
-        elif core.phase is phase and (round is None or core.round == round):
-            text = f"agents {process.vertex} and {j} waited for each other ({phase.value}, {round})"
+        if r is not None and core.closed >= r:
+            text = f"agent {process.vertex} waited for {j}, for which round {r} is over"
+        elif core.phase is phase and (r is None or core.round == r):
+            text = f"agents {process.vertex} and {j} waited for each other ({phase.value}, {r})"
         else:
             return
-        raise Violation("nobody waits in vain", text)
+        raise ViolationError("nobody waits in vain", text)
 
     # --- (7) nothing grows without bound ------------------------------------------------------
 
@@ -474,22 +493,22 @@ class Watch:
         core = process.core
         degree = len(core.edges)
         if len(effects) > 12 + 8 * degree:
-            raise Violation("bounds", f"{len(effects)} effects of one event")
+            raise ViolationError("bounds", f"{len(effects)} effects of one event")
         lines = sum(1 for e in effects if type(e) is Note or type(e) is Count)
         liar = 2 * self.world.plan.rounds * (self.world.plan.liar is not None)
         if lines > 4 + 4 * degree + liar:
-            raise Violation("bounds", f"{lines} lines of one event")
+            raise ViolationError("bounds", f"{lines} lines of one event")
         if len(core.near.kept) > degree + 3:
-            raise Violation("bounds", f"keeps {len(core.near.kept)} own payloads")
+            raise ViolationError("bounds", f"keeps {len(core.near.kept)} own payloads")
         if len(process.disk.own) > degree + 4:
-            raise Violation("bounds", f"{len(process.disk.own)} own payloads on the disk")
+            raise ViolationError("bounds", f"{len(process.disk.own)} own payloads on the disk")
         if len(core._pending) > 12:
-            raise Violation("bounds", f"{len(core._pending)} writes in line")
+            raise ViolationError("bounds", f"{len(core._pending)} writes in line")
         for j, edge in core.edges.items():
             if len(edge.held) > 2:
-                raise Violation("bounds", f"holds {len(edge.held)} payloads of neighbor {j}")
+                raise ViolationError("bounds", f"holds {len(edge.held)} payloads of neighbor {j}")
             if max(len(edge.doubts), len(edge.one_sided)) > _REMEMBERED:
-                raise Violation("bounds", f"lists of neighbor {j} have no end")
+                raise ViolationError("bounds", f"lists of neighbor {j} have no end")
 
     # --- (8) what an agent ends with -----------------------------------------------------------
 
@@ -502,13 +521,13 @@ class Watch:
         if since >= 0:
             self.world.count("alone at the end")
             if since != mixed:
-                raise Violation(
+                raise ViolationError(
                     "fresh or marked",
                     f"agent {process.vertex} says that it was alone since round {since}; in fact "
                     f"since {mixed}",
                 )
         elif rounds - mixed > _FEW:
-            raise Violation(
+            raise ViolationError(
                 "fresh or marked",
                 f"agent {process.vertex} ends round {rounds} as if it were not alone; no neighbor "
                 f"had a part since round {mixed}",
@@ -520,7 +539,7 @@ class Watch:
         """
         missed = label - process.host.closed - 1
         if missed > self.world.plan.away_rounds:
-            raise Violation(
+            raise ViolationError(
                 "fresh or marked",
                 f"agent {process.vertex} shares a state of round {process.host.closed} as round "
                 f"{label}; {self.world.plan.away_rounds} rounds may be missed",
@@ -534,9 +553,9 @@ class Watch:
             return
         for j in host.config.neighbors:
             pair = (min(host.vertex, j), max(host.vertex, j))
-            for round, used in self.differences.get(pair, {}).items():
+            for r, used in self.differences.get(pair, {}).items():
                 if used != host.vertex:
-                    self._in_doubt(self.hosts[used], host, round)
+                    self._in_doubt(self.hosts[used], host, r)
 
     def offer_answered(self, process: Process, event: Offered, effects: list[Effect]) -> None:
         """An offer is taken or refused at once."""
@@ -545,7 +564,7 @@ class Watch:
             if (kind is Reserve or kind is Refuse) and effect.link == event.link:
                 return
         if process.core.edges[event.neighbor].up and process.core.phase is not Phase.STOPPED:
-            raise Violation("offers", f"agent {process.vertex} does not answer {event.offer}")
+            raise ViolationError("offers", f"agent {process.vertex} does not answer {event.offer}")
 
     def heard(self, process: Process, event: LinkEvent) -> None:
         """A neighbor has said something on the present connection."""
@@ -581,14 +600,16 @@ class Watch:
             if host.outcome not in ("done", "failed", "gone"):
                 raise AssertionError(f"agent {host.vertex} ended as {host.outcome}")
             if host.outcome == "done" and host.closed != self.world.plan.rounds:
-                raise Violation("liveness", f"agent {host.vertex} is done in round {host.closed}")
+                raise ViolationError(
+                    "liveness", f"agent {host.vertex} is done in round {host.closed}"
+                )
             self.moved(host)
-        for (i, j, round), _ in self.open.items():
-            if self._exempt(i, j, round) or self.hosts[j].closed < round:
+        for i, j, r in self.open:
+            if self._exempt(i, j, r) or self.hosts[j].closed < r:
                 continue
             pair = (min(i, j), max(i, j))
-            if round not in self.differences.get(pair, ()):
-                raise Violation("network average", f"round {round} of {pair} is open, uncounted")
+            if r not in self.differences.get(pair, ()):
+                raise ViolationError("network average", f"round {r} of {pair} is open, uncounted")
         if self.world.plan.conserves:
             self.memory_is_kept()
 
@@ -601,32 +622,34 @@ class Watch:
         for host in self.hosts:
             state = host.state
             if state.value is None and (state.y - state.g - state.memory_flux) % PRIME:
-                raise Violation("memory", f"the tracker of agent {host.vertex} does not add up")
+                raise ViolationError(
+                    "memory", f"the tracker of agent {host.vertex} does not add up"
+                )
         newest = max(host.state.epoch for host in self.hosts)
         for host in self.hosts:
             if host.state.epoch != newest or host.vertex == self.world.plan.liar:
                 continue
-            for round in host.order[host.state.memory_from :]:
-                for j, (_, _, moved) in host.verdicts[round][1].items():
+            for r in host.order[host.state.memory_from :]:
+                for j, (_, _, moved) in host.verdicts[r][1].items():
                     other = self.hosts[j]
-                    if self._exempt(host.vertex, j, round) or other.outcome == "gone":
+                    if self._exempt(host.vertex, j, r) or other.outcome == "gone":
                         continue
                     pair = (min(host.vertex, j), max(host.vertex, j))
-                    if round in self.differences.get(pair, ()):
+                    if r in self.differences.get(pair, ()):
                         self.world.count("memory: counted differences in the last epoch")
                         continue
-                    back = other.verdicts.get(round, (0, {}))[1].get(host.vertex)
+                    back = other.verdicts.get(r, (0, {}))[1].get(host.vertex)
                     since = other.order[other.state.memory_from :]
                     if (
                         other.state.epoch != newest
-                        or round not in since
+                        or r not in since
                         or back is None
                         or (back[2] + moved) % PRIME
                     ):
-                        raise Violation(
+                        raise ViolationError(
                             "memory",
                             f"epoch {newest >> 20}: what agent {host.vertex} took from {j} in "
-                            f"round {round} has no counterpart there",
+                            f"round {r} has no counterpart there",
                         )
 
 

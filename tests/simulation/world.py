@@ -15,14 +15,13 @@ from heapq import heappop, heappush
 from typing import Any
 
 from flower_dhb.peer.protocol.agent import Agent
-from flower_dhb.peer.protocol.settings import Config
 
 from .faults import Faults
 from .field import PRIME
 from .plan import Plan
 from .process import Host, Process
 from .trace import Trace
-from .watch import Violation, Watch
+from .watch import ViolationError, Watch
 
 __all__ = ["World"]
 
@@ -33,7 +32,7 @@ class World:
     """A schedule as it runs.
 
     live: processes by vertex (two while an agent runs twice). make: the core's class, or what
-    stands for it. faults_seen: how often each kind happened. seen: digests of payloads.
+    stands for it. counts: how often something happened. seen: digests of payloads.
     """
 
     def __init__(
@@ -77,14 +76,14 @@ class World:
         self.over = not any(self.live) and not any(h.due for h in (*self.hosts, *self.twins))
 
     def run(self) -> None:
-        """Run until all have ended. Raises `Violation` as soon as an invariant does not hold."""
+        """Run until all have ended. Raises `ViolationError` as soon as a promise is broken."""
         heap = self._heap
         self.faults.begin()
         while not self.over:
             self.now, _, fn, a, b = heappop(heap)
             fn(a, b)
             if self.events > _EVENTS_LIMIT:
-                raise Violation("liveness", f"no end after {self.events} events")
+                raise ViolationError("liveness", f"no end after {self.events} events")
             if self.now > self.faults.calm_at:
                 self.watch.in_time()
         self.watch.at_the_end()
