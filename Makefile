@@ -12,7 +12,7 @@ export FLWR_HOME := $(CURDIR)/.flwr
 export FLWR_TELEMETRY_ENABLED := 0
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-families simulate check install help
+.PHONY: demo test test-families simulate check mutants install help
 
 help:
 	@echo "make demo         train 16 agents on a ring with no aggregating server"
@@ -21,6 +21,7 @@ help:
 	@echo "make test-families  apps of JAX, Keras, Lightning and others (installs them)"
 	@echo "make simulate N=1000000  the peers' protocol under so many simulated events (SEED=, JOBS=)"
 	@echo "make check        lint, types, security scan, fast tests"
+	@echo "make mutants      break each rule of the peers' protocol, and see what notices"
 
 demo: install
 	@$(BIN)/flower-dhb run . --run-config 'topology="ring:$(AGENTS)" observe-average=true name="demo"'
@@ -45,6 +46,9 @@ check: install
 	@$(BIN)/mypy
 	@$(BIN)/bandit -q -r flower_dhb strategies clients -c pyproject.toml
 	@$(FAST)
+
+mutants: install
+	@$(BIN)/python -m tests.mutation.protocol
 
 install: $(STAMP)
 

@@ -7,6 +7,10 @@ arguments, …). The fast tests that call the changed function run on it; a muta
 pass is printed with its line. The first run traces once which test calls which function, and
 keeps that in `.mutation/`; later it traces again only test files that have changed.
 
+The core of the peers' protocol has its own list of mistakes, one for each of its rules:
+
+    python -m tests.mutation.protocol --only acknowledg
+
 Why not mutmut or cosmic-ray: mutmut leaves out every decorated class, and nearly all classes here
 are frozen dataclasses; it has no sampling by line either. cosmic-ray writes its mutants into the
 working tree and starts a fresh interpreter for each, which here means three seconds for the

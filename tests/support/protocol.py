@@ -385,8 +385,8 @@ class End:
         mine = next(w[3] for w in reversed(self.writes) if w[0] == "journal")
         self.handle(ev.Journaled(payload(mine)))
 
-    def _combined(self) -> None:
-        self.handle(ev.Combined())
+    def _combined(self, *how: str) -> None:
+        self.handle(ev.Combined(refused="refused" in how))
 
     def _rejoined(self, *failure: str) -> None:
         self.handle(ev.Rejoined(" ".join(failure)))

@@ -7,7 +7,7 @@ from tests.support.protocol import TIMING, End, after
 
 
 def epoch(round, vertex=0):
-    return (round << EPOCH_BITS) + vertex
+    return (round << EPOCH_BITS) + 2 * vertex
 
 
 # --- whether an agent was away ------------------------------------------------------------------
@@ -135,6 +135,10 @@ def test_who_has_nothing_to_give_is_cut_off_and_the_run_goes_on():
 def test_if_whoever_was_ahead_is_gone_training_goes_on():
     end = away("b")
     assert end.do("down b") == ["train 1"]
+    end = away("bc")
+    end.do("payload b30 closed=29", "down b")
+    assert end.phase == "rejoining"  # c is there
+    assert end.do("down c") == ["train 1"]
 
 
 def test_a_model_that_the_app_cannot_take_ends_the_run_here():
@@ -165,6 +169,9 @@ def test_who_is_asked_gives_its_newest_payload():
     end = after("round", "share")
     end.said()
     assert end.do("seek b") == ["b: payload a2 closed=1 counted=1:a1:b1"]
+    end = after("share", "payload b1 ack=a1")  # that it counted is not on the disk
+    end.said()
+    assert end.do("seek b") == ["b: payload a1"]
     end = after("round")  # the next is in training
     end.said()
     assert end.do("seek b") == ["b: payload a1 closed=1 counted=1:a1:b1"]
@@ -249,6 +256,20 @@ def test_a_loss_begins_an_epoch_in_the_next_round():
     assert end.do("trained") == [f"journal 3 epoch {epoch(3)}"]
 
 
+def test_so_does_a_payload_that_the_app_refused():
+    """The other end has used it."""
+    end = after("share", "payload b1 ack=a1", conserves=True)
+    assert end.do("combined refused") == ["save 1", f"train 2 epoch {epoch(2)}"]
+    end = after("share", "payload b1 ack=a1", conserves=True)
+    assert end.do("combined") == ["save 1", "train 2"]
+
+
+def test_an_epoch_has_the_number_of_who_began_it():
+    """So two that begin in one round are not the same."""
+    end = after("share", "payload a1 ack=b1", "release a 1", neighbors="a", me="b", conserves=True)
+    assert end.do("combined")[-1] == f"train 2 epoch {epoch(2, 1)}"
+
+
 def test_a_loss_begins_none_where_nothing_is_conserved():
     end = after("share", "payload b1 ack=a1", "release b 1", "combined")
     assert end.said()[-1] == "train 2"
@@ -309,6 +330,22 @@ def test_epochs_do_not_follow_each_other_at_once():
         end.do("share", f"payload b{k} closed={k - 1} epoch={end.agent.near.epoch} ack=a{k}")
         end.do(f"release b {k}")
     assert sorted(set(begun)) == [2, 7, 12]
+
+
+def test_one_loss_begins_one_epoch():
+    end = after("share", "payload b1 ack=a1", "release b 1", "next", conserves=True, away_rounds=5)
+    for _ in range(2, 16):
+        k = end.agent.closed + 1
+        counted = f"counted={k - 1}:b{k - 1}:a{k - 1}" if k > 2 else ""
+        end.do("share", f"payload b{k} closed={k - 1} epoch={epoch(2)} {counted} ack=a{k}", "next")
+    assert (end.agent.closed, end.agent.near.epoch) == (15, epoch(2))
+
+
+def test_a_restart_does_not_begin_the_next_epoch_sooner():
+    end = after("share", "payload b1 ack=a1", "release b 1", "next", conserves=True, away_rounds=5)
+    end.do("share", f"payload b2 closed=1 epoch={epoch(2)} ack=a2", "release b 2", "next")
+    again = end.reborn()
+    assert again.do("up b round=3 digest=b3 closed=2")[-1] == f"train 3 epoch {epoch(2)}"
 
 
 def test_an_epoch_is_newer_than_any_that_was_heard_of():

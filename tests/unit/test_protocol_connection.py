@@ -30,6 +30,13 @@ def test_who_shares_while_a_neighbor_greets_sends_when_it_has_greeted():
     assert end.do("hello b") == ["b: payload a1"]
 
 
+def test_nothing_is_said_before_the_others_hello():
+    end = after("down b", "dial b")
+    end.said()
+    assert end.do("failed") == ["save 1 failed: why"]
+    assert end.do("hello b round=1 digest=b1")[0] == "b: release 1"
+
+
 @pytest.mark.parametrize(
     "step",
     ["offer b1", "whole b1", "ack b a1", "release b 1", "seek b", "bye b done"],
@@ -194,6 +201,11 @@ def test_doubts_are_told_once_they_are_on_the_disk():
     assert hello(end) == "closed=1 doubts=1"
 
 
+def test_a_vote_that_was_taken_back_is_not_told():
+    end = after("share", "payload b1", "release b 1")
+    assert hello(end) == "round=1 digest=a1"
+
+
 def test_one_sided_rounds_are_told_once_they_are_on_the_disk():
     end = after("share", "payload b1 ack=a1", "release b 1")
     assert "one_sided" not in hello(end)
@@ -352,3 +364,5 @@ def test_what_is_said_after_a_new_connection(case):
     words = end.do(f"hello b {said}")
     assert words == wanted
     assert end.edge().stage.value == stage
+    known = "another payload of ours" in case or "they know that" in case
+    assert end.edge().one_sided == ([1] if known else [])

@@ -113,6 +113,16 @@ ROUND = {
         ["b: payload a1", "b: ack b1", "combine 1: nobody"],
         "lost",
     ),
+    "they passed it by, and leave a later round": (
+        ("journaled", "payload b1", "release b 3", "wait 1"),
+        ["b: payload a1", "b: ack b1", "combine 1: nobody"],
+        "lost",
+    ),
+    "they hold our payload, and leave a later round": (
+        ("journaled", "ack b a1", "release b 3", "wait 1"),
+        ["b: payload a1"],
+        "idle",
+    ),
     "their release is of the round before": (
         ("journaled", "payload b1", "release b 0"),
         ["b: payload a1", "b: ack b1"],
@@ -208,18 +218,41 @@ def test_each_neighbor_is_agreed_with_by_itself():
     assert end.said() == ["d: ack d1", "b: ack b1", "combine 1: b1 d1"]
 
 
-def test_a_payload_that_breaks_off_gives_the_edge_up():
-    """Sent again, it would be as bad; the other end need not wait for the deadline."""
+def test_an_edge_whose_payload_breaks_off_is_given_up_at_once():
+    """It is as bad if it is sent again, and its sender does not know: nobody waits for it."""
     end = after("share", "offer b1", timing=replace(TIMING, transfer_s=30.0))
-    assert end.edge().receiving_since is not None
+    end.said()
     assert end.do("broken b") == ["b: release 1"]
     assert (end.edge().stage, end.edge().receiving_since) == (Stage.RELEASED, None)
+    assert end.do("wait 1") == ["combine 1: nobody"]
+    end.do("next", "share")
+    assert end.do("payload b2 closed=1 ack=a2") == ["b: ack b2", "combine 2: b2"]
 
 
-def test_a_payload_ahead_that_breaks_off_is_not_waited_for_in_its_round():
-    end = after("offer b1")
-    assert end.do("broken b") == []
-    assert end.do("share") == ["journal 1", "b: release 1"]
+def test_an_acknowledgment_after_a_release_in_the_open_round_comes_too_late():
+    end = after("share", "offer b1", "broken b", neighbors="bc")
+    end.said()
+    assert end.do("ack b a1") == []
+    assert (end.phase, end.edge("b").acked) == ("waiting", False)
+    assert end.do("payload c1 ack=a1") == ["c: ack c1", "combine 1: c1"]
+
+
+def test_one_that_breaks_off_before_its_round_is_given_up_when_the_round_has_come():
+    end = after("offer b1", "broken b")
+    end.said()
+    assert end.do("trained", "journaled") == ["b: release 1"]
+    assert end.edge().stage is Stage.RELEASED
+    end = after("offer b1", "broken b", "up b round=1 digest=b1", "share")
+    assert end.edge().stage is Stage.IDLE  # a new connection is a new attempt
+    end = after("offer b1", "broken b", "payload b2 closed=1", "share")
+    assert (end.agent.round, end.edge().stage) == (2, Stage.VOTED)
+
+
+def test_one_that_breaks_off_when_the_payload_is_here_changes_nothing():
+    end = after("share", "payload b1", "broken b")
+    assert end.edge().stage is Stage.VOTED
+    end = after("round", "offer b2 +", "broken b")
+    assert end.edge().stage is Stage.COUNTED
 
 
 @pytest.mark.parametrize("late", ["ack b a1", "release b 1"])
@@ -388,83 +421,3 @@ def test_a_payload_is_put_in_line_once_on_a_connection():
     end.said()
     for step in ("offer b1", "whole b1", "release b 0", "payload b1"):
         assert not any("payload" in said for said in end.do(step))
-
-
-# --- what both ends know of the last round ------------------------------------------------------
-
-
-def test_a_release_of_a_round_that_was_counted_is_one_sided():
-    end = after("share", "payload b1 ack=a1", "release b 1")
-    assert end.count("one-sided") == 1
-    assert end.noted("one-sided") == [{"neighbor": 1, "rounds": [1]}]
-    end.do("release b 1", "release b 2")
-    assert end.count("one-sided") == 1  # it is the same round
-    assert end.edge().one_sided == [1]
-    assert end.edge().unknown == 0
-
-
-def test_a_release_after_both_said_that_they_counted_changes_nothing():
-    end = after("share", "payload b1 ack=a1", "next", "offer b2 +", "release b 1")
-    assert (end.count("one-sided"), end.edge().settled) == (0, True)
-
-
-SETTLED = {
-    # what the neighbor says in a header after round 1 counted here
-    "it counted": ("b2 closed=1 counted=1:b1:a1", True, 0),
-    "it has not yet said": ("b1 closed=0", False, 0),
-    "it did not count": ("b2 closed=1", True, 1),
-    "it counted another of its payloads": ("b2 closed=1 counted=1:b1':a1", True, 1),
-    "it counted another of ours": ("b2 closed=1 counted=1:b1:a1'", True, 1),
-    # It had our payload of that round, which said that we counted this one.
-    "it counted a later one": ("b3 closed=2 counted=2:b2:a2", True, 1),
-    "it has passed it by": ("b3 closed=0", True, 1),
-}
-
-
-@pytest.mark.parametrize("case", SETTLED)
-def test_a_round_that_counted_is_settled_when_the_neighbor_says_how_it_ended(case):
-    said, settled, one_sided = SETTLED[case]
-    end = after("share", "payload b1 ack=a1")
-    assert end.edge().unknown == 1
-    end.do("next", f"offer {said}")
-    assert end.edge().settled is settled
-    assert end.edge().unknown == (not settled)
-    assert end.count("one-sided") == one_sided == len(end.edge().one_sided)
-
-
-DOUBTS = {
-    # what is heard of round 1, which was given up here after the vote
-    "they did not count it": ("offer b2 closed=1", [], 0),
-    "they counted it": ("offer b2 closed=1 counted=1:b1:a1", [], 1),
-    "they have not ended it": ("offer b1 closed=0", [1], 0),
-    "they have passed it by": ("offer b3 closed=0", [], 0),
-    # If they had counted it, their payload of round 2 would have said so.
-    "they counted a later one": ("offer b3 closed=2 counted=2:b2:a1", [], 1),
-    "they counted a later one, and say hello": ("up b closed=2 counted=2:b2:a1", [], 1),
-    "they say so as they finish": ("bye b done counted=1:b1:a1", [], 1),
-    "they finished without it": ("bye b done", [], 0),
-}
-
-
-@pytest.mark.parametrize("case", DOUBTS)
-def test_a_doubt_is_kept_until_the_neighbor_says_how_the_round_ended(case):
-    said, doubts, one_sided = DOUBTS[case]
-    end = after("share", "payload b1", "wait 100")
-    assert end.edge().doubts == [1]
-    end.do(said)
-    assert end.edge().doubts == doubts
-    assert end.count("one-sided") == one_sided
-    assert end.edge().doubts_total == 1
-
-
-def test_what_is_remembered_is_bounded():
-    edge = End().edge()
-    for k in range(1, 201):
-        edge.doubt(k)
-        assert edge.disagree(k + 1000)
-    assert edge.doubts == list(range(137, 201))
-    assert edge.one_sided == list(range(1137, 1201))
-    assert (edge.doubts_total, edge.one_sided_total) == (200, 200)
-    assert not edge.disagree(1136)  # so old that it may have been counted before
-    assert not edge.disagree(1137)
-    assert edge.one_sided_total == 200

@@ -104,7 +104,7 @@ def test_a_burst_of_payloads_is_no_pace():
     end = in_step(10.0)
     for k in range(11, 31):
         end.do("later 0.000001", f"payload b{k} closed={k - 1}")
-    end.do("payload b2000 closed=1999")
+    end.do("later 1", "payload b2000 closed=1999")
     assert target(end) == 11
 
 

@@ -162,6 +162,14 @@ def test_what_counted_there_counts_here_once_its_payload_has_come_again():
     assert end.edge().settled  # it has said so
 
 
+def test_what_counted_there_and_never_comes_again_is_one_sided():
+    end = after("share", "payload b1").reborn()
+    end.do("up b round=2 digest=b2 closed=1 counted=1:b1:a1", "wait 100")
+    assert end.edge().stage is Stage.DOUBT
+    assert (end.edge().doubts, end.edge().one_sided) == ([], [1])
+    assert (end.count("in-doubt"), end.count("one-sided")) == (0, 1)
+
+
 def test_it_gives_up_nothing_while_the_others_notice_that_it_is_back():
     end = after("share", "payload b1").reborn()
     assert end.do("wait 29") == []

@@ -17,6 +17,94 @@ def one_sided(end, j="b"):
     return rounds
 
 
+# --- headers, releases, goodbyes ----------------------------------------------------------------
+
+
+def test_a_release_of_a_round_that_was_counted_is_one_sided():
+    end = after("share", "payload b1 ack=a1", "release b 1")
+    assert end.count("one-sided") == 1
+    assert end.noted("one-sided") == [{"neighbor": 1, "rounds": [1]}]
+    end.do("release b 1", "release b 2")
+    assert end.count("one-sided") == 1  # it is the same round
+    assert end.edge().one_sided == [1]
+    assert end.edge().unknown == 0
+
+
+def test_a_release_after_both_said_that_they_counted_changes_nothing():
+    end = after("share", "payload b1 ack=a1", "next", "offer b2 +", "release b 1")
+    assert (end.count("one-sided"), end.edge().settled) == (0, True)
+
+
+SETTLED = {
+    # what the neighbor says in a header after round 1 counted here
+    "it counted": ("b2 closed=1 counted=1:b1:a1", True, 0),
+    "it has not yet said": ("b1 closed=0", False, 0),
+    "it did not count": ("b2 closed=1", True, 1),
+    "it counted another of its payloads": ("b2 closed=1 counted=1:b1':a1", True, 1),
+    "it counted another of ours": ("b2 closed=1 counted=1:b1:a1'", True, 1),
+    # It had our payload of that round, which said that we counted this one.
+    "it counted a later one": ("b3 closed=2 counted=2:b2:a2", True, 1),
+    "it has passed it by": ("b3 closed=0", True, 1),
+}
+
+
+@pytest.mark.parametrize("case", SETTLED)
+def test_a_round_that_counted_is_settled_when_the_neighbor_says_how_it_ended(case):
+    said, settled, one_sided = SETTLED[case]
+    end = after("share", "payload b1 ack=a1")
+    assert end.edge().unknown == 1
+    end.do("next", f"offer {said}")
+    assert end.edge().settled is settled
+    assert end.edge().unknown == (not settled)
+    assert end.count("one-sided") == one_sided == len(end.edge().one_sided)
+
+
+DOUBTS = {
+    # what is heard of round 1, which was given up here after the vote
+    "they did not count it": ("offer b2 closed=1", [], 0),
+    "they counted it": ("offer b2 closed=1 counted=1:b1:a1", [], 1),
+    "they have not ended it": ("offer b1 closed=0", [1], 0),
+    "they have passed it by": ("offer b3 closed=0", [], 0),
+    # If they had counted it, their payload of round 2 would have said so.
+    "they counted a later one": ("offer b3 closed=2 counted=2:b2:a1", [], 1),
+    "they counted a later one, and say hello": ("up b closed=2 counted=2:b2:a1", [], 1),
+    "they say so as they finish": ("bye b done counted=1:b1:a1", [], 1),
+    "they finished without it": ("bye b done", [], 0),
+}
+
+
+@pytest.mark.parametrize("case", DOUBTS)
+def test_a_doubt_is_kept_until_the_neighbor_says_how_the_round_ended(case):
+    said, doubts, one_sided = DOUBTS[case]
+    end = after("share", "payload b1", "wait 100")
+    assert end.edge().doubts == [1]
+    end.do(said)
+    assert end.edge().doubts == doubts
+    assert end.count("one-sided") == one_sided
+    assert end.edge().doubts_total == 1
+
+
+def test_a_round_that_is_known_to_be_one_sided_is_no_doubt():
+    edge = End().edge()
+    edge.doubt(1)
+    edge.doubt(2)
+    assert edge.disagree(1)
+    assert (edge.doubts, edge.one_sided, edge.doubts_total) == ([2], [1], 2)
+
+
+def test_what_is_remembered_is_bounded():
+    edge = End().edge()
+    for k in range(1, 201):
+        edge.doubt(k)
+        assert edge.disagree(k + 1000)
+    assert edge.doubts == list(range(137, 201))
+    assert edge.one_sided == list(range(1137, 1201))
+    assert (edge.doubts_total, edge.one_sided_total) == (200, 200)
+    assert not edge.disagree(1136)  # so old that it may have been counted before
+    assert not edge.disagree(1137)
+    assert edge.one_sided_total == 200
+
+
 # --- Hellos -------------------------------------------------------------------------------------
 
 
@@ -29,6 +117,7 @@ def one_sided(end, j="b"):
         (COUNTED, "closed=1 counted=1:b1:a1", []),
         (COUNTED, "closed=1 counted=1:b1':a1", [1]),
         (COUNTED, "closed=2 counted=2:b2:a2", [2]),  # it knew of round 1 by then
+        (COUNTED, "closed=2 counted=2:b2:a2 doubts=1", [1, 2]),
         (COUNTED, "round=1 digest=b1", []),
         (COUNTED, "round=1 digest=b1'", [1]),  # the payload that counted here is lost
         (COUNTED, "", [1]),  # everything is
@@ -64,6 +153,22 @@ def test_who_had_said_that_it_counted_may_lose_it_again():
     end.do("up b closed=1 counted=1:b1:a1")
     assert (end.edge().settled, one_sided(end)) == (True, [])
     end.do("up b closed=0")
+    assert one_sided(end) == [1]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "closed=1",  # it ended round 1 again, without us
+        "closed=1 doubts=1",  # in doubt
+        "closed=1 counted=1:b1':a1",  # with another payload
+        "closed=0",
+        "round=1 digest=b1'",
+        "round=3 digest=b3 closed=2",
+    ],
+)
+def test_who_had_said_that_it_counted_and_says_so_no_more_has_lost_it(said):
+    end = after(*COUNTED, "offer b2 +", f"up b {said}")
     assert one_sided(end) == [1]
 
 
@@ -157,6 +262,15 @@ def test_a_payload_is_kept_until_each_neighbor_has_said_how_its_round_ended():
     assert kept(end) == [2]
 
 
+def test_a_payload_that_is_given_again_is_of_its_own_epoch():
+    end = after(*COUNTED[:2], "offer b1 closed=0 epoch=3145729", conserves=True)
+    assert end.do("combined")[-1] == "train 2 epoch 3145729"
+    end.do("share", "dial b")
+    assert end.do("hello b round=1 digest=b1") == [
+        "b: ack b1", "b: payload a1 closed=1 counted=1:a1:b1",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("how", ["up b closed=1", "release b 1", "up b", "bye b done"])
 def test_however_it_ended(how):
     end = after(*COUNTED, "share")
@@ -212,7 +326,16 @@ def test_an_acknowledgment_of_a_life_that_was_lost_counts_no_more():
 
 def test_an_acknowledgment_is_not_lost_with_the_connection():
     end = after("share", "ack b a1")
-    end.do("offer b1", "up b round=1 digest=b1")
+    end.do("offer b1", "dial b")
+    assert end.do("hello b round=1 digest=b1 holds=a1") == []
+    assert end.edge().acked
+    assert end.do("payload b1") == ["b: ack b1", "combine 1: b1"]
+
+
+def test_a_vote_outlives_a_restart_and_the_payload_that_it_was_for_does_not():
+    """The neighbor is bound by what it said, and its memory is empty: it gets the bytes again."""
+    end = after("share", "offer b1", "ack b a1", "down b", "dial b")
+    assert end.do("hello b round=1 digest=b1") == ["b: payload a1"]
     assert end.edge().acked
     assert end.do("payload b1") == ["b: ack b1", "combine 1: b1"]
 

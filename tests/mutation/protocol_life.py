@@ -1,0 +1,407 @@
+"""Mistakes in the life of an agent and in its patience: the rules of agent.py and patience.py."""
+
+# ruff: noqa: E501 - texts of the core, as they stand there
+
+from __future__ import annotations
+
+from .protocol_rules import Mistake, _in
+
+__all__ = ["AGENT", "PATIENCE"]
+
+AGENT: tuple[Mistake, ...] = _in(
+    "agent.py",
+    # events
+    (
+        "after the end nothing happens",
+        "        if self.stopped:\n            return []",
+        "        if False:\n            return []",
+    ),
+    (
+        "what an older connection brings is dropped",
+        "if edge.link is None or event.link != edge.link:",
+        "if edge.link is None:",
+    ),
+    (
+        "what comes before the Hello is dropped",
+        "if kind is Disconnected or kind is Greeted or edge.connection is Connection.UP:",
+        "if True:",
+    ),
+    ("every event is a sign of life", "        edge.heard_at = now\n", ""),
+    (
+        "connections are watched whatever happens",
+        "            self._watch(now)\n",
+        "",
+    ),
+    # to begin
+    (
+        "a payload of an open round is sent again after a restart",
+        "            self._resumes = found\n",
+        "            pass\n",
+    ),
+    (
+        "a payload that is known early is trained for again",
+        '            if found["early"]:',
+        "            if False:",
+    ),
+    (
+        "a finished run is finished at once",
+        "        elif near.closed >= self.config.rounds:\n            self._finish()\n",
+        "",
+    ),
+    (
+        "who comes back needs one neighbor",
+        "least = 1 if self.closed else len(self.edges)",
+        "least = len(self.edges)",
+    ),
+    (
+        "who begins waits for all neighbors",
+        "least = 1 if self.closed else len(self.edges)",
+        "least = 1",
+    ),
+    (
+        "a run begins without those that do not come",
+        "            elif now >= self._until:\n                self._out.append(Note(\"starting",
+        "            elif False:\n                self._out.append(Note(\"starting",
+    ),
+    # a round
+    (
+        "absence is noticed once the model is there",
+        "        if self._absent(label):",
+        "        if False:",
+    ),
+    (
+        "absence is noticed before training",
+        "        if self._absent(target):\n            self._seek(now)\n            return\n"
+        "        self._planned",
+        "        self._planned",
+    ),
+    (
+        "a payload is labelled with the round that neighbors are in",
+        "self._journal(max(label, self._planned), early=False)",
+        "self._journal(self._planned, early=False)",
+    ),
+    (
+        "a label does not fall behind the plan",
+        "self._journal(max(label, self._planned), early=False)",
+        "self._journal(label, early=False)",
+    ),
+    (
+        "an early payload is shared while its round trains",
+        '        if record["open"]["early"]:',
+        "        if False:",
+    ),
+    (
+        "a round with an early payload ends after its training",
+        "        self.phase, self._early_shared = Phase.TRAINING, shared\n",
+        "        self.phase, self._early_shared = Phase.WAITING if shared else Phase.TRAINING, shared\n",
+    ),
+    (
+        "a failed round is left",
+        "        self.near.skip(label)\n        self._save(event.why)",
+        "        self._save(event.why)",
+    ),
+    ("who fails too often ends", "if self._failures >= _FAILURES_LIMIT:", "if False:"),
+    (
+        "a success forgives failures",
+        "            self._failures = 0\n            self.phase = Phase.WAITING\n\n    def _saved",
+        "            self.phase = Phase.WAITING\n\n    def _saved",
+    ),
+    (
+        "a success with an early payload forgives failures",
+        "            self._failures = 0\n            self.phase = Phase.WAITING\n            return",
+        "            self.phase = Phase.WAITING\n            return",
+    ),
+    (
+        "a state is told once it is on the disk",
+        "        self._pending.append((Save, self.closed, record))\n",
+        "        self._pending.append((Save, self.closed, record))\n"
+        '        self.near.durable(record["closed"], record["epoch"], record["edges"])\n',
+    ),
+    (
+        "what is on the disk is told",
+        '        self.near.durable(record["closed"], record["epoch"], record["edges"])\n'
+        "        if self.closed",
+        "        if self.closed",
+    ),
+    (
+        "a state that a later record has told is not told again",
+        "            return  # a later record said so before",
+        "            pass  # a later record said so before",
+    ),
+    (
+        "a run is finished once its last state is on the disk",
+        "            self.phase = Phase.FINISHING  # once the last round is on the disk\n",
+        "            self._finish()\n",
+    ),
+    (
+        "the model is written after the last round",
+        "if self.closed >= self.config.rounds and k == self.closed:",
+        "if k == self.closed:",
+    ),
+    (
+        "a round that ends early without anybody, or fails, keeps the pace",
+        "self._rests = alone and now < self._begun + self._pace_s() and not",
+        "self._rests = False and not",
+    ),
+    (
+        "a round with a neighbor ends at once",
+        "alone = not (open_here and any(edge.agreed for edge in edges))",
+        "alone = True",
+    ),
+    (
+        "a round that fails ends when its rest is over",
+        "if open_here and any(self.near.wait_s(edge, now) > 0.0 for edge in edges):",
+        "if any(edge.up for edge in edges):",
+    ),
+    (
+        "who has fallen far behind does not rest",
+        "and not self._falls_back(now)",
+        "",
+    ),
+    (
+        "who is a little behind rests",
+        "return ahead > max(1, self.config.away_rounds // 2)",
+        "return ahead > 0",
+    ),
+    (
+        "a pace is a second where none is known",
+        "return self.near.own_pace.usual_s or max(of_others, default=0.0) or _UNKNOWN_PACE_S",
+        "return self.near.own_pace.usual_s or max(of_others, default=0.0)",
+    ),
+    (
+        "the pace is the usual one",
+        "return self.near.own_pace.usual_s or max(of_others, default=0.0) or _UNKNOWN_PACE_S",
+        "return max(of_others, default=0.0) or _UNKNOWN_PACE_S",
+    ),
+    (
+        "where the own pace is unknown it is that of the others",
+        "return self.near.own_pace.usual_s or max(of_others, default=0.0) or _UNKNOWN_PACE_S",
+        "return self.near.own_pace.usual_s or _UNKNOWN_PACE_S",
+    ),
+    # the end
+    (
+        "who finishes says so",
+        "            self._out.append(Send(edge.link, goodbye))\n",
+        "            pass\n",
+    ),
+    (
+        "a finished agent lingers",
+        "now >= self._until or all(edge.done for edge in self.edges.values())",
+        "True",
+    ),
+    (
+        "it lingers no longer than its neighbors need",
+        "now >= self._until or all(edge.done for edge in self.edges.values())",
+        "now >= self._until",
+    ),
+    (
+        "it lingers no longer than its time",
+        "now >= self._until or all(edge.done for edge in self.edges.values())",
+        "all(edge.done for edge in self.edges.values())",
+    ),
+    ("who was alone says so", "return self.mixed if alone else -1", "return -1"),
+    (
+        "who never had a neighbor was alone from the start",
+        "(self.closed - self.mixed > _FEW or self.mixed == 0)",
+        "self.closed - self.mixed > _FEW",
+    ),
+    (
+        "a few rounds alone are nothing to speak of",
+        "(self.closed - self.mixed > _FEW or self.mixed == 0)",
+        "(self.closed > self.mixed or self.mixed == 0)",
+    ),
+    ("being alone is said once", "elif not self._alone and self.alone_since", "elif self.alone_since"),
+    (
+        "being alone is said when it begins",
+        '            self._out.append(Note("alone", {"since": self.alone_since}))\n',
+        "",
+    ),
+    (
+        "company is a payload that counts",
+        "            self.mixed, self._alone = self._label, False\n",
+        "            pass\n",
+    ),
+    # absence
+    ("a few rounds missed are no absence", "if missed > self.config.away_rounds:", "if missed > 2:"),
+    ("many rounds missed are an absence", "if missed > self.config.away_rounds:", "if False:"),
+    (
+        "who finds only finished neighbors was away",
+        "return bool(up) and missed >= _FEW and all(edge.done for edge in up)",
+        "return False",
+    ),
+    (
+        "who finds one that trains still was not",
+        "return bool(up) and missed >= _FEW and all(edge.done for edge in up)",
+        "return bool(up) and missed >= _FEW and any(edge.done for edge in up)",
+    ),
+    (
+        "who begins again asks for payloads",
+        "            self._out.append(Send(edge.link, Seek()))\n            edge.sought = True\n\n",
+        "            edge.sought = True\n\n",
+    ),
+    (
+        "who begins again takes a final model",
+        "        self.near.seeking = True\n",
+        "",
+    ),
+    (
+        "who has begun again takes none",
+        "        self.near.seeking = False\n",
+        "",
+    ),
+    (
+        "if whoever was ahead is gone, training goes on",
+        "if not self._absent(target):  # whoever was ahead is gone",
+        "if False:",
+    ),
+    (
+        "payloads of those as far behind are not taken",
+        "if newest is not None and newest[0] >= least:",
+        "if newest is not None:",
+    ),
+    (
+        "those as far behind are not waited for",
+        "elif edge.up and edge.wants >= least:",
+        "elif edge.up:",
+    ),
+    (
+        "who connects meanwhile is asked too",
+        "                if not edge.sought:",
+        "                if False:",
+    ),
+    ("nobody is asked twice", "                if not edge.sought:", "                if True:"),
+    (
+        "once a payload is here, the others are not waited for long",
+        "            self._until = min(self._until, now + self.config.timing.reconnect_s)\n",
+        "            pass\n",
+    ),
+    (
+        "the others are waited for",
+        "        if waiting and now < self._until:",
+        "        if waiting and not sources and now < self._until:",
+    ),
+    (
+        "who has nothing to give is cut off",
+        '                near.cut(edge, "no-payload", now)\n',
+        "                pass\n",
+    ),
+    (
+        "who takes a final model is in the last round",
+        "min(max(k for k, _ in sources.values()), rounds)",
+        "max(k for k, _ in sources.values())",
+    ),
+    (
+        "who begins again says which round it has ended",
+        "        self.near.skip(self._label)\n        self.mixed",
+        "        self.near.closed = self._label\n        self.mixed",
+    ),
+    (
+        "who has begun again is not alone",
+        "        self.mixed = self._label\n",
+        "",
+    ),
+    (
+        "a model that cannot be taken ends the run here",
+        "        if event.failure:\n",
+        "        if False:\n",
+    ),
+    # memory
+    (
+        "who begins again has broken the mean",
+        "            near.broken = True\n            self._renew(self._label)",
+        "            self._renew(self._label)",
+    ),
+    (
+        "nothing is renewed where nothing is conserved",
+        "        if not self.config.conserves:\n            return\n",
+        "",
+    ),
+    (
+        "a newer epoch is taken",
+        "if near.epoch_seen > near.epoch:",
+        "if False:",
+    ),
+    (
+        "a mean that is broken begins an epoch",
+        "        if near.broken and (",
+        "        if False and (",
+    ),
+    (
+        "a payload that was refused breaks the mean",
+        "self.near.broken = self.near.broken or event.refused",
+        "pass",
+    ),
+    (
+        "what is broken stays so until it is mended",
+        "self.near.broken = self.near.broken or event.refused",
+        "self.near.broken = event.refused",
+    ),
+    (
+        "an epoch has the number of who began it",
+        "(begins << EPOCH_BITS) + 2 * self.config.vertex",
+        "begins << EPOCH_BITS",
+    ),
+    (
+        "epochs do not follow each other at once",
+        "not self._epoch_began or target >= self._epoch_began + self.config.away_rounds",
+        "True",
+    ),
+    (
+        "an epoch is newer than all before",
+        "begins = max(target, (near.epoch >> EPOCH_BITS) + 1)",
+        "begins = target",
+    ),
+    (
+        "an epoch mends what was broken",
+        "near.broken, self._epoch_began = False, target",
+        "self._epoch_began = target",
+    ),
+    # the disk
+    ("what is broken outlives the process", '"broken": near.broken', '"broken": False'),
+    ("company outlives the process", '"mixed": self.mixed', '"mixed": 0'),
+    ("an epoch outlives the process", '"epoch": near.epoch', '"epoch": 0'),
+    (
+        "the pace outlives the process",
+        'near.own_pace.usual_s = record["pace"]',
+        "pass",
+    ),
+    (
+        "when an epoch began outlives the process",
+        '"epoch_began": self._epoch_began',
+        '"epoch_began": 0',
+    ),
+    ("payloads that are kept outlive the process", "            if k in kept:", "            if False:"),
+    (
+        "a record of an open round needs its payload",
+        "            if payload is None:",
+        "            if False:",
+    ),
+    (
+        "the disk is what a restarted agent tells",
+        "            near.durable(near.closed, near.epoch, edges)\n",
+        "            pass\n",
+    ),
+)  # fmt: skip
+
+PATIENCE: tuple[Mistake, ...] = _in(
+    "patience.py",
+    ("who misses a round gets half of the time", "usual * 0.5**self.misses", "usual"),
+    (
+        "who misses many gets none",
+        "if self.misses > _MISSES_TO_NOTHING:",
+        "if False:",
+    ),
+    ("being in time forgives half", "self.misses //= 2", "self.misses = 0"),
+    ("being in time forgives", "self.misses //= 2", "pass"),
+    ("who returns gets half", "self.misses = min(self.misses, 1)", "self.misses = 0"),
+    (
+        "a pace is that of rounds in a row",
+        "if self._last is not None and self._last[0] == round - 1:",
+        "if self._last is not None:",
+    ),
+    (
+        "a deadline is no shorter than the least",
+        "max(self._factor * self.usual_s, self._least_s)",
+        "self._factor * self.usual_s",
+    ),
+)

@@ -1,0 +1,197 @@
+"""Mistakes in what happens to payloads and answers: more rules of neighborhood.py."""
+
+# ruff: noqa: E501 - texts of the core, as they stand there
+
+from __future__ import annotations
+
+from .protocol_rules import Mistake, _in
+
+__all__ = ["PAYLOADS"]
+
+PAYLOADS: tuple[Mistake, ...] = _in(
+    "neighborhood.py",
+    (
+        "a final model is for who asks",
+        "if not self.seeking or r != rounds + 1:",
+        "if r != rounds + 1:",
+    ),
+    (
+        "a final model is of no round",
+        "if not self.seeking or r != rounds + 1:",
+        "if not self.seeking:",
+    ),
+    ("payloads are of rounds of the run", "elif not 0 < r <= rounds:", "elif not 0 < r:"),
+    (
+        "an epoch is heard of in a header",
+        "            self._see_epoch(offer.epoch)\n",
+        "",
+    ),
+    (
+        "a header says what its sender has ended",
+        "            self._learn(edge, offer.closed, r, offer.digest, offer.counted)\n",
+        "",
+    ),
+    ("a header says where its sender is", "            edge.wants = max(edge.wants, r)\n", ""),
+    (
+        "a header acknowledges",
+        "            if offer.ack:\n                self._take_ack(edge, r, offer.ack)\n",
+        "",
+    ),
+    (
+        "who goes on after it was helped is served",
+        "            self._serve(edge)\n            if r <= self.closed",
+        "            if r <= self.closed",
+    ),
+    (
+        "payloads of rounds that are over are refused",
+        "            if r <= self.closed or (r == self.round and not edge.stage.open):\n"
+        "                if r !=",
+        "            if False:\n                if r !=",
+    ),
+    (
+        "whoever shares a round that was given up here is told again",
+        "                if r != edge.counted.round:  # it may not have heard so",
+        "                if False:",
+    ),
+    (
+        "what counted is not released",
+        "                if r != edge.counted.round:  # it may not have heard so",
+        "                if True:",
+    ),
+    (
+        "a payload that is acknowledged is not replaced",
+        "if held is not None and (voted or held[1].digest == offer.digest):",
+        "if held is not None and held[1].digest == offer.digest:",
+    ),
+    (
+        "a payload that is not acknowledged may be replaced",
+        "if held is not None and (voted or held[1].digest == offer.digest):",
+        "if held is not None:",
+    ),
+    (
+        "a payload that comes again is acknowledged again",
+        "            if voted:\n                self._send(edge, Ack(r, held[1].digest))\n",
+        "",
+    ),
+    (
+        "no payload comes after a later one",
+        "if edge.held and r < max(edge.held) and r != self.round:",
+        "if False:",
+    ),
+    (
+        "at most two payloads are held",
+        "for old in [k for k in edge.held if k != self.open_round or k == r]:",
+        "for old in [k for k in edge.held if k == r]:",
+    ),
+    (
+        "the open round's payload is held while the next one comes",
+        "for old in [k for k in edge.held if k != self.open_round or k == r]:",
+        "for old in list(edge.held):",
+    ),
+    (
+        "what breaks off is over",
+        "        edge.receiving_since = None\n        r = edge.broken",
+        "        r = edge.broken",
+    ),
+    (
+        "an edge whose payload breaks off is given up",
+        "        if r == self.round > self.closed and edge.stage.open and r not in edge.held:",
+        "        if False:",
+    ),
+    (
+        "what is here does not break off",
+        "        if r == self.round > self.closed and edge.stage.open and r not in edge.held:",
+        "        if r == self.round > self.closed and edge.stage.open:",
+    ),
+    (
+        "a transfer is over when the payload is complete",
+        "        r = offer.round\n        edge.receiving_since = None\n        if r <= self.closed",
+        "        r = offer.round\n        if r <= self.closed",
+    ),
+    (
+        "a payload that is complete too late is dropped",
+        "        if r <= self.closed or (r == self.round and not edge.stage.open):\n"
+        "            self.out.append(Count",
+        "        if False:\n            self.out.append(Count",
+    ),
+    (
+        "a payload in time says the neighbor's pace",
+        "            edge.patience.arrived(r, now)\n",
+        "            pass\n",
+    ),
+    (
+        "nothing is acknowledged before the own payload is on the disk",
+        "        if r == self.round and not self._joins(edge):\n            self._vote(edge)",
+        "        if r > self.round and not offer.final:\n"
+        "            self._send(edge, Ack(r, event.payload.digest))\n"
+        "        if r == self.round and not self._joins(edge):\n            self._vote(edge)",
+    ),
+    (
+        "a payload that comes after ours is acknowledged",
+        "        if edge.take(Step.VOTE):\n            self._send(",
+        "        if edge.take(Step.VOTE) and False:\n            self._send(",
+    ),
+    (
+        "nobody acknowledges what was not sent",
+        "if event.round > self.round:",
+        "if event.round > self.config.rounds:",
+    ),
+    (
+        "an acknowledgment is of the open round",
+        "if round != self.round or self.round <= self.closed or not edge.stage.open:",
+        "if self.round <= self.closed or not edge.stage.open:",
+    ),
+    (
+        "an acknowledgment after a release comes too late",
+        "if round != self.round or self.round <= self.closed or not edge.stage.open:",
+        "if round != self.round or self.round <= self.closed:",
+    ),
+    (
+        "an acknowledgment names the payload that it is for",
+        "if self.kept[round].digest == digest:",
+        "if True:",
+    ),
+    ("nobody releases a round after the last", "if r > self.config.rounds:", "if False:"),
+    (
+        "who fails is not followed",
+        "            edge.wants = min(r + 1, self.config.rounds)\n",
+        "            edge.wants = max(r + 9, edge.wants)\n",
+    ),
+    (
+        "a release says what its sender has ended",
+        "        edge.closed = max(edge.closed, r)\n        if (",
+        "        if (",
+    ),
+    (
+        "what is released does not count",
+        "            r >= self.round > self.closed\n",
+        "            r > self.round > self.closed\n",
+    ),
+    (
+        "who has passed a round is not waited for",
+        "            r >= self.round > self.closed\n",
+        "            r == self.round > self.closed\n",
+    ),
+    (
+        "who holds our payload may have counted the round before the one that it leaves",
+        "            and (r == self.round or not edge.acked)\n",
+        "",
+    ),
+    (
+        "what is released after it counted is one-sided",
+        "        elif r == edge.counted.round and not edge.settled:\n            self._disagree(edge, r)\n",
+        "",
+    ),
+    (
+        "who has finished gives its model",
+        "        if self.final is not None:\n            rounds = self.config.rounds\n            offer",
+        "        if False:\n            rounds = self.config.rounds\n            offer",
+    ),
+    ("who is asked gives its newest payload", "max(self.kept))", "min(self.kept))"),
+    ("who has finished is not waited for", "        if event.done:\n", "        if False:\n"),
+    (
+        "who finishes says what counted",
+        "            self._learn(edge, rounds, edge.shares, 0, event.counted)\n",
+        "",
+    ),
+)  # fmt: skip
