@@ -153,8 +153,15 @@ def _patience_is_counted_in_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(relay, "_PATIENCE_LIMITS", 0.0)
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("name", EXACT)
+# Every fault and every rule in the fast suite, every pair of them in the slow one.
+PAIRS = [
+    pytest.param(name, fault, marks=[pytest.mark.slow] if (i + j) % 3 else [])
+    for i, name in enumerate(EXACT)
+    for j, fault in enumerate(FAULTS)
+]
+
+
+@pytest.mark.parametrize(("name", "fault"), PAIRS)
 def test_an_exact_rule_stays_exact(name: str, fault: str) -> None:
     rate, rounds = EXACT[name]
     graph = RING if (list(FAULTS).index(fault) + list(EXACT).index(name)) % 2 else IRREGULAR
