@@ -261,8 +261,13 @@ AGENT: tuple[Mistake, ...] = _in(
     ),
     (
         "those as far behind are not waited for",
+        "elif edge.up and edge.wants >= least and not edge.seeking:",
+        "elif edge.up and not edge.seeking:",
+    ),
+    (
+        "those that begin again too are not waited for, whatever round they name",
+        "elif edge.up and edge.wants >= least and not edge.seeking:",
         "elif edge.up and edge.wants >= least:",
-        "elif edge.up:",
     ),
     (
         "who connects meanwhile is asked too",

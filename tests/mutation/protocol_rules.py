@@ -340,18 +340,13 @@ ROUNDS = _in(
     ),
     (
         "neighbors that are gone lead nobody",
-        "        ahead = [e.wants for e in self.edges.values() if e.up and e.wants > self.closed + 1]\n"
-        "        if ahead:\n"
-        "            ahead = [\n"
-        "                e.wants\n"
-        "                for e in self.edges.values()\n"
-        "                if e.up and",
-        "        ahead = [e.wants for e in self.edges.values() if e.wants > self.closed + 1]\n"
-        "        if ahead:\n"
-        "            ahead = [\n"
-        "                e.wants\n"
-        "                for e in self.edges.values()\n"
-        "                if",
+        "            if e.up and e.wants > self.closed + 1 and not e.seeking",
+        "            if e.wants > self.closed + 1 and not e.seeking",
+    ),
+    (
+        "who begins again itself leads nobody",
+        "            if e.up and e.wants > self.closed + 1 and not e.seeking",
+        "            if e.up and e.wants > self.closed + 1",
     ),
     (
         "no label is after the last round",

@@ -28,13 +28,18 @@ WORDS: tuple[Mistake, ...] = _in(
     ),
     (
         "who begins again asks on each connection",
+        "edge.sought, edge.seeking, edge.broken = False, False, 0",
+        "edge.seeking, edge.broken = False, 0",
+    ),
+    (
+        "who began again may lead on its next connection",
+        "edge.sought, edge.seeking, edge.broken = False, False, 0",
         "edge.sought, edge.broken = False, 0",
-        "edge.broken = 0",
     ),
     (
         "a new connection is a new attempt",
-        "edge.sought, edge.broken = False, 0",
-        "edge.sought = False",
+        "edge.sought, edge.seeking, edge.broken = False, False, 0",
+        "edge.sought, edge.seeking = False, False",
     ),
     (
         "the time to come back begins when the connection ends",

@@ -92,6 +92,27 @@ def test_who_is_as_far_behind_is_not_waited_for():
     assert end.do("payload b30 closed=29") == ["rejoin 30: b30@30"]
 
 
+def test_who_begins_again_too_is_not_waited_for_and_leads_nobody():
+    """It says that it is in round 30, and has nothing to give."""
+    end = away()
+    end.do("seek b")
+    end.said()
+    assert end.do("payload c30 closed=29") == ["rejoin 30: c30@30"]
+    end = away("b")
+    end.said()
+    assert end.do("seek b") == ["train 1"]
+    end = away()
+    end.do("seek b", "payload b30 closed=29")  # it has begun again
+    assert end.phase == "rejoining"
+    assert end.do("payload c30 closed=29") == ["rejoin 30: b30@30 c30@30"]
+
+
+def test_a_new_connection_of_one_that_began_again_is_a_new_attempt():
+    end = away("b")
+    end.do("seek b", "down b", "trained", "up b round=30 digest=b30 closed=29")
+    assert end.agent.near.target(end.now) == 30
+
+
 def test_what_they_hold_is_not_taken():
     end = End("bc", connected=False)
     end.do("up c round=2 digest=c2 closed=1", "up b round=30 digest=b30 closed=29")

@@ -460,7 +460,7 @@ class Agent:
             newest = edge.newest()
             if newest is not None and newest[0] >= least:
                 sources[j] = newest
-            elif edge.up and edge.wants >= least:
+            elif edge.up and edge.wants >= least and not edge.seeking:
                 if not edge.sought:
                     self._out.append(Send(edge.link, Seek()))
                     edge.sought = True

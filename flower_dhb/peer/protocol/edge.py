@@ -91,7 +91,8 @@ class Edge:
     edge counted here; settled: whether it is known how that round ended there; helping: the
     neighbor was restarted in that round and needs our payload again. theirs: the last round
     that counted for the neighbor, as it says. broken: a round whose payload broke off on this
-    connection. sent: the round of the payload that was put in
+    connection. sought: we have asked it for its newest payload; seeking: it asks for ours, and has
+    nothing that we could begin again from. sent: the round of the payload that was put in
     line last on this connection. anchor: a round that
     the neighbor was in for certain, and when.
     """
@@ -117,6 +118,7 @@ class Edge:
     helping: bool = False
     broken: int = 0
     sought: bool = False
+    seeking: bool = False
     doubts: list[int] = field(default_factory=list)
     one_sided: list[int] = field(default_factory=list)
     doubts_total: int = 0

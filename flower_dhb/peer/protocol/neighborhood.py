@@ -39,7 +39,7 @@ class Neighborhood(Rounds):
         edge.link, edge.connection = event.link, Connection.GREETING
         edge.opened_at = edge.heard_at = now
         edge.receiving_since, edge.sent, edge.helping = None, 0, False
-        edge.sought, edge.broken = False, 0
+        edge.sought, edge.seeking, edge.broken = False, False, 0
         self.out.append(Send(event.link, self._hello(edge)))
 
     def disconnected(self, edge: Edge, event: Disconnected, now: float) -> None:
@@ -224,6 +224,7 @@ class Neighborhood(Rounds):
             edge.closed = max(edge.closed, offer.closed)
             edge.shares, edge.digest = r, offer.digest
             edge.wants = max(edge.wants, r)
+            edge.seeking = edge.seeking and r <= self.closed
             if offer.ack:
                 self._take_ack(edge, r, offer.ack)
             self._serve(edge)
@@ -325,6 +326,7 @@ class Neighborhood(Rounds):
 
     def sought(self, edge: Edge, event: Sought, now: float) -> None:
         """The neighbor begins again: give it the model, or else the newest payload."""
+        edge.seeking = True
         if self.final is not None:
             rounds = self.config.rounds
             offer = Offer(rounds + 1, self.final.digest, self._told.closed, final=True)

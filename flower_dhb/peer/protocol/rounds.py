@@ -283,13 +283,11 @@ class Rounds:
 
     def target(self, now: float) -> int:
         """The round to take part in next: one more, or the one that neighbors are in."""
-        ahead = [e.wants for e in self.edges.values() if e.up and e.wants > self.closed + 1]
-        if ahead:
-            ahead = [
-                e.wants
-                for e in self.edges.values()
-                if e.up and e.wants > self.closed + 1 and self._follows(e, now)
-            ]
+        ahead = [
+            e.wants
+            for e in self.edges.values()
+            if e.up and e.wants > self.closed + 1 and not e.seeking and self._follows(e, now)
+        ]
         return min(max([self.closed + 1, *ahead]), self.config.rounds)
 
     def _follows(self, edge: Edge, now: float) -> bool:
