@@ -22,6 +22,11 @@ _LACKS = (
     "a restarted agent waited for a payload that its neighbor did not send again, because the "
     "agent had acknowledged it in its former life"
 )
+_RELEASE_LOST = "a release fell into a greeting and was never said again"
+_AGAIN_AND_AGAIN = (
+    "an agent that had lost its disk rested alone after it began again, fell behind meanwhile, and "
+    "so began again and again"
+)
 _BREAKS_OFF = "both ends waited for a payload that had arrived damaged"
 
 REGRESSIONS = (
@@ -35,4 +40,7 @@ REGRESSIONS = (
     (500089, "thirds", _LACKS),
     (500043, "links", _BREAKS_OFF),
     (500103, "links", _BREAKS_OFF),
+    (500263, "wild", _RELEASE_LOST),
+    (41023, "wild", _RELEASE_LOST),
+    (107, "sprint", _AGAIN_AND_AGAIN),
 )

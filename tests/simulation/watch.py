@@ -653,8 +653,8 @@ class Watch:
                     ):
                         raise ViolationError(
                             "memory",
-                            f"epoch {newest >> EPOCH_BITS}: what agent {host.vertex} took from {j} in "
-                            f"round {r} has no counterpart there",
+                            f"epoch {newest >> EPOCH_BITS}: what agent {host.vertex} took from "
+                            f"{j} in round {r} has no counterpart there",
                         )
 
 
