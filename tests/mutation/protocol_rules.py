@@ -108,8 +108,13 @@ ROUNDS = _in(
     ),
     (
         "an acknowledgment is of one round",
-        "            edge.acked = False\n            if edge.closed >= round:",
+        "            edge.acked = edge.lacking = False\n            if edge.closed >= round:",
         "            if edge.closed >= round:",
+    ),
+    (
+        "who lacks a payload that counts gets it before the next",
+        "edge.helping = edge.lacking and not edge.settled",
+        "edge.helping = False",
     ),
     (
         "who has ended a round already takes no part in it",
@@ -204,13 +209,13 @@ ROUNDS = _in(
     ),
     (
         "a round that counted is open at the other end until it says how it ended",
-        "edge.settled, edge.helping = edge.theirs == edge.counted, False",
-        "edge.settled, edge.helping = True, False",
+        "edge.settled = edge.theirs == edge.counted",
+        "edge.settled = True",
     ),
     (
         "what the other end has said already settles a round",
-        "edge.settled, edge.helping = edge.theirs == edge.counted, False",
-        "edge.settled, edge.helping = False, False",
+        "edge.settled = edge.theirs == edge.counted",
+        "edge.settled = False",
     ),
     (
         "a round that counted says where the neighbor was",

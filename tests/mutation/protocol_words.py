@@ -18,13 +18,13 @@ WORDS: tuple[Mistake, ...] = _in(
     ),
     (
         "on a new connection a payload is sent again",
-        "edge.receiving_since, edge.sent, edge.helping = None, 0, False",
-        "edge.receiving_since, edge.helping = None, False",
+        "edge.receiving_since, edge.sent = None, 0",
+        "edge.receiving_since = None",
     ),
     (
         "a transfer ends with its connection",
-        "edge.receiving_since, edge.sent, edge.helping = None, 0, False",
-        "edge.sent, edge.helping = 0, False",
+        "edge.receiving_since, edge.sent = None, 0",
+        "edge.sent = 0",
     ),
     (
         "who begins again asks on each connection",
@@ -163,6 +163,11 @@ WORDS: tuple[Mistake, ...] = _in(
         "a Hello acknowledges",
         "            if hello.holds == self.kept[self.round].digest:\n                edge.acked = True",
         "            if hello.holds == self.kept[self.round].digest:\n                pass",
+    ),
+    (
+        "a payload that is acknowledged again is there",
+        "edge.acked, edge.lacking = True, False",
+        "edge.acked = True",
     ),
     (
         "who was restarted after its vote gets the payload again",

@@ -22,6 +22,11 @@ _LACKS = (
     "a restarted agent waited for a payload that its neighbor did not send again, because the "
     "agent had acknowledged it in its former life"
 )
+_OVERTAKEN = (
+    "the payload that a restarted neighbor lacked counted while it was on its way again, and that "
+    "of the next round took its place on the connection"
+)
+_SIDE_BY_SIDE = "two agents that began again side by side waited for each other"
 _RELEASE_LOST = "a release fell into a greeting and was never said again"
 _AGAIN_AND_AGAIN = (
     "an agent that had lost its disk rested alone after it began again, fell behind meanwhile, and "
@@ -38,6 +43,10 @@ REGRESSIONS = (
     (500156, "liar", _DOUBT_STAYS),
     (500018, "memory", _LACKS),
     (500089, "thirds", _LACKS),
+    (1000947, "long", _OVERTAKEN),
+    (1004307, "long", _OVERTAKEN),
+    (101471, "liar", _SIDE_BY_SIDE),
+    (101981, "liar", _SIDE_BY_SIDE),
     (500043, "links", _BREAKS_OFF),
     (500103, "links", _BREAKS_OFF),
     (500263, "wild", _RELEASE_LOST),

@@ -206,6 +206,19 @@ def test_it_gets_our_acknowledgment_and_our_payload_again():
     assert (end.edge().settled, one_sided(end)) == (True, [])
 
 
+@pytest.mark.parametrize("acks", [False, True])
+def test_a_round_that_counts_while_the_payload_is_on_its_way_again_lets_it_arrive(acks):
+    """The payload of the next round takes its place only once the neighbor has it."""
+    end = after("share", "offer b1", "ack b a1", "down b", "up b round=1 digest=b1")
+    assert end.said()[-1] == "b: payload a1"
+    if acks:
+        end.do("ack b a1")
+    end.do("payload b1", "combined", "saved", "trained", "journaled")
+    assert ("b: payload a2 closed=1 counted=1:a1:b1" in end.said()) is acks
+    words = end.do("payload b2 closed=1 counted=1:b1:a1")
+    assert any("payload a2" in word for word in words) is not acks
+
+
 def test_it_gets_no_payload_that_it_holds():
     end = after(*COUNTED, "share", "down b", "dial b")
     assert end.do("hello b round=1 digest=b1 holds=a1")[0] == "b: ack b1"

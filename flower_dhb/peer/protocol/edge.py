@@ -88,8 +88,9 @@ class Edge:
     wants: the latest round that the neighbor says it is in. closed: the latest that it has
     ended. shares, digest: the payload that it shared when it greeted or offered last. acked:
     whether it holds our payload of the present round. counted: the last round in which the
-    edge counted here; settled: whether it is known how that round ended there; helping: the
-    neighbor was restarted in that round and needs our payload again. theirs: the last round
+    edge counted here; settled: whether it is known how that round ended there; lacking: the
+    neighbor was restarted after its vote in the open round, and needs our payload again;
+    helping: the same, in the round that counted here. theirs: the last round
     that counted for the neighbor, as it says. broken: a round whose payload broke off on this
     connection. sought: we have asked it for its newest payload; seeking: it asks for ours, and has
     nothing that we could begin again from. sent: the round of the payload that was put in
@@ -115,6 +116,7 @@ class Edge:
     counted: Counted = NEVER
     settled: bool = True
     theirs: Counted = NEVER
+    lacking: bool = False
     helping: bool = False
     broken: int = 0
     sought: bool = False

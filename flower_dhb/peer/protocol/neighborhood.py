@@ -38,7 +38,8 @@ class Neighborhood(Rounds):
             edge.down_since = now
         edge.link, edge.connection = event.link, Connection.GREETING
         edge.opened_at = edge.heard_at = now
-        edge.receiving_since, edge.sent, edge.helping = None, 0, False
+        edge.receiving_since, edge.sent = None, 0
+        edge.lacking = edge.helping = False
         edge.sought, edge.seeking, edge.broken = False, False, 0
         self.out.append(Send(event.link, self._hello(edge)))
 
@@ -114,6 +115,7 @@ class Neighborhood(Rounds):
             if hello.holds == self.kept[self.round].digest:
                 edge.acked = True
             elif edge.acked:  # restarted: its vote stands, but the bytes are gone
+                edge.lacking = True
                 self._send_payload(edge, self.round)
             if edge.stage is Stage.VOTED:
                 self._send(edge, Ack(self.round, edge.held[self.round][1].digest))
@@ -299,7 +301,7 @@ class Neighborhood(Rounds):
         if round != self.round or self.round <= self.closed or not edge.stage.open:
             return
         if self.kept[round].digest == digest:
-            edge.acked = True
+            edge.acked, edge.lacking = True, False
         else:
             self.out.append(Count("stale-ack", edge.neighbor))
 

@@ -128,7 +128,7 @@ class Rounds:
             for old in [r for r in edge.held if r < round]:
                 del edge.held[old]
             edge.stage = Stage.BOUND if resumed else Stage.IDLE
-            edge.acked = False
+            edge.acked = edge.lacking = False
             if edge.closed >= round:
                 self._told_lost(edge)
             elif round in edge.held and not self._joins(edge):
@@ -180,7 +180,8 @@ class Rounds:
                     self._disagree(edge, edge.counted.round)
                 used[j] = found
                 edge.counted = Counted(round, payload.digest, found.digest)
-                edge.settled, edge.helping = edge.theirs == edge.counted, False
+                edge.settled = edge.theirs == edge.counted
+                edge.helping = edge.lacking and not edge.settled
                 edge.anchor = (round, now)
                 edge.wants = max(edge.wants, min(round + 1, self.config.rounds))
             elif edge.stage.open:
