@@ -429,7 +429,11 @@ class Watch:
             waited = [j for j, e in edges if e.up and e.stage.open and not e.agreed]
         elif core.phase is Phase.REJOINING:
             edges = core.edges.items()
-            waited = [j for j, e in edges if e.up and not e.held and e.wants > core.closed]
+            waited = [
+                j
+                for j, e in edges
+                if e.up and not e.held and not e.seeking and e.wants > core.closed
+            ]
         else:
             waited = []
         ends = process.current
