@@ -33,6 +33,16 @@ PAYLOADS: tuple[Mistake, ...] = _in(
     ),
     ("a header says where its sender is", "            edge.wants = max(edge.wants, r)\n", ""),
     (
+        "who shares a round that is open here has begun again",
+        "            edge.seeking = edge.seeking and r <= self.closed\n",
+        "",
+    ),
+    (
+        "who gives an old payload while it seeks has not begun again",
+        "            edge.seeking = edge.seeking and r <= self.closed\n",
+        "            edge.seeking = False\n",
+    ),
+    (
         "a header acknowledges",
         "            if offer.ack:\n                self._take_ack(edge, r, offer.ack)\n",
         "",

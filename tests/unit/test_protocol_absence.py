@@ -107,6 +107,17 @@ def test_who_begins_again_too_is_not_waited_for_and_leads_nobody():
     assert end.do("payload c30 closed=29") == ["rejoin 30: b30@30 c30@30"]
 
 
+def test_who_has_begun_again_leads_once_it_shares_what_is_new():
+    end = after("round", "up b round=9 digest=b9 closed=8 counted=1:b1:a1", "seek b")
+    assert end.do("trained") == ["journal 2"]
+    end = after("round", "up b round=9 digest=b9 closed=8 counted=1:b1:a1", "seek b")
+    end.do("offer b1 closed=8 counted=1:b1:a1")  # old, on its way before
+    assert end.do("trained") == ["journal 2"]
+    end = after("round", "up b round=9 digest=b9 closed=8 counted=1:b1:a1", "seek b")
+    end.do("offer b10 closed=9 counted=1:b1:a1")
+    assert end.do("trained") == ["journal 10 trained as 2"]
+
+
 def test_a_new_connection_of_one_that_began_again_is_a_new_attempt():
     end = away("b")
     end.do("seek b", "down b", "trained", "up b round=30 digest=b30 closed=29")

@@ -34,6 +34,11 @@ def test_without_their_payload_the_wait_is_a_multiple_of_their_usual_time():
     assert end.edge().doubts == []
 
 
+def test_it_is_no_shorter_than_the_least_and_no_longer_than_the_ceiling():
+    assert left(at_pace(0.1)) == pytest.approx(TIMING.least_s)
+    assert left(at_pace(90.0)) == pytest.approx(CEILING)
+
+
 def test_a_tick_that_comes_late_or_early_does_no_harm():
     end = at_pace(2.0)
     for _ in range(5):
