@@ -26,10 +26,11 @@ from support.families import (
     run_app,
     wrapper,
 )
+from support.flower_runs import log_of
 from support.grid import LocalGrid
 
 from flower_dhb import ConfigError, ServerlessStrategy, Topology, consensus_mod
-from flower_dhb.runs.superlink import local_superlink
+from flower_dhb.runs.superlink import SuperLink
 from flower_dhb.types import STATISTICS, Layout
 
 pytestmark = [
@@ -264,19 +265,14 @@ def test_a_wrapped_app_trains_as_a_changed_one(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_changed_app_runs_under_flwr_run_as_it_does_here(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    superlink: SuperLink, tmp_path: Path
 ) -> None:
     family = FAMILIES["numpy_cancer"]
     here = run(family, tmp_path / "here", 2)
     folder = copy_of(family, tmp_path / "there", hunks(family.heading))
     (folder / "pyproject.toml").write_text(PYPROJECT)
-    (tmp_path / "work").mkdir()
-    monkeypatch.chdir(tmp_path / "work")  # where the ServerApp saves its model
-    with local_superlink(tmp_path / "home") as superlink:
-        run_id = superlink.submit(folder, N, {})
-        with superlink.log(run_id) as lines:
-            text = lines.read()
-    saved = tmp_path / "work" / family.final
+    text = log_of(superlink, superlink.submit(folder, N, {}))
+    saved = superlink.log_path.parent / family.final  # where the ServerApp runs
     assert saved.exists(), text[-3000:]
     with np.load(saved) as file:
         np.testing.assert_array_equal(file["weights"], here.result.arrays["0"].numpy())

@@ -1,0 +1,141 @@
+"""Real Flower runs: the command, submitted apps, what they leave."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import tomli_w
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+from flower_dhb.problems.models import make_model
+from flower_dhb.runs.folder import toml_text
+from flower_dhb.runs.superlink import SuperLink
+
+ROOT = Path(__file__).parents[2]
+
+# Seven agents whose degrees differ, two classes of digits for each.
+TOPOLOGY, ROUNDS, SEED, RATE = "erdos-renyi:7:0.4:2", 5, 3, 0.2
+DIGITS: dict[str, Any] = {
+    "topology": TOPOLOGY,
+    "rounds": ROUNDS,
+    "split": "classes:2",
+    "seed": SEED,
+    "learning-rate": RATE,
+    "observe-average": True,
+}
+
+# The run config of each rule, by the rule's name in `method`. "dmsgd" is the app's default.
+RULES: dict[str, dict[str, Any]] = {
+    "dmsgd": {},
+    "dmsgd-gt": {"form": "tracking", "observe-average": False, "evaluate-every": 0},
+    "qg": {"algorithm": "qg", "observe-average": False, "evaluate-every": 0},
+    "dsgd": {"algorithm": "dsgd", "observe-average": False, "evaluate-every": 0},
+}
+
+ALL_RULES = """\"\"\"The ServerApp beside this file, once for each rule.\"\"\"
+
+import json
+
+from flwr.serverapp import ServerApp
+
+from strategies import server_app
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid, context):
+    values = dict(context.run_config)
+    for name, changes in json.loads(values.pop("rules")).items():
+        context.run_config = {**values, "name": name, **changes}
+        server_app.app(grid, context)
+"""
+
+
+def write_all_rules(path: Path) -> None:
+    """A copy of the app at the root whose ServerApp runs all of `RULES`, one after the other."""
+    document = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    app = document["tool"]["flwr"]["app"]
+    app["fab-include"] = ["strategies/**/*.py", "clients/**/*.py"]
+    app["components"]["serverapp"] = "strategies.all_rules:app"
+    app["config"]["rules"] = json.dumps(RULES)
+    path.mkdir()
+    (path / "pyproject.toml").write_text(tomli_w.dumps(document), encoding="utf-8")
+    for folder in ("strategies", "clients"):
+        shutil.copytree(ROOT / folder, path / folder, ignore=shutil.ignore_patterns("*.pyc"))
+    (path / "strategies" / "all_rules.py").write_text(ALL_RULES, encoding="utf-8")
+
+
+def run(superlink: SuperLink, app: Path, n: int, runs: Path, **settings: Any) -> list[Path]:
+    """Run an app to its end; returns the folders of its results."""
+    text = log_of(superlink, superlink.submit(app, n, {**settings, "runs-dir": str(runs)}))
+    folders = sorted(runs.iterdir()) if runs.exists() else []
+    assert folders, text[-3000:]
+    assert "Exit Code" not in text, text[-3000:]
+    return folders
+
+
+def log_of(superlink: SuperLink, run_id: str) -> str:
+    """All that a run prints; it has ended then."""
+    with superlink.log(run_id) as lines:
+        return lines.read()
+
+
+@contextmanager
+def command(
+    app: Path, home: Path, settings: Mapping[str, Any], *words: str
+) -> Iterator[subprocess.Popen[str]]:
+    """`flower-dhb run` as a process; it is killed if it has not ended in time."""
+    home.mkdir(parents=True, exist_ok=True)
+    path = home.with_name(f"{home.name}.toml")
+    path.write_text(toml_text(settings), encoding="utf-8")
+    words = ("run", str(app), "--home", str(home), "-c", str(path), *words)
+    with subprocess.Popen(
+        [sys.executable, "-m", "flower_dhb.cli", *words],
+        env=os.environ | {"COLUMNS": "200"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def history(folder: Path) -> list[dict[str, Any]]:
+    """The rounds of a run."""
+    return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+
+
+def models(folder: Path, n: int) -> NDArray[np.float32]:
+    """Final parameters of all agents of a run of the digits' network, `(n, d)`."""
+    names = list(make_model("mlp", 0).state_dict())  # a file orders them otherwise
+    files = [load_file(folder / f"agent-{vertex:03d}.safetensors") for vertex in range(n)]
+    return np.stack([np.concatenate([f[name].ravel() for name in names]) for f in files])
+
+
+def processes_of(home: Path) -> list[str]:
+    """Command lines of living processes whose Flower home is this one."""
+    gone_in_a_moment = []
+    for process in psutil.process_iter():
+        try:
+            mine = process.environ().get("FLWR_HOME", "").startswith(str(home))
+            if mine and process.status() != psutil.STATUS_ZOMBIE:
+                gone_in_a_moment.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    _, alive = psutil.wait_procs(gone_in_a_moment, timeout=30)
+    return [str(process) for process in alive]
