@@ -26,12 +26,16 @@ help:
 demo: install
 	@$(BIN)/flower-dhb run . --run-config 'topology="ring:$(AGENTS)" observe-average=true name="demo"'
 
-# Fast tests share the cores; those with real processes have the machine to themselves.
+# Fast tests share the cores. Runs of Flower mostly wait, for each other and for programs to
+# start, so they go two at a time. Peers keep deadlines and have the machine to themselves.
 FAST := $(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile
+SLOW := $(BIN)/python -m pytest -m slow
+PEERS := $(wildcard tests/*/test_peers_*.py)
 
 test: install
 	@$(FAST)
-	@$(BIN)/python -m pytest -m slow
+	@$(SLOW) -n 2 --dist loadgroup $(addprefix --ignore=,$(PEERS))
+	@$(SLOW) $(PEERS)
 
 test-families: install
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,families]'

@@ -16,7 +16,7 @@ from flower_dhb.problems.digits import load_digits
 from flower_dhb.problems.models import make_model
 from flower_dhb.problems.splits import split
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.xdist_group("superlink")]
 
 
 @pytest.mark.parametrize("name", RULES)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 import json
 import os
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +76,17 @@ def run_as_written(family: Family, tmp_path: Path, rounds: int, **options: objec
     return run_app(family, copy_of(family, tmp_path / "as-written"), rounds=rounds, **options)
 
 
+@pytest.fixture(scope="module")
+def short_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Family], Outcome]:
+    """Two rounds of an app with the changes of the docs, run once for all tests that ask."""
+
+    @cache
+    def outcome(name: str) -> Outcome:
+        return run(FAMILIES[name], tmp_path_factory.mktemp(name), 2)
+
+    return lambda family: outcome(family.name)
+
+
 def form(record: ArrayRecord) -> list[tuple[str, tuple[int, ...], str]]:
     return [(name, a.numpy().shape, a.numpy().dtype.name) for name, a in record.items()]
 
@@ -88,8 +101,10 @@ def assert_same(one: ArrayRecord, other: ArrayRecord) -> None:
 
 
 @pytest.mark.parametrize("family", family_params(TRAINED))
-def test_an_app_ends_as_it_did(family: Family, tmp_path: Path) -> None:
-    outcome = run(family, tmp_path, 2)
+def test_an_app_ends_as_it_did(
+    family: Family, short_run: Callable[[Family], Outcome], tmp_path: Path
+) -> None:
+    outcome = short_run(family)
     result = outcome.result
     assert all(record.missing == [] and record.events == [] for record in result.history)
     assert sum(m["num-examples"] for m in result.history[0].train.values()) == family.examples
@@ -114,8 +129,10 @@ def test_an_app_ends_as_it_did(family: Family, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", family_params(SHARED))
-def test_training_goes_on_from_the_final_model(family: Family, tmp_path: Path) -> None:
-    outcome = run(family, tmp_path, 3)
+def test_training_goes_on_from_the_final_model(
+    family: Family, short_run: Callable[[Family], Outcome]
+) -> None:
+    outcome = short_run(family)
     with importable(outcome.folder, family.package):
         client_app = importlib.import_module(f"{family.package}.client_app").app
         grid = LocalGrid(client_app, N, run_config=outcome.run_config)
@@ -165,9 +182,9 @@ def test_an_app_is_as_accurate_as_under_fedavg(family: Family, tmp_path: Path) -
     [("numpy_cancer", "float64"), ("sklearn_digits", "float64"), ("pytorch_digits", "float32")],
 )
 def test_numbers_stay_as_precise_as_the_app_has_them(
-    package: str, dtype: str, tmp_path: Path
+    package: str, dtype: str, short_run: Callable[[Family], Outcome]
 ) -> None:
-    outcome = run(FAMILIES[package], tmp_path, 1)
+    outcome = short_run(FAMILIES[package])
     records = [outcome.result.arrays, *outcome.result.models.values()]
     assert {a.numpy().dtype.name for record in records for a in record.values()} == {dtype}
     size = sum(a.numpy().nbytes for a in outcome.result.arrays.values())
@@ -175,8 +192,8 @@ def test_numbers_stay_as_precise_as_the_app_has_them(
     assert 2 * N * size < outcome.result.history[0].bytes_sent < 2 * N * (size + 2048)
 
 
-def test_batch_norm_in_torch_needs_nothing(tmp_path: Path) -> None:
-    outcome = run(FAMILIES["pytorch_batch_norm"], tmp_path, 2)
+def test_batch_norm_in_torch_needs_nothing(short_run: Callable[[Family], Outcome]) -> None:
+    outcome = short_run(FAMILIES["pytorch_batch_norm"])
     means, variances = ([f"norm{i}.running_{what}" for i in (1, 2)] for what in ("mean", "var"))
     _assert_statistics(outcome, variances, means)
     counters = [int(m["norm1.num_batches_tracked"].numpy()) for m in outcome.result.models.values()]
@@ -203,16 +220,19 @@ def _assert_statistics(outcome: Outcome, variances: list[str], means: list[str])
         assert np.ptp(own, axis=0).max() > 0.0
 
 
-def test_a_learning_rate_that_follows_the_round_does(tmp_path: Path) -> None:
-    outcome = run(FAMILIES["pytorch_personal"], tmp_path, 3)
+def test_a_learning_rate_that_follows_the_round_does(
+    short_run: Callable[[Family], Outcome],
+) -> None:
+    outcome = short_run(FAMILIES["pytorch_personal"])
     for record in outcome.result.history:
         rates = [metrics["lr"] for metrics in record.train.values()]
         assert rates == pytest.approx([0.1 * 0.95 ** (record.round - 1)] * N)
 
 
-def test_what_an_app_keeps_in_its_context_stays_its_own(tmp_path: Path) -> None:
-    family = FAMILIES["pytorch_personal"]
-    outcome = run(family, tmp_path, 2)
+def test_what_an_app_keeps_in_its_context_stays_its_own(
+    short_run: Callable[[Family], Outcome],
+) -> None:
+    outcome = short_run(FAMILIES["pytorch_personal"])
     heads = [
         outcome.grid.contexts[outcome.grid.node_of(i)].state["head"]["weight"].numpy()
         for i in range(N)
@@ -224,9 +244,10 @@ def test_what_an_app_keeps_in_its_context_stays_its_own(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.families
-def test_adapters_alone_are_sent_and_leave_their_start_at_zero(tmp_path: Path) -> None:
-    family = FAMILIES["transformers_lora"]
-    outcome = run(family, tmp_path, 2)
+def test_adapters_alone_are_sent_and_leave_their_start_at_zero(
+    short_run: Callable[[Family], Outcome],
+) -> None:
+    outcome = short_run(FAMILIES["transformers_lora"])
     result = outcome.result
     assert {name.split(".")[-2] for name in result.arrays} >= {"lora_A", "lora_B"}
     assert not any("base_layer" in name or "embeddings" in name for name in result.arrays)
@@ -240,8 +261,10 @@ def test_adapters_alone_are_sent_and_leave_their_start_at_zero(tmp_path: Path) -
 
 @pytest.mark.slow
 @pytest.mark.families
-def test_the_leaves_of_a_jax_tree_come_back_in_their_places(tmp_path: Path) -> None:
-    outcome = run(FAMILIES["jax_digits"], tmp_path, 1)
+def test_the_leaves_of_a_jax_tree_come_back_in_their_places(
+    short_run: Callable[[Family], Outcome],
+) -> None:
+    outcome = short_run(FAMILIES["jax_digits"])
     assert form(outcome.result.arrays) == [
         ("0", (32,), "float32"),
         ("1", (64, 32), "float32"),
@@ -253,9 +276,11 @@ def test_the_leaves_of_a_jax_tree_come_back_in_their_places(tmp_path: Path) -> N
 # --- an app that must not be touched ------------------------------------------------------
 
 
-def test_a_wrapped_app_trains_as_a_changed_one(tmp_path: Path) -> None:
+def test_a_wrapped_app_trains_as_a_changed_one(
+    short_run: Callable[[Family], Outcome], tmp_path: Path
+) -> None:
     family = FAMILIES["numpy_cancer"]
-    changed = run(family, tmp_path / "changed", 2)
+    changed = short_run(family)
     server = [change for change in hunks(family.heading) if change.file == "server_app.py"]
     folder = copy_of(family, tmp_path / "wrapped", server)
     (folder / family.package / "decentral.py").write_text(wrapper())
@@ -264,11 +289,12 @@ def test_a_wrapped_app_trains_as_a_changed_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("superlink")
 def test_a_changed_app_runs_under_flwr_run_as_it_does_here(
-    superlink: SuperLink, tmp_path: Path
+    superlink: SuperLink, short_run: Callable[[Family], Outcome], tmp_path: Path
 ) -> None:
     family = FAMILIES["numpy_cancer"]
-    here = run(family, tmp_path / "here", 2)
+    here = short_run(family)
     folder = copy_of(family, tmp_path / "there", hunks(family.heading))
     (folder / "pyproject.toml").write_text(PYPROJECT)
     text = log_of(superlink, superlink.submit(folder, N, {}))

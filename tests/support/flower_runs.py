@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from flower_dhb.problems.models import make_model
-from flower_dhb.runs.folder import toml_text
 from flower_dhb.runs.superlink import SuperLink
 
 ROOT = Path(__file__).parents[2]
@@ -98,12 +97,11 @@ def command(
     app: Path, home: Path, settings: Mapping[str, Any], *words: str
 ) -> Iterator[subprocess.Popen[str]]:
     """`flower-dhb run` as a process; it is killed if it has not ended in time."""
-    home.mkdir(parents=True, exist_ok=True)
-    path = home.with_name(f"{home.name}.toml")
-    path.write_text(toml_text(settings), encoding="utf-8")
-    words = ("run", str(app), "--home", str(home), "-c", str(path), *words)
+    line = [sys.executable, "-m", "flower_dhb.cli", "run", str(app), "--home", str(home), *words]
+    for key, value in settings.items():
+        line += ["-c", f"{key}={json.dumps(value)}"]
     with subprocess.Popen(
-        [sys.executable, "-m", "flower_dhb.cli", *words],
+        line,
         env=os.environ | {"COLUMNS": "200"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
