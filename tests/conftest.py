@@ -11,7 +11,7 @@ import pytest
 # Threads of small products only wait for each other: five times slower on two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # How long a SuperLink lets a run wait before it starts it; Flower's default is a second.
-os.environ.setdefault("FLWR_SUPEREXEC_TASK_POLL_INTERVAL", "0.1")
+os.environ.setdefault("FLWR_SUPEREXEC_TASK_POLL_INTERVAL", "0.25")
 
 
 @pytest.fixture(autouse=True)
