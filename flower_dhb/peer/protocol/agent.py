@@ -159,6 +159,8 @@ class Agent:
             return []
         if isinstance(event, LinkEvent):
             self._hear(event, now)
+            if isinstance(event, Heard):  # the most frequent; it only moves a limit on
+                return []
         else:
             _OWN[type(event)](self, event, now)
         if not self.stopped:

@@ -38,23 +38,26 @@ class Connection(Enum):
 
 
 class Stage(Enum):
-    """Of an edge, in the round that this end shares or has shared last."""
+    """Of an edge, in the round that this end shares or has shared last.
 
-    IDLE = "idle"  # the neighbor's payload is not here
-    BOUND = "bound"  # it is not, but before a restart this end may have voted
-    VOTED = "voted"  # it is here, and acknowledged
-    COUNTED = "counted"
-    RELEASED = "released"  # given up before a vote
-    LOST = "lost"  # given up by the neighbor, who said so
-    DOUBT = "doubt"  # given up after a vote
+    open: whether the round is undecided here.
+    """
 
-    @property
-    def open(self) -> bool:
-        """Whether the round is undecided here."""
-        return self in _OPEN
+    IDLE = "idle", True  # the neighbor's payload is not here
+    BOUND = "bound", True  # it is not, but before a restart this end may have voted
+    VOTED = "voted", True  # it is here, and acknowledged
+    COUNTED = "counted", False
+    RELEASED = "released", False  # given up before a vote
+    LOST = "lost", False  # given up by the neighbor, who said so
+    DOUBT = "doubt", False  # given up after a vote
 
+    open: bool
 
-_OPEN = frozenset({Stage.IDLE, Stage.BOUND, Stage.VOTED})
+    def __new__(cls, label: str, undecided: bool) -> Stage:
+        """A stage by its word, which is its value."""
+        stage = object.__new__(cls)
+        stage._value_, stage.open = label, undecided
+        return stage
 
 
 class Step(Enum):
