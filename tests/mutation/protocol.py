@@ -37,7 +37,7 @@ TESTS = [
     f"tests/unit/test_protocol_{name}.py"
     for name in (
         *("edge", "settling", "connection", "waiting", "rounds"),
-        *("absence", "following", "restart", "pair"),
+        *("absence", "following", "restart", "docs", "pair"),
     )
 ]
 LIMIT_S = 180.0
