@@ -12,7 +12,7 @@ export FLWR_HOME := $(CURDIR)/.flwr
 export FLWR_TELEMETRY_ENABLED := 0
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-families simulate check mutants install help
+.PHONY: demo test test-families simulate check lint mutants install help
 
 help:
 	@echo "make demo         train 16 agents on a ring with no aggregating server"
@@ -44,12 +44,14 @@ test-families: install
 simulate: install
 	@$(BIN)/python -m tests.simulation --events $(N) --seed $(SEED) --jobs $(JOBS)
 
-check: install
+check: lint
+	@$(FAST)
+
+lint: install
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/bandit -q -r flower_dhb strategies clients -c pyproject.toml
-	@$(FAST)
 
 mutants: install
 	@$(BIN)/python -m tests.mutation.protocol
