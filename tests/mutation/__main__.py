@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from .calls import MARKS, Record, measured
-from .fork import copy_of, in_child, preload
+from .fork import changed, copy_of, in_child, preload
 from .mutants import Mutant, sample
 
 ROOT = Path(__file__).parents[2]
@@ -85,24 +85,11 @@ def run(tree: Path, chosen: list[str]) -> dict[str, Any]:
 
 def try_one(tree: Path, module: str, mutant: Mutant, chosen: list[str], limit_s: float) -> str:
     """The name of the test that caught the mutant, "timeout", or "" if it survived."""
-    path = tree / module
-    original = path.read_text()
-    _forget(path)
-    path.write_text(mutant.source)
-    try:
+    with changed(tree / module, mutant.source):
         answer = in_child(tree, lambda: run(tree, chosen), limit_s)
-    finally:
-        path.write_text(original)
-        _forget(path)
     if answer is None:
         return "timeout"
     return (answer["failed"] or f"pytest ended with {answer['code']}") if answer["code"] else ""
-
-
-def _forget(path: Path) -> None:
-    """Drop the compiled module: of the same second and size, it would pass for the next one's."""
-    for compiled in path.parent.glob(f"__pycache__/{path.stem}.*.pyc"):
-        compiled.unlink()
 
 
 def main() -> int:

@@ -31,12 +31,12 @@ LEFT_OUT = shutil.ignore_patterns(
 )
 
 
-def preload() -> None:
-    """Import once what every child needs."""
+def preload(names: str = HEAVY) -> None:
+    """Import once what every child needs. names: of modules, in words."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("MPLBACKEND", "Agg")
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-    for name in HEAVY.split():
+    for name in names.split():
         with contextlib.suppress(Exception):
             importlib.import_module(name)
     gc.collect()
@@ -53,6 +53,24 @@ def copy_of(root: Path) -> Iterator[Path]:
         tree = Path(folder) / "tree"
         shutil.copytree(root, tree, ignore=LEFT_OUT, symlinks=True)
         yield tree
+
+
+@contextlib.contextmanager
+def changed(path: Path, source: str) -> Iterator[None]:
+    """A module with another source, for a while."""
+    original = path.read_text(encoding="utf-8")
+    _write(path, source)
+    try:
+        yield
+    finally:
+        _write(path, original)
+
+
+def _write(path: Path, source: str) -> None:
+    """The compiled form goes: of the same second and size, it would pass for the next one."""
+    path.write_text(source, encoding="utf-8")
+    for compiled in path.parent.glob(f"__pycache__/{path.stem}.*.pyc"):
+        compiled.unlink()
 
 
 def in_child(tree: Path, work: Callable[[], Any], limit_s: float) -> Any:

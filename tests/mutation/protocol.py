@@ -9,8 +9,6 @@ was not caught and is not argued for in `EQUIVALENT`.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import gc
 import importlib
 import os
 import sys
@@ -22,7 +20,7 @@ from typing import Any
 import pytest
 
 from .calls import MARKS
-from .fork import copy_of, in_child
+from .fork import changed, copy_of, in_child, preload
 from .protocol_life import AGENT, PATIENCE
 from .protocol_payloads import PAYLOADS
 from .protocol_rules import EDGE, ROUNDS, Mistake
@@ -95,25 +93,15 @@ def simulated(schedules: int) -> str:
 def caught_by(tree: Path, mistake: Mistake, watchers: list[Callable[[], str]]) -> str:
     """What noticed the mistake: a test, the simulator, the clock; empty if nothing did."""
     path = tree / CORE / mistake.file
-    original = path.read_text(encoding="utf-8")
-    path.write_text(original.replace(mistake.old, mistake.new), encoding="utf-8")
-    _forget(path)
-    try:
+    source = path.read_text(encoding="utf-8").replace(mistake.old, mistake.new)
+    with changed(path, source):
         for watcher in watchers:
             found = in_child(tree, watcher, LIMIT_S)
             if found is None:
                 return "time, or the end of the process"
             if found:
                 return str(found)
-    finally:
-        path.write_text(original, encoding="utf-8")
-        _forget(path)
     return ""
-
-
-def _forget(path: Path) -> None:
-    for compiled in path.parent.glob(f"__pycache__/{path.stem}.*.pyc"):
-        compiled.unlink()
 
 
 def main() -> int:
@@ -126,10 +114,7 @@ def main() -> int:
     if args.schedules:
         watchers.append(lambda: simulated(args.schedules))
     os.nice(10)
-    for name in ("pytest", "_pytest.assertion.rewrite", "hypothesis", "psutil"):
-        with contextlib.suppress(ImportError):
-            importlib.import_module(name)
-    gc.freeze()
+    preload("pytest _pytest.assertion.rewrite hypothesis psutil")
     chosen = [m for m in MISTAKES if args.only in m.rule]
     survived = by_simulation = 0
     begin = time.monotonic()

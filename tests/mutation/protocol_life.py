@@ -135,8 +135,8 @@ AGENT: tuple[Mistake, ...] = _in(
     ),
     (
         "the model is written after the last round",
-        "if self.closed >= self.config.rounds and k == self.closed:",
-        "if k == self.closed:",
+        "if self.closed >= self.config.rounds and event.round == self.closed:",
+        "if event.round == self.closed:",
     ),
     (
         "a round that ends early without anybody, or fails, keeps the pace",

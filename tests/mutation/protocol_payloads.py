@@ -49,12 +49,12 @@ PAYLOADS: tuple[Mistake, ...] = _in(
     ),
     (
         "who goes on after it was helped is served",
-        "            self._serve(edge)\n            if r <= self.closed",
-        "            if r <= self.closed",
+        "            self._serve(edge)\n            if self._is_over",
+        "            if self._is_over",
     ),
     (
         "payloads of rounds that are over are refused",
-        "            if r <= self.closed or (r == self.round and not edge.stage.open):\n"
+        "            if self._is_over(edge, r):\n"
         "                if r !=",
         "            if False:\n                if r !=",
     ),
@@ -115,12 +115,12 @@ PAYLOADS: tuple[Mistake, ...] = _in(
     ),
     (
         "a transfer is over when the payload is complete",
-        "        r = offer.round\n        edge.receiving_since = None\n        if r <= self.closed",
-        "        r = offer.round\n        if r <= self.closed",
+        "        r = offer.round\n        edge.receiving_since = None\n        if self._is_over",
+        "        r = offer.round\n        if self._is_over",
     ),
     (
         "a payload that is complete too late is dropped",
-        "        if r <= self.closed or (r == self.round and not edge.stage.open):\n"
+        "        if self._is_over(edge, r):\n"
         "            self.out.append(Count",
         "        if False:\n            self.out.append(Count",
     ),

@@ -218,7 +218,7 @@ WORDS: tuple[Mistake, ...] = _in(
     ),
     (
         "who is in a round that was given up here is told",
-        "elif r <= self.closed or (r == self.round and not edge.stage.open):\n"
+        "elif self._is_over(edge, r):\n"
         "            self._send(edge, Release(r))",
         "elif False:\n            self._send(edge, Release(r))",
     ),

@@ -25,6 +25,7 @@ from safetensors.numpy import save
 
 from flower_dhb.errors import StateError
 from flower_dhb.files import write_durably
+from flower_dhb.peer.watch.ledger import read_about
 
 __all__ = ["Contents", "Found", "Journal"]
 
@@ -227,18 +228,14 @@ class Journal:
 
     def _open(self, entry: _Entry) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         with safetensors.safe_open(self._path(entry), framework="numpy") as file:
-            metadata = file.metadata() or {}
+            document = read_about(file.metadata())
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        found = xxhash.xxh3_64_hexdigest(metadata["about"].encode())
-        if found != metadata["checksum"]:
-            raise ValueError(f"its checksum is {found}, expected {metadata['checksum']}")
-        about = json.loads(metadata["about"])
-        if about["run"] != self._run:
+        if document["run"] != self._run:
             raise StateError(
-                f"{self._directory}: {self._path(entry).name} is of run '{about['run']}', expected "
-                f"'{self._run}'; choose another state-dir for another run"
+                f"{self._directory}: {self._path(entry).name} is of run '{document['run']}', "
+                f"expected '{self._run}'; choose another state-dir for another run"
             )
-        return about, arrays
+        return document, arrays
 
     def _frame(self, about: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> bytes:
         if _digest(arrays[_FRAME]) != about["payload"]:

@@ -262,8 +262,8 @@ class Agent:
         self.phase = Phase.WAITING
 
     def _journaled(self, event: Journaled, now: float) -> None:
-        _, label, record = self._settled_until(Journal)
-        near = self.near
+        label, near = self._label, self.near
+        record = self._on_disk(Journal, label)
         near.journaled(label, event.payload, record["closed"], record["epoch"], record["edges"])
         if self.phase is not Phase.JOURNALING:
             return
@@ -277,19 +277,17 @@ class Agent:
     def _saved(self, event: Saved, now: float) -> None:
         if not any(kind is Save and k == event.round for kind, k, _ in self._pending):
             return  # a later record said so before
-        while True:
-            kind, k, record = self._pending.popleft()
-            if kind is Save and k == event.round:
-                break
+        record = self._on_disk(Save, event.round)
         self.near.durable(record["closed"], record["epoch"], record["edges"])
-        if self.closed >= self.config.rounds and k == self.closed:
+        if self.closed >= self.config.rounds and event.round == self.closed:
             self._finish()
 
-    def _settled_until(self, wanted: type) -> tuple[type, int, Mapping[str, Any]]:
+    def _on_disk(self, wanted: type, round: int) -> Mapping[str, Any]:
+        """A record that was in line is on the disk, and with it all before: take them out."""
         while True:
-            found = self._pending.popleft()
-            if found[0] is wanted:
-                return found
+            kind, k, record = self._pending.popleft()
+            if kind is wanted and k == round:
+                return record
 
     def _combined(self, event: Combined, now: float) -> None:
         if self.phase is Phase.COMBINING:

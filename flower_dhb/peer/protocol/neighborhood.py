@@ -139,7 +139,7 @@ class Neighborhood(Rounds):
                 self._send(edge, Release(r))
             else:
                 self._send(edge, Ack(r, c.yours))
-        elif r <= self.closed or (r == self.round and not edge.stage.open):
+        elif self._is_over(edge, r):
             self._send(edge, Release(r))
 
     def _forget(self, edge: Edge, hello: Hello) -> None:
@@ -230,7 +230,7 @@ class Neighborhood(Rounds):
             if offer.ack:
                 self._take_ack(edge, r, offer.ack)
             self._serve(edge)
-            if r <= self.closed or (r == self.round and not edge.stage.open):
+            if self._is_over(edge, r):
                 if r != edge.counted.round:  # it may not have heard so
                     self._send(edge, Release(r))
                 self._refuse(
@@ -265,7 +265,7 @@ class Neighborhood(Rounds):
         offer = event.offer
         r = offer.round
         edge.receiving_since = None
-        if r <= self.closed or (r == self.round and not edge.stage.open):
+        if self._is_over(edge, r):
             self.out.append(Count("late", edge.neighbor))
             return
         edge.held[r] = (offer, event.payload)

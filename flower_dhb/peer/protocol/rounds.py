@@ -119,6 +119,10 @@ class Rounds:
         """The round that is shared, or is shared next."""
         return self.round if self.round > self.closed else self.closed + 1
 
+    def _is_over(self, edge: Edge, round: int) -> bool:
+        """Whether an edge is decided in a round."""
+        return round <= self.closed or (round == self.round and not edge.stage.open)
+
     def share(self, round: int, now: float, *, resumed: bool = False) -> None:
         """Send a payload that is on the disk. resumed: it may have been sent before a restart."""
         self.round, self._shared_at = round, now

@@ -12,7 +12,7 @@ import safetensors
 import xxhash
 from safetensors import SafetensorError
 
-__all__ = ["Ledger", "read_ledger"]
+__all__ = ["Ledger", "read_about", "read_ledger"]
 
 
 @dataclass(frozen=True)
@@ -36,17 +36,26 @@ class Ledger:
         )
 
 
+def read_about(metadata: Mapping[str, str] | None) -> dict[str, Any]:
+    """What a file of a peer's state says of itself.
+
+    metadata: the file's own. Raises ValueError or KeyError if it is not what was written.
+    """
+    found = metadata or {}
+    checksum = xxhash.xxh3_64_hexdigest(found["about"].encode())
+    if checksum != found["checksum"]:
+        raise ValueError(f"its checksum is {checksum}, expected {found['checksum']}")
+    document: dict[str, Any] = json.loads(found["about"])
+    return document
+
+
 def read_ledger(state_dir: Path) -> Ledger | None:
     """The newest whole record in a peer's state directory, None if there is none."""
     newest: tuple[tuple[int, str], Ledger] | None = None
     for path in state_dir.glob("*-*.safetensors"):
         try:
             with safetensors.safe_open(path, framework="numpy") as file:
-                metadata = file.metadata() or {}
-            about = metadata["about"]
-            if xxhash.xxh3_64_hexdigest(about.encode()) != metadata["checksum"]:
-                continue
-            document = json.loads(about)
+                document = read_about(file.metadata())
             # A round's payload is written before its state: `payload` comes before `round`.
             at = (int(document["round"]), path.stem.partition("-")[0])
             edges = {int(j): edge for j, edge in document["record"]["edges"].items()}
