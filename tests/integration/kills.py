@@ -74,7 +74,7 @@ def run(kind: str, kills: int, folder: Path, seed: int, rounds: int = 300) -> Ou
         mesh.start()
         for v in range(n):
             mesh.wait_round(v, 2)
-        while done < kills and furthest(mesh) < rounds - 40:
+        while done < kills and furthest(mesh) < rounds - 30:
             time.sleep(float(rng.uniform(0.0, 0.5)))  # any moment of a round
             chosen = victims(kind, n, rng)
             for v in chosen:

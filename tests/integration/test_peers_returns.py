@@ -73,6 +73,6 @@ def test_a_peer_that_has_finished_is_there_again_at_once(tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_peers_killed_at_any_moment_leave_no_difference_that_nobody_knows_of(kind, tmp_path):
     """`python -m tests.integration.kills` does the same two hundred times."""
-    outcome = run(kind, 4, tmp_path / "m", seed=7, rounds=80)
+    outcome = run(kind, 3, tmp_path / "m", seed=7, rounds=140)
     assert outcome.kills >= 3
     assert outcome.uncounted == []

@@ -199,16 +199,20 @@ AGENT: tuple[Mistake, ...] = _in(
         "now >= self._until or all(edge.done for edge in self.edges.values())",
         "all(edge.done for edge in self.edges.values())",
     ),
-    ("who was alone says so", "return self.mixed if alone else -1", "return -1"),
+    (
+        "who was alone says so",
+        "return self.mixed if self.closed > 0 and self._alone_at(self.closed) else -1",
+        "return -1",
+    ),
     (
         "who never had a neighbor was alone from the start",
-        "(self.closed - self.mixed > _FEW or self.mixed == 0)",
-        "self.closed - self.mixed > _FEW",
+        "return round - self.mixed > _FEW or self.mixed == 0",
+        "return round - self.mixed > _FEW",
     ),
     (
         "a few rounds alone are nothing to speak of",
-        "(self.closed - self.mixed > _FEW or self.mixed == 0)",
-        "(self.closed > self.mixed or self.mixed == 0)",
+        "return round - self.mixed > _FEW or self.mixed == 0",
+        "return round > self.mixed or self.mixed == 0",
     ),
     ("being alone is said once", "elif not self._alone and self.alone_since", "elif self.alone_since"),
     (
@@ -222,17 +226,35 @@ AGENT: tuple[Mistake, ...] = _in(
         "            pass\n",
     ),
     # absence
-    ("a few rounds missed are no absence", "if missed > self.config.away_rounds:", "if missed > 2:"),
-    ("many rounds missed are an absence", "if missed > self.config.away_rounds:", "if False:"),
+    (
+        "a few rounds missed are no absence",
+        "if target - self.closed - 1 > self.config.away_rounds:",
+        "if target - self.closed - 1 > 2:",
+    ),
+    (
+        "many rounds missed are an absence",
+        "if target - self.closed - 1 > self.config.away_rounds:",
+        "if False:",
+    ),
     (
         "who finds only finished neighbors was away",
-        "return bool(up) and missed >= _FEW and all(edge.done for edge in up)",
+        "return over and self._alone_at(self.config.rounds)",
         "return False",
     ),
     (
+        "who was with its neighbors a few rounds ago was not",
+        "return over and self._alone_at(self.config.rounds)",
+        "return over",
+    ),
+    (
+        "rounds that are left count as alone among finished neighbors",
+        "return over and self._alone_at(self.config.rounds)",
+        "return over and self._alone_at(self.closed)",
+    ),
+    (
         "who finds one that trains still was not",
-        "return bool(up) and missed >= _FEW and all(edge.done for edge in up)",
-        "return bool(up) and missed >= _FEW and any(edge.done for edge in up)",
+        "over = bool(up) and all(edge.done for edge in up)",
+        "over = bool(up) and any(edge.done for edge in up)",
     ),
     (
         "who begins again asks for payloads",

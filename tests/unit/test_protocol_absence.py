@@ -34,14 +34,38 @@ def test_who_begins_late_and_late_enough_begins_from_its_neighbors():
     assert end.do("up b round=20 digest=b20 closed=19") == ["b: hello", "train 20"]
 
 
-@pytest.mark.parametrize(("closed", "seeks"), [(4, True), (3, False)])
-def test_who_finds_only_finished_neighbors_seeks_sooner(closed, seeks):
-    """There is nobody left with whom it could share the rounds that are left."""
-    end = End("bc", connected=False, rounds=closed)
-    end.do(f"up b closed={closed} done", f"up c closed={closed} done")
+@pytest.mark.parametrize(("rounds", "seeks"), [(5, True), (4, False)])
+def test_who_finds_only_finished_neighbors_and_would_end_alone_begins_again(rounds, seeks):
+    """Its last part with a neighbor was in round 1, and nobody shares a round any more."""
+    end = after("share", "payload b1 ack=a1", rounds=rounds)
+    end.do(f"up b closed={rounds} done counted=1:b1:a1", "combined")
+    assert end.agent.mixed == 1
     assert end.phase == ("rejoining" if seeks else "training")
-    end = End("bc", connected=False, rounds=closed)
-    end.do(f"up b closed={closed} done", f"up c closed={closed}")
+    end = after("share", "payload b1 ack=a1", rounds=rounds)
+    end.do(f"up b closed={rounds} counted=1:b1:a1", "combined")
+    assert end.phase == "training"
+
+
+def test_in_the_last_rounds_too_who_would_end_alone_takes_the_final_model():
+    """It was a round behind, no more: the neighbors did not wait for it in four."""
+    end = after("share", "payload b1 ack=a1", rounds=5)
+    end.do("combined", "down b")
+    for k in (2, 3, 4):
+        end.do("trained", "journaled", "wait 100")
+        assert end.agent.closed == k
+        if k == 4:
+            end.do("up b closed=5 done counted=1:b1:a1")
+        end.do("combined")
+    assert end.phase == "rejoining"
+    assert end.do("payload b6 final")[-1] == "rejoin 5: b6@6"
+
+
+def test_who_never_had_a_neighbor_begins_from_the_finished_ones_in_however_short_a_run():
+    end = End("bc", connected=False, rounds=2)
+    end.do("up b closed=2 done", "up c closed=2 done")
+    assert end.phase == "rejoining"
+    end = End("bc", connected=False, rounds=2)
+    end.do("up b closed=2 done", "up c closed=2")
     assert end.phase == "training"
 
 

@@ -148,8 +148,11 @@ class Agent:
     @property
     def alone_since(self) -> int:
         """The last round in which a neighbor had a part, -1 if that was a few rounds ago."""
-        alone = self.closed > 0 and (self.closed - self.mixed > _FEW or self.mixed == 0)
-        return self.mixed if alone else -1
+        return self.mixed if self.closed > 0 and self._alone_at(self.closed) else -1
+
+    def _alone_at(self, round: int) -> bool:
+        """Whether no neighbor will have had a part lately, if none has one until that round."""
+        return round - self.mixed > _FEW or self.mixed == 0
 
     # --- one entrance -------------------------------------------------------------------
 
@@ -432,11 +435,11 @@ class Agent:
 
     def _absent(self, target: int) -> bool:
         """Whether this agent was away for so long that its state is of no use to the others."""
-        missed = target - self.closed - 1
-        if missed > self.config.away_rounds:
+        if target - self.closed - 1 > self.config.away_rounds:
             return True
         up = self.near.up()  # with whom could it share the rounds that are left?
-        return bool(up) and missed >= _FEW and all(edge.done for edge in up)
+        over = bool(up) and all(edge.done for edge in up)
+        return over and self._alone_at(self.config.rounds)
 
     def _seek(self, now: float) -> None:
         """Ask for the payloads of those that are ahead."""
