@@ -17,6 +17,7 @@ from flower_dhb.agent import codec
 from flower_dhb.agent.codec import VectorSpec
 from flower_dhb.peer.mesh.certificates import Authority, write_private
 from flower_dhb.peer.protocol.events import Tick
+from flower_dhb.peer.protocol.messages import Ack
 from flower_dhb.peer.wire import relay_pb2 as pb
 from flower_dhb.peer.wire.frames import MESSAGE_LIMIT_BYTES, WHOLE_BYTES
 from flower_dhb.peer.wire.identity import OPERATOR, Identity
@@ -272,7 +273,9 @@ def test_who_breaks_off_is_parted_at_once(events):
             link = b.link()
         wait_for(lambda: b.link() is None)
         assert link.ended.wait(10)
-        assert events.named("parted") == [{"vertex": 1, "neighbor": 0}]
+        (event,) = events.named("parted")
+        assert (event["vertex"], event["neighbor"]) == (1, 0)
+        assert event["why"]
         with Caller(b.address) as caller:  # never said Hello: it was never there
             caller.hear("hello")
         time.sleep(0.05)
@@ -581,3 +584,55 @@ def test_stopping_frees_the_port():
         address = b.address
     host, _, port = address.rpartition(":")
     socket.create_server((host, int(port))).close()
+
+
+# --- what the surroundings bring ----------------------------------------------------------
+
+
+def test_a_proxy_of_the_web_is_not_asked(monkeypatch):
+    """A neighbor is dialed, whatever the environment names for web pages."""
+    for name in ("http_proxy", "https_proxy", "grpc_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.delenv("no_proxy", raising=False)
+    with Peer(1, (0,)) as b, Peer(0, (1,), listen=None, dial={1: b.address}) as a:
+        wait_for(lambda: a.up() and b.up())
+
+
+def test_an_ipv6_address_needs_ipv6_on_the_loopback_interface(monkeypatch):
+    """gRPC would listen on IPv4 only, and say nothing."""
+
+    class Machine(socket.socket):
+        def bind(self, address):
+            raise OSError(99, "Cannot assign requested address")
+
+    monkeypatch.setattr(socket, "socket", Machine)
+    for changes in ({"listen": "[::]:0"}, {"listen": None, "dial": {1: "[fd00::10]:9440"}}):
+        peer = Peer(0, (1,), **changes)
+        with pytest.raises(ConfigError, match=r"is an IPv6 address.*::1: Cannot assign.*lo up"):
+            peer.transport.start()
+
+
+@pytest.mark.parametrize("accepting", [True, False])
+def test_a_defect_that_a_neighbors_bytes_find_is_named_and_ends_the_connection(
+    events, monkeypatch, accepting
+):
+    def fail(raw):
+        raise RuntimeError("no such case")
+
+    quick = {"retry_s": 0.01, "retry_max_s": 0.02}
+    with (
+        Peer(1, (0,)) as b,
+        Peer(0, (1,), listen=None, dial={1: b.address}, limits=quick) as a,
+    ):
+        wait_for(lambda: a.up() and b.up())
+        here, there = (b, a) if accepting else (a, b)
+        before = here.link()
+        monkeypatch.setattr(before, "receive", fail)
+        there.link().send(Ack(1, 1))
+        wait_for(lambda: here.count("reader-failed") == 1)
+        (event,) = events.named("reader-failed")
+        assert (event["why"], event["neighbor"]) == (
+            "RuntimeError: no such case", there.transport.vertex,
+        )  # fmt: skip
+        assert "in fail" in event["where"]
+        wait_for(lambda: here.link() not in (None, before), "a new connection")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -294,33 +294,33 @@ def _refusal(error: PayloadError, expect: Header) -> RefusedError:
 class _Buffers:
     """Memory for large payloads, used again: the system clears what it hands out.
 
-    A buffer is free once nobody but this list refers to it, views of it included. At most
-    two are kept, as many as an edge holds at once.
+    A buffer is free once what was handed out is gone, views of it included: each of them keeps
+    the array alive whose memory it shows, and a weak reference says when that ends. At most two
+    are kept, as many as an edge holds at once.
     """
 
     def __init__(self) -> None:
-        self._kept: list[NDArray[np.uint8]] = []
+        self._kept: list[tuple[NDArray[np.uint8], weakref.ref[NDArray[np.uint8]]]] = []
 
     def take(self, total: int, body: int) -> memoryview:
         """Memory for a frame of `total` bytes whose last `body` begin at a cache line."""
-        for raw in self._kept:
-            if sys.getrefcount(raw) == _UNUSED and len(raw) >= total + _LINE:
-                return _aligned(raw, total, body)
-        raw = np.empty(total + _LINE + _SLACK, np.uint8)
+        for at, (raw, lent) in enumerate(self._kept):
+            if lent() is None and len(raw) >= total + _LINE:
+                del self._kept[at]
+                return self._lend(raw, total, body)
         if len(self._kept) == 2:
-            self._kept = [old for old in self._kept if sys.getrefcount(old) > _UNUSED][:1]
-        self._kept.append(raw)
-        return _aligned(raw, total, body)
+            self._kept = [kept for kept in self._kept if kept[1]() is not None][:1]
+        return self._lend(np.empty(total + _LINE + _SLACK, np.uint8), total, body)
+
+    def _lend(self, raw: NDArray[np.uint8], total: int, body: int) -> memoryview:
+        offset = -(raw.ctypes.data + total - body) % _LINE
+        lent = raw[offset : offset + total]
+        self._kept.append((raw, weakref.ref(lent)))
+        return lent.data
 
 
 _LINE = 64
 _SLACK = 256  # headers grow with the round's digits
-_UNUSED = 3  # references: the list's, the loop's, and getrefcount's own
-
-
-def _aligned(raw: NDArray[np.uint8], total: int, body: int) -> memoryview:
-    offset = -(raw.ctypes.data + total - body) % _LINE
-    return raw[offset : offset + total].data
 
 
 def _why(found: pb.Header, expect: Header) -> pb.Refusal.Reason:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+import socket
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from concurrent import futures
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NoReturn
 
 import grpc
@@ -43,6 +47,8 @@ _OPTIONS = [
     ("grpc.http2.max_frame_size", CHUNK_BYTES + 1024),
     ("grpc.http2.bdp_probe", 0),
     ("grpc.http2.lookahead_bytes", 16 * CHUNK_BYTES),
+    # A neighbor is never behind a proxy of the web.
+    ("grpc.enable_http_proxy", 0),
 ]
 
 
@@ -117,6 +123,8 @@ class Transport:
 
     def start(self) -> None:
         """Listen and dial. Raises ConfigError."""
+        for address in [*([self.listen] if self.listen else []), *self.dial.values()]:
+            _check_ipv6(address)
         if self.listen is not None:
             self._serve(self.listen)
         if self.tls is not None:
@@ -363,16 +371,44 @@ class Transport:
 
     def _read(self, link: StreamLink, frames: Any) -> str:
         """Take what a neighbor sends until the stream ends. Returns why it did."""
-        try:
-            for raw in frames:
+        why = "closed by the neighbor"
+        arriving = iter(frames)
+        while True:
+            try:
+                raw = next(arriving, None)
+            except grpc.RpcError as error:
+                details = getattr(error, "details", None)
+                why = str(details() if details is not None else error)
+                break
+            except Exception as error:  # gRPC raises bare Exceptions when a call is cancelled
+                why = f"{type(error).__name__}: {error}"
+                break
+            if raw is None:
+                break
+            try:
                 link.receive(raw)
-            why = "closed by the neighbor"
-        except grpc.RpcError as error:
-            details = getattr(error, "details", None)
-            why = str(details() if details is not None else error)
-        except Exception as error:  # gRPC raises bare Exceptions when a call is cancelled
-            why = f"{type(error).__name__}: {error}"
-        self._ended(link)
+            except Exception as error:
+                why = self._failed(link, error)
+                break
+        self._ended(link, why)
+        return why
+
+    def _failed(self, link: StreamLink, error: Exception) -> str:
+        """A defect of this end showed in what a neighbor sent: name it, and drop the connection.
+
+        The run goes on: a neighbor whose bytes find a defect must not end it.
+        """
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        why = f"{type(error).__name__}: {error}"
+        self.monitor.count("reader-failed", link.neighbor)
+        self.monitor.event(
+            "reader-failed",
+            logging.ERROR,
+            neighbor=link.neighbor,
+            why=why,
+            where=f"{Path(place.filename).name}:{place.lineno}, in {place.name}",
+        )
+        link.abort()
         return why
 
     def _opened(self, link: StreamLink) -> None:
@@ -380,7 +416,7 @@ class Transport:
         if link.ended.is_set():  # meanwhile; whichever came first, it is over
             link.parted()
 
-    def _ended(self, link: StreamLink) -> None:
+    def _ended(self, link: StreamLink, why: str = "") -> None:
         with self._lock:
             known = link in self._links
             self._links.discard(link)
@@ -389,7 +425,7 @@ class Transport:
             link.ended.set()
             link.parted()
             if link.greeted:
-                self.monitor.event("parted", neighbor=link.neighbor)
+                self.monitor.event("parted", neighbor=link.neighbor, why=why or "cancelled")
 
     def _half_open(self, link: StreamLink) -> None:
         """The end that was dialed says nothing at all."""
@@ -401,3 +437,22 @@ class Transport:
         thread = threading.Thread(target=target, args=arguments, name=name, daemon=True)
         self._threads.append(thread)
         thread.start()
+
+
+def _check_ipv6(address: str) -> None:
+    """Raise ConfigError where gRPC would take an IPv6 address for one of IPv4, or fail.
+
+    It holds a machine whose loopback interface has no `::1` for one without IPv6, and then
+    listens on IPv4 only without a word.
+    """
+    if not address.startswith("["):
+        return
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError as error:
+        raise ConfigError(
+            f"{address} is an IPv6 address, and IPv6 does not work on the loopback interface of "
+            f"this machine (::1: {error.strerror}); bring the interface up ('ip link set lo up') "
+            "and allow IPv6 on it ('sysctl net.ipv6.conf.lo.disable_ipv6=0')"
+        ) from None
