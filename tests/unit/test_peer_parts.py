@@ -3,9 +3,7 @@
 import ast
 import datetime
 import gc
-import io
 import json
-import logging
 import stat
 import weakref
 from pathlib import Path
@@ -25,7 +23,6 @@ from flower_dhb.peer.device.settings import PeerSettings, check_loopback
 from flower_dhb.peer.mesh.certificates import Authority, write_private
 from flower_dhb.peer.mesh.create import Host, check_empty, dialing_ends, local_hosts, read_hosts
 from flower_dhb.peer.mesh.fleet import FleetStatus
-from flower_dhb.peer.monitor import LOGGER, Monitor, set_up_logging
 from flower_dhb.peer.protocol.patience import Patience
 from flower_dhb.peer.watch.status import sketch
 from flower_dhb.peer.wire import relay_pb2 as pb
@@ -181,25 +178,6 @@ def test_sketch_keeps_distances():
     assert consensus_distance(sketches) == pytest.approx(consensus_distance(list(x)), rel=0.09)
     np.testing.assert_array_equal(sketches[0], sketch(x[0], 1024, "run"))
     assert not np.array_equal(sketches[0], sketch(x[0], 1024, "another run"))
-
-
-def test_logs_are_json_lines_without_data():
-    stream = io.StringIO()
-    handlers, propagate = LOGGER.handlers[:], LOGGER.propagate
-    flower = logging.getLogger("flwr")
-    flower_before = flower.handlers[:], flower.level, flower.propagate
-    try:
-        set_up_logging("json", stream)
-        Monitor(3).warning("refused", neighbor=1, why="x")
-        set_up_logging("text", stream)
-        Monitor(3).event("round", round=4)
-    finally:
-        LOGGER.handlers[:], LOGGER.propagate = handlers, propagate
-        flower.handlers[:], flower.level, flower.propagate = flower_before
-    first, second = stream.getvalue().splitlines()
-    document = json.loads(first)
-    assert (document["event"], document["vertex"], document["why"]) == ("refused", 3, "x")
-    assert "vertex 3: round round=4" in second
 
 
 # --- mesh files --------------------------------------------------------------------------

@@ -4,7 +4,9 @@ import io
 import json
 import logging
 import os
+import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -51,10 +53,12 @@ def test_counters_by_name_and_neighbor():
 
 @pytest.fixture
 def loggers_as_before():
-    flower = logging.getLogger("flwr")
-    before = [(lg, lg.handlers[:], lg.level, lg.propagate) for lg in (LOGGER, flower)]
+    others = (logging.getLogger(name) for name in ("flwr", "grpc"))
+    before = [(lg, lg.handlers[:], lg.level, lg.propagate) for lg in (LOGGER, *others)]
     yield
     for lg, handlers, level, propagate in before:
+        for handler in set(lg.handlers) - set(handlers):
+            handler.close()
         lg.handlers[:], lg.level, lg.propagate = handlers, level, propagate
 
 
@@ -148,7 +152,7 @@ def test_the_library_may_speak_unless_somebody_asked_it_for_more(monkeypatch, be
 
 
 def test_what_the_library_writes_becomes_events():
-    reader, writer = os.pipe()
+    reader, writer = socket.socketpair()
     lines = [
         FAILED + "BAD_SIGNATURE",
         "I0000 loading.cc:1] just information",
@@ -157,8 +161,8 @@ def test_what_the_library_writes_becomes_events():
         "",
         "E0000 x.cc:9] " + "y" * 600,
     ]
-    os.write(writer, "\n".join(lines).encode() + b"\n\xff\n")
-    os.close(writer)
+    writer.sendall("\n".join(lines).encode() + b"\n\xff")  # the last one is never ended
+    writer.close()
     monitor = Monitor(3)
     with Events() as events:
         native_log._read(reader, monitor)
@@ -173,6 +177,7 @@ def test_what_the_library_writes_becomes_events():
 def test_standard_error_itself_is_left_as_it_was(capfd, monkeypatch):
     """Python's goes where it went; what is written to the descriptor is read."""
     monkeypatch.setattr(sys, "stderr", open(2, "w", closefd=False))  # noqa: SIM115
+    monkeypatch.setattr(native_log.faulthandler, "enable", lambda file: None)
     sys.stderr.write("begun ")
     before = os.dup(2)
     heard = threading.Event()
@@ -190,12 +195,48 @@ def test_standard_error_itself_is_left_as_it_was(capfd, monkeypatch):
     finally:
         os.dup2(before, 2)  # the last writer's end: the reading thread ends
         os.close(before)
+        guard, lifeline = native_log._GUARDS.pop()
+        os.close(lifeline)
+        assert guard.wait(10) == 0  # as it does when this process ends
     for thread in threading.enumerate():
         if thread.name == "native-log":
             assert thread.daemon  # it outlives nobody
             thread.join(10)
             assert not thread.is_alive()
     assert capfd.readouterr().err == "begun from Python\n"
+
+
+CHILD = """
+import ctypes, os, signal, sys
+from flower_dhb.peer.monitor import Monitor, set_up_logging
+from flower_dhb.peer.wire.native_log import capture_native_log
+
+capture_native_log(Monitor(3))
+set_up_logging("text")
+os.write(2, b"E0000 a line that is read\\n")
+while sys.argv[1] == "abort" and "read" not in open(sys.argv[2]).read():
+    pass
+held = ctypes.PyDLL(None)  # keeps Python's lock: no thread of Python's runs any more
+held.write(2, b"F0000 check failed: last words\\n", 31)
+held.abort() if sys.argv[1] == "abort" else held._exit(7)
+"""
+
+
+@pytest.mark.parametrize("end", ["abort", "exit"])
+def test_last_words_of_a_library_reach_standard_error(tmp_path, end):
+    """What is written right before the process dies, when nobody here can read it any more."""
+    path = tmp_path / "err"
+    with path.open("wb") as err:
+        child = subprocess.Popen([sys.executable, "-c", CHILD, end, str(path)], stderr=err)
+        assert child.wait(30) == (-signal.SIGABRT if end == "abort" else 7)
+    wait_until = time.monotonic() + 10.0
+    while "last words" not in (text := path.read_text()):
+        assert time.monotonic() < wait_until, text
+        time.sleep(0.01)
+    if end == "abort":
+        assert "native" in text  # the line before, told as an event
+        assert "Fatal Python error: Aborted" in text
+        assert text.count("a line that is read") == 1
 
 
 # --- patience -----------------------------------------------------------------------------

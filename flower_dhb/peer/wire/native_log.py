@@ -3,14 +3,23 @@
 That is where a refused handshake is told: TLS turns strangers away before any of our
 code runs. The library names the reason, not the stranger: a certificate that is not
 trusted names nobody.
+
+A library that is about to end the process says why, and then nobody reads it any more. So a
+line stays where it was written until it has been told, and a guard (a shell that sleeps)
+carries what is left to the real standard error when the process is gone.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import re
+import socket
+import subprocess  # nosec B404
 import sys
 import threading
+import time
+from contextlib import suppress
 
 from flower_dhb.peer.monitor import Monitor
 
@@ -30,6 +39,8 @@ _REASONS = {
 # Information that is none, a dialing end's own refusal (which it logs itself), and a remark
 # on the log level.
 _CHATTER = re.compile(r"I\d{4} |.*No match found for server name|.*Log level INFO")
+_READ_BYTES = 65536
+_PAUSE_S = 0.1  # for the end of a line
 _CODE = re.compile(r"SSL routines:OPENSSL_internal:([A-Z0-9_]+)")
 
 
@@ -56,24 +67,58 @@ def let_native_log_speak() -> None:
 def capture_native_log(monitor: Monitor) -> None:
     """Read what the C library writes to standard error, for the rest of the process's life.
 
-    Python's own standard error is left as it was.
+    Python's own standard error is left as it was; a crash is told there, with the place in the
+    Python code.
     """
     original = os.dup(2)
-    reader, writer = os.pipe()
+    reader, writer = socket.socketpair()
     sys.stderr.flush()
     sys.stderr = os.fdopen(original, "w", buffering=1, encoding="utf-8", errors="replace")
-    os.dup2(writer, 2)
-    os.close(writer)
+    faulthandler.enable(sys.stderr)
+    os.dup2(writer.fileno(), 2)
+    writer.close()
+    _guard(reader, original)
     threading.Thread(target=_read, args=(reader, monitor), name="native-log", daemon=True).start()
 
 
-def _read(reader: int, monitor: Monitor) -> None:
-    with os.fdopen(reader, encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            text = line.strip()
-            reason = handshake_reason(text)
-            if reason is not None:
-                monitor.count("turned-away.handshake")
-                monitor.warning("turned-away", reason="handshake", why=reason)
-            elif text and not _CHATTER.match(text):
-                monitor.event("native", text=text[:500])
+def _guard(reader: socket.socket, original: int) -> None:
+    """Start what tells the last words. Where there is no shell they are lost, as anything is."""
+    held, lifeline = os.pipe()  # the other end of `held` closes when this process is gone
+    with suppress(OSError):
+        guard = subprocess.Popen(  # noqa: S603  # nosec B603
+            ["/bin/sh", "-c", _LAST_WORDS], stdin=held, stdout=reader.fileno(), stderr=original
+        )
+        _GUARDS.append((guard, lifeline))
+    os.close(held)
+
+
+# Whatever ends the process and its group must let the guard speak first.
+_LAST_WORDS = "trap '' INT TERM HUP QUIT; read -r _; exec cat <&1 >&2"
+_GUARDS: list[tuple[subprocess.Popen[bytes], int]] = []
+
+
+def _read(reader: socket.socket, monitor: Monitor) -> None:
+    """Tell line by line. A line is taken away after it has been told, for the guard's sake."""
+    with reader:
+        seen = b""
+        while data := reader.recv(_READ_BYTES, socket.MSG_PEEK):
+            size = data.rfind(b"\n") + 1
+            if not size:  # the rest of the line is to come, unless it does not
+                if data != seen and len(data) < _READ_BYTES:
+                    seen = data
+                    time.sleep(_PAUSE_S)
+                    continue
+                size = len(data)
+            for line in data[:size].decode(errors="replace").splitlines():
+                _tell(line.strip(), monitor)
+            while size:
+                size -= len(reader.recv(size))
+
+
+def _tell(text: str, monitor: Monitor) -> None:
+    reason = handshake_reason(text)
+    if reason is not None:
+        monitor.count("turned-away.handshake")
+        monitor.warning("turned-away", reason="handshake", why=reason)
+    elif text and not _CHATTER.match(text):
+        monitor.event("native", text=text[:500])
