@@ -27,15 +27,16 @@ demo: install
 	@$(BIN)/flower-dhb run . --run-config 'topology="ring:$(AGENTS)" observe-average=true name="demo"'
 
 # Fast tests share the cores. Runs of Flower mostly wait, for each other and for programs to
-# start, so they go two at a time. Peers keep deadlines and have the machine to themselves.
+# start, so they go two at a time. Peers that must keep short deadlines have the machine to
+# themselves.
 FAST := $(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile
-SLOW := $(BIN)/python -m pytest -m slow
-PEERS := $(wildcard tests/*/test_peers_*.py)
+SLOW := $(BIN)/python -m pytest -m "slow and not alone" -n 2 --dist loadgroup
+ALONE := $(BIN)/python -m pytest -m "slow and alone"
 
 test: install
 	@$(FAST)
-	@$(SLOW) -n 2 --dist loadgroup $(addprefix --ignore=,$(PEERS))
-	@$(SLOW) $(PEERS)
+	@$(SLOW)
+	@$(ALONE)
 
 test-families: install
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,families]'

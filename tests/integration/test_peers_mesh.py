@@ -292,7 +292,7 @@ def test_refused_before_anything_starts(tmp_path):
 
 def test_other_start_is_refused_by_the_neighbors(tmp_path):
     with Mesh(tmp_path / "m", n=3, topology="ring:3", rounds=5,
-              peer={"start-timeout-s": 2.0}) as mesh:  # fmt: skip
+              peer={"start-timeout-s": 2.0, "linger-s": 1.0}) as mesh:  # fmt: skip
         start = mesh.out / "vertex-2" / "start.safetensors"
         arrays = load_file(start)
         arrays["x"] = arrays["x"] + 1

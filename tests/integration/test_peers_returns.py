@@ -8,7 +8,7 @@ import pytest
 from tests.integration.kills import KINDS, run
 from tests.support.peers import Mesh, run_cli
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(170)]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(170)]
 
 QUICK = {"least-s": 0.4, "reconnect-s": 0.5}
 

@@ -48,6 +48,21 @@ PAYLOADS: tuple[Mistake, ...] = _in(
         "",
     ),
     (
+        "who has got what it lost is helped no longer",
+        "            edge.helping = False\n            self._serve(edge)\n",
+        "            self._serve(edge)\n",
+    ),
+    (
+        "who has got what it lost is served at once",
+        "            edge.helping = False\n            self._serve(edge)\n",
+        "            edge.helping = False\n",
+    ),
+    (
+        "who has got something else is helped still",
+        "if edge.helping and (round, digest) == (edge.counted.round, edge.counted.mine):",
+        "if edge.helping and round == edge.counted.round:",
+    ),
+    (
         "who goes on after it was helped is served",
         "            self._serve(edge)\n            if self._is_over",
         "            if self._is_over",

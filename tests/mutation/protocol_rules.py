@@ -127,6 +127,11 @@ ROUNDS = _in(
         "elif False:",
     ),
     (
+        "whoever is in another epoch is told of it",
+        "            return False\n        self._serve(edge)\n",
+        "            return False\n",
+    ),
+    (
         "a payload that broke off before its round is not waited for in it",
         "            elif edge.broken == round:\n                self._give_up(edge)\n",
         "",

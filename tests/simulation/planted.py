@@ -42,6 +42,14 @@ class Planted:
     make: Callable[[Any], Any]
 
 
+def _helps_for_ever(original: Any) -> Any:
+    def take_ack(self: Neighborhood, edge: Edge, round: int, digest: int) -> None:
+        if not edge.helping or round != edge.counted.round:
+            original(self, edge, round, digest)
+
+    return take_ack
+
+
 @contextmanager
 def planted(mistake: Planted) -> Iterator[None]:
     """The mistake is there while the context is open."""
@@ -248,6 +256,14 @@ PLANTED = (
         Neighborhood,
         "_serve",
         _nothing,
+    ),
+    Planted(
+        "who was sent again what it lost is sent nothing else",
+        "nobody is left out",
+        "loss",
+        Neighborhood,
+        "_take_ack",
+        _helps_for_ever,
     ),
     Planted("own payloads are kept for ever", "bounds", "calm", Neighborhood, "tidy", _nothing),
     Planted(

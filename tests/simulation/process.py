@@ -109,6 +109,7 @@ class Process:
     ends: open connections by link. current: the newest by neighbor. told: the last round that a
     neighbor said, in this life of both, to have ended. fuse: effects until a crash. waited:
     neighbors that a deadline was for, with nothing under way on a whole connection to them.
+    left_out: by neighbor, rounds on a connection in which it was sent nothing.
     """
 
     __slots__ = (
@@ -126,6 +127,7 @@ class Process:
         "host",
         "inbox",
         "latest",
+        "left_out",
         "lies",
         "life",
         "notes",
@@ -159,6 +161,7 @@ class Process:
         self.dialing: dict[int, LinkEnd] = {}
         self.attempts: dict[int, int] = {}
         self.told: dict[int, int] = {}
+        self.left_out: dict[int, tuple[Any, int]] = {}
         self.fuse = -1
         self.fuse_kind: type | None = None
         self.ready: State | None = None
@@ -472,6 +475,7 @@ class Process:
         host, world = self.host, self.world
         plan = world.plan
         world.watch.rounds_go_up(host, effect.round)
+        world.watch.nobody_is_left_out(self, effect)
         self.ready, moved = host.state.combined(
             effect.round, host.weights, effect.payloads, early=plan.early
         )

@@ -33,6 +33,14 @@ _AGAIN_AND_AGAIN = (
     "so began again and again"
 )
 _BREAKS_OFF = "both ends waited for a payload that had arrived damaged"
+_HELPS_FOR_EVER = (
+    "whoever had been sent again the payload of a round that it then counted was sent nothing else "
+    "until it said so, which it never did while it was behind"
+)
+_OTHER_EPOCH = (
+    "an agent in a newer epoch gave the edge up before it had sent anything that names the epoch, "
+    "round after round"
+)
 
 REGRESSIONS = (
     (500042, "pairs", _SAYS_MORE),
@@ -52,4 +60,8 @@ REGRESSIONS = (
     (500263, "wild", _RELEASE_LOST),
     (41023, "wild", _RELEASE_LOST),
     (107, "sprint", _AGAIN_AND_AGAIN),
+    (1134, "loss", _HELPS_FOR_EVER),
+    (1224, "loss", _HELPS_FOR_EVER),
+    (2154, "loss", _OTHER_EPOCH),
+    (2243, "memory", _OTHER_EPOCH),
 )

@@ -5,7 +5,7 @@ import pytest
 from .campaign import run_one
 from .planted import PLANTED, Planted, planted
 
-_LIMIT = 120  # schedules; most mistakes show in the first
+_LIMIT = 400  # schedules; most mistakes show in the first
 
 
 @pytest.mark.parametrize("mistake", PLANTED, ids=lambda m: m.mistake.replace(" ", "-"))
@@ -34,6 +34,7 @@ def test_every_promise_has_a_mistake_that_breaks_it() -> None:
         "memory",
         "network average",
         "no exception",
+        "nobody is left out",
         "nobody waits in vain",
         "offers",
         "rounds go up",

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 __all__ = ["ViolationError", "Watch"]
 
 _FEW = 3
+_LEFT_OUT = 5
 _REMEMBERED = 64
 
 
@@ -474,6 +475,23 @@ class Watch:
                 continue
             for j in process.waited:
                 self._waits(process, j, phase, r)
+
+    def nobody_is_left_out(self, process: Process, effect: Combine) -> None:
+        """A neighbor that is connected, and has not left the round, is sent the round's payload,
+        but for a few rounds in which it is sent again what it lost.
+        """
+        for j, edge in process.core.edges.items():
+            served = edge.sent == effect.round or edge.acked or edge.closed >= effect.round
+            if not edge.up or edge.done or served:
+                process.left_out.pop(j, None)
+                continue
+            link, rounds = process.left_out.get(j, (edge.link, 0))
+            process.left_out[j] = (edge.link, rounds + 1 if link == edge.link else 1)
+            if rounds >= _LEFT_OUT:
+                raise ViolationError(
+                    "nobody is left out",
+                    f"agent {process.vertex} has sent {j} nothing of its last {rounds} rounds",
+                )
 
     def _waits(self, process: Process, j: int, phase: Phase, r: int | None) -> None:
         end = process.current.get(j)

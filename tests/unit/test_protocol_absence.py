@@ -356,6 +356,21 @@ def test_an_edge_between_two_epochs_does_not_count(first):
     assert end.do("combined")[-1] == f"train 2 epoch {epoch(1, 1)}"
 
 
+@pytest.mark.parametrize("first", ["theirs", "ours"])
+def test_whoever_is_in_an_older_epoch_is_told_of_the_newer_one(first):
+    """By the header of our payload: nothing else names it while the connection lasts."""
+    newer, older = epoch(2, 1), f"payload b2 closed=1 epoch={epoch(1, 1)}"
+    end = after("share", f"payload b1 epoch={newer}", "wait 1", "next", conserves=True)
+    end.said()
+    if first == "theirs":
+        words = end.do("trained", older, "journaled")
+    else:
+        words = end.do("share")
+        end.do(older)
+    assert f"b: payload a2 closed=1 epoch={newer}" in words
+    assert end.edge().stage.value == "released"
+
+
 def test_an_older_epoch_takes_nobody_back():
     end = after("share", f"payload b1 epoch={epoch(2, 1)}", "wait 1", "next", conserves=True)
     end.do("share", f"payload b2 closed=1 epoch={epoch(1, 1)}", "wait 1")

@@ -219,6 +219,20 @@ def test_a_round_that_counts_while_the_payload_is_on_its_way_again_lets_it_arriv
     assert any("payload a2" in word for word in words) is not acks
 
 
+@pytest.mark.parametrize("heard", ["ack b a1", "ack b a2", "ack b a1 2", "ack b a1' 1"])
+def test_once_it_has_that_payload_it_gets_the_open_rounds(heard):
+    """It may say nothing of round 1 for long: whoever is behind has nothing to offer."""
+    end = after(*COUNTED, "share", "down b", "up b round=1 digest=b1")
+    end.said()
+    words = end.do(heard)
+    served = words == ["b: payload a2 closed=1 counted=1:a1:b1"]
+    assert served is (heard == "ack b a1")
+    assert not end.edge().settled  # its disk does not say so yet
+    assert end.do("down b", "up b round=1 digest=b1")[1:] == [
+        "b: ack b1", "b: payload a1 closed=1 counted=1:a1:b1",
+    ]  # fmt: skip
+
+
 def test_it_gets_no_payload_that_it_holds():
     end = after(*COUNTED, "share", "down b", "dial b")
     assert end.do("hello b round=1 digest=b1 holds=a1")[0] == "b: ack b1"

@@ -298,6 +298,9 @@ class Neighborhood(Rounds):
             self._take_ack(edge, event.round, event.digest)
 
     def _take_ack(self, edge: Edge, round: int, digest: int) -> None:
+        if edge.helping and (round, digest) == (edge.counted.round, edge.counted.mine):
+            edge.helping = False
+            self._serve(edge)
         if round != self.round or self.round <= self.closed or not edge.stage.open:
             return
         if self.kept[round].digest == digest:

@@ -142,10 +142,14 @@ class Rounds:
             self._serve(edge)
 
     def _joins(self, edge: Edge) -> bool:
-        """Give an edge up whose ends are in different epochs. Returns whether it was."""
+        """Give an edge up whose ends are in different epochs. Returns whether it was.
+
+        The own payload goes out all the same: its header names the epoch to come to.
+        """
         offer, _ = edge.held[self.round]
         if not self.config.conserves or offer.epoch == self.epochs[self.round]:
             return False
+        self._serve(edge)
         self._give_up(edge)
         return True
 
