@@ -89,7 +89,7 @@ def test_strangers_are_turned_away_with_a_reason(mesh):
     import datetime
 
     past = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=9)
-    hello = [pb.Frame(hello=pb.Hello(version=2)).SerializeToString()]
+    hello = [pb.Frame(hello=pb.Hello(version=3)).SerializeToString()]
     strangers = {
         "expired": ([*here.issue(0, 1, past), own], "expired"),
         "foreign": ([*Authority.create(here.mesh, 5).issue(0, 5), own], "another authority"),
@@ -128,7 +128,7 @@ def test_a_neighbor_with_a_certificate_turns_hostile(mesh):
 
     def frames():
         yield pb.Frame(
-            hello=pb.Hello(version=2, run=s.run, vertex=bad, neighbor=victim, round=k, closed=k,
+            hello=pb.Hello(version=3, run=s.run, vertex=bad, neighbor=victim, round=k, closed=k,
                            agreement=agreement)
         ).SerializeToString()  # fmt: skip
         for i in range(1000):

@@ -46,10 +46,6 @@ MISTAKES: tuple[Mistake, ...] = (*EDGE, *ROUNDS, *WORDS, *PAYLOADS, *AGENT, *PAT
 # Rules whose mistake nobody can notice, and why: the text is there for the reader or for a shell
 # that does not keep its promises.
 EQUIVALENT: dict[str, str] = {
-    "who may have voted waits for the other end": (
-        "an edge is bound in the first round after a restart only, when nothing is known yet of "
-        "the neighbor's pace, so that its deadline is the ceiling anyway"
-    ),
     "a round is settled by the same payloads": (
         "other payloads of the same round are found by the comparison that follows, which says "
         "that the round is one-sided and settles it"

@@ -59,6 +59,21 @@ AGENT: tuple[Mistake, ...] = _in(
         "least = 1",
     ),
     (
+        "who begins late finds a run under way",
+        "            if any(edge.closed or edge.wants > 1 for edge in self.near.up()):",
+        "            if False:",
+    ),
+    (
+        "a run in its first round is not under way",
+        "if any(edge.closed or edge.wants > 1 for edge in self.near.up()):",
+        "if any(edge.closed or edge.wants > 0 for edge in self.near.up()):",
+    ),
+    (
+        "where a run is under way, the other neighbors get a moment",
+        "self._until = min(self._until, now + self.config.timing.reconnect_s)\n            if len(",
+        "self._until = now\n            if len(",
+    ),
+    (
         "a run begins without those that do not come",
         "            elif now >= self._until:\n                self._out.append(Note(\"starting",
         "            elif False:\n                self._out.append(Note(\"starting",
@@ -140,7 +155,7 @@ AGENT: tuple[Mistake, ...] = _in(
     ),
     (
         "a round that ends early without anybody, or fails, keeps the pace",
-        "self._rests = alone and now < self._begun + self._pace_s() and not",
+        "self._rests = alone and now < self.near.begun + self._pace_s() and not",
         "self._rests = False and not",
     ),
     (
@@ -299,8 +314,8 @@ AGENT: tuple[Mistake, ...] = _in(
     ("nobody is asked twice", "                if not edge.sought:", "                if True:"),
     (
         "once a payload is here, the others are not waited for long",
-        "            self._until = min(self._until, now + self.config.timing.reconnect_s)\n",
-        "            pass\n",
+        "        if sources:\n            self._until = min(",
+        "        if False:\n            self._until = min(",
     ),
     (
         "the others are waited for",
@@ -428,7 +443,22 @@ PATIENCE: tuple[Mistake, ...] = _in(
     ),
     (
         "a deadline is no shorter than the least",
-        "max(self._factor * self.usual_s, self._least_s)",
-        "self._factor * self.usual_s",
+        "max(self._factor * pace, self._least_s)",
+        "self._factor * pace",
+    ),
+    (
+        "what a neighbor says of its pace stands for what was not seen",
+        "self.told_s or self.own_s",
+        "self.own_s",
+    ),
+    (
+        "the own pace stands for one that is not known",
+        "self.told_s or self.own_s",
+        "self.told_s",
+    ),
+    (
+        "what was seen goes before what was said",
+        "pace = self.usual_s if self.known else self.told_s or self.own_s",
+        "pace = self.told_s or self.usual_s or self.own_s",
     ),
 )

@@ -102,6 +102,36 @@ EDGE = _in(
 ROUNDS = _in(
     "rounds.py",
     (
+        "in a run that begins all get the time to start",
+        "if self._together and not edge.patience.known:",
+        "if False:",
+    ),
+    (
+        "who was seen to be in time gets no more time to start",
+        "if self._together and not edge.patience.known:",
+        "if self._together:",
+    ),
+    (
+        "who comes later was not there when the run began",
+        "self._together or (round == 1 and not resumed)",
+        "True",
+    ),
+    (
+        "the time to start ends with the ceiling",
+        "until = max(until, min(late, self._shared_at + timing.ceiling_s))",
+        "until = max(until, late)",
+    ),
+    (
+        "the own pace is that of the round before, where no other is known",
+        "max(self._last_s, now - self.begun)",
+        "now - self.begun",
+    ),
+    (
+        "the own pace is that of the first round, where no other is known",
+        "max(self._last_s, now - self.begun)",
+        "self._last_s",
+    ),
+    (
         "after a restart an end is bound by the votes that it may have given",
         "Stage.BOUND if resumed else Stage.IDLE",
         "Stage.IDLE",

@@ -113,6 +113,21 @@ WORDS: tuple[Mistake, ...] = _in(
         "edge.wants = max(hello.round, hello.closed)",
     ),
     (
+        "who has finished looks for no model any more",
+        "edge.done, edge.seeking = True, False",
+        "edge.done = True",
+    ),
+    (
+        "a Hello says how fast its sender is",
+        "            pace_s=self.own_pace.usual_s,\n",
+        "",
+    ),
+    (
+        "how fast a neighbor is, is taken from its Hello",
+        "        edge.patience.told_s = hello.pace_s\n",
+        "",
+    ),
+    (
         "a Hello says whether its sender has finished",
         "        edge.done = hello.done\n",
         "",

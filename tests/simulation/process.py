@@ -107,7 +107,7 @@ class Process:
     """One life of an agent.
 
     ends: open connections by link. current: the newest by neighbor. told: the last round that a
-    neighbor said, in this life of both, to have ended. fuse: effects until a crash. waited:
+    neighbor said, in this life of both, to have ended. fuse: effects until a crash. untried: it has not trained yet. waited:
     neighbors that a deadline was for, with nothing under way on a whole connection to them.
     left_out: by neighbor, rounds on a connection in which it was sent nothing.
     """
@@ -140,6 +140,7 @@ class Process:
         "rings",
         "tick_at",
         "told",
+        "untried",
         "vertex",
         "waited",
         "world",
@@ -167,6 +168,7 @@ class Process:
         self.ready: State | None = None
         self.lies = world.plan.liar == host.vertex
         self.notes = 0
+        self.untried = True
         self.life = host.lives
         self.core = world.make(host.config, self.clock(), **host.disk.read())
 
@@ -443,6 +445,8 @@ class Process:
             )
             event = Trained()
         seconds = host.pace.train_s * (0.9 + 0.2 * world.random())
+        if self.untried:
+            seconds, self.untried = seconds + world.plan.first_s, False
         world.push(world.now + seconds, self.answer, event, None)
 
     def _journal(self, effect: Journal) -> None:

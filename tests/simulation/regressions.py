@@ -32,6 +32,10 @@ _AGAIN_AND_AGAIN = (
     "an agent that had lost its disk rested alone after it began again, fell behind meanwhile, and "
     "so began again and again"
 )
+_SEEKS_NO_MORE = (
+    "an agent that had begun again from a final model, and so had finished, was taken for one that "
+    "still looks for a model: whoever asked it asked again at each answer, and took none"
+)
 _BREAKS_OFF = "both ends waited for a payload that had arrived damaged"
 _HELPS_FOR_EVER = (
     "whoever had been sent again the payload of a round that it then counted was sent nothing else "
@@ -64,4 +68,5 @@ REGRESSIONS = (
     (1224, "loss", _HELPS_FOR_EVER),
     (2154, "loss", _OTHER_EPOCH),
     (2243, "memory", _OTHER_EPOCH),
+    (77367, "long", _SEEKS_NO_MORE),
 )

@@ -101,6 +101,8 @@ def fields_from(said: list[str]) -> dict[str, Any]:
         elif key == "counted":
             r, mine, yours = value.split(":")
             found[key] = Counted(int(r), digest(mine), digest(yours))
+        elif key == "pace_s":
+            found[key] = float(value)
         else:
             found[key] = int(value) if value else True
     return found

@@ -104,7 +104,7 @@ class Victim:
 
 
 def hello():
-    return pb.Frame(hello=pb.Hello(version=2, run="r", vertex=1, neighbor=0, closed=4))
+    return pb.Frame(hello=pb.Hello(version=3, run="r", vertex=1, neighbor=0, closed=4))
 
 
 def edited(frame, **fields):

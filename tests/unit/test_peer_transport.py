@@ -170,7 +170,7 @@ class Caller:
 
 
 def hello(**changes):
-    fields = {"version": 2, "run": "r", "vertex": 0, "neighbor": 1, "agreement": AGREEMENT}
+    fields = {"version": 3, "run": "r", "vertex": 0, "neighbor": 1, "agreement": AGREEMENT}
     return pb.Hello(**(fields | changes))
 
 
@@ -212,7 +212,7 @@ def test_the_hello_says_who_and_where_one_is():
     with Peer(1, (0,), closed=4) as b:
         with Caller(b.address) as caller:
             found = caller.hear("hello")
-        assert (found.version, found.run, found.vertex, found.neighbor) == (2, "r", 1, 0)
+        assert (found.version, found.run, found.vertex, found.neighbor) == (3, "r", 1, 0)
         assert dict(found.agreement) == AGREEMENT
         assert (found.round, found.digest, found.closed) == (0, 0, 4)
 
@@ -221,7 +221,7 @@ def test_the_hello_says_who_and_where_one_is():
     ("changes", "reason", "text"),
     [
         ({"version": 1}, pb.Refusal.AGREEMENT, "neighbor 0 speaks version 1 of the protocol, exp"),
-        ({"version": 3}, pb.Refusal.AGREEMENT, "neighbor 0 speaks version 3 of the protocol, exp"),
+        ({"version": 4}, pb.Refusal.AGREEMENT, "neighbor 0 speaks version 4 of the protocol, exp"),
         ({"version": 0}, pb.Refusal.AGREEMENT, "neighbor 0 speaks version 0"),
         (
             {"vertex": 2},

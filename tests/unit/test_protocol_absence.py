@@ -439,3 +439,14 @@ def test_an_epoch_outlives_the_process_and_so_does_a_loss():
     end = after("share", "payload b1 ack=a1", "release b 1", "combined", conserves=True)
     again = end.reborn(2)
     assert again.do("up b closed=1")[-1] == f"train 2 epoch {epoch(2)}"
+
+
+def test_a_neighbor_that_has_finished_is_asked_though_it_looked_for_a_model_before():
+    """It began again from a final model, and so has finished; now it has one to give."""
+    end = End()
+    end.do("seek b", "bye b done", "trained")
+    assert end.phase == "rejoining"
+    end.said()
+    assert end.do("offer b51 final closed=50") == ["b: reserve b51"]
+    end.do("whole b51 final closed=50")
+    assert end.phase == "combining"

@@ -1,5 +1,7 @@
 """How long one end waits for another, and what ends the wait."""
 
+from dataclasses import replace
+
 import pytest
 
 from flower_dhb.peer.protocol.edge import Stage
@@ -241,3 +243,87 @@ def test_no_time_is_lost_with_a_neighbor_that_has_ended_the_round_before():
     assert end.do("journaled") == ["free 1"]
     assert end.edge().stage is Stage.LOST
     assert end.do("wait 2") == ["combine 3: nobody"]
+
+
+# --- before a pace is known ---------------------------------------------------------------------
+
+
+def begun(seconds, *steps, **made):
+    """An end whose first round took so many seconds to train, and has been shared."""
+    end = End(**made)
+    end.do(f"wait {seconds}", "share", *steps)
+    return end
+
+
+def test_in_a_run_that_begins_all_get_the_time_to_start():
+    """A first step may take long: whoever has loaded its libraries waits for who has not."""
+    end = begun(5.0)
+    assert left(end) == pytest.approx(CEILING)  # which comes before 200 + 15 - 5
+    short = begun(5.0, timing=replace(TIMING, start_s=30.0))
+    assert left(short) == pytest.approx(30.0 + 15.0 - 5.0)
+
+
+def test_once_the_run_has_begun_it_is_the_own_pace():
+    """Nothing is known of the neighbor; 3 times 5 s, and half of it for each miss."""
+    end = begun(5.0, timing=replace(TIMING, start_s=0.0))
+    assert left(end) == pytest.approx(15.0 - 5.0 + 5.0)
+    end.do("wait 15", "next", "wait 1", "share")
+    assert left(end) == pytest.approx(3 * 20.0 / 2)  # the round before took 20 s
+
+
+def test_once_two_rounds_in_a_row_were_seen_it_is_theirs():
+    end = begun(5.0, "payload b1 + ack=a1", "next", "wait 2", "share")
+    assert left(end) == pytest.approx(CEILING)  # still coming together
+    end.do("payload b2 + ack=a2", "next", "share")
+    assert left(end) == pytest.approx(6.0)
+
+
+def test_who_comes_late_gets_no_time_to_start_from_those_that_run():
+    """The others have shared many rounds when it greets: it is waited for by their own pace."""
+    end = End(neighbors="bc", timing=replace(TIMING, start_s=1.0), connected=False)
+    end.do("up b", "wait 30")
+    for k in range(1, 6):
+        end.do("wait 2", "share", f"payload b{k} + ack=a{k}", "next")
+    end.do("up c", "wait 2", "share", "payload b6 + ack=a6")
+    assert left(end) == pytest.approx(6.0 / 2 ** end.edge("c").patience.misses)
+    assert end.edge("c").patience.misses <= 1
+
+
+def test_what_a_neighbor_says_of_its_pace_is_believed_until_it_was_seen():
+    end = End(connected=False, timing=replace(TIMING, start_s=0.0))
+    end.do("up b pace_s=7", "share")
+    assert left(end) == pytest.approx(21.0)
+    end.do("payload b1 + ack=a1", "next", "wait 2", "share", "payload b2 + ack=a2", "next", "share")
+    assert left(end) == pytest.approx(6.0)
+    liar = End(connected=False, timing=replace(TIMING, start_s=0.0))
+    liar.do("up b pace_s=100000", "share")
+    assert left(liar) == pytest.approx(CEILING)
+
+
+def test_the_pace_is_told():
+    end = at_pace(2.0)
+    end.do("down b", "dial b")
+    assert "pace_s=2.0" in end.said()[-1]
+
+
+# --- a run that is under way --------------------------------------------------------------------
+
+
+def test_who_begins_late_waits_a_moment_only_for_those_that_are_not_there():
+    end = End(neighbors="bc", connected=False)
+    end.do("up b round=1 digest=b1", "wait 10")
+    assert end.said()[-1:] != ["train 1"]  # its first round: that may be the start of all
+    assert end.phase == "connecting"
+    end.do("offer b2 closed=1")
+    assert end.agent.next_deadline() - end.now == pytest.approx(RECONNECT)
+    end.do(f"wait {RECONNECT - 1}")
+    assert end.phase == "connecting"
+    assert end.do("wait 1") == ["train 2"]
+
+
+def test_who_begins_late_is_not_held_up_once_all_are_there():
+    end = End(neighbors="bc", connected=False)
+    end.do("up b closed=3")
+    assert end.phase == "connecting"
+    end.do("up c")
+    assert end.phase == "training"

@@ -113,7 +113,6 @@ class Agent:
         self._planned = 0
         self._label = 0
         self._early_shared = False
-        self._begun = now
         self._until = now  # of whatever the phase waits for
         self._rests = False
         self._failures = 0
@@ -182,7 +181,7 @@ class Agent:
         if self.phase in (Phase.CONNECTING, Phase.REJOINING, Phase.LINGERING):
             times.append(self._until)
         elif self.phase is Phase.WAITING:
-            at = self._begun + self._pace_s() if self._rests else self.near.decided_at()
+            at = self.near.begun + self._pace_s() if self._rests else self.near.decided_at()
             if at is not None:
                 times.append(at)
         return min(times, default=None)
@@ -217,7 +216,7 @@ class Agent:
         if self._resumes is not None:
             found, self._resumes = self._resumes, None
             self._label, self._planned = found["round"], found["trained_as"]
-            self._begun = now
+            near.begun = now
             near.share(self._label, now, resumed=True)
             if found["early"]:
                 self._train(now, shared=True)
@@ -336,9 +335,12 @@ class Agent:
 
     def _progress(self, now: float) -> None:
         if self.phase is Phase.CONNECTING:
-            # Whoever comes back finds a run under way: one neighbor is enough to go on.
+            # Whoever comes back finds a run under way: one neighbor is enough to go on. Whoever
+            # begins late may find one too: the other neighbors get a moment to connect.
             missing = [j for j, edge in self.edges.items() if not edge.up]
             least = 1 if self.closed else len(self.edges)
+            if any(edge.closed or edge.wants > 1 for edge in self.near.up()):
+                self._until = min(self._until, now + self.config.timing.reconnect_s)
             if len(self.edges) - len(missing) >= least:
                 self._next(now)
             elif now >= self._until:
@@ -362,7 +364,7 @@ class Agent:
             self._rests = False
             return
         alone = not (open_here and any(edge.agreed for edge in edges))
-        self._rests = alone and now < self._begun + self._pace_s() and not self._falls_back(now)
+        self._rests = alone and now < self.near.begun + self._pace_s() and not self._falls_back(now)
         if self._rests:
             return
         if open_here:
@@ -389,7 +391,7 @@ class Agent:
         if self.closed >= self.config.rounds:
             self.phase = Phase.FINISHING  # once the last round is on the disk
             return
-        self._begun = now
+        self.near.begun = now
         target = self.near.target(now)
         if self._absent(target):
             self._seek(now)
@@ -445,7 +447,7 @@ class Agent:
         """Ask for the payloads of those that are ahead."""
         self.phase, self._until = Phase.REJOINING, now + self.config.timing.ceiling_s
         self.near.seeking = True
-        self._begun = now
+        self.near.begun = now
         for edge in self.near.up():
             self._out.append(Send(edge.link, Seek()))
             edge.sought = True

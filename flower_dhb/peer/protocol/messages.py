@@ -60,7 +60,8 @@ class Hello:
     it has ended. counted: the last in which this edge counted for it. holds: digest of the
     receiver's payload of `round` that it has acknowledged, 0 if none. doubts: rounds that it
     gave up after its acknowledgment, and knows no more of. one_sided: rounds that are known
-    to count at one end only. done: it has ended its last round. epoch: of its memory.
+    to count at one end only. done: it has ended its last round. epoch: of its memory. pace_s: usual
+    seconds of its rounds, 0 if it has none yet.
     """
 
     round: int = 0
@@ -72,6 +73,7 @@ class Hello:
     one_sided: tuple[int, ...] = ()
     done: bool = False
     epoch: int = 0
+    pace_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

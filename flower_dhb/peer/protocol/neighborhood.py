@@ -83,6 +83,7 @@ class Neighborhood(Rounds):
             one_sided=tuple(record["one_sided"]) if record is not None else (),
             done=self.final is not None,
             epoch=told.epoch,
+            pace_s=self.own_pace.usual_s,
         )
 
     def greeted(self, edge: Edge, event: Greeted, now: float) -> None:
@@ -96,6 +97,7 @@ class Neighborhood(Rounds):
         self._forget(edge, hello)
         edge.closed, edge.shares, edge.digest = hello.closed, hello.round, hello.digest
         edge.done = hello.done
+        edge.patience.told_s = hello.pace_s
         self._see_epoch(hello.epoch)
         if edge.anchor is None:  # first contact: whoever begins late finds a run under way
             edge.anchor = (edge.wants, now)
@@ -343,7 +345,7 @@ class Neighborhood(Rounds):
     def left(self, edge: Edge, event: Left, now: float) -> None:
         """The neighbor said goodbye."""
         if event.done:
-            edge.done = True
+            edge.done, edge.seeking = True, False
             rounds = self.config.rounds
             self._learn(edge, rounds, edge.shares, 0, event.counted)
             edge.closed = edge.wants = rounds

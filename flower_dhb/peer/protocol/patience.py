@@ -15,12 +15,15 @@ class Patience:
     """The deadline for one neighbor's payload, in seconds after one's own was sent.
 
     It is `factor` times the median time of the neighbor's recent rounds, at least
-    `least_s` and at most `ceiling_s`; `ceiling_s` while nothing is known. A neighbor
+    `least_s` and at most `ceiling_s`. Before two rounds in a row were seen, what the neighbor
+    says of its pace stands for it, or else one's own; only without any of these it is the
+    ceiling. A neighbor
     that misses it gets half the time in the next round. Being in time halves the count of
     misses, so one slip is forgiven at once, and a neighbor that is in time now and then
     only does not make each of its appearances expensive.
 
-    usual_s: median seconds of the neighbor's recent rounds, 0 if nothing is known.
+    usual_s: median seconds of the neighbor's recent rounds, 0 if nothing is known. told_s: what
+    it said of that itself, 0 for nothing. own_s: seconds of one's own rounds, 0 if unknown.
     """
 
     def __init__(self, *, factor: float, least_s: float, ceiling_s: float) -> None:
@@ -29,17 +32,23 @@ class Patience:
         self._ceiling_s = ceiling_s
         self._times: deque[float] = deque(maxlen=_WINDOW)
         self._last: tuple[int, float] | None = None
-        self.usual_s = 0.0
+        self.usual_s = self.told_s = self.own_s = 0.0
         self.misses = 0
+
+    @property
+    def known(self) -> bool:
+        """Whether the neighbor's pace was seen."""
+        return bool(self._times)
 
     @property
     def deadline_s(self) -> float:
         """Seconds to wait in the next round."""
         if self.misses > _MISSES_TO_NOTHING:
             return 0.0
+        pace = self.usual_s if self.known else self.told_s or self.own_s
         usual = self._ceiling_s
-        if self._times:
-            usual = min(max(self._factor * self.usual_s, self._least_s), self._ceiling_s)
+        if self.known or pace > 0.0:
+            usual = min(max(self._factor * pace, self._least_s), self._ceiling_s)
         return float(usual * 0.5**self.misses)
 
     def arrived(self, round: int, now: float) -> None:

@@ -55,7 +55,7 @@ class Rounds:
     """The edges of an agent, its open round, and its own payloads that may be asked for.
 
     round: the label of the payload that is shared now, or was last. closed: the last round
-    that has ended. out: where effects go. epoch_seen: the newest epoch that anybody has named.
+    that has ended. begun: when the present round began. out: where effects go. epoch_seen: the newest epoch that anybody has named.
     """
 
     def __init__(self, config: Config, out: list[Effect], now: float) -> None:
@@ -73,6 +73,7 @@ class Rounds:
         self.own_pace = Patience(factor=1.0, least_s=0.0, ceiling_s=timing.ceiling_s)
         self.round = self.closed = 0
         self.epoch = self.epoch_seen = 0
+        self.begun = now
         self.seeking = False
         self.final: Payload | None = None
         self.kept: dict[int, Payload] = {}
@@ -83,6 +84,9 @@ class Rounds:
         self._told_edges: Mapping[int, Mapping[str, Any]] = {}
         self._shared_at = now
         self._resumes_until = now
+        self._starts_until = now + timing.start_s
+        self._together = False  # it was there when the run began, and has not begun again
+        self._last_s = 0.0  # of the round before
 
     # --- what the disk holds ----------------------------------------------------------
 
@@ -128,7 +132,10 @@ class Rounds:
         self.round, self._shared_at = round, now
         if resumed:
             self._resumes_until = now + self.config.timing.resume_s
+        self._together = self._together or (round == 1 and not resumed)
+        own_s = self.own_pace.usual_s or max(self._last_s, now - self.begun)
         for edge in self.edges.values():
+            edge.patience.own_s = own_s
             for old in [r for r in edge.held if r < round]:
                 del edge.held[old]
             edge.stage = Stage.BOUND if resumed else Stage.IDLE
@@ -160,7 +167,11 @@ class Rounds:
         timing = self.config.timing
         bound = edge.stage in (Stage.BOUND, Stage.VOTED)  # not ours alone to give up
         limit_s = timing.ceiling_s if bound else edge.patience.deadline_s
-        left = self._shared_at + limit_s - now
+        until = self._shared_at + limit_s
+        if self._together and not edge.patience.known:
+            late = self._starts_until + limit_s
+            until = max(until, min(late, self._shared_at + timing.ceiling_s))
+        left = until - now
         if not edge.up:
             back = max(edge.down_since, self._shared_at) if bound else edge.down_since
             until = back + timing.reconnect_s
@@ -197,6 +208,7 @@ class Rounds:
             edge.held.pop(round, None)
         self.closed = round
         self.own_pace.arrived(round, now)
+        self._last_s = now - self.begun
         return used
 
     def skip(self, round: int) -> None:

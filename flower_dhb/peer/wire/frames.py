@@ -32,7 +32,7 @@ __all__ = [
     "relabel",
 ]
 
-VERSION = 2
+VERSION = 3
 # Measured best on loopback, of 64 KiB to 4 MiB (docs/benchmarks.md).
 CHUNK_BYTES = 1024 * 1024
 # A payload up to this size travels inside its header's frame: one message, not two.

@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Frame(_message.Message):
-    __slots__ = ("hello", "header", "chunk", "ack", "refusal", "goodbye", "release", "heartbeat", "seek")
+    __slots__ = ("hello", "header", "chunk", "ack", "refusal", "goodbye", "release", "heartbeat", "seek", "receipt")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     HEADER_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
@@ -17,6 +17,7 @@ class Frame(_message.Message):
     RELEASE_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     SEEK_FIELD_NUMBER: _ClassVar[int]
+    RECEIPT_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     header: Header
     chunk: bytes
@@ -26,10 +27,11 @@ class Frame(_message.Message):
     release: Release
     heartbeat: Heartbeat
     seek: Seek
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., header: _Optional[_Union[Header, _Mapping]] = ..., chunk: _Optional[bytes] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., seek: _Optional[_Union[Seek, _Mapping]] = ...) -> None: ...
+    receipt: Receipt
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., header: _Optional[_Union[Header, _Mapping]] = ..., chunk: _Optional[bytes] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., seek: _Optional[_Union[Seek, _Mapping]] = ..., receipt: _Optional[_Union[Receipt, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("version", "run", "vertex", "neighbor", "agreement", "round", "closed", "done", "digest", "counted", "holds", "doubts", "one_sided", "epoch")
+    __slots__ = ("version", "run", "vertex", "neighbor", "agreement", "round", "closed", "done", "digest", "counted", "holds", "doubts", "one_sided", "epoch", "pace_s")
     class AgreementEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -51,6 +53,7 @@ class Hello(_message.Message):
     DOUBTS_FIELD_NUMBER: _ClassVar[int]
     ONE_SIDED_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
+    PACE_S_FIELD_NUMBER: _ClassVar[int]
     version: int
     run: str
     vertex: int
@@ -65,7 +68,8 @@ class Hello(_message.Message):
     doubts: _containers.RepeatedScalarFieldContainer[int]
     one_sided: _containers.RepeatedScalarFieldContainer[int]
     epoch: int
-    def __init__(self, version: _Optional[int] = ..., run: _Optional[str] = ..., vertex: _Optional[int] = ..., neighbor: _Optional[int] = ..., agreement: _Optional[_Mapping[str, str]] = ..., round: _Optional[int] = ..., closed: _Optional[int] = ..., done: bool = ..., digest: _Optional[int] = ..., counted: _Optional[_Union[Counted, _Mapping]] = ..., holds: _Optional[int] = ..., doubts: _Optional[_Iterable[int]] = ..., one_sided: _Optional[_Iterable[int]] = ..., epoch: _Optional[int] = ...) -> None: ...
+    pace_s: float
+    def __init__(self, version: _Optional[int] = ..., run: _Optional[str] = ..., vertex: _Optional[int] = ..., neighbor: _Optional[int] = ..., agreement: _Optional[_Mapping[str, str]] = ..., round: _Optional[int] = ..., closed: _Optional[int] = ..., done: bool = ..., digest: _Optional[int] = ..., counted: _Optional[_Union[Counted, _Mapping]] = ..., holds: _Optional[int] = ..., doubts: _Optional[_Iterable[int]] = ..., one_sided: _Optional[_Iterable[int]] = ..., epoch: _Optional[int] = ..., pace_s: _Optional[float] = ...) -> None: ...
 
 class Counted(_message.Message):
     __slots__ = ("round", "mine", "yours")
@@ -182,6 +186,14 @@ class Goodbye(_message.Message):
 class Heartbeat(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class Receipt(_message.Message):
+    __slots__ = ("bytes", "clock_us")
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    CLOCK_US_FIELD_NUMBER: _ClassVar[int]
+    bytes: int
+    clock_us: int
+    def __init__(self, bytes: _Optional[int] = ..., clock_us: _Optional[int] = ...) -> None: ...
 
 class StatusRequest(_message.Message):
     __slots__ = ("sketch",)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from flower_dhb.peer.protocol.messages import (
     Ack,
     Counted,
@@ -38,6 +40,7 @@ def frame_of(message: Message) -> pb.Frame:
                     one_sided=message.one_sided,
                     done=message.done,
                     epoch=message.epoch,
+                    pace_s=message.pace_s,
                 )
             )
         case Ack():
@@ -66,6 +69,7 @@ def hello_of(found: pb.Hello) -> Hello:
         one_sided=tuple(found.one_sided),
         done=found.done,
         epoch=found.epoch,
+        pace_s=found.pace_s if 0.0 <= found.pace_s < math.inf else 0.0,
     )
 
 
