@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
 from flower_dhb.errors import ConfigError
 
-__all__ = ["installed", "needs_extra"]
+__all__ = ["EXTRAS", "installed", "load", "needs_extra"]
+
+# The extra that installs a library, for all libraries that the package can do without.
+EXTRAS = {
+    "cryptography": "peer",
+    "cvxpy": "fdla",
+    "google": "peer",
+    "grpc": "peer",
+    "matplotlib": "plot",
+    "networkx": "graphs",
+    "prometheus_client": "peer",
+    "psutil": "simulation",
+    "ray": "simulation",
+    "scipy": "graphs",
+    "sklearn": "engine",
+    "tomli_w": "peer",
+    "torch": "engine",
+    "torchvision": "vision",
+}
 
 
 def needs_extra(what: str, extra: str) -> ConfigError:
@@ -20,3 +40,14 @@ def installed(*libraries: str) -> bool:
         return all(find_spec(library) is not None for library in libraries)
     except (ImportError, ValueError):
         return False
+
+
+def load(library: str, what: str) -> Any:
+    """A library that an extra installs.
+
+    what: what needs it, for the error. Raises ConfigError that names the extra if it is not
+    installed.
+    """
+    if not installed(library):
+        raise needs_extra(what, EXTRAS[library.partition(".")[0]])
+    return import_module(library)

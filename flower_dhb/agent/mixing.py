@@ -5,34 +5,32 @@ arithmetic is the time to move its vectors through memory. Working on blocks kee
 intermediate result in the cache: each input is read once, each output written once.
 
 A rule is elementwise. One that declares to be linear is probed with unit vectors, and what
-it does to each of its inputs is then one scaled addition (BLAS axpy) into a block that is
-used again and again. Every other rule is called itself, block by block.
+it does to each of its inputs is then one scaled addition into a block that is used again and
+again. Every other rule is called itself, block by block.
+
+A scaled addition is a product and a sum, each rounded once, and never fused: the same
+payloads give the same bits on every processor and with every NumPy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg.blas import daxpy, saxpy
 
 from flower_dhb.algorithms.base import Algorithm
 from flower_dhb.types import Payload, State
 
 __all__ = ["BLOCK", "combine", "convex", "convex_rows", "weighted_sum"]
 
-# Elements per block: 512 KiB of float32, measured best of 8 thousand to 512 thousand
+# Elements per block: 256 KiB of float32, measured best of 8 thousand to 128 thousand
 # elements (benchmarks/mixing.py). A few blocks are alive at once: all extra memory is
 # below one million elements, however large the model.
-BLOCK = 2**17
-
-_LANES = 64  # elements; a multiple of what any BLAS kernel takes at a time
-
-_AXPY = {np.dtype(np.float32): saxpy, np.dtype(np.float64): daxpy}
+BLOCK = 2**16
 
 _PARAMETERS, _TRAINED = "parameters", "trained"
 _NEGLIGIBLE = 1e-12  # coefficients are sums of a few products of numbers near 1, in float64
@@ -198,33 +196,11 @@ def _sum_into(target: Block, terms: list[Term]) -> None:
         rest = rest[1:]
     else:
         np.multiply(a, first, out=target)
-    # BLAS adds in place only to what lies in memory as it expects; anything else it would
-    # copy, and the sum be lost.
-    axpy = _AXPY.get(target.dtype) if target.flags.c_contiguous else None
-    if axpy is None:
+    if rest:
+        term = np.empty_like(target)
         for coefficient, block in rest:
-            target += coefficient * block
-        return
-    body = len(target) - len(target) % _LANES
-    for coefficient, block in rest if body else ():
-        axpy(block[:body], target[:body], a=coefficient)
-    if body < len(target) and rest:
-        _add_end(target[body:], [(coefficient, block[body:]) for coefficient, block in rest], axpy)
-
-
-def _add_end(end: Block, terms: list[Term], axpy: Callable[..., object]) -> None:
-    """The last elements, filled up to a whole vector register.
-
-    Some BLAS kernels round the elements that do not fill one in another way. Where an element
-    lies in its vector must not change its value: models are flattened in several orders.
-    """
-    size = len(end)
-    total, term = np.zeros((2, _LANES), end.dtype)
-    total[:size] = end
-    for coefficient, block in terms:
-        term[:size] = block
-        axpy(term, total, a=coefficient)
-    end[:] = total[:size]
+            np.multiply(block, coefficient, out=term)
+            np.add(target, term, out=target)
 
 
 def _part_of(state: State, output: str, part: slice) -> Block:

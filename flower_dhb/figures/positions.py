@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, TypeAlias
 
-import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
+
+from flower_dhb.extras import load
 
 if TYPE_CHECKING:
     from flower_dhb.topology.graph import Topology
@@ -118,7 +119,9 @@ _PLANS: dict[str, Plan] = {
 def _free(topology: Topology) -> Places:
     """A drawing by distances in the graph, then loosened where things are too close."""
     n = topology.n_agents
-    graph: nx.Graph[int] = nx.empty_graph(n)
+    load("scipy", what := "a drawing of a graph without a form")  # networkx lays out with it
+    nx = load("networkx", what)
+    graph = nx.empty_graph(n)
     graph.add_edges_from(topology.edges)
     if n > _CAREFUL_UP_TO:
         return _array(nx.spring_layout(graph, seed=0))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
-from typing import Final
+from typing import Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,8 @@ from flower_dhb.topology.graph import Topology, digest_of
 from flower_dhb.topology.weights import WEIGHTS, Matrix
 
 __all__ = ["DirectedTopology", "parse_topology"]
+
+Edges: TypeAlias = Sequence[tuple[int, int]]
 
 _KINDS = ("directed-ring", "directed-exponential")
 
@@ -57,7 +59,7 @@ class DirectedTopology:
         matrix = np.eye(n)
         senders, receivers = np.array(self.edges).T
         matrix[receivers, senders] = 1.0
-        if not _strongly_connected(matrix):
+        if not _strongly_connected(self.edges, n):
             raise GraphError(
                 f"{name}: not strongly connected: some agents never hear of others; add edges back"
             )
@@ -158,8 +160,18 @@ def parse_topology(spec: str, weights: str = "metropolis") -> Topology | Directe
     return build(int(size))
 
 
-def _strongly_connected(matrix: Matrix) -> bool:
-    from scipy.sparse import csr_array
-    from scipy.sparse.csgraph import connected_components
+def _strongly_connected(edges: Edges, n: int) -> bool:
+    """Whether agent 0 reaches all others, and they reach it."""
+    return all(_reached(way, n) == n for way in (edges, [(b, a) for a, b in edges]))
 
-    return int(connected_components(csr_array(matrix), connection="strong")[0]) == 1
+
+def _reached(edges: Edges, n: int) -> int:
+    receivers: list[list[int]] = [[] for _ in range(n)]
+    for sender, receiver in edges:
+        receivers[sender].append(receiver)
+    seen, rest = {0}, [0]
+    while rest:
+        new = [v for v in receivers[rest.pop()] if v not in seen]
+        seen.update(new)
+        rest += new
+    return len(seen)

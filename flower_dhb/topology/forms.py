@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
-import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
 
 from flower_dhb.errors import GraphError
+from flower_dhb.extras import load
 from flower_dhb.topology.weights import Ends
 
 __all__ = [
@@ -129,6 +129,7 @@ def random_regular(n: int, degree: int, seed: int) -> Plan:
             f"got n = {n}, degree = {degree}"
         )
     check_size("random_regular", n, n * degree // 2)
+    nx = load("networkx", "a 'random-regular' graph")
     graph = nx.random_regular_graph(degree, n, seed=seed)
     return _plan("random-regular", (n, degree), _ends(graph))
 
@@ -142,6 +143,7 @@ def small_world(n: int, k: int, p: float, seed: int) -> Plan:
             f"got n = {n}, k = {k}"
         )
     check_size("small_world", n, n * k // 2)
+    nx = load("networkx", "a 'small-world' graph")
     graph = nx.watts_strogatz_graph(n, k, p, seed=seed)
     return _plan("small-world", (n, k), _ends(graph))
 
@@ -244,8 +246,5 @@ def _hops(n: int, hops: Iterable[int]) -> Ends:
     return np.vstack([np.column_stack([vertices, (vertices + hop) % n]) for hop in hops])
 
 
-_Graph: TypeAlias = "nx.Graph[Any]"
-
-
-def _ends(graph: _Graph) -> Ends:
+def _ends(graph: Any) -> Ends:
     return np.array(list(graph.edges()), dtype=np.int64).reshape(-1, 2)

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Hashable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import networkx as nx
 import numpy as np
 
 from flower_dhb.errors import GraphError
 from flower_dhb.topology.forms import Plan, check_size
 from flower_dhb.topology.weights import EdgeWeights, Ends, given_edge_weights, parts_of
 
+if TYPE_CHECKING:
+    import networkx as nx
+
 __all__ = [
     "check_connected",
     "pairs",
     "plan_of_adjacency",
     "plan_of_edges",
+    "plan_of_labels",
     "plan_of_networkx",
     "weights_of_networkx",
 ]
@@ -46,12 +50,13 @@ def plan_of_edges(edges: Iterable[Any]) -> Plan:
         labels = list(dict.fromkeys(label for edge in listed for label in edge))
     except TypeError as problem:
         raise GraphError(f"a vertex is a number, a text or a tuple of them: {problem}") from None
-    return _plan(labels, listed)
+    return plan_of_labels(labels, listed)
 
 
 def plan_of_networkx(graph: nx.Graph[Any]) -> Plan:
     """Vertices and edges of a networkx graph; attributes are not looked at."""
-    if not isinstance(graph, nx.Graph):
+    known = sys.modules.get("networkx")  # whoever has a graph of it has loaded it
+    if known is None or not isinstance(graph, known.Graph):
         raise GraphError(
             f"a topology is made of a networkx graph, got {type(graph).__name__}; for pairs of "
             "vertices use Topology.from_edges, for a text such as 'ring:8' Topology.parse"
@@ -59,7 +64,7 @@ def plan_of_networkx(graph: nx.Graph[Any]) -> Plan:
     if graph.is_directed():
         raise GraphError("a communication graph is undirected; got a directed graph")
     check_size("graph", graph.number_of_nodes(), graph.number_of_edges())
-    return _plan(list(graph.nodes()), list(graph.edges()))
+    return plan_of_labels(list(graph.nodes()), list(graph.edges()))
 
 
 def weights_of_networkx(graph: nx.Graph[Any], plan: Plan, attribute: str) -> EdgeWeights:
@@ -117,7 +122,7 @@ def plan_of_adjacency(matrix: Any, labels: Sequence[Hashable] | None = None) -> 
     check_size("adjacency matrix", n, int(np.count_nonzero(adjacency)) // 2)
     names = list(range(n)) if labels is None else list(labels)
     ends = np.argwhere(np.triu(adjacency)).tolist()
-    return _plan(names, [(names[i], names[j]) for i, j in ends])
+    return plan_of_labels(names, [(names[i], names[j]) for i, j in ends])
 
 
 def check_connected(plan: Plan) -> None:
@@ -140,8 +145,8 @@ def sorted_ends(plan: Plan) -> Ends:
     return np.column_stack(np.divmod(keys, n)).astype(np.int64)
 
 
-def _plan(labels: list[Any], edges: list[tuple[Any, Any]]) -> Plan:
-    """Vertices in order, and edges by vertex."""
+def plan_of_labels(labels: list[Any], edges: list[tuple[Any, Any]]) -> Plan:
+    """Graph of all labels, each once, and pairs of them; vertices are in the labels' order."""
     if not labels:
         raise GraphError("the communication graph is empty: it has no vertex")
     for a, b, *_ in edges:

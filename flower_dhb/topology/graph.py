@@ -6,13 +6,13 @@ import hashlib
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
 
 from flower_dhb.errors import GraphError, unknown
+from flower_dhb.extras import load
 from flower_dhb.topology import forms
 from flower_dhb.topology.files import read_graph
 from flower_dhb.topology.forms import FORMS, Plan
@@ -21,12 +21,16 @@ from flower_dhb.topology.given import (
     pairs,
     plan_of_adjacency,
     plan_of_edges,
+    plan_of_labels,
     plan_of_networkx,
     sorted_ends,
     weights_of_networkx,
 )
 from flower_dhb.topology.spectrum import all_eigenvalues, extreme_eigenvalues
 from flower_dhb.topology.weights import Matrix, Weights, edge_weights
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 __all__ = ["Topology", "digest_of"]
 
@@ -66,7 +70,7 @@ class Topology:
         self.edges: Final[tuple[tuple[int, int], ...]] = tuple((a, b) for a, b in ends.tolist())
         self._group = plan.group
         self._weights = edge_weights(len(plan.labels), ends, weights, plan.group)
-        self._rows = self._weights.sparse()
+        self._rows = self._weights.rows()
 
     # --- builders -------------------------------------------------------------------
 
@@ -203,9 +207,9 @@ class Topology:
         networkx and use `from_networkx`. Raises GraphError that names the file.
         """
         path = Path(path)
-        graph = read_graph(path)
+        labels, edges = read_graph(path)
         try:
-            return cls(graph, weights, name=path.stem)
+            return cls(plan_of_labels(labels, edges), weights, name=path.stem)
         except GraphError as error:
             raise GraphError(f"{path}: {error}") from None
 
@@ -231,7 +235,7 @@ class Topology:
         """
         found = _read(spec)
         if found is None:
-            return len(plan_of_networkx(read_graph(Path(spec))).labels)
+            return len(plan_of_labels(*read_graph(Path(spec))).labels)
         form, values = found
         agents = form.agents(*values)
         forms.check_size(spec, agents, edges=0)
@@ -281,14 +285,14 @@ class Topology:
 
     def neighbors(self, vertex: int) -> tuple[int, ...]:
         """Neighbors of a vertex, ascending. Raises GraphError if there is no such vertex."""
-        at = slice(*self._rows.indptr[self._check_vertex(vertex) :][:2])
-        return tuple(j for j in self._rows.indices[at].tolist() if j != vertex)
+        columns, _ = self._rows.row(self._check_vertex(vertex))
+        return tuple(j for j in columns.tolist() if j != vertex)
 
     def row(self, vertex: int) -> NDArray[np.float64]:
         """Row of the mixing matrix, `(n,)` float64: what this agent gives to each value."""
-        at = slice(*self._rows.indptr[self._check_vertex(vertex) :][:2])
+        columns, values = self._rows.row(self._check_vertex(vertex))
         row = np.zeros(self.n_agents)
-        row[self._rows.indices[at]] = self._rows.data[at]
+        row[columns] = values
         return row
 
     @cached_property
@@ -329,7 +333,9 @@ class Topology:
         """The graph for networkx: labels as nodes, the mixing weight of each edge in `weight`.
 
         `Topology.from_networkx(…, attribute="weight")` reads it back.
+        Raises ConfigError if networkx is not installed.
         """
+        nx = load("networkx", "a graph for networkx")
         graph: nx.Graph[Any] = nx.Graph(name=self.name)
         graph.add_nodes_from((label, {"vertex": v}) for v, label in enumerate(self.labels))
         graph.add_weighted_edges_from(

@@ -151,7 +151,7 @@ class _Search:
             if self.n <= DENSE_UP_TO:
                 second = second_largest(np.linalg.eigvalsh(found.dense()))
             else:
-                second = max(abs(value) for value in extreme_eigenvalues(found.sparse()))
+                second = max(abs(value) for value in extreme_eigenvalues(found.rows()))
             self._gaps[key] = round(1.0 - second, 12)
             self._progress(min(len(self._gaps), self._total), self._total)
         return self._gaps[key]

@@ -8,7 +8,8 @@ iteration matrix is found by applying the rule itself to unit vectors.
 
 from __future__ import annotations
 
-import networkx as nx
+from itertools import pairwise
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,6 +17,7 @@ from flower_dhb.algorithms.base import Algorithm
 from flower_dhb.algorithms.heavy_ball import HeavyBall
 from flower_dhb.errors import ConfigError
 from flower_dhb.topology.graph import Topology
+from flower_dhb.topology.rows import Rows
 from flower_dhb.types import State
 
 __all__ = [
@@ -32,6 +34,7 @@ __all__ = [
 Array = NDArray[np.float64]
 
 _TINY = 1e-9
+_LOOK = 2**24  # bytes
 _DIVERGED = 1.0 + 1e-7  # eigenvalues of these small matrices are accurate to about 1e-8
 
 
@@ -171,8 +174,29 @@ def halving_rounds(rate: float) -> float:
 
 
 def diameter(topology: Topology) -> int:
-    """The largest number of hops between two agents."""
-    return int(nx.diameter(topology.to_networkx()))
+    """The largest number of hops between two agents.
+
+    All agents look one hop further at a time: row i has a bit for each agent that i has seen.
+    """
+    n = topology.n_agents
+    ends = np.array(topology.edges, dtype=np.int64).reshape(-1, 2)
+    graph = Rows.of_edges(ends, np.ones(len(ends)), np.ones(n))
+    # Groups of rows whose neighbors' bits take some megabytes at a time.
+    step = max(1, _LOOK * 8 // n)
+    starts = np.unique(np.searchsorted(graph.indptr, np.arange(0, len(graph.data), step)))
+    groups = list(pairwise([*starts.tolist(), n]))
+    seen = np.packbits(np.eye(n, dtype=np.bool_), axis=1)
+    hops = 0
+    while True:
+        further = np.empty_like(seen)
+        for first, last in groups:
+            begin, *_, end = graph.indptr[first : last + 1]
+            bits = seen[graph.indices[begin:end]]
+            offsets = graph.indptr[first:last] - begin
+            further[first:last] = np.bitwise_or.reduceat(bits, offsets, axis=0)
+        if (further == seen).all():
+            return hops
+        seen, hops = further, hops + 1
 
 
 def _disagreement(eigenvalues: Array) -> Array:

@@ -14,52 +14,57 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from flower_dhb.extras import installed
+from flower_dhb.topology.rows import Rows
+
 __all__ = ["DENSE_UP_TO", "all_eigenvalues", "extreme_eigenvalues"]
 
 Array: TypeAlias = NDArray[np.float64]
 Sparse: TypeAlias = Any  # scipy.sparse.csr_array; SciPy has no types of its own
 
 DENSE_UP_TO = 500  # agents; a full decomposition takes up to about 0.1 s
+DENSE_WITHOUT_SCIPY = 2_000  # agents; it takes some seconds
 _TOLERANCE = 1e-10  # of an eigenvalue found by iteration
 _KEPT, _RESTARTS = 40, 30  # vectors between restarts; about 1,200 products at most
 _SHIFT = 1e-4  # below the bound of the smallest eigenvalue, so that the system is definite
 
 
-def all_eigenvalues(matrix: Sparse, group: tuple[int, ...] = ()) -> Array:
+def all_eigenvalues(matrix: Rows, group: tuple[int, ...] = ()) -> Array:
     """All eigenvalues of a symmetric matrix, `(n,)` float64, ascending.
 
     group: lengths of the cycles whose product the vertices are, in row-major order, if so.
     """
     found = _convolution(matrix, group)
-    return np.linalg.eigvalsh(matrix.toarray()) if found is None else found
+    return np.linalg.eigvalsh(matrix.dense()) if found is None else found
 
 
-def extreme_eigenvalues(matrix: Sparse, group: tuple[int, ...] = ()) -> tuple[float, float]:
+def extreme_eigenvalues(matrix: Rows, group: tuple[int, ...] = ()) -> tuple[float, float]:
     """Smallest and second largest eigenvalue of a symmetric matrix whose rows sum to 1.
 
     The eigenvalue 1 of the constant vector is set aside, so for two agents both are the
     same one. Exact to rounding up to `DENSE_UP_TO` agents and for convolutions, else to
-    about 1e-10. matrix: (n, n) sparse, n >= 2, all eigenvalues above -1 or found so.
+    about 1e-10. matrix: (n, n), n >= 2, all eigenvalues above -1 or found so.
+    Raises ConfigError if that takes SciPy, which is not installed.
     """
-    n = matrix.shape[0]
     found = _convolution(matrix, group)
-    if found is None and n <= DENSE_UP_TO:
-        found = np.linalg.eigvalsh(matrix.toarray())
+    dense = DENSE_UP_TO if installed("scipy") else DENSE_WITHOUT_SCIPY
+    if found is None and matrix.n <= dense:
+        found = np.linalg.eigvalsh(matrix.dense())
     if found is not None:
         return float(found[0]), float(found[-2])
-    return _smallest(matrix), _second(matrix)
+    sparse = matrix.scipy(f"the spectrum of an irregular graph of {matrix.n:,} agents")
+    return _smallest(sparse), _second(sparse)
 
 
-def _convolution(matrix: Sparse, group: tuple[int, ...]) -> Array | None:
+def _convolution(matrix: Rows, group: tuple[int, ...]) -> Array | None:
     """Spectrum of a convolution over `group`; None if the matrix is none."""
-    n = matrix.shape[0]
+    n = matrix.n
     if not group or int(np.prod(group)) != n:
         return None
     counts = np.diff(matrix.indptr)
     if (counts != counts[0]).any():
         return None
-    rows = np.repeat(np.arange(n), counts)
-    here, there = np.unravel_index(rows, group), np.unravel_index(matrix.indices, group)
+    here, there = np.unravel_index(matrix.row_of, group), np.unravel_index(matrix.indices, group)
     hops = [(t - h) % length for h, t, length in zip(here, there, group, strict=True)]
     offsets = np.ravel_multi_index(tuple(hops), group)
     first = np.zeros(n)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flower_dhb.errors import GraphError, unknown
+from flower_dhb.topology.rows import Rows, connected_parts
 from flower_dhb.topology.spectrum import extreme_eigenvalues
 
 __all__ = [
@@ -64,9 +65,9 @@ class EdgeWeights:
         np.fill_diagonal(matrix, self.own)
         return matrix
 
-    def sparse(self) -> Any:
-        """The matrix as a `scipy.sparse.csr_array` with ascending columns."""
-        return _sparse(self.ends, self.edge, self.own)
+    def rows(self) -> Rows:
+        """The matrix without its zeros."""
+        return Rows.of_edges(self.ends, self.edge, self.own)
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def _laplacian(ends: Ends, degree: NDArray[np.int64], group: tuple[int, ...]) ->
     # I - c L has the same eigenvectors, and rows that sum to 1.
     c = 0.5 / float(degree.max())
     own = np.asarray(1.0 - c * degree, dtype=np.float64)
-    lowest, second = extreme_eigenvalues(_sparse(ends, np.full(len(ends), c), own), group)
+    lowest, second = extreme_eigenvalues(Rows.of_edges(ends, np.full(len(ends), c), own), group)
     return np.full(len(ends), 2.0 * c / ((1.0 - lowest) + (1.0 - second)))
 
 
@@ -244,8 +245,8 @@ def _checked(found: EdgeWeights, group: tuple[int, ...] = ()) -> EdgeWeights:
     """What can be checked of weights that lie on edges: finite, sums, spectrum."""
     if not (np.isfinite(found.edge).all() and np.isfinite(found.own).all()):
         raise GraphError("a mixing matrix must be finite; it holds NaN or infinite weights")
-    matrix = found.sparse()
-    _check_sums(matrix.sum(axis=1))
+    matrix = found.rows()
+    _check_sums(matrix.sums())
     n = len(found.own)
     if n == 1:
         return found
@@ -263,10 +264,7 @@ def _checked(found: EdgeWeights, group: tuple[int, ...] = ()) -> EdgeWeights:
 
 def parts_of(n_agents: int, ends: Ends) -> NDArray[np.int64]:
     """Which connected part each vertex belongs to, `(n,)`; all 0 in a connected graph."""
-    from scipy.sparse.csgraph import connected_components
-
-    graph = _sparse(ends, np.ones(len(ends)), np.ones(n_agents))
-    return np.asarray(connected_components(graph, directed=False)[1], np.int64)
+    return connected_parts(n_agents, ends)
 
 
 def second_largest(eigenvalues: NDArray[Any]) -> float:
@@ -284,21 +282,3 @@ def _adjacency(n_agents: int, ends: Ends) -> Adjacency:
     i, j = ends.T
     adjacency[i, j] = adjacency[j, i] = True
     return adjacency
-
-
-def _sparse(ends: Ends, edge: Matrix, own: Matrix) -> Any:
-    """Symmetric `scipy.sparse.csr_array` with ascending columns."""
-    from scipy.sparse import csr_array
-
-    n = len(own)
-    i, j = ends.T
-    diagonal = np.arange(n)
-    found = csr_array(
-        (
-            np.concatenate([edge, edge, own]),
-            (np.concatenate([i, j, diagonal]), np.concatenate([j, i, diagonal])),
-        ),
-        shape=(n, n),
-    )
-    found.sort_indices()
-    return found

@@ -3,9 +3,9 @@
 import networkx as nx
 import numpy as np
 import pytest
-from scipy.sparse import csr_array
 
 from flower_dhb import GraphError, Topology
+from flower_dhb.topology.rows import Rows
 from flower_dhb.topology.spectrum import DENSE_UP_TO, all_eigenvalues, extreme_eigenvalues
 from flower_dhb.topology.weights import WEIGHTS, edge_weights
 
@@ -37,12 +37,13 @@ def test_a_matrix_that_is_no_convolution_is_decomposed():
     # As many edges everywhere, but not the same ones.
     sparse = edge_weights(6, np.array([[0, 1], [2, 3], [4, 5], [1, 2], [3, 4], [0, 5]]), "lazy")
     np.testing.assert_allclose(
-        all_eigenvalues(sparse.sparse(), (2, 3)), np.linalg.eigvalsh(sparse.dense()), atol=1e-14
+        all_eigenvalues(sparse.rows(), (2, 3)), np.linalg.eigvalsh(sparse.dense()), atol=1e-14
     )
 
 
 def test_a_row_that_has_more_entries_than_others_is_no_convolution():
-    matrix = csr_array(np.array([[2, 5, 0, 5], [5, 2, 0, 0], [0, 0, 2, 0], [5, 0, 0, 2.0]]))
+    ends, weights = np.array([[0, 1], [0, 3]]), np.array([5.0, 5.0])
+    matrix = Rows.of_edges(ends, weights, np.full(4, 2.0))
     expected = [2 - np.sqrt(50), 2, 2, 2 + np.sqrt(50)]
     np.testing.assert_allclose(all_eigenvalues(matrix, (4,)), expected, atol=1e-13)
 
@@ -110,5 +111,5 @@ def test_large_matrices_of_ones_own_are_checked():
 
 
 def test_results_repeat_to_the_bit():
-    matrix = edge_weights(2_000, Topology.path(2_000)._weights.ends, "metropolis").sparse()
+    matrix = edge_weights(2_000, Topology.path(2_000)._weights.ends, "metropolis").rows()
     assert extreme_eigenvalues(matrix) == extreme_eigenvalues(matrix)
