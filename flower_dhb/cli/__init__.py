@@ -11,6 +11,7 @@ from importlib import import_module
 
 from flower_dhb import __version__
 from flower_dhb.errors import ConfigError, FlowerDhbError
+from flower_dhb.extras import EXTRAS
 
 __all__ = ["main"]
 
@@ -24,18 +25,6 @@ _COMMANDS = {
     "peer": "take part in a mesh, on one device",
     "mesh": "create a mesh of peers, renew certificates, run it here, ask how it is",
     "replay": "compute a recorded run of peers again and say who followed the law",
-}
-
-# What a module's absence means: the extra that brings it.
-_EXTRAS = {
-    "matplotlib": "plot",
-    "cvxpy": "fdla",
-    "torchvision": "vision",
-    "cryptography": "peer",
-    "google": "peer",
-    "grpc": "peer",
-    "prometheus_client": "peer",
-    "tomli_w": "peer",
 }
 
 
@@ -60,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 modules[name] = import_module(f"{__name__}.{name}")
             except ModuleNotFoundError as error:
                 return _fail(name, _missing(error))
+            except ConfigError as error:  # an extra that the whole command needs
+                return _fail(name, error, status=2)
             modules[name].configure(command)
     parsed = parser.parse_args(words)
     if parsed.command is None:
@@ -103,7 +94,7 @@ def _of_system(error: OSError) -> str:
 def _missing(error: ModuleNotFoundError) -> str:
     """The remedy if an optional package is missing. Raises the error again if it is not that."""
     package = (error.name or "").partition(".")[0]
-    extra = _EXTRAS.get(package)
+    extra = EXTRAS.get(package)
     if extra is None:
         raise error
     return f"'{package}' is not installed, which this needs: pip install 'flower-dhb[{extra}]'"

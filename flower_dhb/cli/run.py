@@ -20,6 +20,7 @@ from flower_dhb.cli.run_app import AppFolder, read_settings
 from flower_dhb.cli.run_log import Line, Round, RunLog, without_colors
 from flower_dhb.cli.run_view import Live, Plain, View, print_table
 from flower_dhb.errors import RoundError
+from flower_dhb.extras import installed, needs_extra
 from flower_dhb.flower.progress import VARIABLE, Progress
 from flower_dhb.runs.superlink import SuperLink, local_superlink
 from flower_dhb.runs.table import Row
@@ -54,6 +55,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace) -> int:
     """Run the app in simulation on a SuperLink of its own."""
+    if not installed("psutil", "ray"):
+        raise needs_extra("running an app on this machine", "simulation")
     console = Console()
     path = Path(arguments.app).expanduser().resolve()
     app = AppFolder.read(path)

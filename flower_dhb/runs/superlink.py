@@ -19,11 +19,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
-
-import psutil
+from typing import IO, TYPE_CHECKING, Any
 
 from flower_dhb.errors import ConfigError, RoundError
+
+if TYPE_CHECKING:
+    import psutil
 
 __all__ = [
     "SuperLink",
@@ -91,7 +92,10 @@ class SuperLink:
             try:
                 yield process.stdout
             finally:
-                end_processes([psutil.Process(process.pid)] if process.poll() is None else [])
+                if process.poll() is None:
+                    import psutil
+
+                    end_processes([psutil.Process(process.pid)])
 
     def status(self, run_id: str) -> tuple[str, str]:
         """Status of a run (such as `finished:completed`), and details."""
@@ -264,6 +268,8 @@ def wait_until_up(process: subprocess.Popen[bytes], port: int, log_path: Path) -
 def end_family(process: subprocess.Popen[bytes]) -> None:
     """End a process and all that it started."""
     if process.poll() is None:
+        import psutil
+
         parent = psutil.Process(process.pid)
         end_processes([*parent.children(recursive=True), parent])
     process.wait()
@@ -271,6 +277,8 @@ def end_family(process: subprocess.Popen[bytes]) -> None:
 
 def end_processes(processes: Sequence[psutil.Process]) -> None:
     """Ask processes to end, then make them."""
+    import psutil
+
     for process in processes:
         try:
             process.terminate()

@@ -335,8 +335,7 @@ class Topology:
         `Topology.from_networkx(…, attribute="weight")` reads it back.
         Raises ConfigError if networkx is not installed.
         """
-        nx = load("networkx", "a graph for networkx")
-        graph: nx.Graph[Any] = nx.Graph(name=self.name)
+        graph: nx.Graph[Any] = load("networkx", "a graph for networkx").Graph(name=self.name)
         graph.add_nodes_from((label, {"vertex": v}) for v, label in enumerate(self.labels))
         graph.add_weighted_edges_from(
             (self.labels[a], self.labels[b], weight)

@@ -56,7 +56,7 @@ class Rows:
 
     def sums(self) -> Array:
         """Sum of each row in the order of its columns, `(n,)`."""
-        return np.bincount(self.row_of, self.data, minlength=self.n)
+        return np.asarray(np.bincount(self.row_of, self.data, minlength=self.n), np.float64)
 
     def dense(self) -> Array:
         """The matrix, `(n, n)`."""

@@ -35,7 +35,7 @@ def all_eigenvalues(matrix: Rows, group: tuple[int, ...] = ()) -> Array:
     group: lengths of the cycles whose product the vertices are, in row-major order, if so.
     """
     found = _convolution(matrix, group)
-    return np.linalg.eigvalsh(matrix.dense()) if found is None else found
+    return _decomposed(matrix) if found is None else found
 
 
 def extreme_eigenvalues(matrix: Rows, group: tuple[int, ...] = ()) -> tuple[float, float]:
@@ -49,11 +49,15 @@ def extreme_eigenvalues(matrix: Rows, group: tuple[int, ...] = ()) -> tuple[floa
     found = _convolution(matrix, group)
     dense = DENSE_UP_TO if installed("scipy") else DENSE_WITHOUT_SCIPY
     if found is None and matrix.n <= dense:
-        found = np.linalg.eigvalsh(matrix.dense())
+        found = _decomposed(matrix)
     if found is not None:
         return float(found[0]), float(found[-2])
     sparse = matrix.scipy(f"the spectrum of an irregular graph of {matrix.n:,} agents")
     return _smallest(sparse), _second(sparse)
+
+
+def _decomposed(matrix: Rows) -> Array:
+    return np.asarray(np.linalg.eigvalsh(matrix.dense()), np.float64)
 
 
 def _convolution(matrix: Rows, group: tuple[int, ...]) -> Array | None:

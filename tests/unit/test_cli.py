@@ -112,18 +112,6 @@ def test_an_extra_that_a_command_needs_to_load_is_named(monkeypatch, capsys):
     assert "pip install 'flower-dhb[fdla]'" in capsys.readouterr().err
 
 
-def test_the_extras_exist():
-    import tomllib
-    from pathlib import Path
-
-    project = tomllib.loads(Path(cli.__file__).parents[2].joinpath("pyproject.toml").read_text())
-    extras = project["project"]["optional-dependencies"]
-    for package, extra in cli._EXTRAS.items():
-        packages = "".join(extras[extra])
-        name = {"google": "protobuf", "grpc": "grpcio", "tomli_w": "tomli-w"}.get(package, package)
-        assert name.replace("_", "-") in packages
-
-
 @pytest.mark.parametrize(
     "words",
     [

@@ -332,6 +332,8 @@ def _start_arrays(plan: MeshPlan, values: Mapping[str, Any], default: str | None
         if hasattr(made, "state_dict"):
             made = made.state_dict()
         return {str(key): _numpy(value) for key, value in made.items()}
+    except ConfigError as error:
+        raise ConfigError(f"start '{reference}': {error}") from error
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ConfigError(
             f"start '{reference}': {type(error).__name__}: {error}; expected a function of the "
