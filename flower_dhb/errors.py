@@ -10,8 +10,10 @@ from difflib import get_close_matches
 
 __all__ = [
     "ConfigError",
+    "DamageError",
     "FlowerDhbError",
     "GraphError",
+    "NotNowError",
     "PayloadError",
     "RoundError",
     "StateError",
@@ -37,6 +39,14 @@ class PayloadError(FlowerDhbError, ValueError):
 
 class StateError(FlowerDhbError):
     """An agent's stored state is absent, damaged, or of another round."""
+
+
+class DamageError(StateError):
+    """There is a stored state, and no file of it can be used."""
+
+
+class NotNowError(FlowerDhbError):
+    """The machine cannot do it at this moment; the same may succeed later, with nothing changed."""
 
 
 class RoundError(FlowerDhbError, RuntimeError):

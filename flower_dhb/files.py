@@ -9,44 +9,79 @@ import secrets
 import tomllib
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import IO, Any
 
 from flower_dhb.errors import ConfigError
 
-__all__ = ["read_toml", "sync", "write_durably"]
+__all__ = [
+    "make_folder",
+    "read_toml",
+    "remedy_of",
+    "remove_temporaries",
+    "sync",
+    "write_durably",
+]
 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")
 _ORPHAN_S = 3600.0  # nobody writes one file for an hour
 # What file systems say that cannot force a directory to the disk.
 _CANNOT = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.EACCES}
 
+_REMEDIES = {
+    errno.ENOSPC: "free space on this disk",
+    errno.EDQUOT: "free space on this disk, or raise the quota",
+    errno.EIO: "the disk fails: look at the kernel's log, and replace the disk if that goes on",
+    errno.EROFS: "the disk is read-only, as it is after an error: check it, and mount it for "
+    "writing",
+    errno.EMFILE: "too many files are open in this process: raise the limit (LimitNOFILE)",
+    errno.ENFILE: "too many files are open on this machine",
+    errno.ENOENT: "the directory is gone: mount its disk, or make it again",
+    errno.ENOTDIR: "a file stands where a directory should be: move it away",
+    errno.EACCES: "give the directory to the user of this process",
+    errno.EPERM: "give the directory to the user of this process",
+    errno.ENODEV: "the disk is gone: connect it again",
+    errno.ENXIO: "the disk is gone: connect it again",
+    errno.ESTALE: "the file server has lost the directory: mount it again",
+}
+
 _cleaned: set[Path] = set()
 
 
-def write_durably(path: Path, data: bytes, *, private: bool = False) -> None:
+def write_durably(
+    path: Path, data: bytes, *, private: bool = False, make_folder: bool = True
+) -> None:
     """Replace a file. When this returns, it survives a crash of process and machine.
 
     The data is written under another name in the same folder, forced to the disk, and
     renamed, so a reader finds the old file or the new one, and so does whoever comes after
-    a crash. Several processes may write the same file: the last one wins. A folder that
-    does not exist is made.
+    a crash. Several processes may write the same file: the last one wins.
 
-    private: nobody but the owner can read the file, at no moment.
+    private: nobody but the owner can read the file, at no moment. make_folder: a folder that
+    does not exist is made; if not, its absence is an error.
 
-    Raises OSError, for example if the disk is full; the old file is then still there.
+    Raises OSError, for example if the disk is full; the old file is then still there. It is
+    the first error: what fails in tidying up after it is not told.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if make_folder:
+        path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.tmp")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     handle = os.open(temporary, flags, 0o600 if private else 0o666)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
+        file = os.fdopen(handle, "wb", buffering=0)
+        try:
+            rest = memoryview(data)
+            while rest:
+                rest = rest[file.write(rest) :]
             sync(file)
-            now = os.fstat(file.fileno()).st_mtime
+            now = os.fstat(handle).st_mtime
+        finally:
+            with suppress(OSError):  # the data are on the disk, or an error is under way
+                file.close()
         temporary.replace(path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)  # the rename itself must reach the disk
     _remove_orphans(path.parent, now)
@@ -62,11 +97,40 @@ def read_toml(path: Path, remedy: str) -> dict[str, Any]:
         raise ConfigError(f"{path}: not readable as TOML: {error}; {remedy}") from None
 
 
-def sync(file: BinaryIO | TextIO) -> None:
+def sync(file: IO[Any]) -> None:
     """Force to the disk what was written to an open file. Raises OSError."""
     file.flush()
     force = getattr(os, "fdatasync", os.fsync)  # without the times, where that is offered
     force(file.fileno())
+
+
+def make_folder(folder: Path, *, mode: int = 0o777, parents: bool = True) -> None:
+    """Make a folder, if it is not there, so that it survives a crash of the machine.
+
+    mode: of the folder itself. parents: folders above it are made, too. Raises OSError.
+    """
+    if folder.is_dir():
+        return
+    if parents:
+        make_folder(folder.parent)
+    folder.mkdir(mode=mode, exist_ok=True)
+    _sync_folder(folder.parent)
+
+
+def remedy_of(error: OSError) -> str:
+    """What a user does about what the system refused; empty where there is nothing to say."""
+    return _REMEDIES.get(error.errno or 0, "")
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what killed processes left in a folder in which nobody else writes.
+
+    Raises OSError if the folder cannot be read.
+    """
+    for path in folder.iterdir():
+        if _TEMPORARY.fullmatch(path.name):
+            with suppress(OSError):  # it is in nobody's way but the disk's
+                path.unlink()
 
 
 def _sync_folder(folder: Path) -> None:

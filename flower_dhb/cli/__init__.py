@@ -16,8 +16,8 @@ from flower_dhb.extras import EXTRAS
 __all__ = ["main"]
 
 # command: what it does. The module of the same name has `configure(parser)`, which
-# declares its arguments, and `execute(arguments) -> exit status`. A module is imported
-# only when its command is typed.
+# declares its arguments, and `execute(arguments) -> exit status`; if it has `status_of(error)`,
+# that is the status after an error. A module is imported only when its command is typed.
 _COMMANDS = {
     "compare": "compare methods on the same problem, graph and data",
     "topology": "show what a communication graph can do, and make it better",
@@ -33,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     0: done. 1: it failed, and one message on standard error says why. 2: wrong usage, an
     argument or a setting is refused, so that another try is of no use. 130: interrupted.
+    `peer` has statuses of its own, in `peer/device/ending.py`.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(
@@ -60,24 +61,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # jobs would otherwise ignore the first of these.
     signal.signal(signal.SIGINT, _interrupt)
     signal.signal(signal.SIGTERM, _interrupt)
+    status_of = getattr(modules[parsed.command], "status_of", _status_of)
     try:
         status = int(modules[parsed.command].execute(parsed))
         sys.stdout.flush()
-    except ConfigError as error:
-        return _fail(parsed.command, error, status=2)
-    except FlowerDhbError as error:
-        return _fail(parsed.command, error)
     except BrokenPipeError:
         # Whoever read our output has enough of it, as `head` does.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:
-        return _fail(parsed.command, _of_system(error))
-    except ModuleNotFoundError as error:
-        return _fail(parsed.command, _missing(error))
-    except KeyboardInterrupt:
-        return _fail(parsed.command, "stopped", status=130)
+    except (FlowerDhbError, OSError, ModuleNotFoundError, KeyboardInterrupt) as error:
+        return _fail(parsed.command, _words(error), status=int(status_of(error)))
     return status
+
+
+def _status_of(error: BaseException) -> int:
+    """The status after an error, of a command that has none of its own."""
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    return 2 if isinstance(error, ConfigError) else 1
+
+
+def _words(error: BaseException) -> object:
+    match error:
+        case OSError():
+            return _of_system(error)
+        case ModuleNotFoundError():
+            return _missing(error)
+        case KeyboardInterrupt():
+            return "stopped"
+    return error
 
 
 def _fail(command: str, why: object, status: int = 1) -> int:

@@ -12,8 +12,8 @@ import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flower_dhb.cli.peer import ALONE
 from flower_dhb.errors import ConfigError
+from flower_dhb.peer.device.ending import Ending
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -160,8 +160,8 @@ def _up(arguments: argparse.Namespace) -> int:
         for log in logs:
             log.close()
         fleet.close()
-    alone = [v for v, p in enumerate(processes) if p.returncode == ALONE]
-    failed = [v for v, p in enumerate(processes) if p.returncode not in (0, ALONE)]
+    alone = [v for v, p in enumerate(processes) if p.returncode == Ending.ALONE]
+    failed = [v for v, p in enumerate(processes) if p.returncode not in (0, Ending.ALONE)]
     for vertex in alone:
         print(
             f"vertex {vertex} finished alone: no neighbor had a part in its last rounds; see "
@@ -176,7 +176,7 @@ def _up(arguments: argparse.Namespace) -> int:
         )
     if not failed:
         print(_summary(arguments.mesh, sorted(fleet.hosts)))
-    return 1 if failed else ALONE if alone else 0
+    return 1 if failed else Ending.ALONE if alone else 0
 
 
 def _status(arguments: argparse.Namespace) -> int:
@@ -233,7 +233,7 @@ class _Local:
         starting = [v for v in alive if v not in self._seen]
         failures = {v: why for v, why in found.failures.items() if v in alive and v in self._seen}
         for vertex, process in enumerate(self._processes):
-            if process.poll() not in (None, 0, ALONE):
+            if process.poll() not in (None, 0, Ending.ALONE):
                 failures[vertex] = f"it ended with status {process.returncode}"
             elif vertex not in alive and vertex in self._seen:
                 last = self._seen[vertex]  # asked before its last round, as a rule

@@ -11,10 +11,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-__all__ = ["ALONE", "STOPPED", "configure", "execute"]
+from flower_dhb.peer.device.ending import Ending, ending_of
 
-ALONE = 3  # exit status of a peer that no neighbor had a part in at the end
-STOPPED = 130
+__all__ = ["configure", "execute", "status_of"]
+
+status_of = ending_of
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -29,15 +30,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(arguments: argparse.Namespace) -> int:
-    """Run until the last round is over, or SIGINT or SIGTERM.
-
-    Returns 0 if the run is over, 3 if it is and no neighbor had a part in the last rounds, so
-    that the model is this device's own, and 130 if it was stopped before.
-    """
+    """Run until the last round is over, or SIGINT or SIGTERM. Returns one of `Ending`."""
     from flower_dhb.peer.monitor import Monitor, set_up_logging
     from flower_dhb.peer.wire.native_log import capture_native_log, let_native_log_speak
 
     let_native_log_speak()
+    from flower_dhb.peer.device.home import Home
     from flower_dhb.peer.device.settings import PeerSettings
 
     settings = PeerSettings.load(arguments.settings)
@@ -51,17 +49,18 @@ def execute(arguments: argparse.Namespace) -> int:
     from flower_dhb.peer.device.daemon import Peer
 
     set_up_logging(arguments.log or settings.log)
-    peer = Peer(settings, monitor)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: peer.stop())
-    if arguments.with_parent is not None:
-        watch = threading.Thread(target=_stop_with, args=(arguments.with_parent, peer.stop))
-        watch.daemon = True
-        watch.start()
-    result = peer.run()
+    with Home(settings.state_dir) as home:
+        peer = Peer(settings, monitor, home)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: peer.stop())
+        if arguments.with_parent is not None:
+            watch = threading.Thread(target=_stop_with, args=(arguments.with_parent, peer.stop))
+            watch.daemon = True
+            watch.start()
+        result = peer.run()
     if not result.done:
-        return STOPPED
-    return 0 if result.alone_since is None else ALONE
+        return Ending.STOPPED
+    return Ending.FINISHED if result.alone_since is None else Ending.ALONE
 
 
 def _stop_with(parent: int, stop: Callable[[], None]) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
-from flower_dhb.cli.peer import ALONE
+from flower_dhb.peer.device.ending import Ending
 from flower_dhb.peer.device.settings import PeerSettings
 from flower_dhb.peer.mesh.create import Host, MeshPlan, create_mesh, local_hosts
 from flower_dhb.peer.mesh.overview import read_overview
@@ -142,7 +142,7 @@ class Mesh:
             lambda: all(_ended(p) for p in self.processes.values()), timeout, "the run to be over"
         )
         codes = {v: p.popen.wait() for v, p in self.processes.items()}
-        good = {v: {0, ALONE} if v in alone else {0} for v in codes}
+        good = {v: {0, Ending.ALONE} if v in alone else {0} for v in codes}
         assert all(code in good[v] for v, code in codes.items()), (codes, self.tail())
 
     # --- what they say ----------------------------------------------------------------

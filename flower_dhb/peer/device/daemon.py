@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -24,10 +25,12 @@ import xxhash
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from flower_dhb.errors import ConfigError, RoundError
+from flower_dhb.errors import ConfigError, DamageError, NotNowError, RoundError
+from flower_dhb.files import write_durably
 from flower_dhb.peer.device.app import Agent as App
 from flower_dhb.peer.device.disk import Disk
 from flower_dhb.peer.device.flwr_adapter import load_client_app
+from flower_dhb.peer.device.home import Home
 from flower_dhb.peer.device.journal import Found, Journal
 from flower_dhb.peer.device.settings import PeerSettings
 from flower_dhb.peer.device.work import Task, Work
@@ -53,12 +56,15 @@ from flower_dhb.peer.watch.history import keep_until
 from flower_dhb.peer.watch.recorder import Recorder
 from flower_dhb.peer.watch.status import Progress, serve_metrics
 from flower_dhb.peer.wire.frames import Outgoing, RefusedError
+from flower_dhb.peer.wire.identity import ValidityError
 from flower_dhb.peer.wire.link import StreamLink
 from flower_dhb.peer.wire.transport import Transport
 from flower_dhb.peer.wire.words import reason_of
 from flower_dhb.types import NDArrays
 
 __all__ = ["Peer", "Result"]
+
+_LOOK_AGAIN_S = 2.0  # at clock and certificate, while they do not fit together
 
 
 @dataclass(frozen=True)
@@ -76,13 +82,17 @@ class Result:
 class Peer:
     """A device's part of a run. `run` returns when the last round is over, or on `stop`.
 
-    Raises ConfigError if the settings, the app, or the files of the device do not fit, and
-    StateError if its state cannot be used.
+    home: its state directory, which the caller holds; if none is given, `run` holds it.
+    Raises ConfigError if the settings, the app, or the files of the device do not fit,
+    DamageError if its state cannot be used, and NotNowError if it cannot be used now.
     """
 
-    def __init__(self, settings: PeerSettings, monitor: Monitor | None = None) -> None:
+    def __init__(
+        self, settings: PeerSettings, monitor: Monitor | None = None, home: Home | None = None
+    ) -> None:
         self.settings = settings
         self.monitor = monitor or Monitor(settings.vertex)
+        self._home, self._home_is_held = home or Home(settings.state_dir), home is not None
         arrays = _read_start(settings.start)
         client_app = load_client_app(settings.app, settings.client_app)
         self.app = App(
@@ -98,9 +108,12 @@ class Peer:
             evaluate_config=settings.evaluate_config,
         )
         journal = Journal(
-            settings.state_dir, settings.run, lambda why: self.monitor.warning("damaged", why=why)
+            settings.state_dir,
+            settings.run,
+            lambda why: self.monitor.warning("damaged", why=why),
+            partial(write_durably, make_folder=False),
         )
-        self._found = journal.load()
+        self._found = self._load(journal)
         self.agent = self._agent(self._found)
         self.progress = Progress(settings.run, self.agent, self.monitor)
         self.transport = Transport(
@@ -127,7 +140,7 @@ class Peer:
         self._alone_since: int | None = None
         self._done = False
         self._error: BaseException | None = None
-        self._disk = Disk(journal, self.monitor, self._failed)
+        self._disk = Disk(journal, self.monitor, self._failed, self._home.check)
         self._recorder = Recorder(settings.state_dir / "record", settings.record)
         self._work = Work(
             settings,
@@ -138,6 +151,22 @@ class Peer:
             self._recorder,
             self.deliver,
         )
+
+    def _load(self, journal: Journal) -> Found | None:
+        try:
+            return journal.load()
+        except DamageError as error:
+            if self.settings.on_damage != "rejoin":
+                raise
+            try:
+                aside = journal.set_aside()
+            except OSError as trouble:
+                raise NotNowError(
+                    f"{self.settings.state_dir}: the damaged state cannot be moved aside: "
+                    f"{trouble.strerror or trouble}"
+                ) from None
+            self.monitor.warning("state-set-aside", why=str(error), kept_in=str(aside))
+            return None
 
     def _agent(self, found: Found | None) -> Agent:
         config = self.settings.protocol(early=self.app.knows_early)
@@ -154,10 +183,17 @@ class Peer:
     # --- life -------------------------------------------------------------------------
 
     def run(self) -> Result:
-        """Take part until the run is over, or until `stop`. Raises RoundError if it cannot."""
+        """Take part until the run is over, or until `stop`.
+
+        Raises RoundError if it cannot, and NotNowError if it cannot begin now.
+        """
+        if not self._home_is_held:
+            self._home.take()
         stop_metrics: Callable[[], None] = lambda: None  # noqa: E731
         clock = threading.Thread(target=self._keep_time, name="clock", daemon=True)
         try:
+            if not self._certificate_comes_to_be_valid():
+                return Result(False)
             if self.settings.metrics_port:
                 stop_metrics = serve_metrics(
                     self.settings.metrics_port, self.progress, self.agent, self.monitor
@@ -180,9 +216,37 @@ class Peer:
             if clock.is_alive():
                 clock.join()
             stop_metrics()
+            if not self._home_is_held:
+                self._home.release()
         if self._error is not None:
             raise self._error
         return Result(self._done, self._alone_since)
+
+    def _certificate_comes_to_be_valid(self) -> bool:
+        """Wait for the clock, or for renewed files. Returns False if `stop` came before.
+
+        Nothing is lost by waiting: nobody would talk to this device, and what it trained alone
+        would lead it away from the others.
+        """
+        if self.settings.tls is None:
+            return True
+        why = ""
+        while True:
+            try:
+                self.settings.tls.read()
+            except ValidityError as error:
+                if error.reason != why:
+                    why = error.reason
+                    self.monitor.warning("waits-for-certificate", why=str(error))
+            else:
+                if why:
+                    self.monitor.event("certificate-valid")
+                return True
+            try:
+                if self._alarms.get(timeout=_LOOK_AGAIN_S) is _Alarm.STOP:
+                    return False
+            except queue.Empty:
+                continue
 
     def _resume(self, found: Found) -> None:
         """Go on from what the disk holds."""

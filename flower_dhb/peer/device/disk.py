@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flower_dhb.files import write_durably
+from flower_dhb.files import remedy_of, write_durably
 from flower_dhb.peer.device.journal import Contents, Journal
 from flower_dhb.peer.monitor import Monitor
 
@@ -74,7 +74,8 @@ class Disk:
     Where the app is faster than the disk, a state waits a little for that payload: one write for
     both is sooner done than two. What cannot be written is written again after a pause that
     grows; nothing that comes after it overtakes it. failed: called with an exception that no
-    other attempt can mend.
+    other attempt can mend. check: called before each attempt; it says whether the directory is
+    another one than before, and raises OSError where nothing may be written.
     """
 
     def __init__(
@@ -82,13 +83,14 @@ class Disk:
         journal: Journal,
         monitor: Monitor,
         failed: Callable[[BaseException], None],
+        check: Callable[[], bool] = lambda: False,
     ) -> None:
         self._journal, self._monitor = journal, monitor
-        self._failed = failed
+        self._failed, self._check = failed, check
         self._changed = threading.Condition()
         self._line: deque[_Item] = deque()
         self._closing = False
-        self._in_trouble = False
+        self._trouble: str | None = None  # why nothing is written at the moment
         self._state_at: float | None = None  # when the newest state was put in line
         self._gap_s = math.inf  # from a state to the payload that follows it
         self._state_s = 0.0  # what a state takes, from its turn until it is written
@@ -122,7 +124,8 @@ class Disk:
     def _run(self) -> None:
         try:
             while (item := self._next()) is not None:
-                self._keep_trying(item)
+                if not self._keep_trying(item):
+                    return  # what comes after it must not be there without it
         except BaseException as error:
             self._failed(error)
 
@@ -132,25 +135,30 @@ class Disk:
                 self._changed.wait()
             return self._line.popleft() if self._line else None
 
-    def _keep_trying(self, item: _Item) -> None:
-        pause_s = _PAUSE_S
+    def _keep_trying(self, item: _Item) -> bool:
+        """Write an item. Returns whether it was, which it is unless the end comes before."""
+        pause_s, last = _PAUSE_S, False
         while True:
             try:
+                if self._check():
+                    self._monitor.warning("state-directory-made-anew")
                 done = self._write(item)
             except OSError as error:
                 self._complain(error)
+                if last:
+                    return False
                 with self._changed:
-                    if self._closing:
-                        return
-                    self._changed.wait_for(lambda: self._closing, pause_s)
+                    last = self._changed.wait_for(lambda: self._closing, pause_s)
                 pause_s = min(2.0 * pause_s, _PAUSE_MAX_S)
             else:
                 break
-        if self._in_trouble:
-            self._in_trouble = False
+        if self._trouble is not None:
+            self._trouble = None
+            self._monitor.count("disk-writes-again")
             self._monitor.event("disk-writes-again")
         if done is not None:
             done()
+        return True
 
     def _write(self, item: _Item) -> Callable[[], None] | None:
         """Write an item. Returns whom to tell."""
@@ -169,7 +177,7 @@ class Disk:
             case Payload():
                 self._journal.share(item.round, item.frame, item.contents, item.record)
             case Model():
-                write_durably(item.path, item.data)
+                write_durably(item.path, item.data, make_folder=False)
             case Free():
                 self._journal.free(item.round)
                 return None
@@ -187,8 +195,18 @@ class Disk:
             return overtaken()
 
     def _complain(self, error: OSError) -> None:
-        """Say once that the disk takes nothing: until it does, nothing leaves this peer."""
+        """Say once for each reason that the disk takes nothing: until then nothing leaves."""
         self._monitor.count("disk-failed")
-        if not self._in_trouble:
-            self._in_trouble = True
-            self._monitor.warning("disk-failed", why=str(error))
+        why = error.strerror or str(error)
+        if self._trouble is None:
+            self._monitor.count("disk-trouble")
+        if self._trouble != why:
+            self._trouble = why
+            remedy = remedy_of(error)
+            self._monitor.warning(
+                "disk-failed",
+                why=why,
+                file=str(error.filename or ""),
+                what_now="nothing is sent until it is written; it is tried again and again"
+                + (f". Remedy: {remedy}" if remedy else ""),
+            )

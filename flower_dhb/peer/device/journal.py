@@ -9,6 +9,7 @@ is written under another name, forced to the disk, and renamed.
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -17,14 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 import xxhash
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import save
+from safetensors.numpy import load, save
 
-from flower_dhb.errors import StateError
-from flower_dhb.files import write_durably
+from flower_dhb.errors import ConfigError, DamageError, NotNowError
+from flower_dhb.files import make_folder, remedy_of, write_durably
 from flower_dhb.peer.watch.ledger import read_about
 
 __all__ = ["Contents", "Found", "Journal"]
@@ -34,6 +34,9 @@ _STATE, _PAYLOAD = "round", "payload"
 _FRAME = "payload"  # the array that holds a payload's bytes
 _ORDER = {_PAYLOAD: 0, _STATE: 1}  # within a round
 _Entry = tuple[int, str]  # round and kind
+_BESIDE = ("history.jsonl", "record", "model.safetensors")  # what else a life leaves
+# What tells of a place on the disk, or of a file that went in between, and not of the moment.
+_BAD_PLACE = {errno.EIO, errno.ENOENT, errno.EBADMSG, getattr(errno, "EUCLEAN", errno.EIO)}
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,8 @@ class Journal:
     ) -> None:
         """Write an own payload and the state that it grew from; as durable as `save`."""
         digests = {name: _digest(array) for name, array in contents.arrays.items()}
+        if self._base is not None and not self._path((self._base[0], _STATE)).exists():
+            self._base = None  # somebody has removed it: this file is to hold all by itself
         base = self._base[1] if self._base is not None else {}
         arrays = {n: a for n, a in contents.arrays.items() if base.get(n) != digests[n]}
         frame = np.frombuffer(payload, np.uint8)
@@ -171,24 +176,51 @@ class Journal:
     def load(self) -> Found | None:
         """The newest file that is whole, with the payloads that it needs; None if there is none.
 
-        Raises StateError if there are some and none of them can be used: to begin anew
-        would be to lose them silently.
+        Raises DamageError if there are some and none of them can be used: to begin anew
+        would be to lose them silently. Raises NotNowError if they cannot be read at the moment,
+        and ConfigError if they are of another run.
         """
         entries = sorted(self._entries(), key=lambda entry: (entry[0], _ORDER[entry[1]]))
+        unread: list[OSError] = []
         for entry in reversed(entries):
             try:
-                found = self._read(entry)
+                return self._read(entry)
             except _DAMAGE as error:
+                if isinstance(error, OSError):
+                    if error.errno not in _BAD_PLACE:
+                        # The file may be whole: to take an older one would undo what it promised.
+                        raise self._not_now(error) from None
+                    if error.errno == errno.EIO:
+                        unread.append(error)
                 self._report(f"{self._path(entry).name} is damaged: {error}")
-                continue
-            return found
+        if len(unread) == len(entries) > 0:  # no bad place, but the disk
+            raise self._not_now(unread[0])
         if entries:
-            names = [self._path(entry).name for entry in entries]
-            raise StateError(
-                f"{self._directory}: none of {names} can be used; move them away to begin again "
-                "from the neighbors"
+            names = ", ".join(self._path(entry).name for entry in entries)
+            raise DamageError(
+                f"{self._directory}: all files of the state are damaged ({names}). To begin again "
+                "from the neighbors, as a device does that has lost its disk, set on-damage = "
+                '"rejoin" in peer.toml, which keeps the files in a folder beside, or move them '
+                "away; if the disk is at fault, replace it before"
             )
         return None
+
+    def set_aside(self) -> Path:
+        """Move all that this life left into a folder of its own, and begin anew.
+
+        Returns the folder. Raises OSError.
+        """
+        n = 1
+        while (aside := self._directory / f"damaged-{n}").exists():
+            n += 1
+        make_folder(aside, mode=0o700)
+        for entry in sorted(self._entries()):
+            self._path(entry).rename(aside / self._path(entry).name)
+        for name in _BESIDE:
+            if (self._directory / name).exists():
+                (self._directory / name).rename(aside / name)
+        self._known, self._base, self._needed = None, None, set()
+        return aside
 
     def _read(self, entry: _Entry) -> Found:
         about, arrays = self._open(entry)
@@ -223,15 +255,18 @@ class Journal:
         try:
             return self._frame(*self._open(entry))
         except _DAMAGE as error:
+            if isinstance(error, OSError) and error.errno not in _BAD_PLACE:
+                raise
             self._report(f"{self._path(entry).name} is damaged: {error}")
             return None
 
     def _open(self, entry: _Entry) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-        with safetensors.safe_open(self._path(entry), framework="numpy") as file:
-            document = read_about(file.metadata())
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        # Read, not mapped: a bad place of the disk is then an error, and not the process's end.
+        data = self._path(entry).read_bytes()
+        document = read_about(_metadata(data))
+        arrays = load(data)
         if document["run"] != self._run:
-            raise StateError(
+            raise ConfigError(
                 f"{self._directory}: {self._path(entry).name} is of run '{document['run']}', "
                 f"expected '{self._run}'; choose another state-dir for another run"
             )
@@ -241,6 +276,13 @@ class Journal:
         if _digest(arrays[_FRAME]) != about["payload"]:
             raise ValueError("its payload is not what was written")
         return arrays[_FRAME].tobytes()
+
+    def _not_now(self, error: OSError) -> NotNowError:
+        remedy = remedy_of(error)
+        return NotNowError(
+            f"{self._directory}: the state cannot be read: {error.strerror or error}"
+            + (f". Remedy: {remedy}" if remedy else "")
+        )
 
     def _entries(self) -> set[_Entry]:
         found = set()
@@ -255,6 +297,13 @@ class Journal:
 
 
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError)
+
+
+def _metadata(data: bytes) -> dict[str, str]:
+    """The metadata of a safetensors file. Raises ValueError or KeyError if there are none."""
+    size = int.from_bytes(data[:8], "little")
+    found: dict[str, str] = json.loads(data[8 : 8 + size])["__metadata__"]
+    return found
 
 
 def _digest(array: NDArray[Any]) -> str:

@@ -44,9 +44,9 @@ class PeerSettings:
     timing: of a round; how long a peer waits at its start and its end, and what ends a
     connection, is said by start_timeout_s, linger_s and limits. away_rounds: a peer that missed
     more rounds takes its neighbors' average.
-    checkpoint_every: rounds between two checkpoints. record: `off`, `checksums` or
-    `payloads`. metrics_port: of Prometheus,
-    on loopback.
+    checkpoint_every: rounds between two checkpoints. on_damage: what happens if no file of the
+    state can be used, `stop` or `rejoin`. record: `off`, `checksums` or `payloads`.
+    metrics_port: of Prometheus, on loopback.
     """
 
     mesh: str
@@ -74,6 +74,7 @@ class PeerSettings:
     away_rounds: int = 10
     start_timeout_s: float = 120.0
     linger_s: float = 10.0
+    on_damage: str = "stop"
     record: str = "off"
     metrics_port: int = 0
     log: str = "text"
@@ -103,6 +104,8 @@ class PeerSettings:
                 raise ConfigError(f"{name} must be seconds, 0 or more, got {value!r}")
         if self.record not in ("off", "checksums", "payloads"):
             raise ConfigError(unknown("record", self.record, ("off", "checksums", "payloads")))
+        if self.on_damage not in ("stop", "rejoin"):
+            raise ConfigError(unknown("on-damage", self.on_damage, ("stop", "rejoin")))
         if self.log not in ("text", "json"):
             raise ConfigError(unknown("log", self.log, ("text", "json")))
         for table in ("node_config", "train_config", "evaluate_config"):

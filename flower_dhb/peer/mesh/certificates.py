@@ -16,6 +16,7 @@ from flower_dhb.peer.wire.identity import Identity, host_name, identity_uri, pri
 
 __all__ = ["Authority", "write_private"]
 
+_AUTHORITY_DAYS = 7300  # at least: whoever renews certificates for years needs one that lasts
 _SKEW = datetime.timedelta(minutes=5)  # between the clocks of two devices
 
 
@@ -29,7 +30,8 @@ class Authority:
 
     @classmethod
     def create(cls, mesh: str, days: int) -> Authority:
-        """A new authority, valid for `days`."""
+        """A new authority, valid for `days`, and for twenty years at least."""
+        days = max(days, _AUTHORITY_DAYS)
         key = ec.generate_private_key(ec.SECP256R1())
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{mesh} authority")])
         builder = (
@@ -67,7 +69,10 @@ class Authority:
     def issue(
         self, vertex: int, days: int, start: datetime.datetime | None = None
     ) -> tuple[bytes, bytes]:
-        """A new key and a certificate for one vertex, both PEM. start: now, if not given."""
+        """A new key and a certificate for one vertex, both PEM. start: now, if not given.
+
+        Raises ConfigError if the authority does not live as long.
+        """
         identity = Identity(self.mesh, vertex)
         key = ec.generate_private_key(ec.SECP256R1())
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host_name(identity))])
@@ -76,6 +81,12 @@ class Authority:
             x509.DNSName(host_name(identity)),
         ]
         begin = (start or _now()) - _SKEW
+        last = self.certificate.not_valid_after_utc
+        if begin + datetime.timedelta(days=days) > last:
+            raise ConfigError(
+                f"{identity}: {days} days from now are beyond {last:%Y-%m-%d}, when the authority "
+                f"of mesh {self.mesh} ends; choose fewer days, or create the mesh anew"
+            )
         usages = [ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH]
         certificate = (
             _builder(name, self.certificate.subject, key.public_key(), begin, days)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from flower_dhb.agent import codec
 from flower_dhb.agent.node import Snapshot
@@ -80,7 +80,7 @@ class Recorder:
     def _save(self, label: int, what: str, arrays: Mapping[str, NDArray[Any]]) -> None:
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         path = self._directory / f"round-{label}-{what}.safetensors"
-        save_file({name: np.asarray(a, order="C") for name, a in arrays.items()}, path)
+        path.write_bytes(save({name: np.asarray(a, order="C") for name, a in arrays.items()}))
 
 
 def fingerprint(vectors: Mapping[str, NDArray[Any]]) -> str:

@@ -16,6 +16,7 @@ from flower_dhb.errors import ConfigError
 __all__ = [
     "OPERATOR",
     "Identity",
+    "ValidityError",
     "check_own",
     "host_name",
     "identity_of",
@@ -25,6 +26,22 @@ __all__ = [
 
 OPERATOR = -1  # the identity that may ask for status and nothing else
 _SCHEME = "flower-dhb"
+
+
+class ValidityError(ConfigError):
+    """A certificate is not valid at this time: clock or file will have to change.
+
+    reason: what is the matter, the same words as long as it is.
+    """
+
+    def __init__(self, text: str, reason: str) -> None:
+        super().__init__(text)
+        self.reason = reason
+
+
+def utc_now() -> datetime.datetime:
+    """The time by which certificates are judged."""
+    return datetime.datetime.now(datetime.UTC)
 
 
 @dataclass(frozen=True)
@@ -63,10 +80,17 @@ def identity_of(uri: str) -> Identity | None:
     return None
 
 
-def check_own(key: bytes, certificate: bytes, authority: bytes, identity: Identity) -> None:
-    """Refuse a device's own files before it talks to anyone.
+def check_own(
+    key: bytes,
+    certificate: bytes,
+    authority: bytes,
+    identity: Identity,
+    now: datetime.datetime | None = None,
+) -> None:
+    """Refuse a device's own files before it talks to anyone. now: by this device's clock.
 
-    Raises ConfigError that says which of them is wrong, why, and what to do.
+    Raises ConfigError that says which of them is wrong, why, and what to do, and ValidityError
+    if that may change by itself.
     """
     remedy = f"issue new files with 'flower-dhb mesh renew --vertex {identity.vertex}'"
     try:
@@ -84,17 +108,36 @@ def check_own(key: bytes, certificate: bytes, authority: bytes, identity: Identi
             f"certificate of {identity} is not signed by the authority of mesh {identity.mesh}; "
             f"{remedy}"
         ) from None
-    now = datetime.datetime.now(datetime.UTC)
-    if not own.not_valid_before_utc <= now <= own.not_valid_after_utc:
-        raise ConfigError(
-            f"certificate of {identity} is valid from {own.not_valid_before_utc:%Y-%m-%d %H:%M} "
-            f"to {own.not_valid_after_utc:%Y-%m-%d %H:%M} UTC, now it is "
-            f"{now:%Y-%m-%d %H:%M}; {remedy}, or set the clock"
-        )
     found = own.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     uris = found.get_values_for_type(x509.UniformResourceIdentifier)
     if identity_uri(identity) not in uris:
         raise ConfigError(f"certificate is of {uris}, expected {identity_uri(identity)}; {remedy}")
+    now = now or utc_now()
+    _check_time(f"certificate of {identity}", own, now, f"{remedy} and copy them over the old ones")
+    _check_time(
+        f"authority of mesh {identity.mesh}", root, now, "create the mesh anew for all devices"
+    )
+
+
+def _check_time(
+    what: str, certificate: x509.Certificate, now: datetime.datetime, remedy: str
+) -> None:
+    begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    found = (
+        f"the {what} is valid from {begin:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M} UTC, and this "
+        f"device's clock says {now:%Y-%m-%d %H:%M} UTC"
+    )
+    if now < begin:
+        raise ValidityError(
+            f"{found}: set the clock (by NTP, GPS or hand); the peer goes on when it is right",
+            f"{what} not yet valid",
+        )
+    if now > end:
+        raise ValidityError(
+            f"{found}: it has expired. {remedy[0].upper()}{remedy[1:]}, or set the clock if it is "
+            "wrong; the peer goes on by itself then",
+            f"{what} expired",
+        )
 
 
 def private_bytes(path: Path) -> bytes:

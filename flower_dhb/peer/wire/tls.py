@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,22 +12,33 @@ import grpc
 
 from flower_dhb.errors import ConfigError
 from flower_dhb.peer.monitor import Monitor
-from flower_dhb.peer.wire.identity import Identity, check_own, host_name, identity_of, private_bytes
+from flower_dhb.peer.wire.identity import (
+    Identity,
+    check_own,
+    host_name,
+    identity_of,
+    private_bytes,
+    utc_now,
+)
 
 __all__ = ["TlsFiles", "peer_identity"]
 
 
 @dataclass(frozen=True)
 class TlsFiles:
-    """A device's key, certificate and authority, as files that may be replaced at any time."""
+    """A device's key, certificate and authority, as files that may be replaced at any time.
+
+    clock: says the time by which certificates are judged.
+    """
 
     identity: Identity
     key: Path
     certificate: Path
     authority: Path
+    clock: Callable[[], datetime.datetime] = utc_now
 
     def read(self) -> tuple[bytes, bytes, bytes]:
-        """Key, certificate and authority, checked. Raises ConfigError."""
+        """Key, certificate and authority, checked. Raises ConfigError, as `check_own` does."""
         try:
             key = private_bytes(self.key)
             certificate, authority = self.certificate.read_bytes(), self.authority.read_bytes()
@@ -35,7 +47,7 @@ class TlsFiles:
                 f"{self.identity}: cannot read {error.filename}: {error.strerror}; there is no "
                 "connection without key and certificate"
             ) from None
-        check_own(key, certificate, authority, self.identity)
+        check_own(key, certificate, authority, self.identity, self.clock())
         return key, certificate, authority
 
     def channel_credentials(self) -> grpc.ChannelCredentials:
