@@ -134,6 +134,51 @@ def test_whatever_stops_it_the_old_file_stays_and_the_temporary_one_goes(
     assert names(tmp_path) == ["state"]
 
 
+def test_the_first_error_is_told_and_not_what_fails_in_tidying_up(tmp_path, monkeypatch):
+    """A disk that is full, and then read-only."""
+
+    def full(file):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def unlink(self, missing_ok=False):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(files, "sync", full)
+    monkeypatch.setattr(Path, "unlink", unlink)
+    with pytest.raises(OSError, match="No space left") as error:
+        write_durably(tmp_path / "a", b"x")
+    assert error.value.errno == errno.ENOSPC
+
+
+def test_a_folder_is_not_made_where_that_is_not_wanted(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        write_durably(tmp_path / "gone" / "a", b"x", make_folder=False)
+    assert names(tmp_path) == []
+
+
+def test_folders_are_made_durably_and_with_their_mode(tmp_path, monkeypatch):
+    forced, real = [], os.fsync
+    monkeypatch.setattr(files.os, "fsync", lambda h: (forced.append(os.fstat(h).st_ino), real(h)))
+    files.make_folder(tmp_path / "a" / "b", mode=0o700)
+    assert stat.S_IMODE((tmp_path / "a" / "b").stat().st_mode) == 0o700
+    assert forced == [tmp_path.stat().st_ino, (tmp_path / "a").stat().st_ino]
+    files.make_folder(tmp_path / "a" / "b")
+    with pytest.raises(FileNotFoundError):
+        files.make_folder(tmp_path / "c" / "d", parents=False)
+
+
+def test_every_remedy_is_of_an_error_and_others_have_none():
+    assert "free space" in files.remedy_of(OSError(errno.ENOSPC, "x"))
+    assert files.remedy_of(OSError("odd")) == files.remedy_of(OSError(errno.EDOM, "x")) == ""
+
+
+def test_temporaries_go_whatever_their_age_where_nobody_else_writes(tmp_path):
+    for name in (".round-3.safetensors.0123456789abcdef.tmp", ".notes.tmp", "round-1.safetensors"):
+        (tmp_path / name).write_bytes(b"x")
+    files.remove_temporaries(tmp_path)
+    assert names(tmp_path) == [".notes.tmp", "round-1.safetensors"]
+
+
 def test_two_names_that_differ_in_their_suffix_do_not_meet(tmp_path, monkeypatch):
     """`a.json` is begun while `a.toml` is being written."""
     real, nested = files.sync, []

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import datetime
 import json
 import shutil
 import signal
@@ -12,13 +13,17 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from flower_dhb import RoundError
+from flower_dhb import ConfigError, RoundError, StateError
 from flower_dhb.agent import codec
 from flower_dhb.cli import peer as command
+from flower_dhb.errors import DamageError, NotNowError
 from flower_dhb.peer.device import daemon, disk
 from flower_dhb.peer.device.app import Outcome
 from flower_dhb.peer.device.daemon import Peer, Result
+from flower_dhb.peer.device.home import Home
 from flower_dhb.peer.device.journal import Journal
+from flower_dhb.peer.mesh import certificates
+from flower_dhb.peer.mesh.certificates import Authority, write_private
 from flower_dhb.peer.protocol import events as ev
 from flower_dhb.peer.protocol.messages import Ack, Counted, Goodbye, Hello, Offer, Seek
 from flower_dhb.peer.protocol.settings import Timing
@@ -434,17 +439,160 @@ def test_a_peer_whose_app_fails_for_good_says_who_it_is(settings, monkeypatch):
     assert [e["failure"] for e in lines(settings, "history.jsonl")] == ["no battery"] * 10
 
 
+# --- what is waited for -------------------------------------------------------------------
+
+
+@pytest.fixture
+def certified(tmp_path):
+    """Vertex 0 of two with certificates that are valid for a day from now."""
+    mesh = Mesh(tmp_path / "c", n=2, topology="path:2", rounds=ROUNDS, size=SIZE)
+    settings = mesh.settings(0)
+    authority = Authority.load(tmp_path / "c" / "authority")
+
+    def renew():
+        key, certificate = authority.issue(0, 1)
+        write_private(settings.tls.key, key)
+        settings.tls.certificate.write_bytes(certificate)
+
+    renew()
+    return dataclasses.replace(settings, timing=PATIENT, linger_s=0.0), renew
+
+
+NOW = datetime.datetime.now(datetime.UTC)
+DAY = datetime.timedelta(days=1)
+
+
+@pytest.mark.parametrize(
+    ("clock", "says", "then"),
+    [
+        (datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC), "set the clock", NOW),
+        (NOW + 30 * DAY, "has expired. Issue new files with 'flower-dhb mesh renew", NOW),
+        (NOW + 1.5 * DAY, "and copy them over the old ones, or set the clock", None),
+    ],
+)
+def test_clock_and_certificate_are_waited_for_and_that_is_said_once(
+    certified, log, monkeypatch, clock, says, then
+):
+    monkeypatch.setattr(daemon, "_LOOK_AGAIN_S", 0.01)
+    settings, renew = certified
+    asked, clocks = [], [clock]
+
+    def tell():
+        asked.append(True)
+        return clocks[0]
+
+    peer = Peer(
+        dataclasses.replace(settings, tls=dataclasses.replace(settings.tls, clock=tell)), None
+    )
+    Neighbor(peer)
+    running = Running(peer)
+    end = time.monotonic() + 20
+    while len(asked) < 5:
+        assert time.monotonic() < end
+        time.sleep(0.005)
+    assert not peer.agent.edges[1].up
+    assert peer.progress.phase == "loading"
+    (warning,) = log.named("waits-for-certificate")
+    assert says in warning["why"]
+    assert f"clock says {clock:%Y-%m-%d %H:%M}" in warning["why"]
+    if then is not None:
+        clocks[0] = then
+    else:
+        authority_now = NOW + 1.4 * DAY
+        monkeypatch.setattr(certificates, "_now", lambda: authority_now)
+        renew()
+    assert running.end() == Result(True)
+    assert len(log.named("waits-for-certificate")) == len(log.named("certificate-valid")) == 1
+
+
+def test_who_waits_for_the_clock_can_be_stopped(certified, log):
+    settings, _ = certified
+    late = dataclasses.replace(settings.tls, clock=lambda: NOW + 30 * DAY)
+    peer = Peer(dataclasses.replace(settings, tls=late))
+    running = Running(peer)
+    while not log.named("waits-for-certificate"):
+        time.sleep(0.005)
+    assert running.end(stop=True) == Result(False)
+
+
+def test_all_checkpoints_damaged(settings, tmp_path, log):
+    """It says what to do; or, if that is wanted, begins again from its neighbors."""
+    _, after = killed_while_it_waits(settings, tmp_path, 3)
+    for path in after.state_dir.glob("*-*.safetensors"):
+        path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DamageError, match=r"are damaged \(.*set on-damage = \"rejoin\""):
+        Peer(after)
+    before = {p.name for p in after.state_dir.iterdir()}
+    peer = Peer(dataclasses.replace(after, on_damage="rejoin", rounds=40))
+    (aside,) = log.named("state-set-aside")
+    assert "payload-3.safetensors" in aside["why"]
+    kept = after.state_dir / "damaged-1"
+    assert aside["kept_in"] == str(kept)
+    assert {p.name for p in kept.iterdir()} == before - {"lock"}
+    Neighbor(peer, hello=Hello(closed=40, done=True), final=41)
+    assert Running(peer).end() == Result(True)
+    assert len(log.named("rejoined")) == 1
+    assert [entry["round"] for entry in lines(after, "history.jsonl")] == [40]
+
+
+def test_a_state_directory_that_is_removed_under_way_is_made_again(settings, log):
+    """What is sent afterwards is on the disk, whole, as before."""
+    peer = Peer(settings)
+    neighbor = Neighbor(peer, answers=[1, 3, 4])
+    neighbor.watch = lambda offer: shutil.rmtree(settings.state_dir) if offer.round == 2 else None
+    running = Running(peer)
+    neighbor.wait(lambda: 2 in neighbor.payloads)
+    neighbor.watch = lambda offer: found.append(load(settings))
+    found = []
+    neighbor._offer(2, ack=neighbor.payloads[2][0][0].digest)
+    assert running.end() == Result(True)
+    assert [(f.round, codec.read_checksum(f.payload)) for f in found[:2]] == [
+        (k, neighbor.payloads[k][0][0].digest) for k in (3, 4)
+    ]
+    assert len(log.named("state-directory-made-anew")) == 1
+    assert (settings.state_dir / "model.safetensors").exists()
+    assert log.named("disk-failed") == []
+
+
+def test_a_second_peer_on_the_directory_of_a_running_one_is_refused(settings):
+    peer = Peer(settings)
+    neighbor = Neighbor(peer, answers=())
+    running = Running(peer)
+    neighbor.wait(lambda: 1 in neighbor.payloads)
+    with pytest.raises(NotNowError, match="holds this state directory"):
+        Peer(settings).run()
+    running.end(stop=True)
+    Home(settings.state_dir).take()
+
+
 # --- exit status --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (ConfigError("x"), 2),
+        (ModuleNotFoundError("x"), 2),
+        (KeyboardInterrupt(), 3),
+        (RoundError("the app failed in 10 rounds in a row"), 5),
+        (DamageError("x"), 6),
+        (NotNowError("x"), 75),
+        (OSError(28, "No space left on device"), 75),
+        (StateError("x"), 1),
+    ],
+)
+def test_every_error_has_its_exit_status(error, status):
+    assert command.status_of(error) == status
 
 
 @pytest.mark.parametrize(
     ("result", "status"),
     [
         (Result(True), 0),
-        (Result(True, 0), 3),
-        (Result(True, 7), 3),
-        (Result(False), 130),
-        (Result(False, 7), 130),
+        (Result(True, 0), 4),
+        (Result(True, 7), 4),
+        (Result(False), 3),
+        (Result(False, 7), 3),
     ],
 )
 def test_the_exit_status_says_how_it_ended(settings, monkeypatch, result, status):

@@ -1,16 +1,20 @@
 """What an agent must not lose: what is read again is what was written, damage is never taken."""
 
+import errno
 import json
+import os
 import stat
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from flower_dhb import StateError
+from flower_dhb import ConfigError
+from flower_dhb.errors import DamageError, NotNowError
 from flower_dhb.files import write_durably
 from flower_dhb.peer.device import disk
 from flower_dhb.peer.device.disk import Disk
@@ -207,7 +211,7 @@ def test_the_newest_whole_one_is_taken_and_each_damaged_one_reported(tmp_path):
         "round-10.safetensors", "payload-10.safetensors", "round-9.safetensors",
     ]  # fmt: skip
     damage(tmp_path, "payload-9")
-    with pytest.raises(StateError, match=r"none of \['payload-9.safetensors', .*can be used; move"):
+    with pytest.raises(DamageError, match=r"\(payload-9.safetensors, .*on-damage = \"rejoin\""):
         Store(tmp_path).load()
 
 
@@ -255,7 +259,9 @@ def test_there_is_none_in_a_directory_that_is_not_there(tmp_path):
 def test_the_state_of_another_run_is_refused_though_an_older_one_is_of_this(tmp_path):
     Store(tmp_path).state(1)
     Store(tmp_path, "other").state(2)
-    with pytest.raises(StateError, match=r"of run 'other', expected 'r'; choose another state-dir"):
+    with pytest.raises(
+        ConfigError, match=r"of run 'other', expected 'r'; choose another state-dir"
+    ):
         Store(tmp_path).load()
 
 
@@ -328,6 +334,88 @@ def test_a_file_that_is_cut_off_anywhere_is_not_taken(tmp_path, kind):
     assert Store(tmp_path).load().round == 3
 
 
+def unreadable(monkeypatch, errors):
+    """Files that cannot be read, by name."""
+    real = Path.read_bytes
+
+    def read(self):
+        if self.stem in errors:
+            raise OSError(errors[self.stem], os.strerror(errors[self.stem]), str(self))
+        return real(self)
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.EACCES, errno.ENOMEM])
+def test_what_cannot_be_read_now_is_not_damaged(tmp_path, monkeypatch, code):
+    """To take an older one would undo what the newest has promised."""
+    store = Store(tmp_path)
+    store.state(1)
+    store.payload(2)
+    unreadable(monkeypatch, {"payload-2": code})
+    again = Store(tmp_path)
+    with pytest.raises(NotNowError, match=f"cannot be read: {os.strerror(code)}"):
+        again.load()
+    assert again.said == []
+
+
+def test_an_earlier_payload_that_cannot_be_read_now_is_not_given_up(tmp_path, monkeypatch):
+    store = Store(tmp_path)
+    store.payload(1)
+    store.state(1)
+    store.payload(2, kept=[1])
+    unreadable(monkeypatch, {"payload-1": errno.EMFILE})
+    with pytest.raises(NotNowError, match="Too many open files"):
+        Store(tmp_path).load()
+
+
+def test_a_bad_place_of_the_disk_is_damage_and_a_bad_disk_is_not(tmp_path, monkeypatch):
+    store = Store(tmp_path)
+    store.state(1)
+    store.state(2)
+    unreadable(monkeypatch, {"round-2": errno.EIO})
+    again = Store(tmp_path)
+    assert again.load().round == 1
+    assert "round-2.safetensors is damaged: [Errno 5] Input/output error" in again.said[0]
+    unreadable(monkeypatch, {"round-1": errno.EIO, "round-2": errno.EIO})
+    with pytest.raises(NotNowError, match=r"cannot be read: Input/output error\. Remedy: the d"):
+        Store(tmp_path).load()
+
+
+def test_a_payload_holds_all_if_the_state_under_it_is_gone(tmp_path):
+    """Somebody has removed the directory, or a part of it."""
+    store = Store(tmp_path)
+    store.state(1)
+    (tmp_path / "round-1.safetensors").unlink()
+    store.payload(2)
+    found = Store(tmp_path).load()
+    assert (found.round, found.payload) == (2, b"payload 2")
+    np.testing.assert_array_equal(found.contents.arrays["fixed"], np.arange(3.0))
+
+
+def test_a_damaged_life_is_set_aside_whole_and_the_next_one_begins_anew(tmp_path):
+    for life in (1, 2):
+        store = Store(tmp_path)
+        store.state(3)
+        store.payload(4)
+        (tmp_path / "history.jsonl").write_text("lines")
+        (tmp_path / "lock").touch()
+        damage(tmp_path, "round-3")
+        damage(tmp_path, "payload-4")
+        again = Store(tmp_path)
+        with pytest.raises(DamageError):
+            again.load()
+        aside = again.set_aside()
+        assert aside == tmp_path / f"damaged-{life}"
+        assert sorted(p.name for p in aside.iterdir()) == [
+            "history.jsonl", "payload-4.safetensors", "round-3.safetensors",
+        ]  # fmt: skip
+        assert again.load() is None
+        again.payload(1)
+        assert Store(tmp_path).load().payload == b"payload 1"
+        (tmp_path / "payload-1.safetensors").unlink()
+
+
 # --- the disk -----------------------------------------------------------------------------
 
 
@@ -361,6 +449,13 @@ def test_what_cannot_be_written_is_an_error_and_the_older_ones_stay(tmp_path):
     assert Store(tmp_path).load().round == 2
 
 
+def wait(holds):
+    end = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
 @pytest.fixture
 def log():
     with Events() as heard:
@@ -375,7 +470,8 @@ class Line:
         self.monitor = Monitor(0)
         self.journal = Store(tmp_path, write=self.full)
         self.failed, self.done = [], []
-        self.disk = Disk(self.journal, self.monitor, self.failed.append)
+        self.check = lambda: False
+        self.disk = Disk(self.journal, self.monitor, self.failed.append, lambda: self.check())
         if not held:
             self.disk.start()
 
@@ -508,6 +604,69 @@ def test_of_a_full_disk_nothing_is_said_to_be_written_and_it_can_be_closed(tmp_p
     line.disk.close()
     assert time.monotonic() - begin < 5.0
     assert (line.done, line.full.written, line.failed) == ([], [], [])
+
+
+def test_another_reason_is_told_and_each_comes_with_a_remedy(tmp_path, log, monkeypatch):
+    monkeypatch.setattr(disk, "_PAUSE_S", 0.001)
+    line = Line(tmp_path)
+    codes = [errno.ENOSPC] * 3 + [errno.EROFS] * 2 + [errno.EIO]
+
+    def write(path, data):
+        if codes:
+            code = codes.pop(0)
+            raise OSError(code, os.strerror(code), str(path))
+        line.full(path, data)
+
+    line.journal._write_durably = write
+    line.state(1)
+    wait(lambda: line.done)
+    line.disk.close()
+    told = [(w["why"], w["what_now"]) for w in log.named("disk-failed")]
+    assert [why for why, _ in told] == [
+        "No space left on device", "Read-only file system", "Input/output error",
+    ]  # fmt: skip
+    for (_, what), remedy in zip(told, ("free space", "mount it", "replace"), strict=True):
+        assert "nothing is sent until it is written" in what
+        assert remedy in what
+
+
+def test_nothing_is_written_into_a_directory_that_is_not_ours(tmp_path, log, monkeypatch):
+    monkeypatch.setattr(disk, "_PAUSE_S", 0.001)
+    line, gone = Line(tmp_path), [True] * 3
+
+    def check():
+        if gone:
+            gone.pop()
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(tmp_path))
+        return not line.full.written
+
+    line.check = check
+    line.state(1)
+    line.state(2)
+    wait(lambda: len(line.done) == 2)
+    line.disk.close()
+    assert line.full.written == ["round-1", "round-2"]
+    assert len(log.named("disk-failed")) == 1
+    assert len(log.named("state-directory-made-anew")) == 1
+    totals = [line.monitor.total(name) for name in ("disk-trouble", "disk-writes-again")]
+    assert totals == [1, 1]
+
+
+def test_what_could_not_be_written_is_not_overtaken_at_the_end(tmp_path):
+    """What comes later must not be there without it."""
+    line = Line(tmp_path, held=True)
+
+    def write(path, data):
+        if path.stem == "payload-1":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        line.full(path, data)
+
+    line.journal._write_durably = write
+    line.payload(1)
+    line.state(1)
+    line.disk.start()
+    line.disk.close()
+    assert (line.done, line.full.written) == ([], [])
 
 
 def test_what_no_attempt_can_mend_is_handed_on(tmp_path):

@@ -15,6 +15,7 @@ import pytest
 from flower_dhb import ConfigError
 from flower_dhb.agent import codec
 from flower_dhb.agent.codec import VectorSpec
+from flower_dhb.errors import NotNowError
 from flower_dhb.peer.mesh.certificates import Authority, write_private
 from flower_dhb.peer.protocol.events import Tick
 from flower_dhb.peer.protocol.messages import Ack
@@ -575,7 +576,7 @@ def test_files_that_do_not_fit_are_an_attempt_that_failed(files, events, tmp_pat
 def test_an_address_in_use_is_an_error_with_the_vertex():
     with Peer(1, (0,)) as b:
         again = Peer(4, (0,), listen=b.address)
-        with pytest.raises(ConfigError, match=f"vertex 4: cannot listen on {b.address}: "):
+        with pytest.raises(NotNowError, match=f"vertex 4: cannot listen on {b.address}: "):
             again.transport.start()
 
 

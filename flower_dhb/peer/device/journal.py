@@ -185,6 +185,8 @@ class Journal:
         for entry in reversed(entries):
             try:
                 return self._read(entry)
+            except ConfigError:
+                raise
             except _DAMAGE as error:
                 if isinstance(error, OSError):
                     if error.errno not in _BAD_PLACE:
@@ -254,6 +256,8 @@ class Journal:
             return None
         try:
             return self._frame(*self._open(entry))
+        except ConfigError:
+            raise
         except _DAMAGE as error:
             if isinstance(error, OSError) and error.errno not in _BAD_PLACE:
                 raise

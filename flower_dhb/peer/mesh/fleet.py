@@ -81,6 +81,10 @@ class FleetStatus:
         for vertex, reply in sorted(self.replies.items()):
             if reply.HasField("alone_since"):
                 found.append(f"vertex {vertex} has been alone since round {reply.alone_since}")
+            if reply.counts["disk-trouble"] > reply.counts["disk-writes-again"]:
+                found.append(
+                    f"vertex {vertex}: its disk takes nothing; see 'disk-failed' in its log"
+                )
             one_sided = sum(neighbor.one_sided for neighbor in reply.neighbors)
             if one_sided:
                 found.append(f"vertex {vertex}: {one_sided} of its edges counted at one end only")

@@ -17,7 +17,7 @@ import grpc
 import numpy as np
 
 from flower_dhb.agent.codec import VectorSpec
-from flower_dhb.errors import ConfigError
+from flower_dhb.errors import ConfigError, NotNowError
 from flower_dhb.peer.monitor import Monitor
 from flower_dhb.peer.protocol.events import LinkEvent
 from flower_dhb.peer.wire import relay_pb2 as pb
@@ -184,8 +184,10 @@ class Transport:
                 credentials = self.tls.server_credentials(self.monitor)
                 self.port = self._server.add_secure_port(address, credentials)
         except RuntimeError as error:
-            raise ConfigError(
-                f"vertex {self.vertex}: cannot listen on {address}: {error}"
+            raise NotNowError(
+                f"vertex {self.vertex}: cannot listen on {address}: {error}. Another process may "
+                "still hold the port, or the network is not up yet; if this does not pass, change "
+                "'listen' in peer.toml"
             ) from None
         self._server.start()
 
