@@ -18,6 +18,7 @@ import tomli_w
 from safetensors.numpy import load_file, save_file
 
 from flower_dhb.agent import codec
+from flower_dhb.peer.device.ending import Ending
 from flower_dhb.peer.mesh.certificates import Authority, write_private
 from flower_dhb.peer.mesh.create import renew
 from flower_dhb.peer.mesh.fleet import Fleet
@@ -324,4 +325,4 @@ def test_plaintext_on_loopback_and_prometheus(tmp_path):
         for v in mesh.paths:
             os.kill(mesh.processes[v].popen.pid, 15)
         mesh.wait(lambda: all(mesh.named(v, "ended") for v in mesh.paths), 30, "all to stop")
-        assert {p.popen.wait() for p in mesh.processes.values()} == {130}  # stopped, not done
+        assert {p.popen.wait() for p in mesh.processes.values()} == {Ending.STOPPED}

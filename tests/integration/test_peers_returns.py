@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
+from flower_dhb.peer.device.ending import Ending
 from tests.integration.kills import KINDS, run
 from tests.support.peers import Mesh, run_cli
 
@@ -51,7 +52,7 @@ def test_a_device_that_finds_nobody_says_since_when_it_was_alone(tmp_path):
         last = max(e["round"] for e in mesh.history(0) if not e.get("missing"))
         mesh.start(0)
         event = mesh.wait_event(0, "alone")
-        assert until_ended(mesh, 0) == [3]
+        assert until_ended(mesh, 0) == [Ending.ALONE]
         (finished,) = mesh.named(0, "finished")
         assert event["since"] == finished["alone_since"]
         assert last <= finished["alone_since"] <= last + 1  # the round that was open may count yet
