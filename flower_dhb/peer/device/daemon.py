@@ -230,16 +230,22 @@ class Peer:
         """
         if self.settings.tls is None:
             return True
-        why = ""
+        told, before = "", ""
         while True:
             try:
                 self.settings.tls.read()
-            except ValidityError as error:
-                if error.reason != why:
-                    why = error.reason
+            except ConfigError as error:
+                by_time = isinstance(error, ValidityError)
+                if not (told or by_time):
+                    raise
+                why = getattr(error, "reason", str(error))
+                # Renewed files come one after the other; until they fit, that is no trouble.
+                if why != told and (by_time or why == before):
+                    told = why
                     self.monitor.warning("waits-for-certificate", why=str(error))
+                before = why
             else:
-                if why:
+                if told:
                     self.monitor.event("certificate-valid")
                 return True
             try:
