@@ -501,7 +501,7 @@ def test_a_start_that_cannot_be_called(tmp_path, start, error):
 
 # --- classes ------------------------------------------------------------------------------
 
-CHANGING = {"Edge", "_Rates", "Transport"}  # what a run keeps its state in
+CHANGING = {"Edge", "_Fold", "_Rates", "Transport"}  # what a run keeps its state in
 
 
 def test_what_describes_something_cannot_be_changed():
