@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from flower_dhb.agent import mixing
 from flower_dhb.agent.codec import VectorSpec
+from flower_dhb.agent.screening import Own, Screen, believable, clip_factors, clipped, distance
 from flower_dhb.algorithms.base import Algorithm
 from flower_dhb.algorithms.measurement import measured
 from flower_dhb.errors import ConfigError, PayloadError, RoundError
@@ -36,7 +37,7 @@ class Snapshot:
 
     round: the parameters are `x(round)`. statistics: running statistics, `(s,)`.
     local: arrays that never leave the agent. epoch: in which the rule's conserved memory, and
-    a pending payload, are.
+    a pending payload, are. screen: what screening remembers of its neighbors.
     """
 
     round: int
@@ -45,6 +46,7 @@ class Snapshot:
     local: NDArrays
     pending: Pending | None = None
     epoch: int = 0
+    screen: Screen = field(default_factory=Screen)
 
 
 class Node:
@@ -55,6 +57,7 @@ class Node:
     leaves the node as it was.
 
     weights: mixing weight by vertex, the agent's own and its neighbors'; sums to 1.
+    screened: payloads that the last `combine` did not believe, a text by neighbor.
     """
 
     def __init__(
@@ -76,6 +79,7 @@ class Node:
         self._snapshot = snapshot
         self._arrived: dict[int, Payload] = {}
         self._measured: State | None = None  # of the pending round
+        self.screened: Mapping[int, str] = {}
 
     @classmethod
     def start(
@@ -198,31 +202,78 @@ class Node:
         _check_payload(who, payload, self.vectors)
         self._arrived[sender] = payload
 
-    def combine(self, use: Collection[int] | None = None) -> tuple[int, ...]:
+    def combine(
+        self, use: Collection[int] | None = None, *, screen: bool = True
+    ) -> tuple[int, ...]:
         """End the pending round with the payloads that have arrived.
 
         use: if given, only these neighbors' payloads count (edges that both ends could
-        use). A missing neighbor's weight returns to the agent's own payload. Returns
-        the vertices of the missing neighbors.
+        use). screen: whether to hold payloads against the rule's screening; False where that
+        was done before, so that what counted at both ends is used at both. A missing
+        neighbor's weight returns to the agent's own payload. Returns the vertices of the
+        missing neighbors, those whose payload was screened among them.
         """
         pending = self._require_pending()
         s = self._snapshot
         used = {j: p for j, p in self._arrived.items() if use is None or j in use}
+        before = self._state(pending)
+        factor, clips = self.algorithm.screening_factor, self.algorithm.clips
+        distances: dict[int, float] = {}
+        memory, self.screened = s.screen, {}
+        if factor is not None or clips:
+            memory = memory.begun(s.state.parameters)
+            own = self._own(pending)
+            distances = {j: own.distance(p) for j, p in used.items()}
+            if screen and factor is not None:
+                memory, self.screened = self._screen(memory, factor, own, used, distances)
+                used = {j: p for j, p in used.items() if j not in self.screened}
         missing = tuple(j for j in self.neighbors if j not in used)
         weights = {j: w for j, w in self.weights.items() if j not in missing}
         # Summed in vertex order, whatever arrived first.
         weights[self.vertex] += sum(self.weights[j] for j in missing)
-        before = self._state(pending)
+        if clips:
+            factors = clip_factors(distances, self.algorithm.clip_radius)
+            weights = clipped(weights, self.vertex, factors)
         state = mixing.combine(self.algorithm, before, pending.trained, self.vertex, weights, used)
+        if factor is not None:
+            moved = distance([state.parameters], [s.state.parameters])
+            memory = memory.after(own, moved, distances.values())
         statistics = s.statistics
         if self.layout.statistics_size:
             vectors = {j: p[STATISTICS_VECTOR] for j, p in used.items()}
             vectors[self.vertex] = pending.statistics
             statistics = mixing.weighted_sum(mixing.convex(weights), vectors)
-        self._snapshot = Snapshot(pending.round, state, statistics, s.local, epoch=s.epoch)
+        self._snapshot = Snapshot(
+            pending.round, state, statistics, s.local, epoch=s.epoch, screen=memory
+        )
         self._arrived = {}
         self._measured = None
         return missing
+
+    def _own(self, pending: Pending) -> Own:
+        x = self._snapshot.state.parameters
+        return Own.of(self.algorithm.vectors, self.payload(), x, pending.trained)
+
+    def _screen(
+        self,
+        memory: Screen,
+        factor: float,
+        own: Own,
+        payloads: Mapping[int, Payload],
+        distances: dict[int, float],
+    ) -> tuple[Screen, dict[int, str]]:
+        """Whose payload is not to be used, and why; those are taken out of `distances`."""
+        k = self._require_pending().round
+        why, absurd = {}, []
+        for j in sorted(payloads):
+            is_absurd, text = memory.verdict(factor, k, own, j, payloads[j], distances[j])
+            if text:
+                why[j] = text
+            if is_absurd:
+                absurd.append(j)
+        for j in why:
+            del distances[j]
+        return memory.judged(k, absurd, distances), why
 
     def join_epoch(self, epoch: int) -> None:
         """Begin a newer epoch with a correction of zero; an epoch that is not newer is ignored.
@@ -262,14 +313,17 @@ class Node:
         """Node of an agent that has lost its state: its neighbors' average, zero momentum.
 
         The average is weighted as the mixing matrix weights them. round: the round of
-        the payloads. Raises RoundError if there is no payload to begin from, PayloadError
-        if one is not of a neighbor or holds other vectors.
+        the payloads. A rule that screens leaves out payloads that are far longer than the
+        others. Raises RoundError if there is no payload to begin from, PayloadError if one is
+        not of a neighbor or holds other vectors.
         """
         for j, payload in payloads.items():
             who = f"round {round}, neighbor {j}"
             if j == vertex or j not in weights:
                 raise PayloadError(f"{who}: not a neighbor of agent {vertex}")
             _check_payload(who, payload, cls.vectors_of(algorithm, layout))
+        if algorithm.screening_factor is not None:
+            payloads = believable(payloads, algorithm.vectors)
         total = sum(abs(weights[j]) for j in payloads)
         if not total > 0.0:
             raise RoundError(

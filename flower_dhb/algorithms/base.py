@@ -30,6 +30,10 @@ COMBINE_THEN_ADAPT = "combine-then-adapt"
 # whose columns alone sum to 1, so that links may be one-way; or everyone with everyone.
 UNDIRECTED, DIRECTED, COMPLETE = "undirected", "directed", "complete"
 
+ON, OFF = "on", "off"
+_GUARDS = {"clipping": OFF, "screening": ON}  # settings of every rule, and their defaults
+SCREENING_FACTOR = 4.0  # docs/decisions/0016
+
 _EQUAL = 1e-9  # weights of a complete graph are quotients of small integers, in float64
 
 # Inner products of an agent's whole vectors, by the pair of their names: float64, 0-d for
@@ -77,7 +81,30 @@ class Algorithm(ABC):
     graph that it runs on. linear: whether, the measured numbers given, `combine` is a
     linear function of state, trained parameters and payloads; only then does the blocked
     kernel replace it by scaled additions.
+
+    Two settings, which every rule has, say how far an agent believes its neighbors
+    (`agent.screening`; `docs/algorithm.md`, "Neighbors that lie"):
+
+    screening : "on", "off" or float
+        A payload that is absurdly far from the agent's own counts as missing. A number takes
+        the place of the factor 4 in the bound; larger is more generous. Rules for directed
+        links or for a server, whose weights cannot return to both ends, do not screen.
+    clipping : "off", "on" or float
+        Self-centered clipping: `x_i + sum_j W_ij clip(x_j - x_i, tau)` takes the place of the
+        weighted sum. A number is the radius `tau`, of the distance between whole payloads, the
+        same for all agents; "on" takes the lower median of an agent's distances to its
+        neighbors in the round. A fixed radius clips an edge alike at both ends, so the network
+        average is kept; "on" does not keep it.
+
+    Raises ConfigError for other values, and for clipping where it would break the rule: that
+    of push-sum, whose weights count what was sent; of the centralized rule, in which no agent
+    has a payload of its own to begin from; and of rules that conserve a sum over agents
+    (`conserved`): what a neighbor injects into their memory within the radius adds up from
+    round to round and is never forgotten, so that clipping would promise what it cannot keep.
     """
+
+    clipping: float | str = OFF
+    screening: float | str = ON
 
     name: ClassVar[str]
     graph: ClassVar[str] = UNDIRECTED
@@ -93,6 +120,44 @@ class Algorithm(ABC):
             value = getattr(self, each.name)
             if isinstance(value, np.generic):
                 object.__setattr__(self, each.name, value.item())
+        for guard in _GUARDS:
+            object.__setattr__(self, guard, _guard(guard, getattr(self, guard)))
+        if self.screening not in (ON, OFF) and self.graph != UNDIRECTED:
+            raise ConfigError(f"'{self.name}' does not screen: it is not for undirected graphs")
+        if self.clipping != OFF:
+            self._check_clipping()
+
+    def _check_clipping(self) -> None:
+        why = ""
+        if self.graph == DIRECTED:
+            why = "its push weights count what was sent, so what is clipped would be lost"
+        elif self.graph == COMPLETE:
+            why = "it averages at a server, where no payload is an agent's own"
+        elif self.conserved:
+            why = (
+                "it conserves a sum over all agents, in which what a neighbor injects adds up and "
+                "is never forgotten, however short it is clipped; screening (the default) does "
+                "work, or take 'dmsgd', 'dsgd' or 'safeguarded'"
+            )
+        if why:
+            raise ConfigError(f"clipping cannot be had with '{self.name}': {why}")
+
+    @property
+    def screening_factor(self) -> float | None:
+        """How generous screening is; None if the rule does not screen."""
+        if self.screening == OFF or self.graph != UNDIRECTED:
+            return None
+        return SCREENING_FACTOR if isinstance(self.screening, str) else float(self.screening)
+
+    @property
+    def clips(self) -> bool:
+        """Whether neighbors' payloads are clipped."""
+        return self.clipping != OFF
+
+    @property
+    def clip_radius(self) -> float | None:
+        """The radius of clipping that is set; None if each agent takes what it observes."""
+        return None if isinstance(self.clipping, str) else float(self.clipping)
 
     @property
     @abstractmethod
@@ -207,8 +272,15 @@ class Algorithm(ABC):
         """Raise ConfigError if the rule diverges on this graph whatever the step size."""
 
     def to_config(self) -> dict[str, Any]:
-        """Name and settings as plain values; `algorithm_from_config` is the inverse."""
-        return {"name": self.name, **{f.name: getattr(self, f.name) for f in fields(self)}}
+        """Name and settings as plain values; `algorithm_from_config` is the inverse.
+
+        Clipping and screening are named where they are not at their defaults.
+        """
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        for guard, default in _GUARDS.items():
+            if values[guard] == default:
+                del values[guard]
+        return {"name": self.name, **values}
 
 
 def zeros_like(vector: Vector) -> Vector:
@@ -216,6 +288,17 @@ def zeros_like(vector: Vector) -> Vector:
     return (
         np.zeros_like(vector) if isinstance(vector, np.ndarray) else vector.new_zeros(vector.shape)
     )
+
+
+def _guard(what: str, value: object) -> float | str:
+    """`on`, `off` or a number; flags mean the words."""
+    if isinstance(value, bool):
+        return ON if value else OFF
+    if isinstance(value, str) and value in (ON, OFF):
+        return value
+    if isinstance(value, int | float) and 0.0 < value < float("inf"):
+        return float(value)
+    raise ConfigError(f"{what} must be 'on', 'off' or a number above 0, got {value!r}")
 
 
 def check_choice(what: str, value: object, choices: tuple[str, ...]) -> None:

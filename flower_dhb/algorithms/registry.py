@@ -142,8 +142,9 @@ def algorithm_from_config(config: Mapping[str, Any]) -> Algorithm:
 
 
 def settings_of(name: str) -> list[str]:
-    """Names of a rule's settings."""
-    return [field.name for field in fields(ALGORITHMS[name])]
+    """Names of a rule's settings, its own first, then those that all rules have."""
+    common = [field.name for field in fields(Algorithm)]
+    return [f.name for f in fields(ALGORITHMS[name]) if f.name not in common] + common
 
 
 def relayed_methods() -> list[str]:

@@ -13,7 +13,9 @@ from torch import Tensor
 from flower_dhb.agent.mixing import convex_rows
 from flower_dhb.algorithms.base import COMPLETE, Algorithm
 from flower_dhb.algorithms.measurement import measured
+from flower_dhb.engine.attacks import Attack, Attackers
 from flower_dhb.engine.checkpoint import read, write
+from flower_dhb.engine.guards import Guards, Measured, clipped_matrix
 from flower_dhb.engine.mixer import CHUNK, Mixer
 from flower_dhb.engine.problem import Agents, Problem
 from flower_dhb.engine.reference import Edges, Missing, missing_in
@@ -21,7 +23,7 @@ from flower_dhb.errors import ConfigError, StateError
 from flower_dhb.topology.directed import DirectedTopology
 from flower_dhb.topology.graph import Topology
 from flower_dhb.topology.weights import Matrix
-from flower_dhb.types import State
+from flower_dhb.types import Payload, State
 
 __all__ = ["AnyTopology", "Engine", "Missing", "mixing_matrix_of", "random_failures"]
 
@@ -48,6 +50,14 @@ class Engine:
         `dense`, `sparse`, or `auto` for the faster one.
     device : str
         Where the agents live: `cpu`, `cuda`, `cuda:1`, …
+    attack : Attack, optional
+        Agents that lie. What the engine says of all agents, their average and their
+        consensus distance, is then of the honest ones.
+
+    Attributes
+    ----------
+    screened : dict
+        How many payloads each agent has screened, by (agent, neighbor).
 
     Raises
     ------
@@ -66,6 +76,7 @@ class Engine:
         missing: Missing | None = None,
         mixing: str = "auto",
         device: str = "cpu",
+        attack: Attack | None = None,
     ) -> None:
         if not 0.0 <= learning_rate < float("inf"):
             raise ConfigError(f"learning_rate must be finite and >= 0, got {learning_rate}")
@@ -89,6 +100,13 @@ class Engine:
         self._trained = torch.empty_like(self.agents.parameters)
         self._mixers: dict[int, tuple[Mixer, Mixer]] = {}
         self.bytes_sent = 0
+        self.attackers = attack and Attackers(attack, problem.n_agents)
+        self._guards: Guards | None = None
+        factor = algorithm.screening_factor
+        if factor is not None:
+            x = self.agents.parameters
+            start = x.double().norm(dim=1).cpu().numpy()
+            self._guards = Guards(factor, start, common=bool((x == x[:1]).all()))
 
     # --- rounds ---------------------------------------------------------------------
 
@@ -103,47 +121,113 @@ class Engine:
     def step(self) -> None:
         """One round of all agents: adapt, share, combine."""
         k = self.round + 1
-        mixer, averager, edges = self._mixer(k)
+        topology = self.topologies[(k - 1) % len(self.topologies)]
+        failing = list(missing_in(self.missing, k))
+        if self.attackers and self.attackers.cut_out:
+            failing += _edges_of(topology, self.attackers.attack.vertices)
+        x = self.agents.parameters
         self.problem.adapt(self.agents, k, self.learning_rate, self._trained)
-        self._combine(mixer)
+        if self.attackers:
+            self.attackers.trained(k, x, self._trained)
+        self._numbers = measured(self.algorithm, State(x, self.memory), self._trained).measured
+        found = self._measure(topology, failing)
+        refused = self._guards.screen(k, found) if self._guards and found else set()
+        mixer, averager = self._mixers_of(k, topology, [*failing, *refused], found)
+        moved = self._combine(mixer)
         if self.agents.statistics.shape[1]:
             self.agents.statistics = averager(self.agents.statistics)
+        if self._guards and found:
+            self._guards.after(moved.sqrt().cpu().numpy(), found, refused)
         self.round = k
+        edges = messages(self.algorithm, topology, failing)
         self.bytes_sent += edges * self.bytes_per_edge
 
-    def _combine(self, mixer: Mixer) -> None:
-        """The rule on some columns of all agents at a time: intermediates stay in the cache."""
-        x, z = self.agents.parameters, self._trained
+    def _measure(
+        self, topology: AnyTopology, failing: Sequence[tuple[int, int]]
+    ) -> Measured | None:
+        """Distances between payloads, where the rule screens or clips."""
+        if self._guards is None and not self.algorithm.clips:
+            return None
+        gone = {(min(edge), max(edge)) for edge in failing}
+        edges = np.array([e for e in topology.edges if e not in gone], np.int64)
+        return Measured.of(
+            edges.reshape(-1, 2),
+            self.agents.parameters,
+            self._trained,
+            self._payload,
+            self.algorithm.vectors[0],
+            lengths=self._guards is not None,
+        )
+
+    def _payload(self, part: slice) -> dict[str, Tensor]:
+        """What all agents send, some columns of it; scalars whole."""
+        return self._sent(self.algorithm.outgoing(self._state(part), self._trained[:, part]), part)
+
+    def _sent(self, payload: Payload, part: slice) -> dict[str, Tensor]:
+        sent = dict(payload)
+        if self.attackers:
+            size = self.agents.parameters.shape[1]
+            for name in self.algorithm.vectors:
+                sent[name] = self.attackers.payload(self.round + 1, name, sent[name], part, size)
+        return sent
+
+    def _state(self, part: slice) -> State:
+        scalars = self.algorithm.scalars
+        memory = {name: m if name in scalars else m[:, part] for name, m in self.memory.items()}
+        return State(self.agents.parameters[:, part], memory, self._numbers)
+
+    def _combine(self, mixer: Mixer) -> Tensor:
+        """The rule on some columns of all agents at a time: intermediates stay in the cache.
+
+        Returns the square of the way that each agent has gone, `(n,)`, if it is screened for.
+        """
+        x = self.agents.parameters
         n, d = x.shape
+        moved = torch.zeros(n, dtype=torch.float64, device=x.device)
         width = max(1, CHUNK // n)
-        scalars = {name: m for name, m in self.memory.items() if name in self.algorithm.scalars}
-        numbers = measured(self.algorithm, State(x, self.memory), z).measured
+        scalars = [name for name in self.memory if name in self.algorithm.scalars]
         for first in range(0, d, width):
             part = slice(first, first + width)
-            memory = {name: m if name in scalars else m[:, part] for name, m in self.memory.items()}
-            state = State(x[:, part], memory, numbers)
-            trained = z[:, part]
-            payload = self.algorithm.outgoing(state, trained)
-            mixed = {name: mixer(vector) for name, vector in payload.items()}
-            new = self.algorithm.combine(state, trained, mixed)
+            state = self._state(part)
+            payload = self.algorithm.outgoing(state, self._trained[:, part])
+            mixed = {name: mixer(vector) for name, vector in self._sent(payload, part).items()}
+            if self.attackers:  # who lies to others does not lie to itself
+                rows = list(self.attackers.attack.vertices)
+                for name, vector in payload.items():
+                    mixed[name][rows] = mixer(vector)[rows]
+            new = self.algorithm.combine(state, self._trained[:, part], mixed)
+            if self._guards is not None:
+                moved += (new.parameters - x[:, part]).square().sum(-1).double()
             x[:, part] = new.parameters
             for name in self.memory:
                 if name not in scalars:
                     self.memory[name][:, part] = new.memory[name]
         for name in scalars:
             self.memory[name] = new.memory[name]
+        return moved
 
-    def _mixer(self, k: int) -> tuple[Mixer, Mixer, int]:
-        """Mixing of round k, averaging of its statistics, and how many messages it takes."""
-        at = (k - 1) % len(self.topologies)
-        topology = self.topologies[at]
-        failing = list(missing_in(self.missing, k))
-        count = messages(self.algorithm, topology, failing)
+    def _mixers_of(
+        self,
+        k: int,
+        topology: AnyTopology,
+        failing: Sequence[tuple[int, int]],
+        found: Measured | None,
+    ) -> tuple[Mixer, Mixer]:
+        """Mixing of round k, and averaging of its statistics."""
+        if self.algorithm.clips and found is not None:
+            matrix = mixing_matrix_of(self.algorithm, topology, failing)
+            refused = {(min(edge), max(edge)) for edge in failing}
+            clipped = clipped_matrix(matrix, found, refused, self.algorithm.clip_radius)
+            if self.attackers:  # they have nothing to fear from each other, or from the truth
+                rows = list(self.attackers.attack.vertices)
+                clipped[rows] = matrix[rows]
+            return self._new_mixers(clipped)
         if failing:
-            return *self._new_mixers(mixing_matrix_of(self.algorithm, topology, failing)), count
+            return self._new_mixers(mixing_matrix_of(self.algorithm, topology, failing))
+        at = (k - 1) % len(self.topologies)
         if at not in self._mixers:
             self._mixers[at] = self._new_mixers(mixing_matrix_of(self.algorithm, topology))
-        return *self._mixers[at], count
+        return self._mixers[at]
 
     def _new_mixers(self, matrix: Matrix) -> tuple[Mixer, Mixer]:
         x, s = self.agents.parameters, self.agents.statistics
@@ -171,11 +255,20 @@ class Engine:
         """The network average as a single agent, formed for an observer."""
         a = self.agents
         local = {name: tensor[:1] for name, tensor in a.local.items()}
-        return Agents(a.parameters.mean(0, keepdim=True), a.statistics.mean(0, keepdim=True), local)
+        x, s = self._honest(a.parameters), self._honest(a.statistics)
+        return Agents(x.mean(0, keepdim=True), s.mean(0, keepdim=True), local)
+
+    def _honest(self, rows: Tensor) -> Tensor:
+        return rows[self.attackers.honest] if self.attackers else rows
+
+    @property
+    def screened(self) -> dict[tuple[int, int], int]:
+        """Payloads that were screened, by (agent, neighbor)."""
+        return dict(self._guards.counts) if self._guards else {}
 
     def consensus_distance(self) -> float:
         """Root mean square over agents of the distance to their mean."""
-        x = self.agents.parameters
+        x = self._honest(self.agents.parameters)
         total = 0.0
         width = max(1, CHUNK // len(x))
         for first in range(0, x.shape[1], width):
@@ -186,7 +279,7 @@ class Engine:
     @property
     def finite(self) -> bool:
         """Whether no parameter is NaN or infinite."""
-        x = self.agents.parameters
+        x = self._honest(self.agents.parameters)
         # A sum is cheap, but it may leave the numbers of float32 although every value is one.
         return bool(torch.isfinite(x.sum())) or bool(torch.isfinite(x).all())
 
@@ -242,6 +335,10 @@ class Engine:
             "round": self.round,
             "bytes_sent": self.bytes_sent,
         }
+
+
+def _edges_of(topology: AnyTopology, vertices: Sequence[int]) -> list[tuple[int, int]]:
+    return [edge for edge in topology.edges if set(edge) & set(vertices)]
 
 
 def mixing_matrix_of(algorithm: Algorithm, topology: AnyTopology, failing: Edges = ()) -> Matrix:

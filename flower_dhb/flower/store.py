@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from flower_dhb.agent.node import Pending, Snapshot
+from flower_dhb.agent.screening import Screen
 from flower_dhb.algorithms import Algorithm
 from flower_dhb.errors import StateError
 from flower_dhb.files import write_durably
@@ -164,6 +165,7 @@ def snapshot_vectors(
         "pending_round": None,
         "epoch": snapshot.epoch,
         "algorithm": algorithm.to_config(),
+        "screen": snapshot.screen.to_config(),
     }
     if snapshot.pending is not None:
         document["pending_round"] = snapshot.pending.round
@@ -202,10 +204,11 @@ def load_snapshot(
                 _statistics(arrays, "trained_statistics", layout),
             )
         number, epoch = _count("round", document), _count("epoch", document)
-        return Snapshot(number, state, statistics, local, pending, epoch)
+        screen = Screen.from_config(document["screen"])
+        return Snapshot(number, state, statistics, local, pending, epoch, screen)
     except KeyError as error:
         raise StateError(f"state lacks {error}") from None
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise StateError(f"damaged state: {error}") from None
 
 

@@ -23,6 +23,7 @@ __all__ = ["RunConfig", "get_choice", "get_flag", "get_integer", "get_number", "
 Values: TypeAlias = Mapping[str, Any]
 
 AUTO = "auto"
+GUARDS = ("clipping", "screening")  # settings of every rule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,8 +151,8 @@ def _algorithm(values: Values) -> Algorithm:
         for name in sorted({s for each in ALGORITHMS for s in settings_of(each)}):
             key = name.replace("_", "-")
             value = values.get(key, AUTO)
-            if value == AUTO:
-                continue
+            if value == AUTO or (name in GUARDS and "algorithm" not in values):
+                continue  # an app may well have a key 'clipping' of its own
             if name in known:
                 config[name] = value
             elif "algorithm" in values:  # else the key is the app's own

@@ -173,7 +173,7 @@ def test_statistics_of_push_sum_are_averaged_by_rows() -> None:
     problem = Supervised(Normalized(), data.train_x, data.train_y, parts, batch_size=16)
     one_way = DirectedTopology([(0, 1), (1, 2), (2, 0), (0, 3), (3, 1)])
     engine = Engine(problem, one_way, PushSum(), learning_rate=0.0)
-    _, averager, _ = engine._mixer(1)
+    _, averager = engine._mixers_of(1, engine.topologies[0], [], None)
     assert not np.allclose(one_way.mixing_matrix.sum(axis=1), 1.0)
     torch.testing.assert_close(averager(torch.full((4, 2), 3.0)), torch.full((4, 2), 3.0))
     # Vertex 1 hears 0 (which has two receivers, so 1/3) and 3 (1/2), and keeps 1/2 of its own.
