@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 import socket
 import threading
 import time
@@ -21,6 +22,8 @@ from flower_dhb.errors import ConfigError, NotNowError
 from flower_dhb.peer.monitor import Monitor
 from flower_dhb.peer.protocol.events import LinkEvent
 from flower_dhb.peer.wire import relay_pb2 as pb
+from flower_dhb.peer.wire.descriptors import CONNECTIONS, OPERATORS, raise_limit, room_for
+from flower_dhb.peer.wire.doubles import Doubles
 from flower_dhb.peer.wire.frames import (
     CHUNK_BYTES,
     MESSAGE_LIMIT_BYTES,
@@ -29,7 +32,8 @@ from flower_dhb.peer.wire.frames import (
     Reason,
     RefusedError,
 )
-from flower_dhb.peer.wire.identity import OPERATOR, Identity
+from flower_dhb.peer.wire.gate import Gate
+from flower_dhb.peer.wire.identity import OPERATOR, Identity, host_name
 from flower_dhb.peer.wire.link import Allowance, StreamLink
 from flower_dhb.peer.wire.tls import TlsFiles, peer_identity
 
@@ -59,7 +63,8 @@ class Limits:
     heartbeat_s: pause after which an end says that it is alive. hello_s: time to let a
     connection in, and then to say Hello. dead_after_s: silence after which a connection is
     dead. transfer_s: time for one payload. These last three the protocol keeps. retry_s,
-    retry_max_s: first and longest pause before dialing again. streams, refusals, frames: how
+    retry_max_s: first and longest pause before dialing again. idle_s: a connection without a
+    stream is closed after so long. streams, refusals, frames: how
     many in a row, and per second, from one neighbor.
     """
 
@@ -69,6 +74,7 @@ class Limits:
     transfer_s: float = 60.0
     retry_s: float = 0.2
     retry_max_s: float = 5.0
+    idle_s: float = 60.0
     streams: tuple[float, float] = (8.0, 0.5)
     refusals: tuple[float, float] = (32.0, 1.0)
     frames: tuple[float, float] = (2000.0, 500.0)
@@ -112,6 +118,10 @@ class Transport:
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []
         self._server: grpc.Server | None = None
+        self._gate: Gate | None = None
+        self._serving: dict[int, list[StreamLink]] = {j: [] for j in self.neighbors}
+        self._doubles = Doubles(self.neighbors, self.monitor)
+        self._instance = secrets.token_hex(8)  # of this process, for neighbors to tell
         limits = self.limits
         self._rates = {
             j: _Rates(
@@ -125,6 +135,7 @@ class Transport:
         """Listen and dial. Raises ConfigError."""
         for address in [*([self.listen] if self.listen else []), *self.dial.values()]:
             _check_ipv6(address)
+        self._descriptors = raise_limit()
         if self.listen is not None:
             self._serve(self.listen)
         if self.tls is not None:
@@ -148,6 +159,8 @@ class Transport:
                 link.abort()
         if self._server is not None:
             self._server.stop(grace_s).wait()
+        if self._gate is not None:
+            self._gate.stop()
         for thread in self._threads:
             thread.join(grace_s)
 
@@ -155,16 +168,39 @@ class Transport:
 
     def _serve(self, address: str) -> None:
         degree = len(self.neighbors)
+        tls = self.tls
+        try:
+            self._gate = Gate(
+                address,
+                name=None if tls is None else host_name(tls.identity),
+                room=room_for(self._descriptors, degree, self.monitor),
+                limit_s=self.limits.hello_s,
+                monitor=self.monitor,
+            )
+        except ValueError as error:
+            raise ConfigError(
+                f"vertex {self.vertex}: cannot listen on {address}: {error}"
+            ) from None
+        except OSError as error:
+            raise NotNowError(
+                f"vertex {self.vertex}: cannot listen on {address}: {error}. Another process may "
+                "still hold the port, or the network is not up yet; if this does not pass, change "
+                "'listen' in peer.toml"
+            ) from None
+        # A thread for each stream that may be there, and some for whoever asks or is turned
+        # away: nobody holds those, so the operator is answered whatever neighbors do.
         self._server = grpc.server(
-            futures.ThreadPoolExecutor(2 * degree + 4, thread_name_prefix="serve"),
+            futures.ThreadPoolExecutor(
+                (CONNECTIONS + 1) * degree + OPERATORS, thread_name_prefix="serve"
+            ),
             options=[
                 *_OPTIONS,
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_concurrent_streams", 4),
+                ("grpc.max_connection_idle_ms", int(1000 * self.limits.idle_s)),
                 ("grpc.server_handshake_timeout_ms", int(1000 * self.limits.hello_s)),
                 ("grpc.http2.min_ping_interval_without_data_ms", 1000),
             ],
-            maximum_concurrent_rpcs=2 * degree + 4,
         )
         handlers = {
             "Exchange": grpc.stream_stream_rpc_method_handler(self._exchange),
@@ -178,18 +214,17 @@ class Transport:
             (grpc.method_handlers_generic_handler(SERVICE, handlers),)
         )
         try:
-            if self.tls is None:
-                self.port = self._server.add_insecure_port(address)
+            if tls is None:
+                inner = self._server.add_insecure_port(self._gate.backend)
             else:
-                credentials = self.tls.server_credentials(self.monitor)
-                self.port = self._server.add_secure_port(address, credentials)
-        except RuntimeError as error:
-            raise NotNowError(
-                f"vertex {self.vertex}: cannot listen on {address}: {error}. Another process may "
-                "still hold the port, or the network is not up yet; if this does not pass, change "
-                "'listen' in peer.toml"
-            ) from None
-        self._server.start()
+                credentials = tls.server_credentials(self.monitor)
+                inner = self._server.add_secure_port(self._gate.backend, credentials)
+            self._server.start()
+            self._gate.start(inner)
+        except BaseException:
+            self._gate.stop()
+            raise
+        self.port = self._gate.port
 
     def _exchange(self, requests: Iterator[bytes], context: Any) -> Iterator[bytes]:
         neighbor = self._authorize(context)
@@ -202,17 +237,69 @@ class Transport:
                 neighbor,
             )
         link = self._link(neighbor)
+        if not self._takes_slot(neighbor, link):
+            self._turn_away(
+                context,
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                "busy",
+                f"neighbor {neighbor} holds all its streams",
+                neighbor,
+            )
+        try:
+            yield from self._serve_stream(link, requests, context)
+        finally:
+            with self._lock:
+                self._serving[neighbor].remove(link)
+
+    def _takes_slot(self, neighbor: int, link: StreamLink) -> bool:
+        """Take one of a neighbor's places. A new stream ends those that ought to be over.
+
+        The newest of those before is left to say goodbye; one that does not end makes way.
+        """
+        with self._lock:
+            serving = self._serving[neighbor]
+            before, free = serving[:-1], len(serving) <= CONNECTIONS
+            if free:
+                serving.append(link)
+            else:
+                self._links.discard(link)
+        for old in before:
+            old.abort()
+        return free
+
+    def _serve_stream(
+        self, link: StreamLink, requests: Iterator[bytes], context: Any
+    ) -> Iterator[bytes]:
+        neighbor = link.neighbor
         link.cancel = context.cancel
         if not context.add_callback(lambda: self._ended(link)):
             self._ended(link)
             return
-        context.send_initial_metadata(())  # the dialing end waits for it
+        instance = dict(context.invocation_metadata()).get("instance", "")
+        self._see(neighbor, str(instance), self._caller(context))
+        # The dialing end waits for it.
+        context.send_initial_metadata((("instance", self._instance),))
         self._opened(link)
         reader = threading.Thread(
             target=self._read, args=(link, requests), name=f"read-{neighbor}", daemon=True
         )
         reader.start()
         yield from link.pieces()
+
+    def _see(self, neighbor: int, instance: str, address: str) -> None:
+        """Who is at the other end, as far as two devices can be told apart."""
+        why = self._doubles.seen(neighbor, instance[:32], address)
+        if why is not None:
+            with self._lock:
+                others = [
+                    link for link in self._links if link.neighbor == neighbor and link.greeted
+                ]
+            for link in others:
+                link.close(why)  # so that the other device says so, too
+
+    def _caller(self, context: Any) -> str:
+        peer = context.peer()
+        return peer if self._gate is None else self._gate.caller(peer)
 
     def _authorize(self, context: Any) -> int:
         """The neighbor at the other end of a stream. Aborts the call for anyone else."""
@@ -228,30 +315,39 @@ class Transport:
                 context,
                 grpc.StatusCode.UNAUTHENTICATED,
                 "identity",
-                f"the certificate shown from {context.peer()} names nobody of this mesh",
+                f"the certificate shown from {self._caller(context)} names nobody of this mesh",
             )
         if identity.vertex not in self.neighbors:
             self._turn_away(
                 context,
                 grpc.StatusCode.PERMISSION_DENIED,
                 "identity",
-                f"{identity} at {context.peer()} is no neighbor of vertex {self.vertex}",
+                f"{identity} at {self._caller(context)} is no neighbor of vertex {self.vertex}",
             )
         if identity.vertex in self.dial:
             self._turn_away(
                 context,
                 grpc.StatusCode.PERMISSION_DENIED,
                 "identity",
-                f"{identity} at {context.peer()} dials, but on this edge vertex {self.vertex} does",
+                f"{identity} at {self._caller(context)} dials, but on this edge vertex "
+                f"{self.vertex} does",
                 identity.vertex,
             )
+        self._admit(context, identity.vertex, CONNECTIONS)
         return identity.vertex
+
+    def _admit(self, context: Any, who: int, allowed: int) -> None:
+        """Whose connection it is, is known: it is no stranger's any more."""
+        if self._gate is not None and not self._gate.admit(context.peer(), who, allowed):
+            context.abort(grpc.StatusCode.UNAVAILABLE, "the connection is being closed")
 
     def _turn_away(
         self, context: Any, code: grpc.StatusCode, kind: str, why: str, neighbor: int | None = None
     ) -> NoReturn:
         self.monitor.count(f"turned-away.{kind}", neighbor)
         self.monitor.warning("turned-away", reason=kind, why=why)
+        if self._gate is not None:
+            self._gate.strike(context.peer())
         context.abort(code, why)
         raise AssertionError("abort returns never")
 
@@ -263,9 +359,10 @@ class Transport:
                     context,
                     grpc.StatusCode.PERMISSION_DENIED,
                     "identity",
-                    f"{identity or 'somebody'} at {context.peer()} asks for status, which is the "
-                    "operator's",
+                    f"{identity or 'somebody'} at {self._caller(context)} asks for status, which "
+                    "is the operator's",
                 )
+        self._admit(context, OPERATOR, OPERATORS)
         return self.status(request)
 
     # --- dialing ----------------------------------------------------------------------
@@ -301,15 +398,19 @@ class Transport:
         link = self._link(neighbor)
         try:
             call = channel.stream_stream(EXCHANGE)(
-                link.pieces(), metadata=(("vertex", str(self.vertex)),)
+                link.pieces(),
+                metadata=(("vertex", str(self.vertex)), ("instance", self._instance)),
             )
             link.cancel = call.cancel
             patience = threading.Timer(self.limits.hello_s, self._half_open, (link,))
             patience.daemon = True
             patience.start()
-            call.initial_metadata()  # until the other end is there, or the attempt has failed
+            told = (
+                call.initial_metadata()
+            )  # until the other end is there, or the attempt has failed
             patience.cancel()
             if call.is_active():
+                self._see(neighbor, str(dict(told).get("instance", "")), address)
                 self._opened(link)
             why = self._read(link, call)
         finally:
