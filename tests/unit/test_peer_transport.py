@@ -1,5 +1,6 @@
 """gRPC on loopback: who is let in, who is turned away and why, and what becomes of a stream."""
 
+import contextlib
 import dataclasses
 import datetime
 import queue
@@ -20,6 +21,7 @@ from flower_dhb.peer.mesh.certificates import Authority, write_private
 from flower_dhb.peer.protocol.events import Tick
 from flower_dhb.peer.protocol.messages import Ack
 from flower_dhb.peer.wire import relay_pb2 as pb
+from flower_dhb.peer.wire.descriptors import CONNECTIONS
 from flower_dhb.peer.wire.frames import MESSAGE_LIMIT_BYTES, WHOLE_BYTES
 from flower_dhb.peer.wire.identity import OPERATOR, Identity
 from flower_dhb.peer.wire.tls import TlsFiles
@@ -435,6 +437,91 @@ def test_short_frames_are_counted_over_all_connections():
             caller.say(hello=hello())
             caller.end()
         assert b.monitor.counts()["cut-off.flood", 0] == 1
+
+
+def test_a_greedy_neighbor_takes_no_place_of_others(files):
+    """It greets, never reads, and opens stream after stream, on old and new connections."""
+    generous = {"streams": (1e9, 1e9), "hello_s": 5.0}
+    with (
+        Peer(1, (0, 2), tls=files(1), limits=generous) as b,
+        contextlib.ExitStack() as greedy,
+    ):
+        for n in range(12):
+            caller = greedy.enter_context(Caller(b.address, credentials=credentials(files(0))))
+            caller.say(hello=hello())
+            for _ in range(3):
+                line = iter(threading.Event().wait, False)  # says nothing more, ever
+                greedy.callback(caller.channel.stream_stream(EXCHANGE)(line).cancel)
+            if n % 4 == 3:
+                assert ask(b.address, credentials(files(OPERATOR))).vertex == 1
+        with Caller(b.address, vertex=2, credentials=credentials(files(2))) as honest:
+            honest.say(hello=hello(vertex=2))
+            wait_for(lambda: 2 in b.up())
+            assert ask(b.address, credentials(files(OPERATOR))).vertex == 1
+            wait_for(lambda: len(b.transport._serving[0]) <= CONNECTIONS + 1)
+            known = [way.who for way in b.transport._gate._ways.values()]
+            wait_for(lambda: known.count(0) <= CONNECTIONS)
+        assert b.monitor.counts()["turned-away.busy", 0] > 0
+
+
+def test_a_stream_that_nobody_reads_makes_way_for_the_third():
+    """Of one identity one stream lives and one dies, on one connection, too.
+
+    Nothing goes out on a stream whose window is full, neither heartbeat nor goodbye.
+    """
+    with Peer(1, (0,), limits={"streams": (1e9, 1e9)}) as b, Caller(b.address) as first:
+        lines = [first._line, *(queue.Queue() for _ in range(3))]
+        calls = [first.call]
+        links = []
+        for n, line in enumerate(lines):
+            if n:
+                calls.append(
+                    first.channel.stream_stream(EXCHANGE)(
+                        iter(line.get, None), metadata=first.metadata, timeout=20
+                    )
+                )
+            line.put(pb.Frame(hello=hello()).SerializeToString())
+            wait_for(lambda: b.link() not in (None, *links))
+            links.append(b.link())
+            for _ in range(40):  # more than the window of a stream that is not read
+                links[n]._put(pb.Frame(refusal=pb.Refusal(text="x" * 50_000)))
+            wait_for(lambda n=n: 0 < len(links[n]._control) < 40)
+            wait_for(lambda n=n: b.transport._serving[0] == links[max(0, n - 1) :])
+        assert [link.ended.is_set() for link in links] == [True, True, False, False]
+        assert b.count("turned-away.busy") == 0
+        for line in lines:
+            line.put(None)
+        for call in calls:
+            call.cancel()
+
+
+def test_two_devices_with_one_identity_are_named(events):
+    """Each evicts the other; the neighbor says so, and both of them are told."""
+    with Peer(1, (0,)) as b, contextlib.ExitStack() as stack:
+        goodbyes = []
+        for instance in ("a", "b", "a"):
+            metadata = (("vertex", "0"), ("instance", instance))
+            caller = stack.enter_context(Caller(b.address, metadata=metadata))
+            caller.say(hello=hello())
+            wait_for(lambda: b.link() is not None)
+            goodbyes.append(caller)
+            caller.hear("hello")
+        assert goodbyes[0].hear("goodbye").text == "replaced by a newer connection"
+        why = goodbyes[1].hear("goodbye").text
+        assert why.startswith("two devices show the certificate of vertex 0, at ipv4:127.0.0.1:")
+        assert why == events.named("two-devices")[0]["why"]
+        assert b.monitor.counts()["two-devices", 0] == 1
+
+
+def test_both_ends_name_themselves():
+    with (
+        Peer(1, (0,)) as b,
+        Peer(0, (1,), listen=None, dial={1: b.address}) as a,
+    ):
+        wait_for(lambda: a.up() and b.up())
+        assert list(a.transport._doubles._seen[1]) == [b.transport._instance]
+        assert list(b.transport._doubles._seen[0]) == [a.transport._instance]
+        assert a.transport._doubles._seen[1][b.transport._instance] == b.address
 
 
 # --- who is cut off -----------------------------------------------------------------------
