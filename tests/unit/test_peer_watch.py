@@ -505,6 +505,14 @@ def test_edges_that_counted_at_one_end_only_and_who_is_alone():
     ]
 
 
+def test_two_devices_with_one_identity_are_told_by_whoever_noticed():
+    one = reply(1, {0, 2})
+    one.counts["two-devices.2"] = 4
+    found = view(reply(0, {1}), one, reply(2, {1, 3}), reply(3, {2}))
+    (warning,) = found.warnings
+    assert warning.startswith("two devices show the certificate of vertex 2, says vertex 1;")
+
+
 def test_the_consensus_distance_is_of_those_who_sent_a_sketch():
     replies = [reply(0, sketch=[0.0, 3.0]), reply(1, sketch=[0.0, -3.0]), reply(2)]
     assert view(*replies).consensus_distance == pytest.approx(3.0)

@@ -85,6 +85,12 @@ class FleetStatus:
                 found.append(
                     f"vertex {vertex}: its disk takes nothing; see 'disk-failed' in its log"
                 )
+            found += [
+                f"two devices show the certificate of vertex {neighbor.vertex}, says vertex "
+                f"{vertex}; its log names their addresses"
+                for neighbor in reply.neighbors
+                if f"two-devices.{neighbor.vertex}" in reply.counts
+            ]
             one_sided = sum(neighbor.one_sided for neighbor in reply.neighbors)
             if one_sided:
                 found.append(f"vertex {vertex}: {one_sided} of its edges counted at one end only")
