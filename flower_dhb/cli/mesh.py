@@ -100,6 +100,7 @@ def _create(arguments: argparse.Namespace) -> int:
             days=arguments.days,
             plaintext=arguments.insecure_plaintext,
             peer=_nested(_pairs(arguments.set, "--set")),
+            force=arguments.force,
         )
     )
     print(f"{len(paths)} devices in {arguments.out}; start one with: flower-dhb peer {paths[0]}")

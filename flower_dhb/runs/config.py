@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, TypeAlias
 
 from flower_dhb.algorithms import (
@@ -17,7 +17,15 @@ from flower_dhb.algorithms import (
 from flower_dhb.errors import ConfigError, GraphError, unknown
 from flower_dhb.topology.graph import Topology
 
-__all__ = ["RunConfig", "get_choice", "get_flag", "get_integer", "get_number", "get_text"]
+__all__ = [
+    "RunConfig",
+    "get_choice",
+    "get_flag",
+    "get_integer",
+    "get_number",
+    "get_text",
+    "known_keys",
+]
 
 # What Flower hands to an app as `context.run_config`.
 Values: TypeAlias = Mapping[str, Any]
@@ -68,6 +76,13 @@ class RunConfig:
             observe_average=get_flag(values, "observe-average", False),
             name=get_text(values, "name", "run"),
         )
+
+
+def known_keys() -> set[str]:
+    """All keys that `RunConfig.of` reads, the settings of every rule included."""
+    own = {field.name for field in fields(RunConfig)} | {"weights"}
+    settings = {name for each in ALGORITHMS for name in settings_of(each)}
+    return {name.replace("_", "-") for name in own | settings}
 
 
 def get_number(

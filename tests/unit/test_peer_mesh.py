@@ -4,7 +4,7 @@ import dataclasses
 import datetime
 import importlib
 import pkgutil
-import re
+import shutil
 import socket
 import stat
 import tomllib
@@ -31,6 +31,7 @@ from flower_dhb.peer.mesh.create import (
     read_hosts,
     renew,
 )
+from flower_dhb.peer.wire.address import parse_address
 from flower_dhb.peer.wire.identity import OPERATOR, Identity, check_own
 from tests.support.peers import APP
 
@@ -283,10 +284,10 @@ def test_a_round_without_a_time_limit_has_the_longest_ceiling(tmp_path, timeout,
 
 def test_a_table_joins_the_one_it_names_and_anything_else_takes_its_place(tmp_path):
     out = tmp_path / "m"
-    peer = {"timing": 3, "limits": {"hello-s": 1.0}, "rounds": 9, "node-config": {"a": 1}}
+    peer = {"limits": {"hello-s": 1.0}, "away-rounds": 9, "node-config": {"a": 1}}
     create_mesh(plan(out, plaintext=True, peer=peer))
     document = read(out / "vertex-0" / "peer.toml")
-    assert (document["timing"], document["limits"], document["rounds"]) == (3, {"hello-s": 1.0}, 9)
+    assert (document["limits"], document["away-rounds"]) == ({"hello-s": 1.0}, 9)
     assert document["node-config"] == {"partition-id": 0, "num-partitions": 4, "a": 1}
 
 
@@ -294,14 +295,159 @@ def test_a_table_joins_the_one_it_names_and_anything_else_takes_its_place(tmp_pa
 
 
 @pytest.mark.parametrize(
-    "vertices", [[0, 1, 2], [0, 1, 2, 3, 4], [0, 1, 2, 2], [1, 2, 3, 4], [0, 1, 2, 3, 3]]
+    ("vertices", "text"),
+    [
+        ([0, 1, 2], r"of vertices \[0, 1, 2\], .* has vertices 0 … 3, each once; missing: 3$"),
+        ([0, 1, 2, 3, 4], r"of vertices \[0, 1, 2, 3, 4\], .* has vertices 0 … 3, each once$"),
+        ([0, 1, 2, 2], "hosts: vertex 2 is given twice"),
+        ([1, 2, 3, 4], r"of vertices \[1, 2, 3, 4\], .*; missing: 0$"),
+        ([0, 1, 2, 3, 3], "hosts: vertex 3 is given twice"),
+        ([0, 1, 2, "3"], "'path:4' have no names but the numbers 0 … 3, got vertex = '3'"),
+    ],
 )
-def test_hosts_that_are_not_the_vertices_each_once(tmp_path, vertices):
-    there = [Host(v, f"127.0.0.1:{i}") for i, v in enumerate(vertices)]
-    text = rf"hosts are of vertices {re.escape(str(vertices))}, .* has vertices 0 … 3, each once"
+def test_hosts_that_are_not_the_vertices_each_once(tmp_path, vertices, text):
+    there = [Host(v, f"127.0.0.1:{9000 + i}") for i, v in enumerate(vertices)]
     with pytest.raises(ConfigError, match=text):
         create_mesh(plan(tmp_path / "m", hosts=there))
     assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize(
+    ("address", "text"),
+    [
+        ("10.0.0.1", "address '10.0.0.1' has no port, expected one as in '10.0.0.1:9440'"),
+        ("[fd00::10]", r"address '\[fd00::10\]' has no port, expected one as in"),
+        ("fd00::10:9440", r"an IPv6 address stands in brackets, as in '\[fd00::10\]:9440'"),
+        ("10.0.0.1:0", "the port must be 1 … 65535"),
+        ("10.0.0.1:65536", "the port must be 1 … 65535"),
+        ("10.0.0.1:http", "the port must be 1 … 65535"),
+        ("http://robot:9440", "'http://robot' is no host"),
+        ("robot/3:9440", "'robot/3' is no host"),
+        (":9440", "'' is no host"),
+        ("LocalHost:9001", "is that of vertex 1, too; each device has its own"),
+    ],
+)
+def test_addresses_that_a_device_could_not_use(tmp_path, address, text):
+    there = [*hosts()[:3], Host(3, address)]
+    there[1] = Host(1, "localhost:9001")
+    with pytest.raises(ConfigError, match=f"hosts: vertex 3: .*{text}"):
+        create_mesh(plan(tmp_path / "m", hosts=there))
+    assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize(
+    ("address", "found"),
+    [
+        ("10.0.0.1:9440", ("10.0.0.1", 9440)),
+        ("Robot-3.local:1", ("robot-3.local", 1)),
+        ("[FD00::10]:65535", ("[fd00::10]", 65535)),
+        ("[fe80::1%eth0]:9440", ("[fe80::1%eth0]", 9440)),
+    ],
+)
+def test_addresses_that_it_can_use(address, found):
+    assert parse_address(address) == found
+
+
+@pytest.mark.parametrize(
+    ("peer", "text"),
+    [
+        ({"recrod": "payloads"}, "unknown key 'recrod', did you mean 'record'"),
+        ({"timing": {"ceilling-s": 5.0}}, r"of \[timing\] 'ceilling-s', did you mean 'ceiling-s'"),
+        ({"timng": {"ceiling-s": 5.0}}, "unknown key 'timng', did you mean 'timing'"),
+        ({"timing": 5}, r"\[timing\] must be a table, got 5"),
+        ({"timing": {"ceiling-s": "5"}}, "ceiling-s must be above 0, got '5'"),
+        ({"record": "everything"}, "unknown record 'everything'"),
+        ({"on-damage": "rejoins"}, "unknown on-damage 'rejoins', did you mean 'rejoin'"),
+        ({"checkpoint-every": 0}, "checkpoint_every must be an integer of at least 1"),
+        ({"train-config": 1}, "train-config must be a table"),
+        ({"vertex": 3}, "'vertex' of peer.toml cannot be set for all devices: it is each device's"),
+        ({"algorithm": {"momentum": 0.5}}, "'algorithm' .*: --run-config says the rule"),
+    ],
+)
+def test_what_a_device_would_refuse_is_refused_when_the_mesh_is_made(tmp_path, peer, text):
+    with pytest.raises(ConfigError, match=text):
+        create_mesh(plan(tmp_path / "m", peer=peer))
+    assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("rouds", "unknown run-config key 'rouds', did you mean 'rounds'"),
+        ("step_s", "unknown run-config key 'step_s', did you mean 'step-s'"),  # the app's own
+    ],
+)
+def test_a_run_config_key_that_nothing_reads_is_refused(tmp_path, key, text):
+    with pytest.raises(ConfigError, match=text):
+        create_mesh(plan(tmp_path / "m", overrides={key: 1}))
+
+
+def test_all_keys_of_the_rules_are_known(tmp_path):
+    """Also those that the app's own pyproject.toml does not name."""
+    keys = {"momentum-mixing": 0.25, "evaluate-every": 2, "algorithm": "dmsgd"}
+    create_mesh(plan(tmp_path / "m", plaintext=True, overrides=keys))
+    assert read(tmp_path / "m" / "vertex-0" / "peer.toml")["algorithm"]["momentum_mixing"] == 0.25
+
+
+# --- graphs whose vertices have names -----------------------------------------------------
+
+
+@pytest.fixture
+def named(tmp_path):
+    """A path lidar - rover - arm, in a file."""
+    path = tmp_path / "robots.edgelist"
+    path.write_text("rover lidar\nrover arm\n")
+    return {"topology": str(path)}
+
+
+def test_hosts_may_be_called_by_the_names_of_their_vertices(tmp_path, named):
+    path = tmp_path / "hosts.toml"
+    path.write_text(
+        '[[hosts]]\nvertex = "rover"\naddress = "127.0.0.1:9000"\n'
+        '[[hosts]]\nvertex = "arm"\n[[hosts]]\nvertex = 1\n'
+    )
+    out = tmp_path / "m"
+    create_mesh(plan(out, hosts=read_hosts(path), overrides=named))
+    overview = read(out / "mesh.toml")
+    assert overview["hosts"] == [  # by name: arm, lidar, rover
+        {"vertex": 0, "name": "arm"},
+        {"vertex": 1, "name": "lidar"},
+        {"vertex": 2, "name": "rover", "address": "127.0.0.1:9000"},
+    ]
+    assert {tuple(e["between"]): e["dials"] for e in overview["edges"]} == {(0, 2): 0, (1, 2): 1}
+    assert PeerSettings.load(out / "vertex-2" / "peer.toml").neighbors == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("vertices", "text"),
+    [
+        (["rover", "arn", "lidar"], "unknown vertex 'arn', did you mean 'arm'"),
+        (["rover", "arm", 2], r"vertex 2 \('rover'\) is given twice"),
+        (["rover", "arm"], r"missing: 1 \('lidar'\)"),
+    ],
+)
+def test_names_that_are_not_the_vertices_each_once(tmp_path, named, vertices, text):
+    there = [Host(v, f"127.0.0.1:{9000 + i}") for i, v in enumerate(vertices)]
+    with pytest.raises(ConfigError, match=text):
+        create_mesh(plan(tmp_path / "m", hosts=there, overrides=named))
+
+
+@pytest.mark.parametrize(
+    ("table", "text"),
+    [
+        ("address = 'a:1'", "a table lacks 'vertex'"),
+        ("vertex = true", "vertex must be a number or a name, got True"),
+        ("vertex = 1.5", "vertex must be a number or a name, got 1.5"),
+        ("vertex = 0\nadress = 'a:1'", "unknown key 'adress', did you mean 'address'"),
+        ("vertex = 0\naddress = 9440", "vertex 0: address must be a text, got 9440"),
+        ("vertex = 0\nnode-config = 3", "vertex 0: node-config must be a table"),
+    ],
+)
+def test_tables_of_hosts_that_cannot_be_meant(tmp_path, table, text):
+    path = tmp_path / "hosts.toml"
+    path.write_text(f"[[hosts]]\n{table}\n")
+    with pytest.raises(ConfigError, match=text):
+        read_hosts(path)
 
 
 def test_a_plaintext_mesh_is_on_loopback_only(tmp_path):
@@ -315,13 +461,21 @@ def test_a_mesh_is_not_written_over_another(tmp_path):
     check_empty(out, force=False)  # not there
     out.mkdir()
     check_empty(out, force=False)  # empty
-    assert not out.exists()
     create_mesh(plan(out, plaintext=True))
-    with pytest.raises(ConfigError, match="is not empty; --force replaces the mesh in it"):
-        check_empty(out, force=False)
-    assert (out / "mesh.toml").exists()
-    check_empty(out, force=True)
-    assert not out.exists()
+    (out / "vertex-0" / "mine").touch()
+    before = (out / "mesh.toml").read_text()
+    for call in (lambda: check_empty(out, force=False), lambda: create_mesh(plan(out))):
+        with pytest.raises(ConfigError, match="is not empty; --force replaces the mesh in it"):
+            call()
+    # What is wrong is refused before anything is replaced.
+    with pytest.raises(ConfigError, match="unknown key 'recrod', did you mean 'record'"):
+        create_mesh(plan(out, peer={"recrod": "payloads"}, force=True))
+    assert (out / "mesh.toml").read_text() == before
+    assert (out / "vertex-0" / "mine").exists()
+    create_mesh(plan(out, plaintext=True, force=True))
+    assert (out / "mesh.toml").read_text() != before
+    assert not (out / "vertex-0" / "mine").exists()
+    shutil.rmtree(out)
     out.mkdir()
     (out / "thesis.tex").touch()
     for force in (False, True):

@@ -152,9 +152,9 @@ def test_all_that_a_file_can_say(tmp_path):
 
 
 def test_a_peer_that_dials_all_its_neighbors_needs_no_address(tmp_path):
-    neighbors = [{"vertex": j, "weight": 0.25, "address": f"127.0.0.1:{j}"} for j in (0, 2)]
+    neighbors = [{"vertex": j, "weight": 0.25, "address": f"127.0.0.1:{7 + j}"} for j in (0, 2)]
     found = load(tmp_path, listen=None, neighbors=neighbors)
-    assert (found.listen, dict(found.dial)) == (None, {0: "127.0.0.1:0", 2: "127.0.0.1:2"})
+    assert (found.listen, dict(found.dial)) == (None, {0: "127.0.0.1:7", 2: "127.0.0.1:9"})
 
 
 TLS = {"key": "k", "certificate": "c", "authority": "a"}

@@ -13,6 +13,7 @@ from flower_dhb.algorithms import Algorithm, algorithm_from_config, check_relaye
 from flower_dhb.errors import ConfigError, unknown
 from flower_dhb.files import read_toml
 from flower_dhb.peer.protocol.settings import Config, Timing
+from flower_dhb.peer.wire.address import parse_address
 from flower_dhb.peer.wire.identity import Identity
 from flower_dhb.peer.wire.tls import TlsFiles
 from flower_dhb.peer.wire.transport import Limits
@@ -111,6 +112,10 @@ class PeerSettings:
         for table in ("node_config", "train_config", "evaluate_config"):
             _check_values(table.replace("_", "-"), getattr(self, table))
         _check_node_config(self.node_config, self.vertex)
+        if self.listen is not None:
+            parse_address(self.listen, least_port=0)
+        for address in self.dial.values():
+            parse_address(address)
         if self.tls is None:
             for address in [*([self.listen] if self.listen else []), *self.dial.values()]:
                 check_loopback(address)
@@ -147,14 +152,22 @@ class PeerSettings:
         path = Path(path)
         document = read_toml(path, "'flower-dhb mesh create' writes it")
         try:
-            return cls._of(document, path.resolve().parent)
-        except KeyError as error:
-            raise ConfigError(f"{path}: lacks {error}") from None
-        except (TypeError, ValueError) as error:
+            return cls.of(document, path.resolve().parent)
+        except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from None
 
     @classmethod
-    def _of(cls, document: dict[str, Any], home: Path) -> PeerSettings:
+    def of(cls, document: Mapping[str, Any], home: Path) -> PeerSettings:
+        """What a `peer.toml` in the directory `home` holds. Raises ConfigError."""
+        try:
+            return cls._of(document, home)
+        except KeyError as error:
+            raise ConfigError(f"lacks {error}") from None
+        except (TypeError, ValueError, AttributeError) as error:
+            raise ConfigError(str(error)) from None
+
+    @classmethod
+    def _of(cls, document: Mapping[str, Any], home: Path) -> PeerSettings:
         values = dict(document)
         vertex, mesh = values["vertex"], values["mesh"]
         neighbors = values.pop("neighbors")
@@ -233,6 +246,8 @@ def _table(
     kind: type[T], name: str, table: Mapping[str, Any], names: Iterable[str] | None = None
 ) -> T:
     """A table as a dataclass, of whose fields it may hold `names`, or all."""
+    if not isinstance(table, Mapping):
+        raise ConfigError(f"[{name}] must be a table, got {table!r}")
     all_names = [f.name for f in fields(kind)]  # type: ignore[arg-type]
     known = [n.replace("_", "-") for n in (names or all_names)]
     settings: dict[str, Any] = {}

@@ -8,8 +8,8 @@ import secrets
 import shutil
 import socket
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,13 @@ import tomli_w
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save
 
-from flower_dhb.errors import ConfigError
+from flower_dhb.errors import ConfigError, unknown
 from flower_dhb.files import read_toml, write_durably
-from flower_dhb.peer.device.settings import check_loopback
+from flower_dhb.peer.device.settings import PeerSettings, check_loopback
 from flower_dhb.peer.mesh.certificates import Authority, write_private
+from flower_dhb.peer.wire.address import parse_address
 from flower_dhb.peer.wire.identity import OPERATOR
-from flower_dhb.runs.config import RunConfig
+from flower_dhb.runs.config import RunConfig, known_keys
 from flower_dhb.topology.graph import Topology
 from flower_dhb.types import NDArrays
 
@@ -39,6 +40,21 @@ __all__ = [
     "renew",
 ]
 
+# Keys of peer.toml that the mesh decides, and what decides them.
+_DECIDED = {
+    "algorithm": "--run-config says the rule and its settings",
+    "run-config": "--run-config says it",
+    "rounds": "--rounds says it",
+    "app": "--app says it, or 'app' in hosts.toml",
+    "start": "--start says it",
+    "client-app": "the app's pyproject.toml says it",
+    "listen": "hosts.toml says it",
+    "plaintext": "--insecure-plaintext says it",
+    **dict.fromkeys(
+        ("mesh", "run", "vertex", "own-weight", "neighbors", "graph", "tls"),
+        "it is each device's own",
+    ),
+}
 _PORTS = range(20000, 32000)  # below the ports that systems hand out to outgoing connections
 
 
@@ -46,12 +62,12 @@ _PORTS = range(20000, 32000)  # below the ports that systems hand out to outgoin
 class Host:
     """Where one vertex runs.
 
-    address: where neighbors reach it, None behind NAT. listen: what it binds. app: directory
-    of the app on that device. node_config: what the app finds there, such as where the
-    data lie.
+    vertex: its number, or its name in a graph whose vertices have names. address: where
+    neighbors reach it, None behind NAT. listen: what it binds. app: directory of the app on
+    that device. node_config: what the app finds there, such as where the data lie.
     """
 
-    vertex: int
+    vertex: int | str
     address: str | None = None
     listen: str | None = None
     app: str | None = None
@@ -70,7 +86,7 @@ class Host:
 
 @dataclass(frozen=True, kw_only=True)
 class MeshPlan:
-    """What `mesh create` was asked for."""
+    """What `mesh create` was asked for. force: a mesh that lies in `out` is replaced."""
 
     app: Path
     out: Path
@@ -80,20 +96,38 @@ class MeshPlan:
     days: int = 365
     plaintext: bool = False
     peer: Mapping[str, Any] | None = None
+    force: bool = False
 
 
 def read_hosts(path: Path) -> list[Host]:
     """Hosts from a TOML file with one `[[hosts]]` table per vertex. Raises ConfigError."""
     document = read_toml(path, "expected [[hosts]] tables with vertex and address")
     try:
-        tables = document["hosts"]
-        hosts = [Host(**{k.replace("-", "_"): v for k, v in table.items()}) for table in tables]
-    except (KeyError, TypeError, AttributeError) as error:
+        return [_host(table) for table in document["hosts"]]
+    except (KeyError, TypeError, AttributeError, ConfigError) as error:
         raise ConfigError(
             f"{path}: expected [[hosts]] tables with vertex, address, listen, app and node-config: "
             f"{error}"
         ) from None
-    return hosts
+
+
+def _host(table: Mapping[str, Any]) -> Host:
+    """One `[[hosts]]` table. Raises ConfigError if it cannot be meant."""
+    known = [f.name.replace("_", "-") for f in fields(Host)]
+    for key in table:
+        if key not in known:
+            raise ConfigError(unknown("key", key, known))
+    if "vertex" not in table:
+        raise ConfigError(f"a table lacks 'vertex': {dict(table)}")
+    vertex = table["vertex"]
+    if isinstance(vertex, bool) or not isinstance(vertex, int | str):
+        raise ConfigError(f"vertex must be a number or a name, got {vertex!r}")
+    for key in ("address", "listen", "app"):
+        if not isinstance(table.get(key, ""), str):
+            raise ConfigError(f"vertex {vertex}: {key} must be a text, got {table[key]!r}")
+    if not isinstance(table.get("node-config", {}), Mapping):
+        raise ConfigError(f"vertex {vertex}: node-config must be a table")
+    return Host(**{key.replace("-", "_"): value for key, value in table.items()})
 
 
 def local_hosts(n: int) -> list[Host]:
@@ -142,23 +176,32 @@ def dialing_ends(topology: Topology, hosts: Mapping[int, Host]) -> dict[tuple[in
 def create_mesh(plan: MeshPlan) -> list[Path]:
     """Write the mesh. Returns each device's `peer.toml`, by vertex. Raises ConfigError."""
     document = _app_document(plan.app)
-    values = {**_flat(document.get("config", {})), **plan.overrides}
+    defaults = _flat(document.get("config", {}))
+    _check_keys(plan, defaults)
+    values = {**defaults, **plan.overrides}
     config = RunConfig.of(values)
     topology = config.topology
-    hosts = {host.vertex: host for host in plan.hosts}
-    if sorted(hosts) != list(range(topology.n_agents)) or len(hosts) != len(plan.hosts):
-        raise ConfigError(
-            f"hosts are of vertices {sorted(h.vertex for h in plan.hosts)}, the topology "
-            f"'{topology.name}' has vertices 0 … {topology.n_agents - 1}, each once"
-        )
+    hosts = _placed(plan.hosts, topology)
+    _check_addresses(hosts)
     if plan.plaintext:
         for host in plan.hosts:
             check_loopback(host.listens_on or "127.0.0.1:0")
     ends = dialing_ends(topology, hosts)
-    arrays = _start_arrays(plan, values, document["start"])
     mesh = secrets.token_hex(4)
+    documents = []
+    for vertex in range(topology.n_agents):
+        made = _peer_document(plan, config, values, hosts, ends, vertex, mesh, document)
+        try:  # whatever a device would refuse is refused here
+            PeerSettings.of(made, plan.out)
+        except ConfigError as error:
+            raise ConfigError(f"peer.toml of vertex {vertex}: {error}") from None
+        documents.append(made)
+    arrays = _start_arrays(plan, values, document["start"])
     authority = None if plan.plaintext else Authority.create(mesh, plan.days)
 
+    check_empty(plan.out, force=plan.force)
+    if plan.force and plan.out.exists():
+        shutil.rmtree(plan.out)
     plan.out.mkdir(parents=True, exist_ok=True)
     write_durably(plan.out / "start.safetensors", save(arrays))
     paths = []
@@ -166,11 +209,10 @@ def create_mesh(plan: MeshPlan) -> list[Path]:
         home = plan.out / f"vertex-{vertex}"
         home.mkdir(mode=0o700)
         shutil.copyfile(plan.out / "start.safetensors", home / "start.safetensors")
-        settings = _peer_document(plan, config, values, hosts, ends, vertex, mesh, document)
         if authority is not None:
             _issue(authority, home, vertex, plan.days)
         path = home / "peer.toml"
-        write_durably(path, tomli_w.dumps(settings).encode())
+        write_durably(path, tomli_w.dumps(documents[vertex]).encode())
         paths.append(path)
     _write_overview(plan, config, hosts, ends, mesh)
     if authority is not None:
@@ -179,6 +221,73 @@ def create_mesh(plan: MeshPlan) -> list[Path]:
         (plan.out / "operator").mkdir(mode=0o700)
         _issue(authority, plan.out / "operator", OPERATOR, plan.days)
     return paths
+
+
+def _check_keys(plan: MeshPlan, defaults: Mapping[str, Any]) -> None:
+    """Refuse keys that nothing would read, and those that are decided elsewhere."""
+    known = sorted({*defaults, *known_keys()})
+    for key in plan.overrides:
+        if key not in known:
+            raise ConfigError(unknown("run-config key", key, known))
+    for key in plan.peer or {}:
+        if key in _DECIDED:
+            raise ConfigError(
+                f"'{key}' of peer.toml cannot be set for all devices: {_DECIDED[key]}"
+            )
+
+
+def _placed(hosts: Sequence[Host], topology: Topology) -> dict[int, Host]:
+    """Hosts by the number of their vertex, which may be said by its name."""
+    names = {str(label): v for v, label in enumerate(topology.labels)}
+    named = any(isinstance(label, str) for label in topology.labels)
+    placed: dict[int, Host] = {}
+    for host in hosts:
+        vertex = host.vertex
+        if isinstance(vertex, str):
+            if not named:
+                raise ConfigError(
+                    f"hosts: the vertices of '{topology.name}' have no names but the numbers "
+                    f"0 … {topology.n_agents - 1}, got vertex = '{vertex}'"
+                )
+            if vertex not in names:
+                raise ConfigError(f"hosts: {unknown('vertex', vertex, names)}")
+            vertex = names[vertex]
+        if vertex in placed:
+            raise ConfigError(f"hosts: vertex {_called(vertex, topology)} is given twice")
+        placed[vertex] = replace(host, vertex=vertex)
+    if sorted(placed) != list(range(topology.n_agents)):
+        missing = [_called(v, topology) for v in range(topology.n_agents) if v not in placed]
+        raise ConfigError(
+            f"hosts are of vertices {sorted(placed)}, the topology '{topology.name}' has vertices "
+            f"0 … {topology.n_agents - 1}, each once"
+            + (f"; missing: {', '.join(missing[:8])}" if missing else "")
+        )
+    return placed
+
+
+def _called(vertex: int, topology: Topology) -> str:
+    """A vertex as its user calls it."""
+    label = topology.labels[vertex] if 0 <= vertex < topology.n_agents else vertex
+    return str(vertex) if label == vertex else f"{vertex} ('{label}')"
+
+
+def _check_addresses(hosts: Mapping[int, Host]) -> None:
+    """Refuse addresses that nobody can reach, or that are two devices' at once."""
+    taken: dict[tuple[str, int], int] = {}
+    for vertex, host in sorted(hosts.items()):
+        try:
+            if host.address is not None:
+                where = parse_address(host.address)
+                if where in taken:
+                    raise ConfigError(
+                        f"address '{host.address}' is that of vertex {taken[where]}, too; each "
+                        "device has its own"
+                    )
+                taken[where] = vertex
+            if host.listen is not None:
+                parse_address(host.listen)
+        except ConfigError as error:
+            raise ConfigError(f"hosts: vertex {vertex}: {error}") from None
 
 
 def n_agents(app: Path, overrides: Mapping[str, Any]) -> int:
@@ -273,7 +382,11 @@ def _write_overview(
         "plaintext": plan.plaintext,
         "edges": [{"between": list(edge), "dials": end} for edge, end in sorted(ends.items())],
         "hosts": [
-            {"vertex": v, **({"address": h.address} if h.address else {})}
+            {
+                "vertex": v,
+                **({"name": str(label)} if (label := config.topology.labels[v]) != v else {}),
+                **({"address": h.address} if h.address else {}),
+            }
             for v, h in sorted(hosts.items())
         ],
         "weights": [[float(w) for w in row] for row in config.topology.mixing_matrix],
@@ -360,11 +473,10 @@ def _numpy(value: Any) -> NDArray[Any]:
 
 
 def check_empty(out: Path, *, force: bool) -> None:
-    """Refuse to write a mesh over another. Raises ConfigError."""
+    """Refuse to write a mesh over another, or over something else. Raises ConfigError."""
     if not out.exists():
         return
     if not force and any(out.iterdir()):
         raise ConfigError(f"{out}: is not empty; --force replaces the mesh in it, keys and state")
     if not (out / "mesh.toml").exists() and any(out.iterdir()):
         raise ConfigError(f"{out}: holds something else than a mesh; choose another directory")
-    shutil.rmtree(out)
