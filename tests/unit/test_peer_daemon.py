@@ -17,6 +17,7 @@ from flower_dhb import ConfigError, RoundError, StateError
 from flower_dhb.agent import codec
 from flower_dhb.cli import peer as command
 from flower_dhb.errors import DamageError, NotNowError
+from flower_dhb.files import write_durably
 from flower_dhb.peer.device import daemon, disk
 from flower_dhb.peer.device.app import Outcome
 from flower_dhb.peer.device.daemon import Peer, Result
@@ -453,7 +454,7 @@ def certified(tmp_path):
         key, certificate = authority.issue(0, 1)
         write_private(settings.tls.key, key)
         between()
-        settings.tls.certificate.write_bytes(certificate)
+        write_durably(settings.tls.certificate, certificate)
 
     renew()
     return dataclasses.replace(settings, timing=PATIENT, linger_s=0.0), renew
