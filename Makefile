@@ -12,13 +12,14 @@ export FLWR_HOME := $(CURDIR)/.flwr
 export FLWR_TELEMETRY_ENABLED := 0
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-families simulate check lint mutants install help
+.PHONY: demo test test-families test-small simulate check lint mutants install help
 
 help:
 	@echo "make demo         train 16 agents on a ring with no aggregating server"
 	@echo "make demo-peers   the same with 8 peers and no server at all"
 	@echo "make test         run all tests"
 	@echo "make test-families  apps of JAX, Keras, Lightning and others (installs them)"
+	@echo "make test-small   a bare environment with the extra peer, and two peers in it: sizes"
 	@echo "make simulate N=1000000  the peers' protocol under so many simulated events (SEED=, JOBS=)"
 	@echo "make check        lint, types, security scan, fast tests"
 	@echo "make mutants      break each rule of the peers' protocol, and see what notices"
@@ -41,6 +42,10 @@ test: install
 test-families: install
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,families]'
 	@KERAS_BACKEND=torch $(BIN)/python -m pytest -m families
+
+# Needs Python alone, and makes an environment of its own.
+test-small:
+	@$(PYTHON) -m tests.support.small
 
 simulate: install
 	@$(BIN)/python -m tests.simulation --events $(N) --seed $(SEED) --jobs $(JOBS)
