@@ -86,6 +86,7 @@ def combine(
     if algorithm.linear:
         steps = _plan(algorithm, float(weights[vertex]), tuple(sorted(state.measured.items())))
     scratch: dict[str, Block] = {}
+    term = np.empty_like(trained[:BLOCK])
     for start in range(0, trained.shape[0], BLOCK):
         part = slice(start, min(start + BLOCK, trained.shape[0]))
         memory = {k: v[part] for k, v in state.memory.items()}
@@ -95,18 +96,21 @@ def combine(
             for name in algorithm.vectors
         }
         if steps is None:
-            _by_rule(algorithm, piece, trained[part], float(weights[vertex]), near, out, part)
+            own = float(weights[vertex])
+            _by_rule(algorithm, piece, trained[part], own, near, out, part, term)
         else:
-            _by_steps(steps, piece, trained[part], near, out, part, scratch)
+            _by_steps(steps, piece, trained[part], near, out, part, scratch, term)
     return out
 
 
 def weighted_sum(weights: Mapping[int, float], vectors: Mapping[int, NDArray[Any]]) -> NDArray[Any]:
     """Sum of `weights[j] * vectors[j]` in vertex order, `(d,)` in the vectors' dtype."""
     total = np.empty_like(next(iter(vectors.values())))
+    term = np.empty_like(total[:BLOCK])
     for start in range(0, total.shape[0], BLOCK):
         part = slice(start, start + BLOCK)
-        _sum_into(total[part], [(float(weights[j]), vectors[j][part]) for j in sorted(vectors)])
+        terms = [(float(weights[j]), vectors[j][part]) for j in sorted(vectors)]
+        _sum_into(total[part], terms, term)
     return total
 
 
@@ -143,6 +147,7 @@ def _by_steps(
     out: State,
     part: slice,
     scratch: dict[str, Block],
+    term: Block,
 ) -> None:
     inputs = {_PARAMETERS: piece.parameters, _TRAINED: trained}
     inputs |= {f"memory/{name}": block for name, block in piece.memory.items()}
@@ -158,7 +163,7 @@ def _by_steps(
             else:
                 vector = name.removeprefix("near/")
                 terms += [(coefficient * weight, block) for weight, block in near[vector]]
-        _sum_into(target, terms)
+        _sum_into(target, terms, term)
         inputs[f"new/{step.output}"] = target
     for step in steps:
         if not step.direct:
@@ -173,20 +178,24 @@ def _by_rule(
     near: Mapping[str, list[Term]],
     out: State,
     part: slice,
+    term: Block,
 ) -> None:
     own = algorithm.outgoing(piece, trained)
     mixed = {}
     for name in algorithm.vectors:
         mixed[name] = np.empty_like(trained)
-        _sum_into(mixed[name], [(own_weight, own[name]), *near[name]])
+        _sum_into(mixed[name], [(own_weight, own[name]), *near[name]], term)
     new = algorithm.combine(piece, trained, mixed)
     out.parameters[part] = new.parameters
     for name, vector in out.memory.items():
         vector[part] = new.memory[name]
 
 
-def _sum_into(target: Block, terms: list[Term]) -> None:
-    """Write the sum of `coefficient * block`; only the first two terms may be the target."""
+def _sum_into(target: Block, terms: list[Term], term: Block) -> None:
+    """Write the sum of `coefficient * block`; only the first two terms may be the target.
+
+    term: as long as the target or longer; what is in it is lost.
+    """
     if not terms:
         target[:] = 0.0
         return
@@ -196,11 +205,10 @@ def _sum_into(target: Block, terms: list[Term]) -> None:
         rest = rest[1:]
     else:
         np.multiply(a, first, out=target)
-    if rest:
-        term = np.empty_like(target)
-        for coefficient, block in rest:
-            np.multiply(block, coefficient, out=term)
-            np.add(target, term, out=target)
+    term = term[: len(target)]
+    for coefficient, block in rest:
+        np.multiply(block, coefficient, out=term)
+        np.add(target, term, out=target)
 
 
 def _part_of(state: State, output: str, part: slice) -> Block:
