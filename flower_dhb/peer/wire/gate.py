@@ -24,7 +24,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable
-from typing import cast
+from typing import Any, cast
 
 from flower_dhb.peer.monitor import Monitor
 from flower_dhb.peer.wire.descriptors import Room
@@ -35,7 +35,7 @@ __all__ = ["Gate"]
 _PIECE_BYTES = 128 * 1024  # carried at a time; measured best of 16 KiB to 1 MiB
 _FIRST_BYTES = 4096  # read of a connection that waits
 _HANDSHAKE = 0x16  # the first byte of whoever speaks TLS
-_ACCEPTS = (4000.0, 1000.0)  # in a row, and per second; those beyond wait in the kernel
+_ACCEPTS = (1000.0, 500.0)  # in a row, and per second, that are given time to speak
 # Handshakes begun, in a row and per second: of those who ask for this peer by its name, and of
 # others. Each costs a millisecond or two of computing.
 _NAMED, _UNNAMED = (64.0, 32.0), (16.0, 8.0)
@@ -43,6 +43,8 @@ _LEAST_S = 2.0  # a handshake is not broken off before: 600 ms there and back, a
 _FLUSH_S = 5.0  # to deliver what is left when one end has closed
 _STRIKES = 8  # refused calls on one connection
 _BATCH = 16  # accepted before anything else is looked at
+# Where more come: so many after each pause. What they say has then had time to arrive.
+_CROWD, _CROWD_PAUSE_S = 100, 0.02
 _PAUSE_S = 0.1
 _LINGER_NONE = struct.pack("ii", 1, 0)  # close and forget, nothing stays in the kernel
 
@@ -58,6 +60,7 @@ class _Way:
         self.key = ""  # what gRPC calls it
         self.since = now
         self.first = b""
+        self.over = False  # it has gone before it was let through
         self.named = False
         self.who: int | None = None
         self.strikes = 0
@@ -186,13 +189,17 @@ class Gate:
                 way, outer = key.data
                 try:
                     if not way.through:
-                        self._speak(way)
+                        self._hear(way)
+                        if way.first or way.over:
+                            self._speak(way)
                     elif not self._carry(way, outer, mask):
                         self._close(way)
                 except OSError:
                     self._close(way)
             now = time.monotonic()
             self._begin_handshakes(now)
+            if self._accepts_again_at is not None and now >= self._accepts_again_at:
+                self._listen_again()
             if now >= self._looks_at:
                 self._looks_at = now + _PAUSE_S
                 self._look_after(now)
@@ -201,13 +208,18 @@ class Gate:
 
     def _patience(self) -> float | None:
         """Seconds until something is to be done though nothing happens."""
-        busy = self._waiting or self._handshakes or self._accepts_again_at is not None
-        if busy or any(way.closes_at is not None for way in list(self._ways.values())):
+        if self._accepts_again_at is not None:
+            return max(0.0, self._accepts_again_at - time.monotonic())
+        if (
+            self._waiting
+            or self._handshakes
+            or any(way.closes_at is not None for way in list(self._ways.values()))
+        ):
             return _PAUSE_S
         return None
 
     def _look_after(self, now: float) -> None:
-        """End what has taken too long; accept again after a pause."""
+        """End what has taken too long."""
         for way in [w for w in self._handshakes if w.who is not None]:
             del self._handshakes[way]
         for way, why in [
@@ -219,8 +231,6 @@ class Gate:
         for way in list(self._ways.values()):
             if way.closes_at is not None and now >= way.closes_at:
                 self._close(way)
-        if self._accepts_again_at is not None and now >= self._accepts_again_at:
-            self._listen_again()
 
     # --- accepting ------------------------------------------------------------------------
 
@@ -229,18 +239,19 @@ class Gate:
         for listener in self._listeners:
             self._selector.register(listener, selectors.EVENT_READ)
 
-    def _rest(self) -> None:
+    def _rest(self, seconds: float) -> None:
         """Leave those who come to the kernel for a moment."""
         if self._accepts_again_at is None:
-            self._accepts_again_at = time.monotonic() + _PAUSE_S
+            self._accepts_again_at = time.monotonic() + seconds
             for listener in self._listeners:
                 self._selector.unregister(listener)
 
     def _accept(self, listener: socket.socket) -> None:
-        for _ in range(_BATCH):
-            if not self._accepts.take():
-                self._rest()
-                return
+        crowded, batch = False, _BATCH
+        while batch:
+            batch -= 1
+            if not crowded and not self._accepts.take():
+                crowded, batch = True, _CROWD
             try:
                 outer, address = listener.accept()
             except BlockingIOError:
@@ -249,17 +260,28 @@ class Gate:
                 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                     self._monitor.count("turned-away.no-descriptor")
                     self._make_room(0)
-                    self._rest()
+                    self._rest(_PAUSE_S)
                     return
                 continue  # it has gone again
-            outer.setblocking(False)
-            caller, origin = _names(address)
-            way = _Way(outer, caller, origin, time.monotonic())
-            self._make_room(self._room.waiting - 1)
-            self._waiting[way] = None
-            self._crowd[origin] += 1
-            self._selector.register(outer, selectors.EVENT_READ, (way, True))
-            self._speak(way)  # in a crowd, what it says is here before its turn has come
+            self._receive(outer, address, crowded)
+        if crowded:
+            self._rest(_CROWD_PAUSE_S)
+
+    def _receive(self, outer: socket.socket, address: tuple[Any, ...], crowded: bool) -> None:
+        """Somebody has come. In a crowd, who says nothing goes at once if it is the crowd's."""
+        outer.setblocking(False)
+        caller, origin = _names(address)
+        way = _Way(outer, caller, origin, time.monotonic())
+        self._hear(way)
+        if crowded and not way.first and 2 * self._crowd[origin] > len(self._waiting):
+            self._turn_away(way, "crowd")
+            return
+        self._make_room(self._room.waiting - 1)
+        self._waiting[way] = None
+        self._crowd[origin] += 1
+        self._selector.register(outer, selectors.EVENT_READ, (way, True))
+        if way.first or way.over:
+            self._speak(way)
 
     def _make_room(self, most: int) -> None:
         """Turn waiting connections away until no more than `most` are left.
@@ -276,15 +298,19 @@ class Gate:
                 "crowd",
             )
 
-    def _speak(self, way: _Way) -> None:
-        """The first bytes of a connection that waits."""
+    def _hear(self, way: _Way) -> None:
+        """What has come from a connection that waits, if anything has."""
         try:
             way.first = way.outer.recv(_FIRST_BYTES)
+            way.over = not way.first
         except BlockingIOError:
-            return
+            pass
         except OSError:
-            way.first = b""
-        if not way.first:
+            way.over = True
+
+    def _speak(self, way: _Way) -> None:
+        """A connection that waits has said something, or has gone."""
+        if way.over:
             self._close(way)
         elif self._name is not None and way.first[0] != _HANDSHAKE:
             self._turn_away(way, "handshake")
@@ -474,7 +500,7 @@ def _listen(address: str) -> list[socket.socket]:
                 only = where[0] != "::"
                 listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
             listener.bind((where[0], taken, *where[2:]))
-            listener.listen(1024)
+            listener.listen(4096)  # or as many as the system allows
             taken = listener.getsockname()[1]
     except BaseException:
         for listener in listeners:
