@@ -98,7 +98,7 @@ def test_a_slow_peer_does_not_hold_up_the_others(tmp_path):
         peer={"timing": timing},
     ) as mesh:  # fmt: skip
         mesh.start()
-        mesh.finish(100)
+        mesh.finish(100, alone=range(8))  # on a busy machine anybody may miss the last rounds
         mesh.replay()
         waits = {
             v: [e["wait_seconds"] for e in mesh.history(v) if "wait_seconds" in e] for v in range(8)
