@@ -7,6 +7,7 @@ what it has done. All of them call from the address of the honest neighbors.
 from __future__ import annotations
 
 import json
+import os
 import selectors
 import socket
 import ssl
@@ -163,14 +164,12 @@ KINDS = {"silent": silent, "handshakes": handshakes, "stalled": stalled, "greedy
 
 def main() -> None:
     kind, address, seconds, *words = sys.argv[1:]
+    os.nice(10)  # real strangers compute on machines of their own
     host, _, port = address.rpartition(":")
     arguments = [int(word) if word.isdecimal() else word for word in words]
     until = time.monotonic() + float(seconds)
     done = KINDS[kind]((host, int(port)), until, *arguments)  # type: ignore[operator]
     print(json.dumps(done), flush=True)
-    sys.stdout.flush()
-    import os
-
     os._exit(0)  # what is still open ends with the process
 
 
