@@ -156,6 +156,25 @@ def test_those_go_of_which_there_are_most_from_one_address():
         assert house.guest(0)[2] == HELLO
 
 
+def test_in_a_crowd_the_silent_go_at_once_and_others_have_their_time(monkeypatch):
+    """More come than are given time to speak: nobody waits for those that are the crowd's."""
+    monkeypatch.setattr(gate_module, "_ACCEPTS", (3.0, 1e-9))
+    monkeypatch.setattr(gate_module, "_CROWD_PAUSE_S", 0.2)
+    with House(waiting=8) as house:
+        for _ in range(3):
+            house.call(origin="127.0.0.3")
+        wait_for(lambda: len(house.gate._waiting) == 3)
+        slow = house.call(origin="127.0.0.2")
+        wait_for(lambda: len(house.gate._waiting) == 4)
+        assert is_closed(house.call(origin="127.0.0.3"))
+        assert len(house.gate._waiting) == 4
+        house.call(HELLO, origin="127.0.0.3")  # has spoken when its turn comes
+        house.guest(0)
+        slow.sendall(HELLO)
+        house.guest(1)
+        wait_for(lambda: house.count("crowd") == 1)
+
+
 def test_who_asks_by_name_goes_first(monkeypatch):
     """Strangers have spoken, too; so many handshakes are begun in a second, and no more."""
     monkeypatch.setattr(gate_module, "_UNNAMED", (2.0, 1e-9))

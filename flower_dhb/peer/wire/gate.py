@@ -250,12 +250,10 @@ class Gate:
         crowded, batch = False, _BATCH
         while batch:
             batch -= 1
-            if not crowded and not self._accepts.take():
-                crowded, batch = True, _CROWD
             try:
                 outer, address = listener.accept()
             except BlockingIOError:
-                return
+                break
             except OSError as error:
                 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                     self._monitor.count("turned-away.no-descriptor")
@@ -263,6 +261,8 @@ class Gate:
                     self._rest(_PAUSE_S)
                     return
                 continue  # it has gone again
+            if not crowded and not self._accepts.take():
+                crowded, batch = True, _CROWD
             self._receive(outer, address, crowded)
         if crowded:
             self._rest(_CROWD_PAUSE_S)
