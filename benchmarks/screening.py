@@ -202,7 +202,7 @@ def attacked(
         task.problem(n, split, seed), topology, method(rule), learning_rate=rate, attack=attack
     )
     engine.run(rounds)
-    agents = task.scores(engine, "test").agents
+    agents = task.scores(engine, "test").agents[engine.honest]
     return float(agents.mean()), float(agents.min())
 
 

@@ -20,6 +20,7 @@ from flower_dhb.compare.report import markdown, rows, to_json
 from flower_dhb.compare.runs import Store
 from flower_dhb.compare.settings import Comparison
 from flower_dhb.compare.tasks import TASKS
+from flower_dhb.engine.attacks import ATTACKS
 from flower_dhb.errors import ConfigError
 from flower_dhb.extras import installed, needs_extra
 from flower_dhb.files import write_durably
@@ -46,6 +47,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=int, default=32)
     add("--local-steps", type=int, default=1)
     add("--failures", type=float, default=0.0, help="probability that a link fails in a round")
+    add("--attack", default="", metavar="KIND", help=f"of the last agents: {', '.join(ATTACKS)}")
+    add("--attackers", type=int, default=1, help="how many agents lie (default 1)")
+    add("--attack-from", type=int, default=1, metavar="ROUND", help="their first lie")
     add("--jobs", type=int, default=0, help="processes (default: one per processor core)")
     add("--out", type=Path, default=Path("runs/compare"), help="folder of results and pictures")
     add("--no-pictures", action="store_true")
@@ -69,6 +73,9 @@ def execute(arguments: argparse.Namespace) -> int:
         local_steps=arguments.local_steps,
         weights=arguments.weights,
         failures=arguments.failures,
+        attack=arguments.attack,
+        attackers=arguments.attackers,
+        attack_from=arguments.attack_from,
     )
     out: Path = arguments.out
     if arguments.jobs < 0:
@@ -125,6 +132,13 @@ def _print(outcomes: Sequence[Outcome], comparison: Comparison) -> None:
         else "the optimum is known, so there is nothing to hold out"
     )
     console.print(f"{seeds}; {tuned}; {source}.", highlight=False)
+    if comparison.attack:
+        who = "agent" if comparison.attackers == 1 else f"{comparison.attackers} agents"
+        console.print(
+            f"The last {who} of each graph: '{comparison.attack}' from round "
+            f"{comparison.attack_from} on; all scores are of the others.",
+            highlight=False,
+        )
 
 
 def _draw(outcomes: Sequence[Outcome], comparison: Comparison, out: Path) -> list[Path]:

@@ -14,13 +14,14 @@ import numpy as np
 import torch
 
 from flower_dhb.algorithms import algorithm_from_config
-from flower_dhb.compare.tasks import Task, make_task
+from flower_dhb.compare.tasks import Scores, Task, make_task
+from flower_dhb.engine.attacks import Attack
 from flower_dhb.engine.engine import AnyTopology, Engine, random_failures
-from flower_dhb.errors import GraphError
+from flower_dhb.errors import ConfigError, GraphError
 from flower_dhb.files import write_durably
 from flower_dhb.topology.directed import parse_topology
 
-__all__ = ["Curves", "Run", "Store", "execute"]
+__all__ = ["Curves", "Run", "Store", "attack_of", "execute"]
 
 _FORMAT = 1  # raised when the same settings would give other numbers
 
@@ -49,6 +50,13 @@ class Run:
     local_steps: int
     part: str
     failures: float = 0.0
+    attack: str = ""
+    attackers: int = 1
+    attack_from: int = 1
+
+    def attack_on(self, n_agents: int) -> Attack | None:
+        """The attack on a graph of so many agents. Raises ConfigError if it cannot be."""
+        return attack_of(self.attack, self.attackers, self.attack_from, n_agents, self.seed)
 
     @property
     def key(self) -> str:
@@ -59,7 +67,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Curves:
-    """What a run showed: one entry per evaluated round, and every agent's final score.
+    """What a run showed: one entry per evaluated round, and every honest agent's final score.
 
     A run that diverged ends with the last round that was finite.
     """
@@ -113,15 +121,22 @@ def execute(run: Run) -> Curves:
         algorithm_from_config(run.algorithm),
         learning_rate=run.learning_rate,
         missing=missing,
+        attack=run.attack_on(topology.n_agents),
     )
+    honest = engine.honest
     curves = Curves([], [], [], [], [], [], [], diverged=False)
-    scores = task.scores(engine, run.part)
+
+    def measure() -> Scores:
+        found = task.scores(engine, run.part)
+        return Scores(found.average, found.agents[honest])
+
+    scores = measure()
     for k in range(1, run.rounds + 1):
         engine.step()
         if k % run.evaluate_every and k != run.rounds:
             continue
         consensus = engine.consensus_distance() if engine.finite else float("nan")
-        now = task.scores(engine, run.part)
+        now = measure()
         if not np.isfinite(consensus + now.average + now.agents.sum()):
             return Curves(**{**asdict(curves), "agents": scores.agents.tolist(), "diverged": True})
         scores = now
@@ -133,6 +148,21 @@ def execute(run: Run) -> Curves:
         curves.consensus.append(consensus)
         curves.megabytes.append(engine.bytes_sent / 1e6)
     return Curves(**{**asdict(curves), "agents": scores.agents.tolist()})
+
+
+def attack_of(kind: str, count: int, since: int, n_agents: int, seed: int = 0) -> Attack | None:
+    """An attack by the last `count` agents of a graph; None if `kind` is empty.
+
+    Raises ConfigError if there is no such attack, or if it leaves nobody honest.
+    """
+    if not kind:
+        return None
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count < n_agents:
+        raise ConfigError(
+            f"attackers must be at least 1 and fewer than the {n_agents} agents, got {count!r}"
+        )
+    vertices = tuple(range(n_agents - count, n_agents))
+    return Attack(kind=kind, vertices=vertices, since=since, seed=seed)
 
 
 @cache

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from flower_dhb.algorithms import method
-from flower_dhb.compare.runs import Run
+from flower_dhb.compare.runs import Run, attack_of
 from flower_dhb.compare.tasks import TEST, Task, make_task
 from flower_dhb.engine.engine import mixing_matrix_of
 from flower_dhb.errors import ConfigError, FlowerDhbError
@@ -36,7 +36,9 @@ class Comparison:
     methods: names, each with settings after colons (`dmsgd:momentum=0.8`). targets:
     scores to reach. grid: learning rates; with `tune`, each method takes the one that is
     best on validation data, otherwise the first. failures: probability that a link
-    fails in a round. graphs: digest of each topology, as it was when this was made.
+    fails in a round. attack, attackers, attack_from: what the last agents of each graph do,
+    how many they are, and from which round on; scores are then of the others. graphs: digest
+    of each topology, as it was when this was made.
 
     Raises ConfigError that names the value found, the values allowed and the nearest one.
     """
@@ -55,6 +57,9 @@ class Comparison:
     local_steps: int = 1
     weights: str = "metropolis"
     failures: float = 0.0
+    attack: str = ""
+    attackers: int = 1
+    attack_from: int = 1
     graphs: Mapping[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -89,6 +94,7 @@ class Comparison:
         for spec in self.topologies:
             topology = parse_topology(spec, self.weights)
             digests[spec] = topology.digest
+            attack_of(self.attack, self.attackers, self.attack_from, topology.n_agents)
             for name in self.methods:
                 try:
                     mixing_matrix_of(method(name), topology)
@@ -125,4 +131,7 @@ class Comparison:
             local_steps=self.local_steps,
             part=part,
             failures=self.failures,
+            attack=self.attack,
+            attackers=self.attackers,
+            attack_from=self.attack_from,
         )

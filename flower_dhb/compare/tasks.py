@@ -29,7 +29,7 @@ VALIDATION, TEST = "validation", "test"
 
 @dataclass(frozen=True)
 class Scores:
-    """How good models are: the network average's, and each agent's own, `(n,)`."""
+    """How good models are: the average's of the honest agents, and each agent's own, `(n,)`."""
 
     average: float
     agents: NDArray[np.float64]
@@ -143,7 +143,8 @@ class AnalyticTask:
         x = engine.parameters.double().cpu().numpy()
         with np.errstate(over="ignore"):  # a run may diverge
             error = np.linalg.norm(x - optimum, axis=1) / scale
-            return Scores(float(np.linalg.norm(x.mean(axis=0) - optimum)) / scale, error)
+            middle = x[engine.honest].mean(axis=0)
+            return Scores(float(np.linalg.norm(middle - optimum)) / scale, error)
 
 
 def accuracy(

@@ -258,8 +258,13 @@ class Engine:
         x, s = self._honest(a.parameters), self._honest(a.statistics)
         return Agents(x.mean(0, keepdim=True), s.mean(0, keepdim=True), local)
 
+    @property
+    def honest(self) -> list[int]:
+        """The agents that do not lie: all of them, unless there is an attack."""
+        return self.attackers.honest if self.attackers else list(range(self.problem.n_agents))
+
     def _honest(self, rows: Tensor) -> Tensor:
-        return rows[self.attackers.honest] if self.attackers else rows
+        return rows[self.honest] if self.attackers else rows
 
     @property
     def screened(self) -> dict[tuple[int, int], int]:

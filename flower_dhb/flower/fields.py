@@ -75,6 +75,16 @@ class Fields:
             )
         return tuple(_text(name, text) for text in value)
 
+    def vertices(self, name: str) -> tuple[int, ...]:
+        """A list of vertices."""
+        value = self.get(name)
+        if type(value) is not list or len(value) > _LIMIT_TEXTS:
+            raise PayloadError(
+                f"unreadable message: '{name}' is {_kind(value)}, expected at most "
+                f"{_LIMIT_TEXTS} vertices"
+            )
+        return tuple(_integer(name, vertex, 0, MOST) for vertex in value)
+
     def choice(self, name: str, choices: Collection[str]) -> str:
         """One of some texts."""
         value = self.text(name)

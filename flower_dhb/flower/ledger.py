@@ -30,6 +30,7 @@ class _Due:
     payloads: dict[int, Array] = field(default_factory=dict)
     uncertain: bool = False  # its state may be lost: let it rejoin
     epoch: int = 0  # of its memory, and of the payload that it has trained
+    quarantined: tuple[int, ...] = ()  # neighbors whose payload of `round` it will not use
 
 
 class Ledger:
@@ -62,7 +63,7 @@ class Ledger:
         self._layout = layout
         self.run = run
         self.epoch = 0
-        self._keys = {"arrays_key": arrays_key, "config_key": config_key}
+        self._keys: dict[str, Any] = {"arrays_key": arrays_key, "config_key": config_key}
         self._start = start_frame(layout, arrays, run)
         self._local = {name: npy_array(array) for name, array in layout.local(arrays).items()}
         self._due = {v: _Due() for v in range(topology.n_agents)}
@@ -125,7 +126,9 @@ class Ledger:
             self._due[answer.vertex].uncertain = True
             return
         combined = answer.state_round if answer.payload is None else answer.round
-        self._due[answer.vertex] = _Due(combined, epoch=answer.epoch)
+        self._due[answer.vertex] = _Due(
+            combined, epoch=answer.epoch, quarantined=answer.quarantined
+        )
         self.epoch = max(self.epoch, answer.epoch)
 
     def doubt(self, vertex: int) -> None:
@@ -135,16 +138,24 @@ class Ledger:
     def deliver(self, round: int, frames: Mapping[int, Array]) -> dict[int, int]:
         """Close a round: the frames that came in time go to the neighbors that came too.
 
-        Neighbors whose payloads are of different epochs are missing to each other. Returns the
-        bytes that each sender's payload took over its edges.
+        Neighbors whose payloads are of different epochs are missing to each other, and so are
+        two of which one has the other in quarantine. Returns the bytes that each sender's
+        payload took over its edges.
         """
         sent = {}
-        epochs = {vertex: self._due[vertex].epoch for vertex in frames}
+        told = {vertex: self._due[vertex] for vertex in frames}
         for vertex, frame in frames.items():
-            partners = [
-                j for j in self._topology.neighbors(vertex) if epochs.get(j) == epochs[vertex]
-            ]
-            self._due[vertex] = _Due(round, {j: frames[j] for j in partners}, epoch=epochs[vertex])
+            partners = [j for j in self._topology.neighbors(vertex) if _together(told, vertex, j)]
+            self._due[vertex] = _Due(
+                round, {j: frames[j] for j in partners}, epoch=told[vertex].epoch
+            )
             self._newest[vertex] = (round, frame)
             sent[vertex] = len(frame_of(frame)) * len(partners)
         return sent
+
+
+def _together(told: Mapping[int, _Due], a: int, b: int) -> bool:
+    """Whether two neighbors that have delivered can use each other's payloads."""
+    if b not in told or told[a].epoch != told[b].epoch:
+        return False
+    return a not in told[b].quarantined and b not in told[a].quarantined

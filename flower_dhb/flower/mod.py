@@ -274,7 +274,9 @@ class _Turn:
                     node.offer(j, pending, payload)
                 except PayloadError as error:
                     self._refuse(str(error))
-        node.combine()
+        node.combine(screen=self.instruction.screen)
+        for text in node.screened.values():
+            self._refuse(text)
         if self.refused:  # at the other end these edges counted
             node.open_epoch(self.instruction.epoch)
 
@@ -336,6 +338,7 @@ class _Turn:
             detail=detail,
             rejoined=self.rejoined,
             refused=tuple(self.refused),
+            quarantined=node.snapshot.screen.quarantined(ask.round),
             payload=payload,
             parameters=parameters,
             metrics=metrics,

@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 PROTOCOL = "flower_dhb"
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 _COMMON = "flower_dhb.common"
 _PAYLOADS, _REJOIN = "flower_dhb.payloads", "flower_dhb.rejoin"
 _START, _LOCAL = "flower_dhb.start", "flower_dhb.local"
@@ -79,8 +79,9 @@ class Instruction:
     are of once it has combined. payloads: frames of that round, by neighbor. rejoin: the
     newest (round, frame) of each neighbor, for an agent that has lost its state. start:
     initial vectors as a frame, before round 1 only. local: initial values of the arrays
-    that stay with the agent. report: whether the answer shall hold the parameters. epoch:
-    the newest that is known of; an agent that trains joins it.
+    that stay with the agent. report: whether the answer shall hold the parameters. screen:
+    whether the agent is to screen the payloads, as its rule says; not where that was done
+    before. epoch: the newest that is known of; an agent that trains joins it.
     """
 
     ask: Ask
@@ -96,6 +97,7 @@ class Instruction:
     start: Array | None = None
     local: Mapping[str, Array] = field(default_factory=dict)
     report: bool = False
+    screen: bool = True
     epoch: int = 0
     arrays_key: str = "arrays"
     config_key: str = "config"
@@ -111,6 +113,7 @@ class Instruction:
             "weights": sorted(self.weights.items()),
             "rejoin_rounds": [[j, r] for j, (r, _) in sorted(self.rejoin.items())],
             "report": self.report,
+            "screen": self.screen,
             "epoch": self.epoch,
             "arrays_key": self.arrays_key,
             "config_key": self.config_key,
@@ -154,6 +157,7 @@ class Instruction:
             start=_arrays(records, _START).get("start"),
             local=_arrays(records, _LOCAL),
             report=fields.flag("report"),
+            screen=fields.flag("screen"),
             epoch=fields.integer("epoch", 0),
             arrays_key=fields.text("arrays_key"),
             config_key=fields.text("config_key"),
@@ -167,7 +171,8 @@ class Answer:
     failure: why there is no payload, empty if all went well; detail: its traceback, if the
     app raised. state_round: round of its
     combined parameters, -1 if it could not combine or keep its state. rejoined: it had
-    lost its state. refused: payloads that it did not accept, a text each. payload: frame
+    lost its state. refused: payloads that it did not accept, a text each. quarantined:
+    neighbors whose payload of this round it will not use. payload: frame
     of the trained round. parameters: frame of its parameters, if asked for. metrics: the
     app's own. keeps_file: its state lies in a file, which is to go when the run is over.
     epoch: of its memory and of the payload.
@@ -181,6 +186,7 @@ class Answer:
     detail: str = ""
     rejoined: bool = False
     refused: tuple[str, ...] = ()
+    quarantined: tuple[int, ...] = ()
     payload: Array | None = None
     parameters: Array | None = None
     metrics: RecordDict = field(default_factory=RecordDict)
@@ -198,6 +204,7 @@ class Answer:
             "detail": self.detail,
             "rejoined": self.rejoined,
             "refused": list(self.refused),
+            "quarantined": list(self.quarantined),
             "keeps_file": self.keeps_file,
             "epoch": self.epoch,
         }
@@ -239,6 +246,7 @@ class Answer:
             detail=fields.text("detail"),
             rejoined=fields.flag("rejoined"),
             refused=fields.texts("refused"),
+            quarantined=fields.vertices("quarantined"),
             payload=_arrays(records, _PAYLOAD).get("payload"),
             parameters=_arrays(records, _PARAMETERS).get("parameters"),
             metrics=RecordDict(dict(metrics)),

@@ -20,6 +20,16 @@ PAYLOADS: tuple[Mistake, ...] = _in(
         "if not self.seeking or r != rounds + 1:",
         "if not self.seeking:",
     ),
+    (
+        "a screened payload is not held",
+        "        if edge.held.pop(round, None) is not None:\n",
+        "        if round in edge.held:\n",
+    ),
+    (
+        "a screened payload's edge is given up",
+        "            edge.broken = round\n",
+        "            pass\n",
+    ),
     ("payloads are of rounds of the run", "elif not 0 < r <= rounds:", "elif not 0 < r:"),
     (
         "an epoch is heard of in a header",

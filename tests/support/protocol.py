@@ -387,6 +387,9 @@ class End:
         mine = next(w[3] for w in reversed(self.writes) if w[0] == "journal")
         self.handle(ev.Journaled(payload(mine)))
 
+    def _screened(self, j: str, round: str) -> None:
+        self.handle(ev.Screened(vertex(j), int(round)))
+
     def _combined(self, *how: str) -> None:
         self.handle(ev.Combined(refused="refused" in how))
 

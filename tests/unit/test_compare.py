@@ -83,6 +83,42 @@ def test_same_settings_same_key_and_same_bits() -> None:
     assert execute(replace(run, failures=0.3)).megabytes[-1] < execute(run).megabytes[-1]
 
 
+def test_an_attack_is_scored_by_the_honest_agents(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = ["compare", "--problem", "digits-logistic", "--topology", "complete:5", "--seeds", "1"]
+    words += ["--methods", "dsgd,dsgd:screening=off", "--split", "iid", "--rounds", "8"]
+    words += [
+        "--learning-rates",
+        "0.4",
+        "--attack",
+        "scale-100",
+        "--attack-from",
+        "3",
+        "--no-pictures",
+        "--jobs",
+        "1",
+    ]
+    assert main([*words, "--out", str(tmp_path)]) == 0
+    assert "The last agent of each graph: 'scale-100' from round 3 on" in capsys.readouterr().out
+    found = json.loads((tmp_path / "compare.json").read_text())["outcomes"]
+    screened, believed = (outcome["runs"][0] for outcome in found)
+    assert len(screened["agents"]) == 4
+    assert screened["worst"][-1] > 0.7
+    assert believed["worst"][-1] < screened["worst"][-1] - 0.05
+    assert screened["worst"][-1] == min(screened["agents"])
+
+
+def test_an_attack_on_a_known_optimum_leaves_the_liar_out() -> None:
+    setting = {"problem": "averaging", "splits": ("",), "topologies": ("complete:4",)}
+    case = Comparison(**SMALL | setting, attack="cut-out")  # type: ignore[arg-type]
+    found = execute(case.run(case.cases[0], "dsgd", 1.0, 0))
+    assert len(found.agents) == 3
+    assert found.consensus[-1] < 0.1  # the three agree, which the fourth does not
+    assert found.average[-1] == pytest.approx(found.mean[-1])
+    assert found.average[-1] > 0.1
+
+
 def test_tuning_never_looks_at_test_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen: list[Run] = []
 
@@ -236,6 +272,9 @@ def test_several_processes_give_the_same_numbers(tmp_path: Path) -> None:
         (["--seeds", "0"], "seeds must be at least 1"),
         (["--failures", "1"], "failures"),
         (["--failures", "nan"], "failures"),
+        (["--attack", "sign-flop"], "did you mean 'sign-flip'"),
+        (["--attack", "noise", "--attackers", "16"], "fewer than the 16 agents, got 16"),
+        (["--attack", "noise", "--attack-from", "0"], "a round of at least 1, got 0"),
         (["--targets", "nan"], "targets must be finite"),
         (["--rounds", "-5"], "rounds must be at least 1 and an integer, got -5"),
         (["--jobs", "-1"], "--jobs must be at least 0"),

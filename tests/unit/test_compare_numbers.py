@@ -196,6 +196,9 @@ CHANGES = {
     "local_steps": 2,
     "part": "validation",
     "failures": 0.01,
+    "attack": "noise",
+    "attackers": 2,
+    "attack_from": 3,
 }
 
 

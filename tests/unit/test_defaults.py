@@ -27,7 +27,7 @@ DEFAULTS = {
     ),
     "algorithms.MomentumTracking": "momentum=0.9",
     "algorithms.QuasiGlobal": "momentum=0.9, nesterov=False",
-    "compare.runs.Run": "failures=0.0",
+    "compare.runs.Run": "failures=0.0, attack='', attackers=1, attack_from=1",
     "runs.config.RunConfig": (
         "rounds=100, seed=0, round_timeout_s=300.0, evaluate_every=1, observe_average=False, "
         "name='run'"

@@ -226,3 +226,18 @@ def test_an_agent_cannot_be_further_than_the_next_epoch() -> None:
     books.check_epoch(of_epoch(2, 1, 2))
     with pytest.raises(PayloadError, match="it is in epoch 1, expected 0 at most"):
         ledger().check_epoch(of_epoch(2, 1, 1))  # heavy ball has one epoch only
+
+
+def test_an_edge_in_quarantine_counts_at_neither_end():
+    """Agent 3 has 2 in quarantine: neither gets the other's payload, until 3 says otherwise."""
+    books = ledger()
+    for vertex in range(4):
+        books.acknowledge(trained(vertex, 1))
+    books.acknowledge(dataclasses.replace(trained(3, 1), quarantined=(2,)))
+    books.deliver(1, frames(1, 0, 1, 2, 3))
+    heard = [set(books.instruction(v, "train", 2, report=False).payloads) for v in range(4)]
+    assert heard == [{1, 2, 3}, {0}, {0}, {0}]
+    for vertex in range(4):
+        books.acknowledge(trained(vertex, 2))
+    books.deliver(2, frames(2, 0, 1, 2, 3))
+    assert set(books.instruction(2, "train", 3, report=False).payloads) == {0, 3}

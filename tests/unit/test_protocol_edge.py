@@ -421,3 +421,22 @@ def test_a_payload_is_put_in_line_once_on_a_connection():
     end.said()
     for step in ("offer b1", "whole b1", "release b 0", "payload b1"):
         assert not any("payload" in said for said in end.do(step))
+
+
+def test_an_early_payload_that_is_not_believed_costs_its_edge_the_round():
+    """It waits for this agent's own: no vote for it, and the other end is told."""
+    end = after("payload b1", "payload c1", "trained", neighbors="bc")
+    end.said()
+    assert end.do("screened b 1") == []
+    assert end.do("journaled") == ["b: release 1", "c: payload a1 ack=c1"]
+    assert end.edge("b").held == {}
+    assert end.do("ack c a1") == ["combine 1: c1"]
+    end.do("next", "share", "payload c2 + ack=a2")
+    assert end.do("payload b2 + ack=a2")[-1] == "combine 2: b2 c2"  # it has its chance again
+
+
+def test_what_is_screened_and_not_here_changes_nothing():
+    end = after("share")
+    end.said()
+    assert end.do("screened b 1") == []
+    assert end.do("payload b1 ack=a1") == ["b: ack b1", "combine 1: b1"]

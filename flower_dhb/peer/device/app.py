@@ -215,6 +215,7 @@ class Agent:
             rejoin={j: (k, frame_view(f)) for j, (k, f) in (newest or {}).items()},
             start=self._start if state_round == 0 else None,
             local=self._local,
+            screen=False,  # the device has done so before the edge could count
             epoch=epoch,
         )
         kind = "evaluate" if ask == "evaluate" else "train"

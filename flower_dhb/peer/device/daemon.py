@@ -32,6 +32,7 @@ from flower_dhb.peer.device.disk import Disk
 from flower_dhb.peer.device.flwr_adapter import load_client_app
 from flower_dhb.peer.device.home import Home
 from flower_dhb.peer.device.journal import Found, Journal
+from flower_dhb.peer.device.judge import Judge
 from flower_dhb.peer.device.settings import PeerSettings
 from flower_dhb.peer.device.work import Task, Work
 from flower_dhb.peer.monitor import Monitor
@@ -51,11 +52,21 @@ from flower_dhb.peer.protocol.effects import (
     Send,
     SendPayload,
 )
-from flower_dhb.peer.protocol.events import Event, Payload, Started, Stopped, Tick
+from flower_dhb.peer.protocol.events import (
+    Broken,
+    Completed,
+    Event,
+    Journaled,
+    Payload,
+    Screened,
+    Started,
+    Stopped,
+    Tick,
+)
 from flower_dhb.peer.watch.history import keep_until
 from flower_dhb.peer.watch.recorder import Recorder
 from flower_dhb.peer.watch.status import Progress, serve_metrics
-from flower_dhb.peer.wire.frames import Outgoing, RefusedError
+from flower_dhb.peer.wire.frames import Outgoing, Reason, RefusedError
 from flower_dhb.peer.wire.identity import ValidityError
 from flower_dhb.peer.wire.link import StreamLink
 from flower_dhb.peer.wire.transport import Transport
@@ -142,6 +153,7 @@ class Peer:
         self._error: BaseException | None = None
         self._disk = Disk(journal, self.monitor, self._failed, self._home.check)
         self._recorder = Recorder(settings.state_dir / "record", settings.record)
+        self._judge = Judge(settings.algorithm, self._quarantined)
         self._work = Work(
             settings,
             self.app,
@@ -149,6 +161,7 @@ class Peer:
             self.progress,
             self.monitor,
             self._recorder,
+            self._judge,
             self.deliver,
         )
 
@@ -284,13 +297,50 @@ class Peer:
             try:
                 while self._events:
                     now = time.monotonic()
-                    for effect in self.agent.handle(self._events.popleft(), now):
-                        self._do(effect)
+                    for judged in self._judged(self._events.popleft()):
+                        for effect in self.agent.handle(judged, now):
+                            self._do(effect)
                 self._set_alarm()
             except BaseException as error:
                 self._failed(error)
             finally:
                 self._handling = False
+
+    def _judged(self, event: Event) -> list[Event]:
+        """An event, with what screening makes of it.
+
+        A payload is looked at before the agent can vote for it: when it comes, or, where it is
+        here before this agent's own payload of the round, when that one is on the disk.
+        """
+        if isinstance(event, Completed) and not event.offer.final:
+            if self._is_believed(event.neighbor, event.link, event.offer.round, event.payload):
+                return [event]
+            return [Broken(event.neighbor, event.link)]
+        if not isinstance(event, Journaled):
+            return [event]
+        found: list[Event] = []
+        outgoing = event.payload.handle
+        r = outgoing.header.round if isinstance(outgoing, Outgoing) else 0
+        for j, edge in self.agent.edges.items():
+            if r in edge.held and not self._is_believed(j, edge.link, r, edge.held[r][1]):
+                found.append(Screened(j, r))
+        return [*found, event]
+
+    def _is_believed(self, neighbor: int, link: object, round: int, payload: Payload) -> bool:
+        """Screen a payload. What is absurd is refused, what is in quarantine left aside."""
+        frame = payload.handle
+        if not isinstance(frame, bytes | bytearray | memoryview):
+            return True
+        absurd, why = self._judge.look(neighbor, round, frame)
+        if absurd and link is not None:
+            _link(link).refuse(RefusedError(Reason.SCREENED, why, round))
+        elif why:
+            self.monitor.count("screened", neighbor)
+        return not why
+
+    def _quarantined(self, neighbor: int, until: int) -> None:
+        self.monitor.count("quarantined", neighbor)
+        self.monitor.warning("quarantined", neighbor=neighbor, until_round=until)
 
     def _do(self, effect: Effect) -> None:
         match effect:

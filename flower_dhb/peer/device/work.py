@@ -17,6 +17,7 @@ from flower_dhb.peer.device.app import Agent as App
 from flower_dhb.peer.device.app import Outcome
 from flower_dhb.peer.device.disk import Disk
 from flower_dhb.peer.device.journal import Contents, Found
+from flower_dhb.peer.device.judge import Judge
 from flower_dhb.peer.device.settings import PeerSettings
 from flower_dhb.peer.monitor import Monitor
 from flower_dhb.peer.protocol.effects import Combine, Finish, Free, Journal, Rejoin, Save, Train
@@ -65,11 +66,12 @@ class Work:
         progress: Progress,
         monitor: Monitor,
         recorder: Recorder,
+        judge: Judge,
         deliver: Callable[[Event], None],
     ) -> None:
         self._settings, self._app, self._disk = settings, app, writer
         self._progress, self._monitor = progress, monitor
-        self._recorder = recorder
+        self._recorder, self._judge = recorder, judge
         self._history = History(settings.state_dir / "history.jsonl")
         self._deliver = deliver
         self._round = _Round()
@@ -83,6 +85,9 @@ class Work:
         self._round = _Round(
             train_s=document["train-seconds"], metrics=document["train"], frame=found.payload
         )
+        if found.payload is not None:
+            label = Outgoing.of(found.payload).header.round
+            self._judge.shares(label, found.payload, self._app.snapshot())
 
     def do(self, task: Task) -> None:
         """Do one task, in the order in which the protocol named them."""
@@ -133,6 +138,7 @@ class Work:
         if frame is None:
             raise StateError(f"round {task.round}: there is no payload to write down")
         outgoing = Outgoing.of(frame)
+        self._judge.shares(task.round, frame, self._app.snapshot())
         done = partial(self._deliver, Journaled(Payload(outgoing.checksum, outgoing)))
         self._disk.put(disk.Payload(task.round, frame, self._contents(), task.record, done))
 

@@ -53,6 +53,7 @@ from flower_dhb.peer.protocol.events import (
     Rejoined,
     Released,
     Saved,
+    Screened,
     Sought,
     Started,
     Stopped,
@@ -290,6 +291,9 @@ class Agent:
             kind, k, record = self._pending.popleft()
             if kind is wanted and k == round:
                 return record
+
+    def _screened(self, event: Screened, now: float) -> None:
+        self.near.screened(self.edges[event.neighbor], event.round)
 
     def _combined(self, event: Combined, now: float) -> None:
         if self.phase is Phase.COMBINING:
@@ -584,6 +588,7 @@ _OWN: dict[type, Callable[..., None]] = {
     TrainingFailed: Agent._failed,
     Journaled: Agent._journaled,
     Saved: Agent._saved,
+    Screened: Agent._screened,
     Combined: Agent._combined,
     Rejoined: Agent._rejoined,
     Finished: Agent._finished,

@@ -30,6 +30,7 @@ __all__ = [
     "Rejoined",
     "Released",
     "Saved",
+    "Screened",
     "Sought",
     "Started",
     "Stopped",
@@ -156,6 +157,18 @@ class Journaled:
 
 
 @dataclass(frozen=True, slots=True)
+class Screened:
+    """A neighbor's payload that is here is not to be used, as the shell has found.
+
+    It comes before the vote for it: before `Journaled` of the same round. A payload that is
+    looked at as it comes is `Broken` instead of `Completed`.
+    """
+
+    neighbor: int
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
 class Combined:
     """The state is that of the round's end.
 
@@ -203,6 +216,7 @@ Event = (
     | Trained
     | TrainingFailed
     | Journaled
+    | Screened
     | Combined
     | Rejoined
     | Saved

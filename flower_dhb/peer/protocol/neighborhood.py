@@ -283,6 +283,11 @@ class Neighborhood(Rounds):
         if r == self.round > self.closed and edge.stage.open and r not in edge.held:
             self._give_up(edge)
 
+    def screened(self, edge: Edge, round: int) -> None:
+        """A payload that waits for this agent's own is not to be used: no vote for it."""
+        if edge.held.pop(round, None) is not None:
+            edge.broken = round
+
     def _vote(self, edge: Edge) -> None:
         if edge.take(Step.VOTE):
             self._send(edge, Ack(self.round, edge.held[self.round][1].digest))

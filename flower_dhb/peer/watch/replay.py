@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from flower_dhb.agent import mixing
+from flower_dhb.agent.screening import clip_factors, clipped, distance
 from flower_dhb.algorithms import Algorithm, algorithm_from_config
 from flower_dhb.errors import ConfigError
 from flower_dhb.peer.watch.ledger import Ledger, read_ledger
@@ -203,6 +204,12 @@ class Replay:
         ]
         own = float(self._matrix[vertex, vertex])
         weights[vertex] = own + sum(float(self._matrix[vertex, j]) for j in missing)
+        if self._algorithm.clips:
+            names = self._algorithm.vectors
+            mine = [sent[name] for name in names]
+            away = {j: distance(mine, [p[name] for name in names]) for j, p in payloads.items()}
+            factors = clip_factors(away, self._algorithm.clip_radius)
+            weights = clipped(weights, vertex, factors)
         state = mixing.combine(self._algorithm, before, trained, vertex, weights, payloads)
         if line.get("left_epoch", 0) > line.get("epoch", 0):
             state = self._algorithm.restart(state)

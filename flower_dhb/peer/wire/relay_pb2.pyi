@@ -153,6 +153,7 @@ class Refusal(_message.Message):
         CONTENT: _ClassVar[Refusal.Reason]
         BUSY: _ClassVar[Refusal.Reason]
         EPOCH: _ClassVar[Refusal.Reason]
+        SCREENED: _ClassVar[Refusal.Reason]
     OTHER: Refusal.Reason
     MALFORMED: Refusal.Reason
     IDENTITY: Refusal.Reason
@@ -165,6 +166,7 @@ class Refusal(_message.Message):
     CONTENT: Refusal.Reason
     BUSY: Refusal.Reason
     EPOCH: Refusal.Reason
+    SCREENED: Refusal.Reason
     ROUND_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
