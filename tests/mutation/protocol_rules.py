@@ -102,6 +102,26 @@ EDGE = _in(
 ROUNDS = _in(
     "rounds.py",
     (
+        "a payload that comes is waited for past its deadline",
+        "            until = max(until, self._arrives_until(edge))\n",
+        "            pass\n",
+    ),
+    (
+        "a payload that cannot come whole in time is not",
+        "            if whole > end:",
+        "            if False:",
+    ),
+    (
+        "a payload that breaks off again and again is waited for less",
+        "self.config.timing.dead_after_s * 0.5**edge.in_vain",
+        "self.config.timing.dead_after_s",
+    ),
+    (
+        "a payload that comes is waited for no longer than the ceiling",
+        "return min(edge.moved_at + pause_s, end)",
+        "return edge.moved_at + pause_s",
+    ),
+    (
         "in a run that begins all get the time to start",
         "if self._together and not edge.patience.known:",
         "if False:",

@@ -58,8 +58,43 @@ WORDS: tuple[Mistake, ...] = _in(
     ),
     (
         "a payload that takes too long is cut off",
-        "if edge.receiving_since is not None and edge.receiving_since + timing.transfer_s < at:",
-        "if False:",
+        "            if late < at:\n",
+        "            if False:\n",
+    ),
+    (
+        "a payload that comes is not cut off",
+        "late = min(edge.moved_at, paced) + timing.transfer_s",
+        "late = edge.receiving_since + timing.transfer_s",
+    ),
+    (
+        "a payload that trickles is cut off",
+        "late = min(edge.moved_at, paced) + timing.transfer_s",
+        "late = edge.moved_at + timing.transfer_s",
+    ),
+    (
+        "a payload that has stopped is cut off, however much of it came",
+        "late = min(edge.moved_at, paced) + timing.transfer_s",
+        "late = paced + timing.transfer_s",
+    ),
+    (
+        "a link that is too slow is named",
+        "or needs_s <= timing.ceiling_s:",
+        "or True:",
+    ),
+    (
+        "a link that is fast enough is not",
+        "or needs_s <= timing.ceiling_s:",
+        "or False:",
+    ),
+    (
+        "a slow link is named once",
+        "        edge.told_slow = True\n",
+        "",
+    ),
+    (
+        "a link is not judged by its first moments",
+        "or elapsed < timing.dead_after_s or",
+        "or",
     ),
     (
         "a second Hello on a connection is refused",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from flower_dhb.peer.protocol.events import (
     Acknowledged,
+    Arriving,
     Broken,
     Completed,
     Connected,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["End", "connect"]
 
 NEVER = float("inf")
+_PIECE_BYTES = 10**9  # no rate is below what is cut off
 
 
 class End:
@@ -120,7 +122,8 @@ class End:
             self.process.inbox.append((self._piece, place, content))
             return
         if piece < self.path.pieces:
-            self._put(Heard(self.process.vertex, self.other.id))
+            come = piece * _PIECE_BYTES, self.path.pieces * _PIECE_BYTES
+            self._put(Arriving(self.process.vertex, self.other.id, *come))
             self.world.push(
                 self.world.now + self.path.piece_s, self._piece, (turn, piece + 1), content
             )

@@ -55,7 +55,8 @@ class Plan:
     neighbors: by vertex. dialers: for every edge (smaller vertex first), who dials. weights:
     symmetric field elements. hopeless: an agent whose app always fails. groups_writes: a save is
     left to a journal that waits behind it. saves_every: rounds between two saves that are
-    written. first_s: more in the first training of a process. round_s: roughly, the seconds of a round. stop_at: no fault begins later.
+    written. first_s: more in the first training of a process.
+    round_s: roughly, the seconds of a round. stop_at: no fault begins later.
     """
 
     first_s = 0.0

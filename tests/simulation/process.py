@@ -107,7 +107,8 @@ class Process:
     """One life of an agent.
 
     ends: open connections by link. current: the newest by neighbor. told: the last round that a
-    neighbor said, in this life of both, to have ended. fuse: effects until a crash. untried: it has not trained yet. waited:
+    neighbor said, in this life of both, to have ended. fuse: effects until a crash.
+    untried: it has not trained yet. waited:
     neighbors that a deadline was for, with nothing under way on a whole connection to them.
     left_out: by neighbor, rounds on a connection in which it was sent nothing.
     """

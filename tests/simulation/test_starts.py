@@ -1,6 +1,6 @@
 """Devices that are started in any order, minutes apart, at the limits that a device has."""
 
-from itertools import permutations
+from itertools import pairwise, permutations
 
 import pytest
 
@@ -78,7 +78,7 @@ def test_one_that_is_slow_from_its_start_delays_the_others_by_a_few_of_their_rou
     world.watch = watch = Clock(world)
     world.run()
     ended = [at for at, _ in watch.ended[1].values()]
-    pauses = [b - a for a, b in zip(ended, ended[1:], strict=False)]
+    pauses = [b - a for a, b in pairwise(ended)]
     assert max(pauses) < 5.0
 
 

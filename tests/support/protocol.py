@@ -369,6 +369,9 @@ class End:
     def _broken(self, j: str) -> None:
         self._from(ev.Broken, j)
 
+    def _arriving(self, j: str, n_bytes: str, total: str) -> None:
+        self._from(ev.Arriving, j, int(n_bytes), int(total))
+
     def _heard(self, j: str) -> None:
         self._from(ev.Heard, j)
 

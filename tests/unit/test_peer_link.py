@@ -280,14 +280,19 @@ def test_the_bytes_of_both_directions_are_counted():
     offer, payload = own(5, LARGE)
     end.link.send(Ack(1, 1))
     end.link.send_payload(offer, payload)
-    sent = [len(next(end.pieces)) for _ in range(3)]
-    beat = len(next(end.pieces))
-    assert sum(sent) > len(payload.handle.frame)
-    assert end.monitor.counts()["bytes-sent", 1] == sum(sent) + beat
+    sent = [len(next(end.pieces))]
+    pieces = []
+    while sum(sent) < len(payload.handle.frame):
+        sent.append(len(next(end.pieces)))
+        come = pb.Receipt(bytes=sum(sent[1:]), clock_us=len(sent))
+        pieces.append(pb.Frame(receipt=come).SerializeToString())
+        end.link.receive(pieces[-1])
+    sent.append(len(next(end.pieces)))
+    assert end.monitor.counts()["bytes-sent", 1] == sum(sent)
     hello = pb.Frame(hello=pb.Hello(vertex=1, round=5)).SerializeToString()
-    pieces = [hello, *Outgoing.of(frame(5, LARGE)).pieces()]
+    pieces += [hello, *Outgoing.of(frame(5, LARGE)).pieces()]
     ack = pb.Frame(heartbeat=pb.Heartbeat()).SerializeToString()
-    for piece in (*pieces, ack):
+    for piece in (*pieces[-3:], ack):
         end.link.receive(piece)
     assert end.monitor.counts()["bytes-received", 1] == sum(map(len, pieces)) + len(ack)
 
@@ -413,11 +418,65 @@ def test_a_payload_is_offered_and_then_complete(size):
 def test_the_bytes_of_a_payload_are_signs_of_life_but_not_each():
     end = End(size=LARGE)
     made = Outgoing.of(frame(5, LARGE))
-    first, *chunks = made.pieces(Offer(5, made.checksum), chunk_bytes=10_000)
+    first, *chunks = made.pieces(Offer(5, made.checksum), chunk_bytes=lambda: 10_000)
     end.link.receive(first)
     for chunk in chunks[:-1]:
         end.link.receive(chunk)
-    assert 1 <= end.kinds.count("Heard") < len(chunks) // 2
+    (told,) = [event for event in end.events if isinstance(event, ev.Arriving)][:1]
+    assert (told.n_bytes, told.total) == (10_000, len(made.frame))
+    assert 1 <= end.kinds.count("Arriving") < len(chunks) // 2
+
+
+def test_what_has_come_is_told():
+    end = End(size=LARGE)
+    made = Outgoing.of(frame(5, LARGE))
+    pieces = list(made.pieces(Offer(5, made.checksum), chunk_bytes=lambda: 4096))
+    for piece in pieces[:10]:
+        end.link.receive(piece)
+    (first,) = end.out(1)
+    assert first.bytes == sum(map(len, pieces[:10]))
+    assert abs(first.clock_us / 1e6 - time.monotonic()) < 5.0
+    end.link.receive(pieces[10])  # a little: it waits for its time, and comes then
+    while not isinstance(second := end.out(1)[0], pb.Receipt):
+        assert second == pb.Heartbeat()
+    assert second.bytes == sum(map(len, pieces[:11]))
+
+
+def test_a_payload_waits_for_room_on_the_link_and_short_frames_do_not():
+    end = End(size=LARGE)
+    end.link.send_payload(*own(5, LARGE))
+    kinds = end.out()  # until there is only a heartbeat
+    assert kinds.count("chunk") == 1  # an unknown link: little goes before a receipt comes
+    end.link.send(Ack(1, 11))
+    assert end.out(1) == [pb.Ack(round=1, digest=11)]
+    end.hear(receipt=pb.Receipt(bytes=10**9, clock_us=5))  # more than was sent is not believed
+    assert end.out().count("chunk") >= 2
+    assert end.kinds[-1] == "Heard"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"release": pb.Release(round=5)},
+        {"refusal": pb.Refusal(round=5, reason=pb.Refusal.STALE, text="over")},
+    ],
+)
+def test_what_the_neighbor_does_not_want_is_not_sent_on(said):
+    end = End(size=LARGE)
+    end.link.send_payload(*own(5, LARGE))
+    assert "chunk" in end.out()
+    end.hear(**said)
+    end.hear(receipt=pb.Receipt(bytes=10**9, clock_us=5))
+    assert end.out(1) == [pb.Heartbeat()]
+
+
+def test_what_the_neighbor_does_not_want_of_another_round_changes_nothing():
+    end = End(size=LARGE)
+    end.link.send_payload(*own(5, LARGE))
+    end.out()
+    end.hear(release=pb.Release(round=4))
+    end.hear(receipt=pb.Receipt(bytes=10**9, clock_us=5))
+    assert "chunk" in end.out()
 
 
 @pytest.mark.parametrize("size", [4, LARGE])
@@ -555,7 +614,7 @@ def test_so_many_short_frames_and_the_connection_ends_at_once(log):
 def test_chunks_are_no_short_frames():
     end = End(size=LARGE, frames=2)  # the Hello and the header
     made = Outgoing.of(frame(5, LARGE))
-    first, *chunks = made.pieces(Offer(5, made.checksum), chunk_bytes=10_000)
+    first, *chunks = made.pieces(Offer(5, made.checksum), chunk_bytes=lambda: 10_000)
     for piece in (first, *chunks):
         end.link.receive(piece)
     assert len(chunks) > 20

@@ -138,6 +138,30 @@ def test_a_connection_that_serves_nobody_is_ended(steps, after_s, why):
     assert end.do("down b") == []  # the shell says so too: no harm
 
 
+@pytest.mark.parametrize(
+    ("steps", "after_s"),
+    [
+        # 100,000 bytes at a thousand a second are worth 100 s.
+        ("offer b1, later 7, arriving b 100000 9000000" + 4 * ", later 7, heard b", 2.0),
+        (
+            "offer b1" + "".join(f", later 7, arriving b {k} 9000000" for k in range(1, 5)),
+            30.004 - 28.0,
+        ),
+        (
+            "offer b1" + "".join(f", later 7, arriving b {7000 * k} 9000000" for k in range(1, 9)),
+            8.0,
+        ),
+    ],
+)
+def test_a_payload_is_cut_off_where_it_stops_or_trickles(steps, after_s):
+    end = after(*steps.split(", "), timing=STRICT)
+    end.said()
+    assert end.agent.next_deadline() == pytest.approx(end.now + after_s)
+    end.do(f"wait {after_s}")
+    assert end.count("cut-off.slow-sender") == (after_s != 8.0)
+    assert end.count("cut-off.silent") == (after_s == 8.0)
+
+
 def test_a_connection_that_is_cut_may_come_back():
     end = after("share", timing=STRICT)
     end.said()

@@ -327,3 +327,65 @@ def test_who_begins_late_is_not_held_up_once_all_are_there():
     assert end.phase == "connecting"
     end.do("up c")
     assert end.phase == "training"
+
+
+# --- while a payload comes ----------------------------------------------------------------------
+
+SLOW = replace(TIMING, dead_after_s=8.0, start_s=0.0)
+
+
+def arriving(end, *bytes_at_each_second, total=100):
+    for come in bytes_at_each_second:
+        end.do("later 1", f"arriving b {come} {total}")
+
+
+def test_a_payload_that_comes_is_waited_for_past_its_deadline():
+    end = at_pace(2.0, timing=SLOW)
+    end.do("offer b7 closed=6 counted=6:b6:a6")
+    arriving(end, *range(2, 42, 2))
+    assert end.phase == "waiting"  # 20 s; the deadline was after 6
+    assert left(end) == pytest.approx(8.0)
+    assert end.do("whole b7 closed=6 counted=6:b6:a6 ack=a7")[-1] == "b: ack b7"
+
+
+def test_it_is_not_once_it_has_stopped():
+    end = at_pace(2.0, timing=SLOW)
+    end.do("offer b7 closed=6 counted=6:b6:a6")
+    arriving(end, *range(2, 42, 2))
+    end.do("wait 7.5", "heard b")
+    assert end.phase == "waiting"
+    assert end.do("wait 0.5") == ["b: release 7", "combine 7: nobody"]
+
+
+def test_it_is_not_if_it_cannot_come_whole_before_the_ceiling_and_that_is_said_once():
+    end = at_pace(2.0, timing=SLOW)
+    end.do("offer b7 closed=6 counted=6:b6:a6")
+    arriving(end, 10, 20, 30, 40, 50, 60, 70, total=2000)
+    assert (end.phase, end.count("slow-link")) == ("waiting", 0)
+    arriving(end, 80, total=2000)
+    assert end.said()[-1] == "combine 7: nobody"
+    (note,) = end.noted("slow-link")
+    assert (note["neighbor"], note["bytes"], note["bytes_per_s"]) == (1, 2000, 10)
+    assert (note["needs_s"], note["ceiling_s"]) == (200, CEILING)
+    assert "larger timing.ceiling-s" in note["remedy"]
+    arriving(end, 90, 100, total=2000)
+    assert end.count("slow-link") == 1
+
+
+def test_it_is_waited_for_no_longer_than_the_ceiling():
+    end = at_pace(2.0, timing=SLOW)
+    end.do("offer b7 closed=6 counted=6:b6:a6")
+    arriving(end, *range(1, 99), total=99)
+    assert end.phase == "waiting"
+    assert left(end) == pytest.approx(CEILING - 98.0)
+
+
+def test_one_that_breaks_off_again_and_again_is_waited_for_less():
+    end = at_pace(0.1, timing=replace(SLOW, least_s=0.5))
+    waits = []
+    for k in range(7, 11):
+        end.do(f"offer b{k} closed={k - 1}", "arriving b 1 100")
+        waits.append(left(end))
+        end.do(f"later {left(end) / 2}", "heard b")  # alive, and no more of the payload
+        end.do(f"wait {left(end)}", "next", "share")
+    assert waits == pytest.approx([8.0, 4.0, 2.0, 1.0])

@@ -135,6 +135,7 @@ class PeerSettings:
             hello_s=limits.hello_s,
             dead_after_s=limits.dead_after_s,
             transfer_s=limits.transfer_s,
+            least_bytes_s=limits.least_bytes_s,
         )
         return Config(
             vertex=self.vertex,

@@ -36,6 +36,7 @@ from flower_dhb.peer.protocol.effects import (
 )
 from flower_dhb.peer.protocol.events import (
     Acknowledged,
+    Arriving,
     Broken,
     Combined,
     Completed,
@@ -577,6 +578,7 @@ _OF_LINK: dict[type, Callable[..., None]] = {
     Offered: Neighborhood.offered,
     Completed: Neighborhood.completed,
     Broken: Neighborhood.broken_off,
+    Arriving: Neighborhood.arriving,
     Acknowledged: Neighborhood.acknowledged,
     Released: Neighborhood.released,
     Sought: Neighborhood.sought,

@@ -99,6 +99,11 @@ class Edge:
     nothing that we could begin again from. sent: the round of the payload that was put in
     line last on this connection. anchor: a round that
     the neighbor was in for certain, and when.
+
+    Of the payload under way: receiving_since, moved_at: when its header and its newest bytes
+    came; arrived, total: bytes of it that are here, and all. in_vain: payloads in a row that
+    were waited for while they came, and did not come whole. told_slow: it was said that the link
+    is too slow.
     """
 
     neighbor: int
@@ -108,6 +113,11 @@ class Edge:
     opened_at: float = 0.0
     heard_at: float = 0.0
     receiving_since: float | None = None
+    moved_at: float = 0.0
+    arrived: int = 0
+    total: int = 0
+    in_vain: int = 0
+    told_slow: bool = False
     down_since: float = 0.0
     wants: int = 0
     closed: int = 0

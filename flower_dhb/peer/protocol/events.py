@@ -13,6 +13,7 @@ from flower_dhb.peer.protocol.messages import NEVER, Counted, Hello, Offer
 
 __all__ = [
     "Acknowledged",
+    "Arriving",
     "Broken",
     "Combined",
     "Completed",
@@ -126,7 +127,15 @@ class Left(LinkEvent):
 
 @dataclass(frozen=True, slots=True)
 class Heard(LinkEvent):
-    """A sign of life: a heartbeat, or the next bytes of a payload."""
+    """A sign of life."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arriving(LinkEvent):
+    """More of a payload that was reserved for is here: so many bytes of so many."""
+
+    n_bytes: int
+    total: int
 
 
 # --- of the agent itself ----------------------------------------------------------------

@@ -10,6 +10,7 @@ from flower_dhb.peer.protocol.edge import REMEMBERED, Connection, Edge, Stage, S
 from flower_dhb.peer.protocol.effects import Close, Count, Note, Reserve, Send, SendPayload
 from flower_dhb.peer.protocol.events import (
     Acknowledged,
+    Arriving,
     Broken,
     Completed,
     Connected,
@@ -61,8 +62,11 @@ class Neighborhood(Rounds):
         at, why = edge.heard_at + timing.dead_after_s, "silent"
         if edge.connection is Connection.GREETING and edge.opened_at + timing.hello_s < at:
             at, why = edge.opened_at + timing.hello_s, "half-open"
-        if edge.receiving_since is not None and edge.receiving_since + timing.transfer_s < at:
-            at, why = edge.receiving_since + timing.transfer_s, "slow-sender"
+        if edge.receiving_since is not None:
+            paced = edge.receiving_since + edge.arrived / timing.least_bytes_s
+            late = min(edge.moved_at, paced) + timing.transfer_s
+            if late < at:
+                at, why = late, "slow-sender"
         return at, why
 
     def _hello(self, edge: Edge) -> Hello:
@@ -259,8 +263,36 @@ class Neighborhood(Rounds):
         # At most two in memory: the open round's, and the newest.
         for old in [k for k in edge.held if k != self.open_round or k == r]:
             del edge.held[old]
-        edge.receiving_since = now
+        edge.receiving_since = edge.moved_at = now
+        edge.arrived = edge.total = 0
         self.out.append(Reserve(edge.link, offer))
+
+    def arriving(self, edge: Edge, event: Arriving, now: float) -> None:
+        """More of a payload is here. Say once if the link is too slow for the ceiling."""
+        if edge.receiving_since is None or event.n_bytes <= edge.arrived:
+            return
+        edge.moved_at, edge.arrived, edge.total = now, event.n_bytes, event.total
+        timing = self.config.timing
+        elapsed = now - edge.receiving_since
+        needs_s = elapsed * edge.total / edge.arrived
+        if edge.told_slow or elapsed < timing.dead_after_s or needs_s <= timing.ceiling_s:
+            return
+        edge.told_slow = True
+        self.out.append(Count("slow-link", edge.neighbor))
+        self.out.append(
+            Note(
+                "slow-link",
+                {
+                    "neighbor": edge.neighbor,
+                    "bytes": edge.total,
+                    "bytes_per_s": round(edge.arrived / elapsed),
+                    "needs_s": round(needs_s),
+                    "ceiling_s": timing.ceiling_s,
+                    "remedy": "no round can count this edge: set a larger timing.ceiling-s, train "
+                    "more local steps in fewer rounds, or use a smaller model",
+                },
+            )
+        )
 
     def completed(self, edge: Edge, event: Completed, now: float) -> None:
         """A payload is complete: hold it, and vote for it if it is of the open round."""
@@ -271,6 +303,7 @@ class Neighborhood(Rounds):
             self.out.append(Count("late", edge.neighbor))
             return
         edge.held[r] = (offer, event.payload)
+        edge.in_vain = 0
         if not offer.final:
             edge.patience.arrived(r, now)
         if r == self.round and not self._joins(edge):

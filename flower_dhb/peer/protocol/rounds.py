@@ -55,7 +55,8 @@ class Rounds:
     """The edges of an agent, its open round, and its own payloads that may be asked for.
 
     round: the label of the payload that is shared now, or was last. closed: the last round
-    that has ended. begun: when the present round began. out: where effects go. epoch_seen: the newest epoch that anybody has named.
+    that has ended. begun: when the present round began. out: where effects go.
+    epoch_seen: the newest epoch that anybody has named.
     """
 
     def __init__(self, config: Config, out: list[Effect], now: float) -> None:
@@ -171,6 +172,8 @@ class Rounds:
         if self._together and not edge.patience.known:
             late = self._starts_until + limit_s
             until = max(until, min(late, self._shared_at + timing.ceiling_s))
+        if edge.receiving_since is not None and edge.shares == self.round:
+            until = max(until, self._arrives_until(edge))
         left = until - now
         if not edge.up:
             back = max(edge.down_since, self._shared_at) if bound else edge.down_since
@@ -181,6 +184,22 @@ class Rounds:
                 until = max(until, edge.opened_at + timing.hello_s)
             left = min(left, until - now)
         return max(left, 0.0)
+
+    def _arrives_until(self, edge: Edge) -> float:
+        """How long a payload that is coming is waited for, past its deadline.
+
+        While it comes without a pause, and at its rate comes whole before the ceiling. One that
+        breaks off again and again gets half as long a pause each time.
+        """
+        since = edge.receiving_since or 0.0
+        pause_s = self.config.timing.dead_after_s * 0.5**edge.in_vain
+        end = self._shared_at + self.config.timing.ceiling_s
+        elapsed = edge.moved_at - since
+        if elapsed >= pause_s:  # before that a rate says little
+            whole = since + elapsed * edge.total / edge.arrived
+            if whole > end:
+                return 0.0
+        return min(edge.moved_at + pause_s, end)
 
     def decided_at(self) -> float | None:
         """When the open round ends if nobody says anything more. None: it is decided."""
@@ -231,6 +250,7 @@ class Rounds:
         elif edge.stage is Stage.DOUBT:
             edge.doubt(self.round)
             self.out.append(Count("in-doubt", edge.neighbor))
+        edge.in_vain += edge.receiving_since is not None and edge.shares == self.round
         edge.patience.missed()
         edge.rounds_missed += 1
         self._send(edge, Release(self.round))

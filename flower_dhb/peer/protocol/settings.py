@@ -17,8 +17,10 @@ class Timing:
     goes on without it. resume_s: the same for an agent that has just been restarted, whose
     neighbors must notice that first. start_s: how long an agent waits for its neighbors
     before its first round. linger_s: how long one that has finished stays for those that have
-    not. hello_s: time to say Hello. dead_after_s: silence after which a connection is dead.
-    transfer_s: time for one payload.
+    not. hello_s: time to say Hello. dead_after_s: silence after which a connection is dead, and a
+    pause after which a payload is no longer waited for beyond its deadline. transfer_s: longest
+    pause in a payload whose sender is alive. least_bytes_s: bytes a second below which a payload
+    is cut off, transfer_s after it began.
     """
 
     ceiling_s: float = 60.0
@@ -31,6 +33,7 @@ class Timing:
     hello_s: float = 5.0
     dead_after_s: float = 8.0
     transfer_s: float = 60.0
+    least_bytes_s: float = 1000.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -33,9 +33,10 @@ __all__ = [
 ]
 
 VERSION = 3
-# Measured best on loopback, of 64 KiB to 4 MiB (docs/benchmarks.md).
+# The largest: measured best on loopback, of 64 KiB to 4 MiB (docs/benchmarks.md).
 CHUNK_BYTES = 1024 * 1024
-# A payload up to this size travels inside its header's frame: one message, not two.
+# A payload up to this size travels inside its header's frame, where that is no longer than a
+# chunk: one message, not two.
 WHOLE_BYTES = 256 * 1024
 _STEP_BYTES = 256 * 1024
 # gRPC refuses larger messages before they are in memory.
@@ -76,8 +77,13 @@ class Outgoing:
         """A codec frame, ready to be sent."""
         return cls(codec.read_header(frame), frame, codec.read_checksum(frame))
 
-    def pieces(self, offer: Offer | None = None, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
-        """Serialized frames: the header, with the protocol's part, then the chunks."""
+    def pieces(
+        self, offer: Offer | None = None, chunk_bytes: Callable[[], int] = lambda: CHUNK_BYTES
+    ) -> Iterator[bytes]:
+        """Serialized frames: the header, with the protocol's part, then the chunks.
+
+        chunk_bytes is asked for the size of each.
+        """
         message = pb.Header(
             run=self.header.run,
             round=self.header.round,
@@ -90,14 +96,16 @@ class Outgoing:
         )
         if offer is not None:
             put_offer(offer, message)
-        small = len(self.frame) <= WHOLE_BYTES
+        small = len(self.frame) <= min(WHOLE_BYTES, chunk_bytes())
         if small:
             message.whole = bytes(self.frame)
         yield pb.Frame(header=message).SerializeToString()
         if not small:
-            view = memoryview(self.frame)
-            for start in range(0, len(view), chunk_bytes):
-                yield chunk_frame(view[start : start + chunk_bytes])
+            view, start = memoryview(self.frame), 0
+            while start < len(view):
+                end = start + chunk_bytes()
+                yield chunk_frame(view[start:end])
+                start = end
 
 
 def chunk_frame(data: Bytes) -> bytes:
@@ -258,6 +266,11 @@ class Assembler:
             self._skip = left
             raise _refusal(error, expect) from None
         return buffer
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Bytes of the payload under way that are here, and of all; zeros if there is none."""
+        return self._filled, len(self._buffer)
 
     def drop(self) -> None:
         """Forget the payload that is under way."""

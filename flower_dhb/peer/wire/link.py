@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from flower_dhb.peer.monitor import Monitor
 from flower_dhb.peer.protocol.events import (
     Acknowledged,
+    Arriving,
     Broken,
     Completed,
     Connected,
@@ -30,6 +31,7 @@ from flower_dhb.peer.protocol.events import (
 )
 from flower_dhb.peer.protocol.messages import Goodbye, Hello, Message, Offer
 from flower_dhb.peer.wire import relay_pb2 as pb
+from flower_dhb.peer.wire.flow import Flow, Receipts
 from flower_dhb.peer.wire.frames import Assembler, Bytes, Outgoing, Reason, RefusedError, parse
 from flower_dhb.peer.wire.words import frame_of, goodbye_of, hello_of, offer_of
 
@@ -96,9 +98,11 @@ class StreamLink:
         self._ready = threading.Condition()
         self._control: deque[bytes] = deque()
         self._payload: Iterator[bytes] | None = None
+        self._payload_round = 0
+        self._flow, self._receipts = Flow(), Receipts()
         self._closing = False
         self._done = False
-        self._heard_at = 0.0
+        self._heard_at = self._spoke_at = 0.0
         self._begun = False
         self._arriving: Offer | None = None
         self._bytes_in = self._bytes_out = 0
@@ -128,7 +132,8 @@ class StreamLink:
         if not isinstance(outgoing, Outgoing):
             raise TypeError(f"expected an own payload, got {outgoing!r}")
         with self._ready:
-            self._payload = outgoing.pieces(offer)
+            self._payload = outgoing.pieces(offer, lambda: self._flow.chunk_bytes)
+            self._payload_round = offer.round
             self._ready.notify()
 
     def close(self, text: str) -> None:
@@ -153,20 +158,25 @@ class StreamLink:
         """Serialized frames in the order in which they go out; heartbeats in the pauses."""
         while True:
             with self._ready:
-                if not self._control and self._payload is None and not self._closing:
-                    # Nothing goes out before the Hello.
-                    self._ready.wait(self._heartbeat_s if self._begun else None)
+                while not (self._begun or self._control or self._payload or self._closing):
+                    self._ready.wait()  # nothing goes out before the Hello
                 self._begun = True
-                piece = self._next()
-                if piece is None:
-                    if self._closing:
+                while (piece := self._next()) is None:
+                    if (self._closing and self._payload is None) or self.ended.is_set():
                         return
-                    piece = _HEARTBEAT
+                    self._tell_sent()
+                    self._ready.wait(self._pause_s())
+                self._spoke_at = time.monotonic()
             self._bytes_out += len(piece)
             if self._payload is None:
-                self._monitor.count("bytes-sent", self.neighbor, self._bytes_out)
-                self._bytes_out = 0
+                self._tell_sent()
             yield piece
+
+    def _tell_sent(self) -> None:
+        # Not for every chunk: counting takes a lock.
+        if self._bytes_out:
+            self._monitor.count("bytes-sent", self.neighbor, self._bytes_out)
+            self._bytes_out = 0
 
     def _put(self, frame: pb.Frame) -> None:
         with self._ready:
@@ -179,14 +189,39 @@ class StreamLink:
             self.abort()
 
     def _next(self) -> bytes | None:
+        """What goes out now, if anything does: a payload's chunks wait for room on the link."""
         if self._control:
             return self._control.popleft()
-        if self._payload is not None:
+        now = time.monotonic()
+        if self._receipts.due_s(now) == 0.0:
+            return self._receipt(now)
+        if self._payload is not None and self._flow.ready:
             piece = next(self._payload, None)
-            if piece is None:
+            if piece is not None:
+                self._flow.sent(len(piece), now)
+                return piece
+            self._payload = None
+        beats = not self._closing and now - self._spoke_at >= self._heartbeat_s
+        return _HEARTBEAT if beats else None
+
+    def _receipt(self, now: float) -> bytes:
+        self._receipts.tell(now)
+        clock_us = int(1e6 * self._receipts.clock_s)
+        receipt = pb.Receipt(bytes=self._receipts.n_bytes, clock_us=clock_us)
+        return pb.Frame(receipt=receipt).SerializeToString()
+
+    def _pause_s(self) -> float:
+        """Until there is something to say, if nothing happens."""
+        now = time.monotonic()
+        pause_s = max(self._spoke_at + self._heartbeat_s - now, 0.0)
+        due_s = self._receipts.due_s(now)
+        return pause_s if due_s is None else min(pause_s, due_s)
+
+    def _abandon(self, round: int) -> None:
+        """The neighbor does not want the payload of a round: the rest of it stays here."""
+        with self._ready:
+            if self._payload_round == round:
                 self._payload = None
-            return piece if piece is not None else self._next()
-        return None
 
     # --- in ---------------------------------------------------------------------------
 
@@ -199,8 +234,11 @@ class StreamLink:
         try:
             frame = parse(raw)
             if isinstance(frame, memoryview):
+                self._took(len(raw))
                 self._chunk(frame)
                 return
+            if frame.WhichOneof("kind") == "header":
+                self._took(len(raw))
             # Not for every chunk: counting takes a lock.
             self._monitor.count("bytes-received", self.neighbor, self._bytes_in)
             self._bytes_in = 0
@@ -212,6 +250,13 @@ class StreamLink:
                 self.abort()
         except RefusedError as error:
             self.refuse(error)
+
+    def _took(self, n_bytes: int) -> None:
+        if not self.greeted:
+            return
+        with self._ready:
+            if self._receipts.took(n_bytes, time.monotonic()):
+                self._ready.notify()
 
     def reserve(self, offer: Offer) -> None:
         """Take the payload whose header has just come."""
@@ -242,6 +287,8 @@ class StreamLink:
             self._goodbye(frame.goodbye)
         elif kind == "heartbeat":
             self._heard()
+        elif kind == "receipt":
+            self._receipted(frame.receipt)
         elif kind is None:
             raise RefusedError(Reason.MALFORMED, f"neighbor {self.neighbor}: an empty frame")
         else:
@@ -251,6 +298,7 @@ class StreamLink:
             elif kind == "ack":
                 self._deliver(Acknowledged(self.neighbor, self, frame.ack.round, frame.ack.digest))
             elif kind == "release":
+                self._abandon(frame.release.round)
                 self._deliver(Released(self.neighbor, self, frame.release.round))
             elif kind == "seek":
                 self._deliver(Sought(self.neighbor, self))
@@ -263,7 +311,19 @@ class StreamLink:
 
     def _heard(self) -> None:
         self._heard_at = time.monotonic()
-        self._deliver(Heard(self.neighbor, self))
+        n_bytes, total = self._assembler.progress
+        if total:
+            self._deliver(Arriving(self.neighbor, self, n_bytes, total))
+        else:
+            self._deliver(Heard(self.neighbor, self))
+
+    def _receipted(self, receipt: pb.Receipt) -> None:
+        now = time.monotonic()
+        with self._ready:
+            self._flow.received(receipt.bytes, receipt.clock_us / 1e6, now)
+            self._ready.notify()
+        if now - self._heard_at >= _HEARD_S:
+            self._heard()
 
     def _hello(self, hello: pb.Hello) -> None:
         if self.greeted:
@@ -325,6 +385,7 @@ class StreamLink:
     def _refused_there(self, refusal: pb.Refusal) -> None:
         known = refusal.reason in pb.Refusal.Reason.values()
         reason = pb.Refusal.Reason.Name(refusal.reason).lower() if known else "other"
+        self._abandon(refusal.round)
         self._monitor.count(f"refused-there.{reason}", self.neighbor)
         self._monitor.warning(
             "refused-there",

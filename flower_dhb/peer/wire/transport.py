@@ -62,7 +62,8 @@ class Limits:
 
     heartbeat_s: pause after which an end says that it is alive. hello_s: time to let a
     connection in, and then to say Hello. dead_after_s: silence after which a connection is
-    dead. transfer_s: time for one payload. These last three the protocol keeps. retry_s,
+    dead. transfer_s: longest pause in a payload; least_bytes_s: slower than that a payload is cut
+    off, once transfer_s has passed. These last four the protocol keeps. retry_s,
     retry_max_s: first and longest pause before dialing again. idle_s: a connection without a
     stream is closed after so long. streams, refusals, frames: how
     many in a row, and per second, from one neighbor.
@@ -72,6 +73,7 @@ class Limits:
     dead_after_s: float = 8.0
     hello_s: float = 5.0
     transfer_s: float = 60.0
+    least_bytes_s: float = 1000.0
     retry_s: float = 0.2
     retry_max_s: float = 5.0
     idle_s: float = 60.0
