@@ -6,6 +6,7 @@ import datetime
 import json
 import shutil
 import signal
+import sys
 import threading
 import time
 
@@ -219,6 +220,31 @@ def test_a_full_disk_does_not_keep_a_peer_from_being_stopped(settings):
         assert time.monotonic() < end
         time.sleep(0.005)
     assert running.end(stop=True) == Result(False)
+
+
+@pytest.mark.parametrize("every", [1, ROUNDS])
+def test_a_round_writes_four_models_however_often_checkpoints_are_made(
+    tmp_path, monkeypatch, every
+):
+    """What docs/peers.md says of the wear of flash: payload, trained model, model, displacement."""
+    monkeypatch.setattr(sys.modules[__name__], "SIZE", 5000)
+    mesh = Mesh(
+        tmp_path / "m", n=2, plaintext=True, peer={"checkpoint-every": every},
+        topology="path:2", rounds=ROUNDS, size=5000,
+    )  # fmt: skip
+    peer = Peer(dataclasses.replace(mesh.settings(0), timing=PATIENT, linger_s=0.0))
+    Neighbor(peer)
+    whole, written = peer._disk._journal._write_durably, []
+
+    def write(path, data):
+        written.append(len(data))
+        whole(path, data)
+
+    peer._disk._journal._write_durably = write
+    assert Running(peer).end() == Result(True)
+    models = sum(written) / (8 * 5000)
+    # The first state has no displacement yet; the last is written although no payload follows.
+    assert models / ROUNDS == pytest.approx(4.0, rel=0.15)
 
 
 # --- killed, and started again --------------------------------------------------------------
