@@ -5,7 +5,7 @@ agent can know: one that lies further away than `bound`. *Clipping* shortens the
 payload to a radius. Both are functions of distances between whole payloads, taken here; the
 arithmetic of a round does not change, only who has a part in it and with which weight.
 
-Sources: the bound is this project's own (`docs/decisions/0016`); self-centered clipping is He,
+Sources: the bound is this project's own (`docs/decisions/0017`); self-centered clipping is He,
 Karimireddy & Jaggi, "Byzantine-robust decentralized learning via ClippedGossip", 2022 (arXiv
 2202.01545).
 """
@@ -38,7 +38,7 @@ __all__ = [
 
 _BLOCK = 2**16  # elements of a block: the difference stays in the cache
 
-# How the bound is derived, and what breaks with other values: docs/decisions/0016.
+# How the bound is derived, and what breaks with other values: docs/decisions/0017.
 STEPS = 15.0  # of the agent's own last steps: what is nearer is never absurd
 FLOOR = 0.25  # of the length of the own payload: what is nearer is never absurd
 STATISTICS = 1e4  # running statistics follow the data, which may differ as they like

@@ -32,7 +32,7 @@ UNDIRECTED, DIRECTED, COMPLETE = "undirected", "directed", "complete"
 
 ON, OFF = "on", "off"
 _GUARDS = {"clipping": OFF, "screening": ON}  # settings of every rule, and their defaults
-SCREENING_FACTOR = 4.0  # docs/decisions/0016
+SCREENING_FACTOR = 4.0  # docs/decisions/0017
 
 _EQUAL = 1e-9  # weights of a complete graph are quotients of small integers, in float64
 
