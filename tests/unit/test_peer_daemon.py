@@ -591,6 +591,14 @@ def test_a_state_directory_that_is_removed_under_way_is_made_again(settings, log
     assert log.named("disk-failed") == []
 
 
+def test_a_state_goes_into_no_directory_that_is_not_held(settings):
+    """One that vanishes between the look at it and the write is not made by the way."""
+    peer = Peer(settings)
+    with pytest.raises(FileNotFoundError):
+        peer._disk._journal._write_durably(settings.state_dir / "round-1.safetensors", b"x")
+    assert not settings.state_dir.exists()
+
+
 def test_a_second_peer_on_the_directory_of_a_running_one_is_refused(settings):
     peer = Peer(settings)
     neighbor = Neighbor(peer, answers=())
