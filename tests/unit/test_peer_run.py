@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import sys
 import threading
 import time
 import tomllib
+import types
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 from flower_dhb import ConfigError, HeavyBall, RoundError, Topology
 from flower_dhb.agent import codec
 from flower_dhb.agent.node import Node
+from flower_dhb.peer.device.code import digest_of_code
 from flower_dhb.peer.device.daemon import Peer, Result
 from flower_dhb.peer.device.journal import Journal
 from flower_dhb.peer.mesh.fleet import Fleet
@@ -417,7 +420,7 @@ def test_who_was_away_for_long_takes_its_neighbors_average(tmp_path, events, ahe
 def test_what_neighbors_must_have_in_common(tmp_path):
     _, settings = made(tmp_path)
     agreement = Peer(settings[0]).transport.agreement
-    assert set(agreement) == {"topology", "algorithm", "layout", "start", "rounds"}
+    assert set(agreement) == {"topology", "algorithm", "layout", "start", "rounds", "app"}
     assert agreement == Peer(settings[1]).transport.agreement
     assert agreement["rounds"] == "4"
     assert agreement["topology"] == settings[0].graph
@@ -441,6 +444,36 @@ def test_what_neighbors_must_have_in_common(tmp_path):
         path = tmp_path / "other.safetensors"
         save_file(arrays, path)
         assert differs(start=path) == parts
+
+
+def test_the_code_of_an_app_has_a_digest_wherever_it_lies(tmp_path, monkeypatch):
+    def digest(folder, source, *, packages=""):
+        path = tmp_path / folder / packages / "wheels.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(source)
+        module = types.ModuleType("wheels")
+        module.__file__ = str(path)
+        monkeypatch.setitem(sys.modules, "wheels", module)
+        return digest_of_code(tmp_path / folder)
+
+    nothing = digest_of_code(tmp_path)
+    first = digest("a", b"x = 1\n")
+    assert first != nothing
+    assert digest("b", b"x = 1\r\n") == first
+    assert digest("c", b"x = 2\n") not in (first, nothing)
+    assert digest("d", b"x = 1\n", packages=".venv/site-packages") == nothing
+    assert digest_of_code(tmp_path / "a") == nothing  # the loaded one lies elsewhere
+    (tmp_path / "d/.venv/site-packages/wheels.py").unlink()
+    assert digest_of_code(tmp_path / "d") == nothing
+
+
+def test_an_app_that_differs_is_a_warning_or_a_refusal(tmp_path):
+    _, settings = made(tmp_path)
+    assert Peer(settings[0]).transport.may_differ == {"app"}
+    strict = dataclasses.replace(settings[0], strict_app=True)
+    assert Peer(strict).transport.may_differ == frozenset()
+    with pytest.raises(ConfigError, match="strict-app must be true or false, got 'yes'"):
+        dataclasses.replace(settings[0], strict_app="yes")
 
 
 def test_a_start_that_cannot_be_read(tmp_path):

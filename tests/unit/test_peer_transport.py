@@ -220,6 +220,19 @@ def test_the_hello_says_who_and_where_one_is():
         assert (found.round, found.digest, found.closed) == (0, 0, 4)
 
 
+def test_what_may_differ_is_told_and_refused_to_nobody(events):
+    with (
+        Peer(1, (0,), may_differ=frozenset({"start"})) as b,
+        Caller(b.address) as caller,
+    ):
+        caller.say(hello=hello(agreement={"topology": "t", "start": "other"}))
+        wait_for(b.link)
+        assert b.count("differs.start") == 1
+    (told,) = events.named("differs")
+    assert (told["neighbor"], told["part"]) == (0, "start")
+    assert told["why"] == "neighbor 0 has another start (digest 'other', expected 's')"
+
+
 @pytest.mark.parametrize(
     ("changes", "reason", "text"),
     [

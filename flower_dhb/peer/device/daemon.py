@@ -28,6 +28,7 @@ from safetensors.numpy import load_file
 from flower_dhb.errors import ConfigError, DamageError, NotNowError, RoundError
 from flower_dhb.files import write_durably
 from flower_dhb.peer.device.app import Agent as App
+from flower_dhb.peer.device.code import digest_of_code
 from flower_dhb.peer.device.disk import Disk
 from flower_dhb.peer.device.flwr_adapter import load_client_app
 from flower_dhb.peer.device.home import Home
@@ -140,6 +141,7 @@ class Peer:
             tls=settings.tls,
             status=self.progress.reply,
             limits=settings.limits,
+            may_differ=frozenset() if settings.strict_app else frozenset({"app"}),
         )
         self._lock = threading.RLock()
         self._events: deque[Event] = deque()
@@ -421,6 +423,7 @@ class Peer:
             "layout": xxhash.xxh3_64_hexdigest(json.dumps(self.app.layout.to_config()).encode()),
             "start": start.hexdigest(),
             "rounds": str(self.settings.rounds),
+            "app": digest_of_code(self.settings.app),
         }
 
 

@@ -46,7 +46,8 @@ class PeerSettings:
     connection, is said by start_timeout_s, linger_s and limits. away_rounds: a peer that missed
     more rounds takes its neighbors' average.
     checkpoint_every: rounds between two checkpoints. on_damage: what happens if no file of the
-    state can be used, `stop` or `rejoin`. record: `off`, `checksums` or `payloads`.
+    state can be used, `stop` or `rejoin`. strict_app: a neighbor whose app's code differs is
+    refused; otherwise that is a warning. record: `off`, `checksums` or `payloads`.
     metrics_port: of Prometheus, on loopback.
     """
 
@@ -76,6 +77,7 @@ class PeerSettings:
     start_timeout_s: float = 120.0
     linger_s: float = 10.0
     on_damage: str = "stop"
+    strict_app: bool = False
     record: str = "off"
     metrics_port: int = 0
     log: str = "text"
@@ -107,6 +109,8 @@ class PeerSettings:
             raise ConfigError(unknown("record", self.record, ("off", "checksums", "payloads")))
         if self.on_damage not in ("stop", "rejoin"):
             raise ConfigError(unknown("on-damage", self.on_damage, ("stop", "rejoin")))
+        if not isinstance(self.strict_app, bool):
+            raise ConfigError(f"strict-app must be true or false, got {self.strict_app!r}")
         if self.log not in ("text", "json"):
             raise ConfigError(unknown("log", self.log, ("text", "json")))
         for table in ("node_config", "train_config", "evaluate_config"):

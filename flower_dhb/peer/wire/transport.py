@@ -98,6 +98,7 @@ class Transport:
     deliver takes what happens on them. listen: `host:port` for the neighbors that dial us,
     None if none does. dial: address by vertex of the neighbors that we dial. tls: None for
     plaintext, on loopback only. agreement: digests of what neighbors must have in common.
+    may_differ: parts of it whose difference is a warning, no refusal.
     vectors: what each payload must hold. status: answers the operator.
     """
 
@@ -113,6 +114,7 @@ class Transport:
     tls: TlsFiles | None
     status: Callable[[pb.StatusRequest], pb.StatusReply]
     limits: Limits = field(default_factory=Limits)
+    may_differ: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         self._links: set[StreamLink] = set()
@@ -467,12 +469,16 @@ class Transport:
                 f"{who} is in run '{hello.run[:64]}', expected '{self.run}'",
             )
         for part, digest in self.agreement.items():
-            if hello.agreement.get(part, "") != digest:
+            found = hello.agreement.get(part, "")
+            if found == digest:
+                continue
+            why = f"{who} has another {part} (digest {found[:32]!r}, expected {digest!r})"
+            if part not in self.may_differ:
                 raise RefusedError(
-                    Reason.AGREEMENT,
-                    f"{who} has another {part} (digest {hello.agreement.get(part, '')[:32]!r}, "
-                    f"expected {digest!r}); all peers must be configured from the same mesh",
+                    Reason.AGREEMENT, f"{why}; all peers must be configured from the same mesh"
                 )
+            self.monitor.count(f"differs.{part}", neighbor)
+            self.monitor.warning("differs", neighbor=neighbor, part=part, why=why)
 
     def _read(self, link: StreamLink, frames: Any) -> str:
         """Take what a neighbor sends until the stream ends. Returns why it did."""
