@@ -7,7 +7,7 @@ import pytest
 from benchmarks.peers_links import Case, link, run
 from tests.support.peers import Mesh
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(120)]
 
 
 def test_a_slow_link_counts_in_every_round_and_takes_what_it_needs(tmp_path):
