@@ -114,22 +114,30 @@ def test_a_slow_peer_does_not_hold_up_the_others(tmp_path):
 
 
 def test_clocks_may_jump(tmp_path):
-    """The wall clock goes a day ahead and back in mid-run: nobody notices."""
+    """The wall clock goes a day ahead and back in mid-run: nobody notices.
+
+    It begins to with the first step. gRPC's server waits for a second of `time.time` when it
+    starts, which would be a day where only Python's clock jumps.
+    """
     app = tmp_path / "app"
     shutil.copytree(APP, app)
-    with (app / "quadratics.py").open("a") as source:
-        source.write(
-            "\n\n_real, _begin = time.time, time.monotonic()\n"
-            "def _jumping():\n"
-            "    phase = int((time.monotonic() - _begin) * 5) % 3\n"
-            "    return _real() + (0, 86400, -86400)[phase]\n"
-            "time.time = _jumping\n"
-        )
+    source = (app / "quadratics.py").read_text()
+    step = '"""One local step, as slow as the run config says."""\n'
+    assert step in source
+    (app / "quadratics.py").write_text(
+        source.replace(step, f"{step}    time.time = _jumping\n")
+        + "\n\n_real, _begin = time.time, time.monotonic()\n"
+        "def _jumping():\n"
+        "    phase = int((time.monotonic() - _begin) * 5) % 3\n"
+        "    return _real() + (0, 86400, -86400)[phase]\n"
+    )
     with recorded(tmp_path / "m", app=app, n=4, topology="ring:4", rounds=40, step_s=0.05) as mesh:
         mesh.start()
         mesh.finish(60)
         mesh.replay()
         assert not mesh.missing_edges()
+        days = {e["time"][:10] for v in mesh.paths for e in mesh.named(v, "round")}
+        assert len(days) >= 3
 
 
 def test_stopped_and_continued_processes(tmp_path):
