@@ -195,9 +195,16 @@ def test_a_grid_that_fails_for_a_moment_changes_nothing(
 def test_a_grid_that_only_cannot_list_its_nodes_goes_on_with_those_it_had(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(relay, "_ENDURED_S", 0.0001)
-    grid = grid_of()
-    result = run(grid, on_round=lambda r: grid.failing.update(nodes=10**9))
+    endured_s = 0.1  # a busy machine takes some milliseconds between two calls
+    monkeypatch.setattr(relay, "_ENDURED_S", endured_s)
+    grid, begin = grid_of(), time.monotonic()
+
+    def slowly(record) -> None:
+        grid.failing.update(nodes=10**9)
+        time.sleep(endured_s / 4)
+
+    result = run(grid, on_round=slowly)
+    assert time.monotonic() - begin > 2 * endured_s  # all calls of one kind fail for longer
     assert events(result) == []
     assert_law(result)
 
