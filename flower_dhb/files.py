@@ -19,6 +19,7 @@ __all__ = [
     "remedy_of",
     "remove_temporaries",
     "sync",
+    "with_remedy",
     "write_durably",
 ]
 
@@ -120,6 +121,12 @@ def make_folder(folder: Path, *, mode: int = 0o777, parents: bool = True) -> Non
 def remedy_of(error: OSError) -> str:
     """What a user does about what the system refused; empty where there is nothing to say."""
     return _REMEDIES.get(error.errno or 0, "")
+
+
+def with_remedy(text: str, error: OSError) -> str:
+    """A text about what the system refused, and the remedy behind it if there is one."""
+    remedy = remedy_of(error)
+    return f"{text}. Remedy: {remedy}" if remedy else text
 
 
 def remove_temporaries(folder: Path) -> None:

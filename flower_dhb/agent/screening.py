@@ -13,7 +13,7 @@ Karimireddy & Jaggi, "Byzantine-robust decentralized learning via ClippedGossip"
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -51,24 +51,29 @@ FIRST_TERM, LONGEST_TERM = 8, 512  # rounds; each term is twice the one before
 
 def distance(a: Iterable[NDArray[Any]], b: Iterable[NDArray[Any]]) -> float:
     """Euclidean distance of two payloads, each a row of flat vectors; infinite if beyond float."""
-    total = 0.0
-    with np.errstate(over="ignore", invalid="ignore"):
-        for left, right in zip(a, b, strict=True):
-            for start in range(0, left.shape[0], _BLOCK):
-                part = slice(start, start + _BLOCK)
-                away = np.subtract(left[part], right[part])
-                total += float(np.dot(away, away))
-    return math.sqrt(total) if total < math.inf else math.inf
+    return _length(
+        np.subtract(left[part], right[part])
+        for left, right in zip(a, b, strict=True)
+        for part in _parts(left)
+    )
 
 
 def norm(vectors: Iterable[NDArray[Any]]) -> float:
     """Euclidean length of a row of flat vectors; infinite if beyond float."""
+    return _length(vector[part] for vector in vectors for part in _parts(vector))
+
+
+def _parts(vector: NDArray[Any]) -> Iterator[slice]:
+    for start in range(0, vector.shape[0], _BLOCK):
+        yield slice(start, start + _BLOCK)
+
+
+def _length(blocks: Iterator[NDArray[Any]]) -> float:
+    """Euclidean length of all blocks together; each is used while it is in the cache."""
     total = 0.0
     with np.errstate(over="ignore", invalid="ignore"):
-        for vector in vectors:
-            for start in range(0, vector.shape[0], _BLOCK):
-                block = vector[start : start + _BLOCK]
-                total += float(np.dot(block, block))
+        for block in blocks:
+            total += float(np.dot(block, block))
     return math.sqrt(total) if total < math.inf else math.inf
 
 

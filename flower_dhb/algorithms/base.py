@@ -31,7 +31,7 @@ COMBINE_THEN_ADAPT = "combine-then-adapt"
 UNDIRECTED, DIRECTED, COMPLETE = "undirected", "directed", "complete"
 
 ON, OFF = "on", "off"
-_GUARDS = {"clipping": OFF, "screening": ON}  # settings of every rule, and their defaults
+GUARDS = {"clipping": OFF, "screening": ON}  # settings of every rule, and their defaults
 SCREENING_FACTOR = 4.0  # docs/decisions/0017
 
 _EQUAL = 1e-9  # weights of a complete graph are quotients of small integers, in float64
@@ -120,7 +120,7 @@ class Algorithm(ABC):
             value = getattr(self, each.name)
             if isinstance(value, np.generic):
                 object.__setattr__(self, each.name, value.item())
-        for guard in _GUARDS:
+        for guard in GUARDS:
             object.__setattr__(self, guard, _guard(guard, getattr(self, guard)))
         if self.screening not in (ON, OFF) and self.graph != UNDIRECTED:
             raise ConfigError(f"'{self.name}' does not screen: it is not for undirected graphs")
@@ -277,7 +277,7 @@ class Algorithm(ABC):
         Clipping and screening are named where they are not at their defaults.
         """
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        for guard, default in _GUARDS.items():
+        for guard, default in GUARDS.items():
             if values[guard] == default:
                 del values[guard]
         return {"name": self.name, **values}

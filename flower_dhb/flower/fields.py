@@ -67,23 +67,21 @@ class Fields:
 
     def texts(self, name: str) -> tuple[str, ...]:
         """A list of texts."""
-        value = self.get(name)
-        if type(value) is not list or len(value) > _LIMIT_TEXTS:
-            raise PayloadError(
-                f"unreadable message: '{name}' is {_kind(value)}, expected at most "
-                f"{_LIMIT_TEXTS} texts"
-            )
-        return tuple(_text(name, text) for text in value)
+        return tuple(_text(name, text) for text in self._list(name, "texts"))
 
     def vertices(self, name: str) -> tuple[int, ...]:
         """A list of vertices."""
+        found = self._list(name, "vertices")
+        return tuple(_integer(name, vertex, 0, MOST) for vertex in found)
+
+    def _list(self, name: str, what: str) -> list[object]:
         value = self.get(name)
         if type(value) is not list or len(value) > _LIMIT_TEXTS:
             raise PayloadError(
                 f"unreadable message: '{name}' is {_kind(value)}, expected at most "
-                f"{_LIMIT_TEXTS} vertices"
+                f"{_LIMIT_TEXTS} {what}"
             )
-        return tuple(_integer(name, vertex, 0, MOST) for vertex in value)
+        return value
 
     def choice(self, name: str, choices: Collection[str]) -> str:
         """One of some texts."""

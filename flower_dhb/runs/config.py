@@ -14,6 +14,7 @@ from flower_dhb.algorithms import (
     method_config,
     settings_of,
 )
+from flower_dhb.algorithms.base import GUARDS
 from flower_dhb.errors import ConfigError, GraphError, unknown
 from flower_dhb.topology.graph import Topology
 
@@ -31,7 +32,6 @@ __all__ = [
 Values: TypeAlias = Mapping[str, Any]
 
 AUTO = "auto"
-GUARDS = ("clipping", "screening")  # settings of every rule
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,8 @@ import numpy as np
 
 from flower_dhb.errors import GraphError
 from flower_dhb.topology.forms import Plan, check_size
-from flower_dhb.topology.weights import EdgeWeights, Ends, given_edge_weights, parts_of
+from flower_dhb.topology.rows import connected_parts
+from flower_dhb.topology.weights import EdgeWeights, Ends, given_edge_weights
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -127,7 +128,7 @@ def plan_of_adjacency(matrix: Any, labels: Sequence[Hashable] | None = None) -> 
 
 def check_connected(plan: Plan) -> None:
     """Raises GraphError that names the smallest of the parts if there are several."""
-    parts = parts_of(len(plan.labels), plan.ends)
+    parts = connected_parts(len(plan.labels), plan.ends)
     counts = np.bincount(parts)
     if len(counts) > 1:
         smallest = [plan.labels[v] for v in np.flatnonzero(parts == counts.argmin())[:8]]

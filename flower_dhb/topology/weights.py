@@ -31,7 +31,6 @@ __all__ = [
     "given_edge_weights",
     "lazy",
     "mixing_matrix",
-    "parts_of",
     "second_largest",
 ]
 
@@ -155,7 +154,7 @@ def edge_weights(
         whole = edge_weights(n_agents, ends, weights.of, group, connected=connected)
         return EdgeWeights(ends, whole.edge / 2.0, (1.0 + whole.own) / 2.0)
     if isinstance(weights, str):
-        if not connected and parts_of(n_agents, ends).max(initial=0) > 0:
+        if not connected and connected_parts(n_agents, ends).max(initial=0) > 0:
             raise GraphError(f"{weights} weights need a connected graph")
         degree = np.bincount(ends.ravel(), minlength=n_agents)
         return given_edge_weights(ends, _RULES[weights](ends, degree, group), n_agents)
@@ -251,7 +250,7 @@ def _checked(found: EdgeWeights, group: tuple[int, ...] = ()) -> EdgeWeights:
     if n == 1:
         return found
     # Parts that no weight joins keep an eigenvalue 1 each; no iteration has to find that.
-    apart = parts_of(n, found.ends[found.edge != 0.0]).max() > 0
+    apart = connected_parts(n, found.ends[found.edge != 0.0]).max() > 0
     second = 1.0 if apart else max(abs(v) for v in extreme_eigenvalues(matrix, group))
     if not second < 1.0 - _GAP_TOLERANCE:
         raise GraphError(
@@ -260,11 +259,6 @@ def _checked(found: EdgeWeights, group: tuple[int, ...] = ()) -> EdgeWeights:
             "weights? Lazy weights (I + W) / 2 remove an eigenvalue of -1"
         )
     return found
-
-
-def parts_of(n_agents: int, ends: Ends) -> NDArray[np.int64]:
-    """Which connected part each vertex belongs to, `(n,)`; all 0 in a connected graph."""
-    return connected_parts(n_agents, ends)
 
 
 def second_largest(eigenvalues: NDArray[Any]) -> float:

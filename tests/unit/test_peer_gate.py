@@ -14,6 +14,7 @@ from flower_dhb.peer.wire.descriptors import CONNECTIONS, Room, raise_limit, roo
 from flower_dhb.peer.wire.doubles import Doubles
 from flower_dhb.peer.wire.gate import Gate
 from tests.support.events import Events
+from tests.support.waiting import wait_for
 
 NAME = "vertex-1.m.flower-dhb"
 HELLO = b"\x16\x03\x01" + NAME.encode()  # as a ClientHello that asks for us
@@ -24,13 +25,6 @@ OTHER = b"\x16\x03\x01 somebody"
 def events():
     with Events() as heard:
         yield heard
-
-
-def wait_for(holds, what="it", seconds=10.0):
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, f"waited {seconds:g} s for {what}"
-        time.sleep(0.002)
 
 
 class House:

@@ -28,6 +28,7 @@ from flower_dhb.peer.wire.tls import TlsFiles
 from flower_dhb.peer.wire.transport import EXCHANGE, STATUS, Limits, Transport
 from tests.support.agents import PATIENT, Shell
 from tests.support.events import Events
+from tests.support.waiting import wait_for
 
 SIZE = WHOLE_BYTES // 4 + 64  # float32 elements: in chunks
 SPECS = (VectorSpec("folded", "float32", SIZE),)
@@ -67,13 +68,6 @@ def files(authority, tmp_path_factory):
         return made[vertex]
 
     return of
-
-
-def wait_for(holds, what="it", seconds=10.0):
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, f"waited {seconds:g} s for {what}"
-        time.sleep(0.002)
 
 
 class Peer:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from functools import cache
 from pathlib import Path
 
 import xxhash
@@ -19,11 +21,13 @@ def digest_of_code(directory: Path) -> str:
     """
     root = directory.resolve()
     digest = xxhash.xxh3_64()
+    folder_of = cache(os.path.realpath)  # a process has thousands of modules in few folders
     for name, module in sorted(sys.modules.items()):
         file = getattr(module, "__file__", None)
         if not isinstance(file, str) or name.partition(".")[0] == "flower_dhb":
             continue
-        path = Path(file).resolve()
+        folder, last = os.path.split(file)
+        path = Path(folder_of(folder), last)
         if not path.is_relative_to(root) or "site-packages" in path.parts:
             continue
         try:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flower_dhb.files import remedy_of, write_durably
+from flower_dhb.files import with_remedy, write_durably
 from flower_dhb.peer.device.journal import Contents, Journal
 from flower_dhb.peer.monitor import Monitor
 
@@ -202,11 +202,11 @@ class Disk:
             self._monitor.count("disk-trouble")
         if self._trouble != why:
             self._trouble = why
-            remedy = remedy_of(error)
             self._monitor.warning(
                 "disk-failed",
                 why=why,
                 file=str(error.filename or ""),
-                what_now="nothing is sent until it is written; it is tried again and again"
-                + (f". Remedy: {remedy}" if remedy else ""),
+                what_now=with_remedy(
+                    "nothing is sent until it is written; it is tried again and again", error
+                ),
             )

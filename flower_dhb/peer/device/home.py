@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Self
 
 from flower_dhb.errors import NotNowError
-from flower_dhb.files import make_folder, remedy_of, remove_temporaries
+from flower_dhb.files import make_folder, remove_temporaries, with_remedy
 
 if sys.platform != "win32":
     import fcntl
@@ -168,10 +168,8 @@ def _identity_of(found: os.stat_result) -> tuple[int, int]:
 def _words(path: Path, error: OSError) -> str:
     if isinstance(error, BlockingIOError):
         return f"{path}: {error.strerror}"
-    remedy = remedy_of(error)
-    return f"{path}: {error.strerror or error}; a peer sends nothing that it cannot keep" + (
-        f". Remedy: {remedy}" if remedy else ""
-    )
+    text = f"{path}: {error.strerror or error}; a peer sends nothing that it cannot keep"
+    return with_remedy(text, error)
 
 
 def _close_in_child() -> None:

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from flower_dhb.errors import ConfigError, DamageError, NotNowError
-from flower_dhb.files import make_folder, remedy_of, write_durably
+from flower_dhb.files import make_folder, with_remedy, write_durably
 from flower_dhb.peer.watch.ledger import read_about
 
 __all__ = ["Contents", "Found", "Journal"]
@@ -282,11 +282,8 @@ class Journal:
         return arrays[_FRAME].tobytes()
 
     def _not_now(self, error: OSError) -> NotNowError:
-        remedy = remedy_of(error)
-        return NotNowError(
-            f"{self._directory}: the state cannot be read: {error.strerror or error}"
-            + (f". Remedy: {remedy}" if remedy else "")
-        )
+        text = f"{self._directory}: the state cannot be read: {error.strerror or error}"
+        return NotNowError(with_remedy(text, error))
 
     def _entries(self) -> set[_Entry]:
         found = set()

@@ -23,9 +23,8 @@ class History:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file: BinaryIO | None = None
-        self._torn_at: int | None = (
-            None  # where a part of a line begins that could not be taken back
-        )
+        # Where a part of a line begins that could not be taken back.
+        self._torn_at: int | None = None
 
     def append(self, entry: Mapping[str, Any], *, durable: bool) -> None:
         """Write a line, whole or not at all. Raises OSError."""

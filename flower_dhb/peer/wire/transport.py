@@ -136,7 +136,7 @@ class Transport:
         self.port: int | None = None
 
     def start(self) -> None:
-        """Listen and dial. Raises ConfigError."""
+        """Listen and dial. Raises ConfigError, and NotNowError if the address is taken."""
         for address in [*([self.listen] if self.listen else []), *self.dial.values()]:
             _check_ipv6(address)
         self._descriptors = raise_limit()
@@ -409,9 +409,8 @@ class Transport:
             patience = threading.Timer(self.limits.hello_s, self._half_open, (link,))
             patience.daemon = True
             patience.start()
-            told = (
-                call.initial_metadata()
-            )  # until the other end is there, or the attempt has failed
+            # Until the other end is there, or the attempt has failed.
+            told = call.initial_metadata()
             patience.cancel()
             if call.is_active():
                 self._see(neighbor, str(dict(told).get("instance", "")), address)
