@@ -415,7 +415,13 @@ def test_hosts_may_be_called_by_the_names_of_their_vertices(tmp_path, named):
         {"vertex": 2, "name": "rover", "address": "127.0.0.1:9000"},
     ]
     assert {tuple(e["between"]): e["dials"] for e in overview["edges"]} == {(0, 2): 0, (1, 2): 1}
-    assert PeerSettings.load(out / "vertex-2" / "peer.toml").neighbors == (0, 1)
+    settings = PeerSettings.load(out / "vertex-2" / "peer.toml")
+    assert settings.neighbors == (0, 1)
+    assert settings.names == {0: "arm", 1: "lidar", 2: "rover"}
+    document = read(out / "vertex-2" / "peer.toml")
+    document["neighbors"][0]["name"] = 7
+    with pytest.raises(ConfigError, match="name of a vertex must be a text, got 7"):
+        PeerSettings.of(document, out)
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,8 @@ class PeerSettings:
     checkpoint_every: rounds between two checkpoints. on_damage: what happens if no file of the
     state can be used, `stop` or `rejoin`. strict_app: a neighbor whose app's code differs is
     refused; otherwise that is a warning. record: `off`, `checksums` or `payloads`.
-    metrics_port: of Prometheus, on loopback.
+    metrics_port: of Prometheus, on loopback. names: of those vertices whose graph gave them one,
+    by number; its own and its neighbors'.
     """
 
     mesh: str
@@ -81,6 +82,7 @@ class PeerSettings:
     record: str = "off"
     metrics_port: int = 0
     log: str = "text"
+    names: Mapping[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         neighbors = set(self.weights) - {self.vertex}
@@ -113,6 +115,9 @@ class PeerSettings:
             raise ConfigError(f"strict-app must be true or false, got {self.strict_app!r}")
         if self.log not in ("text", "json"):
             raise ConfigError(unknown("log", self.log, ("text", "json")))
+        for name in self.names.values():
+            if not isinstance(name, str):
+                raise ConfigError(f"the name of a vertex must be a text, got {name!r}")
         for table in ("node_config", "train_config", "evaluate_config"):
             _check_values(table.replace("_", "-"), getattr(self, table))
         _check_node_config(self.node_config, self.vertex)
@@ -178,12 +183,15 @@ class PeerSettings:
         neighbors = values.pop("neighbors")
         weights = {n["vertex"]: float(n["weight"]) for n in neighbors}
         weights[vertex] = float(values.pop("own-weight"))
+        names = {n["vertex"]: n["name"] for n in neighbors if "name" in n}
+        if "name" in values:
+            names[vertex] = values.pop("name")
         tls, plaintext = values.pop("tls", None), values.pop("plaintext", False)
         if (tls is None) != (plaintext is True):
             raise ConfigError(
                 "needs a [tls] table, or 'plaintext = true' on loopback addresses; not both"
             )
-        known = {f.name.replace("_", "-") for f in fields(cls)}
+        known = {f.name.replace("_", "-") for f in fields(cls)} - {"names"} | {"name"}
         for key in values:
             if key not in known:
                 raise ConfigError(unknown("key", key, known))
@@ -201,6 +209,7 @@ class PeerSettings:
         return cls(
             **{key.replace("-", "_"): value for key, value in values.items()},
             weights=weights,
+            names=names,
             dial={n["vertex"]: n["address"] for n in neighbors if "address" in n},
             tls=tls and TlsFiles(Identity(mesh, vertex), **{k: home / f for k, f in tls.items()}),
         )

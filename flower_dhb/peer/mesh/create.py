@@ -51,7 +51,7 @@ _DECIDED = {
     "listen": "hosts.toml says it",
     "plaintext": "--insecure-plaintext says it",
     **dict.fromkeys(
-        ("mesh", "run", "vertex", "own-weight", "neighbors", "graph", "tls"),
+        ("mesh", "run", "vertex", "name", "own-weight", "neighbors", "graph", "tls"),
         "it is each device's own",
     ),
 }
@@ -271,6 +271,12 @@ def _called(vertex: int, topology: Topology) -> str:
     return str(vertex) if label == vertex else f"{vertex} ('{label}')"
 
 
+def _name(vertex: int, topology: Topology) -> dict[str, str]:
+    """The name of a vertex as a key of a table, nothing where it has none."""
+    label = topology.labels[vertex]
+    return {} if label == vertex else {"name": str(label)}
+
+
 def _check_addresses(hosts: Mapping[int, Host]) -> None:
     """Refuse addresses that nobody can reach, or that are two devices' at once."""
     taken: dict[tuple[str, int], int] = {}
@@ -325,7 +331,7 @@ def _peer_document(
     neighbors: list[dict[str, Any]] = []
     listens = False
     for j in topology.neighbors(vertex):
-        neighbor: dict[str, Any] = {"vertex": j, "weight": float(row[j])}
+        neighbor: dict[str, Any] = {"vertex": j, "weight": float(row[j]), **_name(j, topology)}
         if ends[min(vertex, j), max(vertex, j)] == vertex:
             neighbor["address"] = hosts[j].address
         else:
@@ -336,6 +342,7 @@ def _peer_document(
         "mesh": mesh,
         "run": f"{config.name}-{mesh}",
         "vertex": vertex,
+        **_name(vertex, topology),
         "rounds": config.rounds,
         "evaluate-every": config.evaluate_every,
         "own-weight": float(row[vertex]),
@@ -384,7 +391,7 @@ def _write_overview(
         "hosts": [
             {
                 "vertex": v,
-                **({"name": str(label)} if (label := config.topology.labels[v]) != v else {}),
+                **_name(v, config.topology),
                 **({"address": h.address} if h.address else {}),
             }
             for v, h in sorted(hosts.items())
