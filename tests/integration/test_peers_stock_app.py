@@ -126,7 +126,7 @@ def app(tmp_path):
 
 def test_a_stock_app_trains_on_peers(app, tmp_path):
     out = tmp_path / "mesh"
-    words = ["mesh", "create", "--app", app, "--out", out, "--topology", "ring:3", "--rounds", 8]
+    words = ["mesh", "create", "--app", app, "--out", out, "--topology", "ring:3", "--rounds", 16]
     made = run_cli(*words, "--start", "quickstart.task:Net", "--set", "train-config.lr=0.05")
     assert made.returncode == 0, made.stderr
     up = run_cli("mesh", "up", out, "--quiet", timeout=120)
@@ -134,13 +134,14 @@ def test_a_stock_app_trains_on_peers(app, tmp_path):
     for v in range(3):
         state = out / f"vertex-{v}" / "state"
         history = [json.loads(line) for line in (state / "history.jsonl").read_text().splitlines()]
-        assert [entry["round"] for entry in history] == list(range(1, 9))
+        assert [entry["round"] for entry in history] == list(range(1, 17))
         assert not any(entry["missing"] for entry in history)
+        # An unseeded start: the worst of 24 agents had 0.90 by then, and 0.845 after eight rounds.
         assert history[-1]["evaluate"]["eval_acc"] > 0.85
         assert history[-1]["train"]["num-examples"] == 200
         model = load_file(state / "model.safetensors")
         assert model["layers.1.running_var"].min() > 0
-        assert model["layers.1.num_batches_tracked"] == 8 * 2 * 13  # local: never averaged
+        assert model["layers.1.num_batches_tracked"] == 16 * 2 * 13  # local: never averaged
 
 
 @pytest.mark.parametrize(
