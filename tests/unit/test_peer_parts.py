@@ -15,7 +15,7 @@ from flwr.clientapp import ClientApp
 
 import flower_dhb.peer
 from flower_dhb import ConfigError, Topology
-from flower_dhb.cli.mesh import _Local
+from flower_dhb.cli.mesh_up import Local
 from flower_dhb.metrics import consensus_distance
 from flower_dhb.peer.device import flwr_adapter
 from flower_dhb.peer.device.app import Agent, _from_plain, _to_plain
@@ -468,7 +468,7 @@ def test_the_live_view_knows_starting_from_lost_and_ended_from_failed():
             return FleetStatus(dict(answers), silent, RING)
 
     processes = [Alive() for _ in range(4)]
-    view = _Local(Asked(), processes)
+    view = Local(Asked(), processes)
     found, starting = view.look()
     assert (starting, found.warnings, view.ended) == ([0, 1, 2, 3], [], False)
     answers |= {v: reply(v, {(v - 1) % 4, (v + 1) % 4}) for v in range(4)}
