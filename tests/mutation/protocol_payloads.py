@@ -85,12 +85,17 @@ PAYLOADS: tuple[Mistake, ...] = _in(
     ),
     (
         "whoever shares a round that was given up here is told again",
-        "                if r != edge.counted.round:  # it may not have heard so",
-        "                if False:",
+        "                if r != edge.counted.round or r in edge.one_sided:",
+        "                if r in edge.one_sided:",
+    ),
+    (
+        "whoever shares a round that is one-sided here is told",
+        "                if r != edge.counted.round or r in edge.one_sided:",
+        "                if r != edge.counted.round:",
     ),
     (
         "what counted is not released",
-        "                if r != edge.counted.round:  # it may not have heard so",
+        "                if r != edge.counted.round or r in edge.one_sided:",
         "                if True:",
     ),
     (

@@ -40,10 +40,12 @@ class End:
     id: what the core knows as `link`. last: when the last frame in the pipe arrives. cut_at:
     what would arrive later never does. opened: when this end learns of the connection.
     taking: the offer that this end has reserved room for. turn: payloads so far, the newest of
-    which may be under way.
+    which may be under way. answer_at: when an answer to the last whole payload is here at the
+    latest.
     """
 
     __slots__ = (
+        "answer_at",
         "cut_at",
         "id",
         "last",
@@ -70,7 +72,7 @@ class End:
         self.id = world.next_id()
         self.opened = opened
         self.open = False
-        self.last = self.sent_at = 0.0
+        self.last = self.sent_at = self.answer_at = 0.0
         self.cut_at = NEVER
         self.turn = 0
         self.under_way = False
@@ -135,16 +137,27 @@ class End:
             self._put(Broken(vertex, self.other.id))
         else:
             self._put(Completed(vertex, self.other.id, *content))
+        back = self.other.path
+        self.answer_at = self.last + back.latency_s * (1 + back.jitter)
 
     def beat(self) -> None:
         """Put a heartbeat in the pipe."""
         self._put(Heard(self.process.vertex, self.other.id))
 
+    @property
+    def whole(self) -> bool:
+        """Whether all that either end sends will arrive."""
+        far = self.other
+        return self.open and far.open and self.cut_at == far.cut_at == NEVER
+
+    def answered(self) -> bool:
+        """Whether the other end has had its payload, and time to answer it."""
+        return not self.under_way and self.world.now > self.answer_at
+
     def quiet_since(self) -> float:
         """Since when nothing has been under way on a connection that is whole, at either end."""
         far = self.other
-        whole = self.open and far.open and self.cut_at == far.cut_at == NEVER
-        if not whole or self.under_way or far.under_way:
+        if not self.whole or self.under_way or far.under_way:
             return NEVER
         return max(self.last, far.last, self.opened, far.opened)
 

@@ -45,6 +45,14 @@ _OTHER_EPOCH = (
     "an agent in a newer epoch gave the edge up before it had sent anything that names the epoch, "
     "round after round"
 )
+_ONE_SIDED_ALREADY = (
+    "an agent that was set back to an older disk shared a round again that its neighbor had found "
+    "to count at one end only; nothing told it so, and it waited for a payload that never came"
+)
+_NOBODY_THERE = (
+    "an agent that had been sent again what it lacked died before it said so, and nobody noticed "
+    "yet that its connection was dead (the promise asked for what no core can do)"
+)
 
 REGRESSIONS = (
     (500042, "pairs", _SAYS_MORE),
@@ -69,4 +77,6 @@ REGRESSIONS = (
     (2154, "loss", _OTHER_EPOCH),
     (2243, "memory", _OTHER_EPOCH),
     (77367, "long", _SEEKS_NO_MORE),
+    (3001824, "loss", _ONE_SIDED_ALREADY),
+    (3003211, "crashes", _NOBODY_THERE),
 )

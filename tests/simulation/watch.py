@@ -477,14 +477,17 @@ class Watch:
                 self._waits(process, j, phase, r)
 
     def nobody_is_left_out(self, process: Process, effect: Combine) -> None:
-        """A neighbor that is connected, and has not left the round, is sent the round's payload,
-        but for a few rounds in which it is sent again what it lost.
+        """A neighbor that is there, on a connection that is whole, and has not left the round, is
+        sent the round's payload, but for a few rounds after it was sent again what it lost.
         """
         for j, edge in process.core.edges.items():
             served = edge.sent == effect.round or edge.acked or edge.closed >= effect.round
             if not edge.up or edge.done or served:
                 process.left_out.pop(j, None)
                 continue
+            end = process.current.get(j)
+            if end is None or not end.whole or end.other.process.paused or not end.answered():
+                continue  # whatever is sent now, it could not help
             link, rounds = process.left_out.get(j, (edge.link, 0))
             process.left_out[j] = (edge.link, rounds + 1 if link == edge.link else 1)
             if rounds >= _LEFT_OUT:

@@ -263,6 +263,13 @@ def test_if_the_payload_is_gone_the_round_is_one_sided():
     assert one_sided(end) == [1]
 
 
+def test_whoever_shares_a_round_again_that_is_one_sided_by_now_is_told():
+    """It has lost that round with its disk, and found out after our Hello."""
+    end = after(*COUNTED, "up b")
+    assert one_sided(end) == [1]
+    assert end.do("offer b1") == ["b: release 1", "b: refuse stale 1"]
+
+
 def test_what_was_given_up_is_not_given_again():
     end = after(*IN_DOUBT, "down b", "dial b")
     assert end.do("hello b round=1 digest=b1") == ["b: release 1"]

@@ -237,7 +237,7 @@ class Neighborhood(Rounds):
                 self._take_ack(edge, r, offer.ack)
             self._serve(edge)
             if self._is_over(edge, r):
-                if r != edge.counted.round:  # it may not have heard so
+                if r != edge.counted.round or r in edge.one_sided:  # it may not have heard so
                     self._send(edge, Release(r))
                 self._refuse(
                     edge,
