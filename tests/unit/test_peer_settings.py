@@ -65,6 +65,7 @@ def test_the_least_that_a_file_must_say(tmp_path):
         state_dir=home / "state",
         listen="127.0.0.1:1",
         dial={2: "127.0.0.1:2"},
+        bulletins=home / "bulletins",
     )
     assert found.algorithm == HeavyBall(momentum=0.7)
     assert found.neighbors == (0, 2)

@@ -28,8 +28,9 @@ from safetensors.numpy import load_file
 from flower_dhb.errors import ConfigError, DamageError, NotNowError, RoundError
 from flower_dhb.files import write_durably
 from flower_dhb.peer.device.app import Agent as App
+from flower_dhb.peer.device.bulletins import Bulletins
 from flower_dhb.peer.device.code import digest_of_code
-from flower_dhb.peer.device.disk import Disk
+from flower_dhb.peer.device.disk import Disk, Model
 from flower_dhb.peer.device.flwr_adapter import load_client_app
 from flower_dhb.peer.device.home import Home
 from flower_dhb.peer.device.journal import Found, Journal
@@ -67,6 +68,7 @@ from flower_dhb.peer.protocol.events import (
 from flower_dhb.peer.watch.history import keep_until
 from flower_dhb.peer.watch.recorder import Recorder
 from flower_dhb.peer.watch.status import Progress, serve_metrics
+from flower_dhb.peer.wire.bulletin import NO_BOARD
 from flower_dhb.peer.wire.frames import Outgoing, Reason, RefusedError
 from flower_dhb.peer.wire.identity import ValidityError
 from flower_dhb.peer.wire.link import StreamLink
@@ -77,6 +79,7 @@ from flower_dhb.types import NDArrays
 __all__ = ["Peer", "Result"]
 
 _LOOK_AGAIN_S = 2.0  # at clock and certificate, while they do not fit together
+_SETTLE_S = 5.0  # a disk that takes longer to store what the operator says holds up nothing
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,7 @@ class Peer:
         self._found = self._load(journal)
         self.agent = self._agent(self._found)
         self.progress = Progress(settings.run, self.agent, self.monitor)
+        self.bulletins = self._board()
         self.transport = Transport(
             vertex=settings.vertex,
             run=settings.run,
@@ -142,6 +146,7 @@ class Peer:
             status=self.progress.reply,
             limits=settings.limits,
             may_differ=frozenset() if settings.strict_app else frozenset({"app"}),
+            board=self.bulletins or NO_BOARD,
         )
         self._lock = threading.RLock()
         self._events: deque[Event] = deque()
@@ -153,7 +158,7 @@ class Peer:
         self._alone_since: int | None = None
         self._done = False
         self._error: BaseException | None = None
-        self._disk = Disk(journal, self.monitor, self._failed, self._home.check)
+        self._disk = Disk(journal, self.monitor, self._failed, self._is_another_home)
         self._recorder = Recorder(settings.state_dir / "record", settings.record)
         self._judge = Judge(settings.algorithm, self._quarantined)
         self._work = Work(
@@ -166,6 +171,27 @@ class Peer:
             self._judge,
             self.deliver,
         )
+
+    def _board(self) -> Bulletins | None:
+        """What the operator says. Without TLS there is nobody who could sign it."""
+        settings = self.settings
+        if settings.tls is None:
+            return None
+        return Bulletins(
+            settings.mesh,
+            roots=settings.tls.roots,
+            state_dir=settings.state_dir,
+            folder=settings.bulletins or settings.state_dir / "bulletins",
+            monitor=self.monitor,
+            store=lambda path, data, done: self._disk.put(Model(path, data, done)),
+            tell=lambda notice: self.transport.tell(notice),
+        )
+
+    def _is_another_home(self) -> bool:
+        another = self._home.check()
+        if another and self.bulletins is not None:
+            self.bulletins.store_again()
+        return another
 
     def _load(self, journal: Journal) -> Found | None:
         try:
@@ -207,6 +233,9 @@ class Peer:
         stop_metrics: Callable[[], None] = lambda: None  # noqa: E731
         clock = threading.Thread(target=self._keep_time, name="clock", daemon=True)
         try:
+            self._disk.start()
+            if self.bulletins is not None:
+                self.bulletins.start()
             if not self._certificate_comes_to_be_valid():
                 return Result(False)
             if self.settings.metrics_port:
@@ -215,7 +244,8 @@ class Peer:
                 )
             if self._found is not None:
                 self._resume(self._found)
-            self._disk.start()
+            if self.bulletins is not None:
+                self.bulletins.settle(_SETTLE_S)  # what is new is valid from the first word on
             self.transport.start()
             self.deliver(Started())
             clock.start()
@@ -224,6 +254,8 @@ class Peer:
                     self._work.do(task)
         finally:
             self._ended = True
+            if self.bulletins is not None:
+                self.bulletins.stop()
             self.transport.stop()
             self._disk.close()
             self._work.close()

@@ -22,7 +22,9 @@ __all__ = ["PeerSettings", "check_loopback"]
 
 T = TypeVar("T")
 
-_TEXTS = ("mesh", "run", "graph", "app", "client-app", "start", "state-dir", "listen")
+_TEXTS = (
+    "mesh", "run", "graph", "app", "client-app", "start", "state-dir", "listen", "bulletins"
+)  # fmt: skip
 _TIMES = ("ceiling_s", "least_s", "factor", "reconnect_s", "resume_s")
 _INTEGERS = {  # and the least that each can be
     "vertex": 0,
@@ -49,7 +51,8 @@ class PeerSettings:
     state can be used, `stop` or `rejoin`. strict_app: a neighbor whose app's code differs is
     refused; otherwise that is a warning. record: `off`, `checksums` or `payloads`.
     metrics_port: of Prometheus, on loopback. names: of those vertices whose graph gave them one,
-    by number; its own and its neighbors'.
+    by number; its own and its neighbors'. bulletins: folder that is looked at for what the
+    operator has signed.
     """
 
     mesh: str
@@ -83,6 +86,7 @@ class PeerSettings:
     metrics_port: int = 0
     log: str = "text"
     names: Mapping[int, str] = field(default_factory=dict)
+    bulletins: Path | None = None
 
     def __post_init__(self) -> None:
         neighbors = set(self.weights) - {self.vertex}
@@ -200,7 +204,8 @@ class PeerSettings:
         for key in _TEXTS:
             if not isinstance(values.get(key, ""), str):
                 raise ConfigError(f"{key} must be a text, got {values[key]!r}")
-        for key in ("app", "start", "state-dir"):
+        values.setdefault("bulletins", "bulletins")
+        for key in ("app", "start", "state-dir", "bulletins"):
             values[key] = home / values[key]
         values["timing"] = _table(Timing, "timing", values.get("timing", {}), _TIMES)
         values["limits"] = _table(Limits, "limits", values.get("limits", {}))

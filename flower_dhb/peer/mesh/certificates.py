@@ -12,6 +12,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from flower_dhb.errors import ConfigError
 from flower_dhb.files import write_durably
+from flower_dhb.peer.wire.bulletin import Bulletin, sign
 from flower_dhb.peer.wire.identity import Identity, host_name, identity_uri, private_bytes
 
 __all__ = ["Authority", "write_private"]
@@ -60,6 +61,10 @@ class Authority:
         """Write key and certificate; the key is readable by its owner only."""
         write_private(directory / "authority-key.pem", _pem(self._key))
         write_durably(directory / "authority.pem", self.pem)
+
+    def sign(self, bulletin: Bulletin) -> bytes:
+        """A bulletin as devices believe it. Raises ConfigError if it is none."""
+        return sign(bulletin, [self._key])
 
     @property
     def pem(self) -> bytes:

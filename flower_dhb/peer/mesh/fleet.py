@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import numpy as np
@@ -17,11 +17,14 @@ from flower_dhb.peer.watch.status import FINISHED
 from flower_dhb.peer.wire import relay_pb2 as pb
 from flower_dhb.peer.wire.identity import OPERATOR, Identity
 from flower_dhb.peer.wire.tls import TlsFiles
-from flower_dhb.peer.wire.transport import STATUS
+from flower_dhb.peer.wire.transport import PUBLISH, STATUS
 
 __all__ = ["Fleet", "FleetStatus"]
 
+T = TypeVar("T")
+
 SKETCH = 1024
+_PIECE_BYTES = 256 * 1024
 
 
 @dataclass(frozen=True)
@@ -120,35 +123,70 @@ class Fleet:
 
     def status(self, timeout_s: float = 5.0, sketch: int = SKETCH) -> FleetStatus:
         """Ask every peer at the same time."""
+
+        def ask(channel: grpc.Channel) -> pb.StatusReply:
+            call = channel.unary_unary(
+                STATUS,
+                request_serializer=pb.StatusRequest.SerializeToString,
+                response_deserializer=pb.StatusReply.FromString,
+            )
+            reply: pb.StatusReply = call(pb.StatusRequest(sketch=sketch), timeout=timeout_s)
+            return reply
+
+        replies, failures = self.ask_all(ask)
+        return FleetStatus(replies, failures, self.edges)
+
+    def publish(
+        self, raw: bytes, timeout_s: float = 10.0
+    ) -> tuple[dict[int, pb.PublishReply], dict[int, str]]:
+        """Hand a signed bulletin to every peer at the same time. Returns answers and failures."""
+        pieces = [
+            pb.PublishRequest(data=raw[at : at + _PIECE_BYTES])
+            for at in range(0, len(raw), _PIECE_BYTES)
+        ]
+
+        def ask(channel: grpc.Channel) -> pb.PublishReply:
+            call = channel.stream_unary(
+                PUBLISH,
+                request_serializer=pb.PublishRequest.SerializeToString,
+                response_deserializer=pb.PublishReply.FromString,
+            )
+            reply: pb.PublishReply = call(iter(pieces), timeout=timeout_s)
+            return reply
+
+        return self.ask_all(ask)
+
+    def ask_all(
+        self, ask: Callable[[grpc.Channel], T], vertices: Collection[int] | None = None
+    ) -> tuple[dict[int, T], dict[int, str]]:
+        """Ask peers at the same time, over the operator's connection to each.
+
+        vertices: whom, if not all. Returns answers, and why the others gave none, by vertex.
+        """
+        asked = {v: a for v, a in self.hosts.items() if vertices is None or v in vertices}
         failures = {
-            v: "it has no address that could be asked" for v, a in self.hosts.items() if a is None
+            v: "it has no address that could be asked" for v, a in asked.items() if a is None
         }
-        reachable = [v for v, address in self.hosts.items() if address is not None]
-        replies: dict[int, pb.StatusReply] = {}
+        replies: dict[int, T] = {}
+        reachable = [v for v, address in asked.items() if address is not None]
         with ThreadPoolExecutor(max(1, min(32, len(reachable)))) as pool:
-            answers = {v: pool.submit(self._ask, v, timeout_s, sketch) for v in reachable}
+            answers = {v: pool.submit(self._ask, v, ask) for v in reachable}
             for vertex, answer in answers.items():
                 try:
                     replies[vertex] = answer.result()
                 except grpc.RpcError as error:
                     failures[vertex] = _reason(error, self.hosts[vertex])
-        return FleetStatus(replies, failures, self.edges)
+        return replies, failures
 
     def close(self) -> None:
         """Close the connections."""
         for channel in self._channels.values():
             channel.close()
 
-    def _ask(self, vertex: int, timeout_s: float, sketch: int) -> pb.StatusReply:
+    def _ask(self, vertex: int, ask: Callable[[grpc.Channel], T]) -> T:
         if vertex not in self._channels:
             self._channels[vertex] = self._open(vertex)
-        ask = self._channels[vertex].unary_unary(
-            STATUS,
-            request_serializer=pb.StatusRequest.SerializeToString,
-            response_deserializer=pb.StatusReply.FromString,
-        )
-        reply: pb.StatusReply = ask(pb.StatusRequest(sketch=sketch), timeout=timeout_s)
-        return reply
+        return ask(self._channels[vertex])
 
     def _open(self, vertex: int) -> grpc.Channel:
         address = self.hosts[vertex]

@@ -31,8 +31,10 @@ from flower_dhb.peer.protocol.events import (
 )
 from flower_dhb.peer.protocol.messages import Goodbye, Hello, Message, Offer
 from flower_dhb.peer.wire import relay_pb2 as pb
+from flower_dhb.peer.wire.bulletin import NO_BOARD, Board, Notice
 from flower_dhb.peer.wire.flow import Flow, Receipts
 from flower_dhb.peer.wire.frames import Assembler, Bytes, Outgoing, Reason, RefusedError, parse
+from flower_dhb.peer.wire.gossip import Arrivals, InLine
 from flower_dhb.peer.wire.words import frame_of, goodbye_of, hello_of, offer_of
 
 __all__ = ["Allowance", "StreamLink"]
@@ -40,6 +42,7 @@ __all__ = ["Allowance", "StreamLink"]
 _CONTROL_LIMIT = 512  # short frames in line; a neighbor that reads none of them is cut off
 _LISTED = 256  # rounds in a list of a Hello; the protocol remembers fewer
 _HEARD_S = 0.1  # chunks say that often that the neighbor is alive
+_BULLETINS = (64.0, 0.5)  # in a row, and per second, from one connection
 
 
 class Allowance:
@@ -68,7 +71,7 @@ class StreamLink:
     `pieces` is what gRPC sends; `receive` takes what it delivers. deliver takes the
     protocol's events, and has done what they ask for when it returns. greeting: our Hello,
     with what the two ends must have in common. greet checks the neighbor's and raises
-    RefusedError if the two do not belong together.
+    RefusedError if the two do not belong together. board: of bulletins.
     """
 
     def __init__(
@@ -83,6 +86,7 @@ class StreamLink:
         heartbeat_s: float,
         strikes: Allowance,
         short_frames: Allowance,
+        board: Board = NO_BOARD,
     ) -> None:
         self.neighbor = neighbor
         self.greeted = False
@@ -100,6 +104,9 @@ class StreamLink:
         self._payload: Iterator[bytes] | None = None
         self._payload_round = 0
         self._flow, self._receipts = Flow(), Receipts()
+        self._board = board
+        self._bulletins = InLine(lambda: self._flow.chunk_bytes)
+        self._arrivals = Arrivals(neighbor, board, Allowance(*_BULLETINS).take)
         self._closing = False
         self._done = False
         self._heard_at = self._spoke_at = 0.0
@@ -134,6 +141,12 @@ class StreamLink:
         with self._ready:
             self._payload = outgoing.pieces(offer, lambda: self._flow.chunk_bytes)
             self._payload_round = offer.round
+            self._ready.notify()
+
+    def send_bulletin(self, notice: Notice) -> None:
+        """Send a bulletin, behind short messages and ahead of what is left of a payload."""
+        with self._ready:
+            self._bulletins.put(notice)
             self._ready.notify()
 
     def close(self, text: str) -> None:
@@ -195,12 +208,15 @@ class StreamLink:
         now = time.monotonic()
         if self._receipts.due_s(now) == 0.0:
             return self._receipt(now)
-        if self._payload is not None and self._flow.ready:
-            piece = next(self._payload, None)
+        if self._flow.ready:
+            piece = None if self._closing else self._bulletins.next()
+            if piece is None and self._payload is not None:
+                piece = next(self._payload, None)
+                if piece is None:
+                    self._payload = None
             if piece is not None:
                 self._flow.sent(len(piece), now)
                 return piece
-            self._payload = None
         beats = not self._closing and now - self._spoke_at >= self._heartbeat_s
         return _HEARTBEAT if beats else None
 
@@ -237,7 +253,7 @@ class StreamLink:
                 self._took(len(raw))
                 self._chunk(frame)
                 return
-            if frame.WhichOneof("kind") == "header":
+            if frame.WhichOneof("kind") in ("header", "bulletin"):
                 self._took(len(raw))
             # Not for every chunk: counting takes a lock.
             self._monitor.count("bytes-received", self.neighbor, self._bytes_in)
@@ -302,6 +318,8 @@ class StreamLink:
                 self._deliver(Released(self.neighbor, self, frame.release.round))
             elif kind == "seek":
                 self._deliver(Sought(self.neighbor, self))
+            elif kind == "bulletin":
+                self._bulletin(frame.bulletin)
 
     def _require_greeting(self) -> None:
         if not self.greeted:
@@ -334,7 +352,14 @@ class StreamLink:
                 Reason.SIZE, f"neighbor {self.neighbor}: a Hello with more than {_LISTED} rounds"
             )
         self.greeted = True
+        for notice in self._board.newer_than(hello.bulletins):
+            self.send_bulletin(notice)  # before any payload, which the next line may cause
         self._deliver(Greeted(self.neighbor, self, hello_of(hello)))
+
+    def _bulletin(self, piece: pb.Bulletin) -> None:
+        if time.monotonic() - self._heard_at >= _HEARD_S:
+            self._heard()
+        self._arrivals.piece(piece)
 
     def _goodbye(self, found: pb.Goodbye) -> None:
         goodbye = goodbye_of(found)

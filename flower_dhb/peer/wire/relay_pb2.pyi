@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Frame(_message.Message):
-    __slots__ = ("hello", "header", "chunk", "ack", "refusal", "goodbye", "release", "heartbeat", "seek", "receipt")
+    __slots__ = ("hello", "header", "chunk", "ack", "refusal", "goodbye", "release", "heartbeat", "seek", "receipt", "bulletin")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     HEADER_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
@@ -18,6 +18,7 @@ class Frame(_message.Message):
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     SEEK_FIELD_NUMBER: _ClassVar[int]
     RECEIPT_FIELD_NUMBER: _ClassVar[int]
+    BULLETIN_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     header: Header
     chunk: bytes
@@ -28,10 +29,11 @@ class Frame(_message.Message):
     heartbeat: Heartbeat
     seek: Seek
     receipt: Receipt
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., header: _Optional[_Union[Header, _Mapping]] = ..., chunk: _Optional[bytes] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., seek: _Optional[_Union[Seek, _Mapping]] = ..., receipt: _Optional[_Union[Receipt, _Mapping]] = ...) -> None: ...
+    bulletin: Bulletin
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., header: _Optional[_Union[Header, _Mapping]] = ..., chunk: _Optional[bytes] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., seek: _Optional[_Union[Seek, _Mapping]] = ..., receipt: _Optional[_Union[Receipt, _Mapping]] = ..., bulletin: _Optional[_Union[Bulletin, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("version", "run", "vertex", "neighbor", "agreement", "round", "closed", "done", "digest", "counted", "holds", "doubts", "one_sided", "epoch", "pace_s")
+    __slots__ = ("version", "run", "vertex", "neighbor", "agreement", "round", "closed", "done", "digest", "counted", "holds", "doubts", "one_sided", "epoch", "pace_s", "bulletins")
     class AgreementEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -39,6 +41,13 @@ class Hello(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    class BulletinsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
     VERSION_FIELD_NUMBER: _ClassVar[int]
     RUN_FIELD_NUMBER: _ClassVar[int]
     VERTEX_FIELD_NUMBER: _ClassVar[int]
@@ -54,6 +63,7 @@ class Hello(_message.Message):
     ONE_SIDED_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     PACE_S_FIELD_NUMBER: _ClassVar[int]
+    BULLETINS_FIELD_NUMBER: _ClassVar[int]
     version: int
     run: str
     vertex: int
@@ -69,7 +79,8 @@ class Hello(_message.Message):
     one_sided: _containers.RepeatedScalarFieldContainer[int]
     epoch: int
     pace_s: float
-    def __init__(self, version: _Optional[int] = ..., run: _Optional[str] = ..., vertex: _Optional[int] = ..., neighbor: _Optional[int] = ..., agreement: _Optional[_Mapping[str, str]] = ..., round: _Optional[int] = ..., closed: _Optional[int] = ..., done: bool = ..., digest: _Optional[int] = ..., counted: _Optional[_Union[Counted, _Mapping]] = ..., holds: _Optional[int] = ..., doubts: _Optional[_Iterable[int]] = ..., one_sided: _Optional[_Iterable[int]] = ..., epoch: _Optional[int] = ..., pace_s: _Optional[float] = ...) -> None: ...
+    bulletins: _containers.ScalarMap[str, int]
+    def __init__(self, version: _Optional[int] = ..., run: _Optional[str] = ..., vertex: _Optional[int] = ..., neighbor: _Optional[int] = ..., agreement: _Optional[_Mapping[str, str]] = ..., round: _Optional[int] = ..., closed: _Optional[int] = ..., done: bool = ..., digest: _Optional[int] = ..., counted: _Optional[_Union[Counted, _Mapping]] = ..., holds: _Optional[int] = ..., doubts: _Optional[_Iterable[int]] = ..., one_sided: _Optional[_Iterable[int]] = ..., epoch: _Optional[int] = ..., pace_s: _Optional[float] = ..., bulletins: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
 class Counted(_message.Message):
     __slots__ = ("round", "mine", "yours")
@@ -154,6 +165,7 @@ class Refusal(_message.Message):
         BUSY: _ClassVar[Refusal.Reason]
         EPOCH: _ClassVar[Refusal.Reason]
         SCREENED: _ClassVar[Refusal.Reason]
+        BULLETIN: _ClassVar[Refusal.Reason]
     OTHER: Refusal.Reason
     MALFORMED: Refusal.Reason
     IDENTITY: Refusal.Reason
@@ -167,6 +179,7 @@ class Refusal(_message.Message):
     BUSY: Refusal.Reason
     EPOCH: Refusal.Reason
     SCREENED: Refusal.Reason
+    BULLETIN: Refusal.Reason
     ROUND_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
@@ -197,6 +210,36 @@ class Receipt(_message.Message):
     clock_us: int
     def __init__(self, bytes: _Optional[int] = ..., clock_us: _Optional[int] = ...) -> None: ...
 
+class Bulletin(_message.Message):
+    __slots__ = ("kind", "number", "total_bytes", "offset", "data")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    number: int
+    total_bytes: int
+    offset: int
+    data: bytes
+    def __init__(self, kind: _Optional[str] = ..., number: _Optional[int] = ..., total_bytes: _Optional[int] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class PublishRequest(_message.Message):
+    __slots__ = ("data",)
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    def __init__(self, data: _Optional[bytes] = ...) -> None: ...
+
+class PublishReply(_message.Message):
+    __slots__ = ("kind", "number", "refused")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    number: int
+    refused: str
+    def __init__(self, kind: _Optional[str] = ..., number: _Optional[int] = ..., refused: _Optional[str] = ...) -> None: ...
+
 class StatusRequest(_message.Message):
     __slots__ = ("sketch",)
     SKETCH_FIELD_NUMBER: _ClassVar[int]
@@ -204,7 +247,7 @@ class StatusRequest(_message.Message):
     def __init__(self, sketch: _Optional[int] = ...) -> None: ...
 
 class StatusReply(_message.Message):
-    __slots__ = ("vertex", "run", "round", "rounds", "phase", "seconds_per_round", "bytes_sent", "bytes_received", "neighbors", "sketch", "counts", "metrics", "software", "uptime_s", "alone_since")
+    __slots__ = ("vertex", "run", "round", "rounds", "phase", "seconds_per_round", "bytes_sent", "bytes_received", "neighbors", "sketch", "counts", "metrics", "software", "uptime_s", "alone_since", "certificate_ends", "authority_ends", "bulletins", "certificate", "issuer", "trusts")
     class CountsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -219,6 +262,13 @@ class StatusReply(_message.Message):
         key: str
         value: float
         def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    class BulletinsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
     VERTEX_FIELD_NUMBER: _ClassVar[int]
     RUN_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
@@ -234,6 +284,12 @@ class StatusReply(_message.Message):
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
     UPTIME_S_FIELD_NUMBER: _ClassVar[int]
     ALONE_SINCE_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATE_ENDS_FIELD_NUMBER: _ClassVar[int]
+    AUTHORITY_ENDS_FIELD_NUMBER: _ClassVar[int]
+    BULLETINS_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    ISSUER_FIELD_NUMBER: _ClassVar[int]
+    TRUSTS_FIELD_NUMBER: _ClassVar[int]
     vertex: int
     run: str
     round: int
@@ -249,7 +305,13 @@ class StatusReply(_message.Message):
     software: str
     uptime_s: float
     alone_since: int
-    def __init__(self, vertex: _Optional[int] = ..., run: _Optional[str] = ..., round: _Optional[int] = ..., rounds: _Optional[int] = ..., phase: _Optional[str] = ..., seconds_per_round: _Optional[float] = ..., bytes_sent: _Optional[int] = ..., bytes_received: _Optional[int] = ..., neighbors: _Optional[_Iterable[_Union[Neighbor, _Mapping]]] = ..., sketch: _Optional[_Iterable[float]] = ..., counts: _Optional[_Mapping[str, int]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., software: _Optional[str] = ..., uptime_s: _Optional[float] = ..., alone_since: _Optional[int] = ...) -> None: ...
+    certificate_ends: int
+    authority_ends: int
+    bulletins: _containers.ScalarMap[str, int]
+    certificate: str
+    issuer: str
+    trusts: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, vertex: _Optional[int] = ..., run: _Optional[str] = ..., round: _Optional[int] = ..., rounds: _Optional[int] = ..., phase: _Optional[str] = ..., seconds_per_round: _Optional[float] = ..., bytes_sent: _Optional[int] = ..., bytes_received: _Optional[int] = ..., neighbors: _Optional[_Iterable[_Union[Neighbor, _Mapping]]] = ..., sketch: _Optional[_Iterable[float]] = ..., counts: _Optional[_Mapping[str, int]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., software: _Optional[str] = ..., uptime_s: _Optional[float] = ..., alone_since: _Optional[int] = ..., certificate_ends: _Optional[int] = ..., authority_ends: _Optional[int] = ..., bulletins: _Optional[_Mapping[str, int]] = ..., certificate: _Optional[str] = ..., issuer: _Optional[str] = ..., trusts: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Neighbor(_message.Message):
     __slots__ = ("vertex", "up", "round", "deadline_s", "misses", "one_sided", "in_doubt")

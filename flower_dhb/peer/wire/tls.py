@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from cryptography import x509
 
 from flower_dhb.errors import ConfigError
 from flower_dhb.peer.monitor import Monitor
@@ -49,6 +50,13 @@ class TlsFiles:
             ) from None
         check_own(key, certificate, authority, self.identity, self.clock())
         return key, certificate, authority
+
+    def roots(self) -> tuple[x509.Certificate, ...]:
+        """The authorities that are believed, as the file is now; none if it cannot be read."""
+        try:
+            return tuple(x509.load_pem_x509_certificates(self.authority.read_bytes()))
+        except (OSError, ValueError):
+            return ()
 
     def channel_credentials(self) -> grpc.ChannelCredentials:
         """What a dialing end shows, as the files are now."""

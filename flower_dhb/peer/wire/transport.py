@@ -22,6 +22,7 @@ from flower_dhb.errors import ConfigError, NotNowError
 from flower_dhb.peer.monitor import Monitor
 from flower_dhb.peer.protocol.events import LinkEvent
 from flower_dhb.peer.wire import relay_pb2 as pb
+from flower_dhb.peer.wire.bulletin import LIMIT_BYTES, NO_BOARD, Board, BulletinError, Notice
 from flower_dhb.peer.wire.descriptors import CONNECTIONS, OPERATORS, raise_limit, room_for
 from flower_dhb.peer.wire.doubles import Doubles
 from flower_dhb.peer.wire.frames import (
@@ -37,10 +38,12 @@ from flower_dhb.peer.wire.identity import OPERATOR, Identity, host_name
 from flower_dhb.peer.wire.link import Allowance, StreamLink
 from flower_dhb.peer.wire.tls import TlsFiles, peer_identity
 
-__all__ = ["EXCHANGE", "STATUS", "Limits", "Transport"]
+__all__ = ["EXCHANGE", "PUBLISH", "STATUS", "Limits", "Transport"]
 
 SERVICE = "flower_dhb.peer.v1.Relay"
-EXCHANGE, STATUS = f"/{SERVICE}/Exchange", f"/{SERVICE}/Status"
+EXCHANGE, STATUS, PUBLISH = (f"/{SERVICE}/{name}" for name in ("Exchange", "Status", "Publish"))
+
+_STORED_S = 5.0  # the operator waits so long to hear that a bulletin is on the disk
 
 _OPTIONS = [
     ("grpc.max_receive_message_length", MESSAGE_LIMIT_BYTES),
@@ -99,7 +102,7 @@ class Transport:
     None if none does. dial: address by vertex of the neighbors that we dial. tls: None for
     plaintext, on loopback only. agreement: digests of what neighbors must have in common.
     may_differ: parts of it whose difference is a warning, no refusal.
-    vectors: what each payload must hold. status: answers the operator.
+    vectors: what each payload must hold. status: answers the operator. board: of bulletins.
     """
 
     vertex: int
@@ -115,6 +118,7 @@ class Transport:
     status: Callable[[pb.StatusRequest], pb.StatusReply]
     limits: Limits = field(default_factory=Limits)
     may_differ: frozenset[str] = frozenset()
+    board: Board = NO_BOARD
 
     def __post_init__(self) -> None:
         self._links: set[StreamLink] = set()
@@ -168,6 +172,13 @@ class Transport:
         for thread in self._threads:
             thread.join(grace_s)
 
+    def tell(self, notice: Notice) -> None:
+        """Send a bulletin to all neighbors that are connected; the others get it when they come."""
+        with self._lock:
+            links = [link for link in self._links if link.greeted]
+        for link in links:
+            link.send_bulletin(notice)
+
     # --- accepting --------------------------------------------------------------------
 
     def _serve(self, address: str) -> None:
@@ -212,6 +223,11 @@ class Transport:
                 self._status,
                 request_deserializer=pb.StatusRequest.FromString,
                 response_serializer=pb.StatusReply.SerializeToString,
+            ),
+            "Publish": grpc.stream_unary_rpc_method_handler(
+                self._publish,
+                request_deserializer=pb.PublishRequest.FromString,
+                response_serializer=pb.PublishReply.SerializeToString,
             ),
         }
         self._server.add_generic_rpc_handlers(
@@ -356,6 +372,29 @@ class Transport:
         raise AssertionError("abort returns never")
 
     def _status(self, request: pb.StatusRequest, context: Any) -> pb.StatusReply:
+        self._require_operator(context, "asks for status")
+        return self.status(request)
+
+    def _publish(self, requests: Iterator[pb.PublishRequest], context: Any) -> pb.PublishReply:
+        self._require_operator(context, "publishes a bulletin")
+        raw = bytearray()
+        for request in requests:
+            raw += request.data
+            if len(raw) > LIMIT_BYTES:
+                return pb.PublishReply(refused=f"more than {LIMIT_BYTES} bytes")
+        try:
+            notice = self.board.take(bytes(raw), "the operator")
+        except BulletinError as error:
+            return pb.PublishReply(refused=str(error))
+        stored = self.board.wait(notice, _STORED_S)
+        return pb.PublishReply(
+            kind=notice.kind,
+            number=self.board.known().get(notice.kind, 0),
+            refused="" if stored else "its disk does not take it; it will be tried again",
+        )
+
+    def _require_operator(self, context: Any, what: str) -> None:
+        """Turn away whoever does not show the operator's certificate."""
         if self.tls is not None:
             identity = peer_identity(context.auth_context(), self.tls.identity.mesh)
             if identity is None or identity.vertex != OPERATOR:
@@ -363,11 +402,10 @@ class Transport:
                     context,
                     grpc.StatusCode.PERMISSION_DENIED,
                     "identity",
-                    f"{identity or 'somebody'} at {self._caller(context)} asks for status, which "
-                    "is the operator's",
+                    f"{identity or 'somebody'} at {self._caller(context)} {what}, which is the "
+                    "operator's",
                 )
         self._admit(context, OPERATOR, OPERATORS)
-        return self.status(request)
 
     # --- dialing ----------------------------------------------------------------------
 
@@ -435,6 +473,7 @@ class Transport:
             heartbeat_s=self.limits.heartbeat_s,
             strikes=rates.refusals,
             short_frames=rates.frames,
+            board=self.board,
         )
         with self._lock:
             self._links.add(link)
@@ -446,6 +485,8 @@ class Transport:
         hello.vertex, hello.neighbor = self.vertex, neighbor
         for part, digest in self.agreement.items():
             hello.agreement[part] = digest
+        for kind, number in self.board.known().items():
+            hello.bulletins[kind] = number
 
     def _greet(self, neighbor: int, hello: pb.Hello) -> None:
         """Refuse a neighbor that does not belong to the same run."""

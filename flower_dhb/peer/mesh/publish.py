@@ -1,0 +1,127 @@
+"""The operator's side of bulletins: number, sign, keep, and hand them to whoever can be reached."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flower_dhb.errors import ConfigError
+from flower_dhb.files import make_folder, write_durably
+from flower_dhb.peer.mesh.certificates import Authority
+from flower_dhb.peer.mesh.fleet import Fleet
+from flower_dhb.peer.mesh.overview import read_overview
+from flower_dhb.peer.wire.bulletin import KINDS, Bulletin, BulletinError, verify
+
+__all__ = ["Published", "hand_out", "newest", "publish", "put_bulletins"]
+
+FOLDER = "bulletins"
+
+
+@dataclass(frozen=True)
+class Published:
+    """A bulletin, and who has it on its disk.
+
+    path: where it lies, to be carried to a device by hand: into `bulletins/` beside its
+    `peer.toml`. failures: why the others have not taken it, by vertex; as soon as one neighbor
+    has it, they learn it from there.
+    """
+
+    bulletin: Bulletin
+    path: Path
+    took: tuple[int, ...]
+    failures: Mapping[int, str]
+
+
+def publish(
+    directory: Path,
+    kind: str,
+    body: Mapping[str, Any],
+    *,
+    number: int | None = None,
+    timeout_s: float = 10.0,
+) -> Published:
+    """Sign the next bulletin of a kind, keep it in the mesh's directory, and hand it out.
+
+    number: larger than that of the newest one; the next, if not given. It lies in the
+    directory, and in the folder of each device there, before anybody is asked. Raises
+    ConfigError, for a mesh in plaintext as well: it has no authority that could sign.
+    """
+    authority = _authority(directory)
+    before = newest(directory, kind)
+    least = 1 if before is None else before.number + 1
+    number = least if number is None else number
+    if number < least:
+        raise ConfigError(
+            f"bulletin {number} of kind '{kind}': number {least - 1} is published already, and "
+            "devices take none with a smaller or the same number"
+        )
+    raw = authority.sign(Bulletin(kind, authority.mesh, number, body))
+    write_durably(_path(directory, kind), raw)
+    for home in sorted(directory.glob("vertex-*")):
+        put_bulletins(directory, home)
+    return hand_out(directory, kind, timeout_s=timeout_s)
+
+
+def hand_out(directory: Path, kind: str, *, timeout_s: float = 10.0) -> Published:
+    """Hand the newest bulletin of a kind to every device that can be reached, once more.
+
+    Raises ConfigError if there is none.
+    """
+    bulletin, path = newest(directory, kind), _path(directory, kind)
+    if bulletin is None:
+        raise ConfigError(f"{path}: no bulletin of kind '{kind}' has been published")
+    fleet = Fleet(directory)
+    try:
+        replies, failures = fleet.publish(path.read_bytes(), timeout_s)
+    finally:
+        fleet.close()
+    for vertex, reply in replies.items():
+        if reply.refused:
+            failures[vertex] = reply.refused
+        elif reply.number > bulletin.number:
+            failures[vertex] = f"it has number {reply.number}, which is newer"
+    took = tuple(sorted(replies.keys() - failures.keys()))
+    return Published(bulletin, path, took, dict(sorted(failures.items())))
+
+
+def newest(directory: Path, kind: str) -> Bulletin | None:
+    """The newest bulletin of a kind that has been published; None if there is none.
+
+    Raises ConfigError if what lies there is not one of this mesh.
+    """
+    path = _path(directory, kind)
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}") from None
+    authority = _authority(directory)
+    try:
+        return verify(raw, [authority.certificate], authority.mesh)
+    except BulletinError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def put_bulletins(directory: Path, home: Path) -> None:
+    """Copy what has been published into a device's folder, for whoever carries that there."""
+    for kind in KINDS:
+        source = _path(directory, kind)
+        if source.exists():
+            make_folder(home / FOLDER)
+            write_durably(home / FOLDER / source.name, source.read_bytes())
+
+
+def _authority(directory: Path) -> Authority:
+    if read_overview(directory)["plaintext"]:
+        raise ConfigError(
+            f"{directory}: a mesh in plaintext has no authority that could sign a change; its "
+            "devices are changed by hand, or the mesh is created with TLS"
+        )
+    return Authority.load(directory / "authority")
+
+
+def _path(directory: Path, kind: str) -> Path:
+    return directory / FOLDER / f"{kind}.bulletin"
