@@ -19,6 +19,7 @@ __all__ = [
     "remedy_of",
     "remove_temporaries",
     "sync",
+    "sync_folder",
     "with_remedy",
     "write_durably",
 ]
@@ -84,7 +85,7 @@ def write_durably(
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)  # the rename itself must reach the disk
+    sync_folder(path.parent)  # the rename itself must reach the disk
     _remove_orphans(path.parent, now)
 
 
@@ -115,7 +116,7 @@ def make_folder(folder: Path, *, mode: int = 0o777, parents: bool = True) -> Non
     if parents:
         make_folder(folder.parent)
     folder.mkdir(mode=mode, exist_ok=True)
-    _sync_folder(folder.parent)
+    sync_folder(folder.parent)
 
 
 def remedy_of(error: OSError) -> str:
@@ -140,7 +141,7 @@ def remove_temporaries(folder: Path) -> None:
                 path.unlink()
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Force a folder's entries to the disk, where system and file system can do that."""
     try:
         handle = os.open(folder, os.O_RDONLY)

@@ -31,6 +31,7 @@ from flower_dhb.peer.mesh.create import (
     read_hosts,
     renew,
 )
+from flower_dhb.peer.watch.editions import read_editions
 from flower_dhb.peer.wire.address import parse_address
 from flower_dhb.peer.wire.identity import OPERATOR, Identity, check_own
 from tests.support.peers import APP
@@ -125,13 +126,12 @@ def test_ports_in_use_are_passed_over(monkeypatch):
     ],
 )
 def test_who_dials(addresses, ends):
-    where = {v: Host(v, a) for v, a in addresses.items()}
-    assert dialing_ends(Topology.path(3), where) == ends
+    assert dialing_ends(Topology.path(3).edges, addresses) == ends
 
 
 def test_the_work_of_dialing_is_shared_out():
     graph = Topology.complete(5)
-    ends = dialing_ends(graph, {v: Host(v, "a") for v in range(5)})
+    ends = dialing_ends(graph.edges, dict.fromkeys(range(5), "a"))
     assert set(ends) == set(graph.edges)
     assert all(end in edge for edge, end in ends.items())
     assert sorted(list(ends.values()).count(v) for v in range(5)) == [2, 2, 2, 2, 2]
@@ -216,20 +216,47 @@ def test_the_digest_is_of_the_weights(made, tmp_path):
 
 def test_the_overview(made):
     mesh = read(made / "vertex-0" / "peer.toml")["mesh"]
+    special = {"app": "/apps/one", "node-config": {"data": "/d", "num-partitions": 9}}
+    run_config = read(APP / "pyproject.toml")["tool"]["flwr"]["app"]["config"]
     assert read(made / "mesh.toml") == {
         "mesh": mesh,
         "run": f"quadratics-{mesh}",
         "topology": "path:4",
+        "weights": "metropolis",
         "plaintext": False,
+        "edition": 1,
+        "next-vertex": 4,
         "edges": [
             {"between": [0, 1], "dials": 0},
             {"between": [1, 2], "dials": 2},
             {"between": [2, 3], "dials": 2},
         ],
-        "hosts": [{"vertex": v, **({"address": a} if a else {})} for v, a in enumerate(ADDRESSES)],
-        "weights": Topology.path(4).mixing_matrix.tolist(),
+        "hosts": [
+            {"vertex": v, **({"address": a} if a else {}), **(special if v == 1 else {})}
+            for v, a in enumerate(ADDRESSES)
+        ],
         "algorithm": HeavyBall(momentum=0.8).to_config(),
+        "device": {
+            "app": str(APP.resolve()),
+            "client-app": "quadratics:app",
+            "start": "start.safetensors",
+            "state-dir": "state",
+            "timing": {"ceiling-s": 60.0, "least-s": 2.0},
+            "run-config": {**run_config, "topology": "path:4", "rounds": 7, "momentum": 0.8},
+            "record": "checksums",
+            "node-config": {"lidar": True},
+        },
     }
+
+
+def test_the_first_edition(made):
+    (first,) = read_editions(made).values()
+    graph = Topology.path(4)
+    assert (first.number, first.begins, first.rounds, first.evaluate_every) == (1, 1, 7, 1)
+    assert first.graph == graph.digest == read(made / "vertex-0" / "peer.toml")["graph"]
+    assert {v: about.address for v, about in first.vertices.items()} == dict(enumerate(ADDRESSES))
+    assert [(e.a, e.b, e.dials) for e in first.edges] == [(0, 1, 0), (1, 2, 2), (2, 3, 2)]
+    assert all(first.row(v)[j] == graph.row(v)[j] for v in range(4) for j in first.row(v))
 
 
 def test_keys_are_where_they_belong_and_nowhere_else(made):
@@ -266,7 +293,8 @@ def test_a_plaintext_mesh_has_no_keys(tmp_path):
     create_mesh(plan(out, plaintext=True))
     assert list(out.rglob("*.pem")) == []
     assert sorted(p.name for p in out.iterdir()) == [
-        "mesh.toml", "start.safetensors", "vertex-0", "vertex-1", "vertex-2", "vertex-3",
+        "editions", "mesh.toml", "start.safetensors",
+        "vertex-0", "vertex-1", "vertex-2", "vertex-3",
     ]  # fmt: skip
     assert read(out / "mesh.toml")["plaintext"] is True
     assert read(out / "vertex-0" / "peer.toml")["plaintext"] is True

@@ -16,6 +16,7 @@ from flower_dhb.peer.device.journal import Contents, Journal
 from flower_dhb.peer.watch.recorder import Recorder, fingerprint
 from flower_dhb.peer.watch.replay import Finding, of_mesh, read_record
 from flower_dhb.types import Layout
+from tests.support.editions import edition, write_editions
 
 SIZE, ROUNDS = 5, 4
 GRAPH = Topology.path(3)
@@ -78,12 +79,8 @@ def run(directory, mode="payloads", rule=RULE, rejoins=(), epochs=None):
 
 
 def replay(directory, rule=RULE):
-    document = {
-        "hosts": [{"vertex": v} for v in range(3)],
-        "weights": GRAPH.mixing_matrix.tolist(),
-        "algorithm": rule.to_config(),
-    }
-    return of_mesh(document, directory)
+    write_editions(directory, edition(GRAPH))
+    return of_mesh({"algorithm": rule.to_config()}, directory)
 
 
 def found(directory, rule=RULE):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import secrets
 import shutil
 import socket
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,14 @@ from safetensors.numpy import load_file, save
 
 from flower_dhb.errors import ConfigError, unknown
 from flower_dhb.files import read_toml, write_durably
-from flower_dhb.peer.device.settings import PeerSettings, check_loopback
-from flower_dhb.peer.mesh.certificates import Authority, write_private
+from flower_dhb.peer.device.settings import check_loopback
+from flower_dhb.peer.mesh.certificates import Authority
+from flower_dhb.peer.mesh.devices import START, Host, device_files, folder_of, peer_document
+from flower_dhb.peer.mesh.overview import overview_of
+from flower_dhb.peer.watch.editions import FOLDER as EDITIONS
+from flower_dhb.peer.watch.editions import edition_name
 from flower_dhb.peer.wire.address import parse_address
+from flower_dhb.peer.wire.edition import MeshEdge, MeshEdition, MeshVertex
 from flower_dhb.peer.wire.identity import OPERATOR
 from flower_dhb.runs.config import RunConfig, known_keys
 from flower_dhb.topology.graph import Topology
@@ -31,6 +37,7 @@ from flower_dhb.types import NDArrays
 __all__ = [
     "Host",
     "MeshPlan",
+    "check_addresses",
     "check_empty",
     "create_mesh",
     "dialing_ends",
@@ -51,37 +58,14 @@ _DECIDED = {
     "listen": "hosts.toml says it",
     "plaintext": "--insecure-plaintext says it",
     **dict.fromkeys(
-        ("mesh", "run", "vertex", "name", "own-weight", "neighbors", "graph", "tls"),
+        (
+            *("mesh", "run", "vertex", "name", "own-weight", "neighbors", "graph", "tls"),
+            *("edition", "begins"),
+        ),
         "it is each device's own",
     ),
 }
 _PORTS = range(20000, 32000)  # below the ports that systems hand out to outgoing connections
-
-
-@dataclass(frozen=True)
-class Host:
-    """Where one vertex runs.
-
-    vertex: its number, or its name in a graph whose vertices have names. address: where
-    neighbors reach it, None behind NAT. listen: what it binds. app: directory of the app on
-    that device. node_config: what the app finds there, such as where the data lie.
-    """
-
-    vertex: int | str
-    address: str | None = None
-    listen: str | None = None
-    app: str | None = None
-    node_config: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def listens_on(self) -> str | None:
-        """Address to bind: all interfaces with the port of `address`, if not said."""
-        if self.address is None or self.listen is not None:
-            return self.listen
-        host, _, port = self.address.rpartition(":")
-        if host in ("127.0.0.1", "[::1]", "localhost"):
-            return self.address
-        return f"[::]:{port}" if host.startswith("[") else f"0.0.0.0:{port}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,15 +136,17 @@ def local_hosts(n: int) -> list[Host]:
     raise ConfigError(f"no {n} free ports on the loopback interface")
 
 
-def dialing_ends(topology: Topology, hosts: Mapping[int, Host]) -> dict[tuple[int, int], int]:
+def dialing_ends(
+    edges: Iterable[tuple[int, int]], addresses: Mapping[int, str | None]
+) -> dict[tuple[int, int], int]:
     """Which end of each edge dials: the one whose neighbor can be reached.
 
     Where both can be reached the work is shared out evenly. Raises ConfigError for an
     edge of which neither end can be reached.
     """
     ends: dict[tuple[int, int], int] = {}
-    for a, b in topology.edges:
-        reachable = [v for v in (a, b) if hosts[v].address is not None]
+    for a, b in edges:
+        reachable = [v for v in (a, b) if addresses[v] is not None]
         if not reachable:
             raise ConfigError(
                 f"edge {a}-{b}: neither end has an address, so nobody can dial; give one of them "
@@ -182,20 +168,16 @@ def create_mesh(plan: MeshPlan) -> list[Path]:
     config = RunConfig.of(values)
     topology = config.topology
     hosts = _placed(plan.hosts, topology)
-    _check_addresses(hosts)
+    check_addresses(hosts)
     if plan.plaintext:
         for host in plan.hosts:
             check_loopback(host.listens_on or "127.0.0.1:0")
-    ends = dialing_ends(topology, hosts)
+    ends = dialing_ends(topology.edges, {v: host.address for v, host in hosts.items()})
     mesh = secrets.token_hex(4)
-    documents = []
-    for vertex in range(topology.n_agents):
-        made = _peer_document(plan, config, values, hosts, ends, vertex, mesh, document)
-        try:  # whatever a device would refuse is refused here
-            PeerSettings.of(made, plan.out)
-        except ConfigError as error:
-            raise ConfigError(f"peer.toml of vertex {vertex}: {error}") from None
-        documents.append(made)
+    common = _common(plan, config, values, mesh, document)
+    edition = _first_edition(plan, config, hosts, ends)
+    # Whatever a device would refuse is refused here.
+    documents = {v: peer_document(common, edition, hosts[v], v, plan.out) for v in hosts}
     arrays = _start_arrays(plan, values, document["start"])
     authority = None if plan.plaintext else Authority.create(mesh, plan.days)
 
@@ -203,18 +185,20 @@ def create_mesh(plan: MeshPlan) -> list[Path]:
     if plan.force and plan.out.exists():
         shutil.rmtree(plan.out)
     plan.out.mkdir(parents=True, exist_ok=True)
-    write_durably(plan.out / "start.safetensors", save(arrays))
+    write_durably(plan.out / START, save(arrays))
     paths = []
-    for vertex in range(topology.n_agents):
-        home = plan.out / f"vertex-{vertex}"
+    for vertex in sorted(hosts):
+        home = plan.out / folder_of(vertex)
         home.mkdir(mode=0o700)
-        shutil.copyfile(plan.out / "start.safetensors", home / "start.safetensors")
+        shutil.copyfile(plan.out / START, home / START)
         if authority is not None:
             _issue(authority, home, vertex, plan.days)
         path = home / "peer.toml"
         write_durably(path, tomli_w.dumps(documents[vertex]).encode())
         paths.append(path)
-    _write_overview(plan, config, hosts, ends, mesh)
+    body = json.dumps(edition.body(), indent=1).encode()
+    write_durably(plan.out / EDITIONS / edition_name(1), body)
+    write_durably(plan.out / "mesh.toml", overview_of(common, edition, hosts))
     if authority is not None:
         (plan.out / "authority").mkdir(mode=0o700)
         authority.save(plan.out / "authority")
@@ -271,13 +255,7 @@ def _called(vertex: int, topology: Topology) -> str:
     return str(vertex) if label == vertex else f"{vertex} ('{label}')"
 
 
-def _name(vertex: int, topology: Topology) -> dict[str, str]:
-    """The name of a vertex as a key of a table, nothing where it has none."""
-    label = topology.labels[vertex]
-    return {} if label == vertex else {"name": str(label)}
-
-
-def _check_addresses(hosts: Mapping[int, Host]) -> None:
+def check_addresses(hosts: Mapping[int, Host]) -> None:
     """Refuse addresses that nobody can reach, or that are two devices' at once."""
     taken: dict[tuple[str, int], int] = {}
     for vertex, host in sorted(hosts.items()):
@@ -311,95 +289,60 @@ def renew(out: Path, vertex: int, days: int) -> None:
 
 
 def _issue(authority: Authority, home: Path, vertex: int, days: int) -> None:
-    key, certificate = authority.issue(vertex, days)
-    write_private(home / "key.pem", key)
-    for name, data in (("certificate.pem", certificate), ("authority.pem", authority.pem)):
-        write_durably(home / name, data)
+    for name, (data, private) in device_files(authority, vertex, days).items():
+        write_durably(home / name, data, private=private)
 
 
-def _peer_document(
+def _common(
     plan: MeshPlan,
     config: RunConfig,
     values: Mapping[str, Any],
-    hosts: Mapping[int, Host],
-    ends: Mapping[tuple[int, int], int],
-    vertex: int,
     mesh: str,
     app: Mapping[str, Any],
 ) -> dict[str, Any]:
-    topology, row = config.topology, config.topology.row(vertex)
-    neighbors: list[dict[str, Any]] = []
-    listens = False
-    for j in topology.neighbors(vertex):
-        neighbor: dict[str, Any] = {"vertex": j, "weight": float(row[j]), **_name(j, topology)}
-        if ends[min(vertex, j), max(vertex, j)] == vertex:
-            neighbor["address"] = hosts[j].address
-        else:
-            listens = True
-        neighbors.append(neighbor)
-    host = hosts[vertex]
-    document: dict[str, Any] = {
-        "mesh": mesh,
-        "run": f"{config.name}-{mesh}",
-        "vertex": vertex,
-        **_name(vertex, topology),
-        "rounds": config.rounds,
-        "evaluate-every": config.evaluate_every,
-        "own-weight": float(row[vertex]),
-        "neighbors": neighbors,
-        "graph": topology.digest,
-        "app": host.app or str(plan.app.resolve()),
+    """What all devices have in common, and stays so in all editions of the mesh."""
+    device: dict[str, Any] = {
+        "app": str(plan.app.resolve()),
         "client-app": app["components"]["clientapp"],
-        "start": "start.safetensors",
+        "start": START,
         "state-dir": "state",
         "algorithm": config.algorithm.to_config(),
         "timing": {"ceiling-s": config.round_timeout_s or 3600.0},
-        "node-config": {
-            "partition-id": vertex,
-            "num-partitions": topology.n_agents,
-            **host.node_config,
-        },
         "run-config": dict(values),
         **app["tables"],
     }
     for key, value in (plan.peer or {}).items():
-        table = isinstance(value, Mapping) and isinstance(document.get(key), Mapping)
-        document[key] = {**document[key], **value} if table else value
-    if listens or host.listens_on is not None:
-        document["listen"] = host.listens_on
-    if plan.plaintext:
-        document["plaintext"] = True
-    else:
-        files = {"key": "key.pem", "certificate": "certificate.pem", "authority": "authority.pem"}
-        document["tls"] = files
-    return document
+        if key != "evaluate-every":  # of the edition
+            table = isinstance(value, Mapping) and isinstance(device.get(key), Mapping)
+            device[key] = {**device[key], **value} if table else value
+    return {
+        "mesh": mesh,
+        "run": f"{config.name}-{mesh}",
+        "topology": config.topology.name,
+        "weights": str(values.get("weights", "metropolis")),
+        "plaintext": plan.plaintext,
+        "device": device,
+    }
 
 
-def _write_overview(
+def _first_edition(
     plan: MeshPlan,
     config: RunConfig,
     hosts: Mapping[int, Host],
     ends: Mapping[tuple[int, int], int],
-    mesh: str,
-) -> None:
-    overview = {
-        "mesh": mesh,
-        "run": f"{config.name}-{mesh}",
-        "topology": config.topology.name,
-        "plaintext": plan.plaintext,
-        "edges": [{"between": list(edge), "dials": end} for edge, end in sorted(ends.items())],
-        "hosts": [
-            {
-                "vertex": v,
-                **_name(v, config.topology),
-                **({"address": h.address} if h.address else {}),
-            }
-            for v, h in sorted(hosts.items())
-        ],
-        "weights": [[float(w) for w in row] for row in config.topology.mixing_matrix],
-        "algorithm": config.algorithm.to_config(),
-    }
-    write_durably(plan.out / "mesh.toml", tomli_w.dumps(overview).encode())
+) -> MeshEdition:
+    topology = config.topology
+    matrix = topology.mixing_matrix
+    names = {v: None if label == v else str(label) for v, label in enumerate(topology.labels)}
+    return MeshEdition(
+        number=1,
+        begins=1,
+        rounds=config.rounds,
+        evaluate_every=(plan.peer or {}).get("evaluate-every", config.evaluate_every),
+        vertices={v: MeshVertex(names[v], host.address) for v, host in sorted(hosts.items())},
+        edges=tuple(MeshEdge(a, b, float(matrix[a, b]), ends[a, b]) for a, b in topology.edges),
+        own_weights={v: float(w) for v, w in enumerate(matrix.diagonal())},
+    )
 
 
 def _app_document(app: Path) -> dict[str, Any]:

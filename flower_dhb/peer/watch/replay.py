@@ -13,7 +13,7 @@ differences are summed up here. Where a record is missing there is nothing to co
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,10 @@ from flower_dhb.agent import mixing
 from flower_dhb.agent.screening import clip_factors, clipped, distance
 from flower_dhb.algorithms import Algorithm, algorithm_from_config
 from flower_dhb.errors import ConfigError
+from flower_dhb.peer.watch.editions import FORMER, read_editions
 from flower_dhb.peer.watch.ledger import Ledger, read_ledger
 from flower_dhb.peer.watch.recorder import fingerprint
+from flower_dhb.peer.wire.edition import MeshEdition
 from flower_dhb.types import State
 
 __all__ = ["Finding", "Record", "Replay", "of_mesh", "read_record"]
@@ -87,7 +89,8 @@ def read_record(directory: Path, vertex: int) -> Record:
 class Replay:
     """All checks on the records of a mesh.
 
-    mixing_matrix: (n, n) float64, as the mesh file has it. ledgers: what the peers' disks say
+    records: of each vertex, one for each device that has been it. editions: of the mesh, by
+    number; each line says which one its round was of. ledgers: what the peers' disks say
     of their edges. one_sided: edges that counted at one end only and are known to have, in all
     rounds; unseen: those of which one end's record is missing. Both are sums of what `findings`
     has gone through.
@@ -95,19 +98,20 @@ class Replay:
 
     def __init__(
         self,
-        records: Mapping[int, Record],
-        mixing_matrix: NDArray[np.float64],
+        records: Mapping[int, Sequence[Record]],
+        editions: Mapping[int, MeshEdition],
         algorithm: Algorithm,
         ledgers: Mapping[int, Ledger] | None = None,
     ) -> None:
-        self._records, self._matrix, self._algorithm = records, mixing_matrix, algorithm
+        self._records, self._editions, self._algorithm = records, editions, algorithm
         self._ledgers = ledgers or {}
         self.rounds_checked = self.rounds_computed = 0
         self.one_sided = self.unseen = 0
 
     def findings(self) -> Iterator[Finding]:
         """What is not as the law says, by vertex and round."""
-        for vertex, record in sorted(self._records.items()):
+        lives = [(v, record) for v, all_of in sorted(self._records.items()) for record in all_of]
+        for vertex, record in lives:
             before: str | None = None
             last: State | None = None
             epoch = 0
@@ -130,23 +134,43 @@ class Replay:
             yield Finding(vertex, k, "did not begin from the parameters of its round before")
 
     def _check_edges(self, vertex: int, k: int, line: Mapping[str, Any]) -> Iterator[Finding]:
+        row = self._row(vertex, line)
+        if row is None:
+            n = line.get("edition", 1)
+            yield Finding(vertex, k, f"took part by edition {n}, in which it has no place")
         for name, received in line["received"].items():
             j = int(name)
-            if self._matrix[vertex, j] == 0.0 or j == vertex:
+            if row is not None and (j not in row or j == vertex):
                 yield Finding(vertex, k, f"used a payload of {j}, which is no neighbor")
-            other = self._records.get(j)
-            if other is None:
+            if j not in self._records:
                 continue
+            other = self._of(j, k)
             theirs = other.lines.get(k)
             if theirs is None and not other.covers(k):
                 self.unseen += 1
             elif theirs is None or theirs.get("rejoined"):
                 yield from self._differs(vertex, j, k, "which took no part in it")
+            elif theirs.get("edition", 1) != line.get("edition", 1):
+                text = f"which was in edition {theirs.get('edition', 1)} of the mesh"
+                yield from self._differs(vertex, j, k, text)
             elif theirs["sent"] != received:
                 text = f"which sent {theirs['sent']}, not {received}"
                 yield from self._differs(vertex, j, k, text)
             elif str(vertex) not in theirs["received"]:
                 yield from self._differs(vertex, j, k, "which did not count it")
+
+    def _row(self, vertex: int, line: Mapping[str, Any]) -> Mapping[int, float] | None:
+        """The weights of a vertex in a round, None if it had none by the edition of that round."""
+        edition = self._editions.get(line.get("edition", 1))
+        if edition is None or vertex not in edition.vertices:
+            return None
+        return edition.row(vertex)
+
+    def _of(self, vertex: int, k: int) -> Record:
+        """The record of the device that was a vertex in a round, as far as one can tell."""
+        lives = self._records[vertex]
+        took_part = [r for r in lives if k in r.lines and not r.lines[k].get("rejoined")]
+        return (took_part or [r for r in lives if r.covers(k)] or [lives[-1]])[0]
 
     def _differs(self, vertex: int, j: int, k: int, text: str) -> Iterator[Finding]:
         """The ends of an edge do not say the same of a round."""
@@ -190,20 +214,19 @@ class Replay:
         outgoing = self._algorithm.outgoing(before, trained)
         if any(not np.array_equal(sent[name], outgoing[name]) for name in sent):
             yield Finding(vertex, k, "sent something else than its rule makes of its training")
+        row = self._row(vertex, line)
         payloads: dict[int, Arrays] = {}
         for j in map(int, line["received"]):
-            theirs = self._records[j].arrays(k, "shared") if j in self._records else None
+            theirs = self._of(j, k).arrays(k, "shared") if j in self._records else None
             if theirs is None:
                 return  # that peer's record is not here: nothing to compute with
             payloads[j] = {name: theirs[f"sent/{name}"] for name in self._algorithm.vectors}
-        weights = {j: float(self._matrix[vertex, j]) for j in payloads}
-        missing = [
-            j
-            for j in np.flatnonzero(self._matrix[vertex])
-            if int(j) != vertex and int(j) not in payloads
-        ]
-        own = float(self._matrix[vertex, vertex])
-        weights[vertex] = own + sum(float(self._matrix[vertex, j]) for j in missing)
+        if row is None or not set(payloads) <= set(row):
+            return  # which is a finding by itself
+        weights = {j: row[j] for j in payloads}
+        weights[vertex] = row[vertex] + sum(
+            w for j, w in row.items() if j not in {*payloads, vertex}
+        )
         if self._algorithm.clips:
             names = self._algorithm.vectors
             mine = [sent[name] for name in names]
@@ -239,17 +262,23 @@ def _state(arrays: Arrays, prefix: str) -> State:
 
 
 def of_mesh(document: Mapping[str, Any], directory: Path) -> Replay:
-    """Replay of a mesh whose devices' directories lie beside its `mesh.toml`."""
-    records, ledgers = {}, {}
-    for host in document["hosts"]:
-        v = host["vertex"]
+    """Replay of a mesh whose devices' directories lie beside its `mesh.toml`.
+
+    Among them are those of vertices that were removed, and of devices that were replaced.
+    """
+    editions = read_editions(directory)
+    records: dict[int, list[Record]] = {}
+    ledgers = {}
+    for v in sorted({v for edition in editions.values() for v in edition.vertices}):
         state = directory / f"vertex-{v}" / "state"
-        if (state / "record").exists():
-            records[v] = read_record(state / "record", v)
+        former = sorted((directory / FORMER).glob(f"vertex-{v}-*/state"))
+        for each in (*former, state):
+            if (each / "record").exists():
+                records.setdefault(v, []).append(read_record(each / "record", v))
         ledger = read_ledger(state)
         if ledger is not None:
             ledgers[v] = ledger
     if not records:
         raise ConfigError(f'{directory}: no records; set record = "payloads" in peer.toml')
-    matrix = np.array(document["weights"], np.float64)
-    return Replay(records, matrix, algorithm_from_config(document["algorithm"]), ledgers)
+    algorithm = algorithm_from_config(document["algorithm"])
+    return Replay(records, editions, algorithm, ledgers)
