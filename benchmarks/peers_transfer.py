@@ -38,8 +38,10 @@ from flower_dhb.peer.protocol.events import (
     Payload,
 )
 from flower_dhb.peer.protocol.messages import Ack, Hello, Offer
+from flower_dhb.peer.wire import relay_pb2 as pb
 from flower_dhb.peer.wire.frames import Outgoing
 from flower_dhb.peer.wire.identity import Identity
+from flower_dhb.peer.wire.operations import Operations
 from flower_dhb.peer.wire.tls import TlsFiles
 from flower_dhb.peer.wire.transport import Limits, Transport
 
@@ -140,7 +142,7 @@ class End:
             listen=None if address else "127.0.0.1:0",
             dial={1 - vertex: address} if address else {},
             tls=files if tls else None,
-            status=lambda _: None,  # type: ignore[arg-type, return-value]
+            operations=Operations(status=lambda _: pb.StatusReply(), stop=lambda _: pb.StopReply()),
             limits=Limits(),
         )
         self.transport.start()

@@ -380,6 +380,18 @@ def test_an_empty_frame_is_refused():
 
 
 @pytest.mark.parametrize("greeted", [True, False])
+def test_a_kind_of_frame_that_is_not_known_is_ignored(greeted):
+    end = End(greeted=greeted, frames=3.0)
+    for _ in range(2):
+        end.link.receive(b"\xfa\x3e\x04more")  # field 1007
+    assert (end.events, end.refusals(), end.cancelled) == ([], {}, 0)
+    assert end.monitor.total("ignored") == 2
+    for _ in range(2):
+        end.link.receive(b"\xfa\x3e\x04more")
+    assert end.cancelled >= 1  # a flood is one whatever it says
+
+
+@pytest.mark.parametrize("greeted", [True, False])
 def test_a_heartbeat_is_a_sign_of_life_and_no_offense(greeted):
     end = End(greeted=greeted)
     end.hear(heartbeat=pb.Heartbeat())

@@ -14,7 +14,8 @@ from flower_dhb.peer.mesh.publish import hand_out, newest, publish
 from flower_dhb.peer.monitor import Monitor
 from flower_dhb.peer.wire import relay_pb2 as pb
 from flower_dhb.peer.wire.bulletin import EDITION, LIMIT_BYTES, REVOCATIONS, Bulletin, sign
-from flower_dhb.peer.wire.transport import PUBLISH, Transport
+from flower_dhb.peer.wire.operations import PUBLISH, Operations
+from flower_dhb.peer.wire.transport import Transport
 from tests.support.agents import Shell
 from tests.support.events import Events
 from tests.support.peers import Mesh
@@ -62,7 +63,7 @@ class Device:
             listen=settings.listen,
             dial=settings.dial,
             tls=settings.tls,
-            status=lambda request: pb.StatusReply(),
+            operations=Operations(status=lambda _: pb.StatusReply(), stop=lambda _: pb.StopReply()),
             board=self.board,
         )
         self.shell = shell
@@ -143,7 +144,7 @@ def test_numbers_grow_and_what_is_refused_is_told(tmp_path):
 def test_a_disk_that_takes_nothing_is_told_to_the_operator_and_to_no_neighbor(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("flower_dhb.peer.wire.transport._STORED_S", 0.05)
+    monkeypatch.setattr("flower_dhb.peer.wire.operations._STORED_S", 0.05)
     mesh = make(tmp_path / "m")
     with Device(mesh.settings(0), full=True) as zero, Device(mesh.settings(1)) as one:
         wait_for(lambda: zero.shell.up() and one.shell.up(), "the connection")

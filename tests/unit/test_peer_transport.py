@@ -13,7 +13,7 @@ import grpc
 import numpy as np
 import pytest
 
-from flower_dhb import ConfigError
+from flower_dhb import ConfigError, __version__
 from flower_dhb.agent import codec
 from flower_dhb.agent.codec import VectorSpec
 from flower_dhb.errors import NotNowError
@@ -22,10 +22,11 @@ from flower_dhb.peer.protocol.events import Tick
 from flower_dhb.peer.protocol.messages import Ack
 from flower_dhb.peer.wire import relay_pb2 as pb
 from flower_dhb.peer.wire.descriptors import CONNECTIONS
-from flower_dhb.peer.wire.frames import MESSAGE_LIMIT_BYTES, WHOLE_BYTES
+from flower_dhb.peer.wire.frames import MESSAGE_LIMIT_BYTES, WHOLE_BYTES, Outgoing
 from flower_dhb.peer.wire.identity import OPERATOR, Identity
+from flower_dhb.peer.wire.operations import STATUS, STOP, Operations
 from flower_dhb.peer.wire.tls import TlsFiles
-from flower_dhb.peer.wire.transport import EXCHANGE, STATUS, Limits, Transport
+from flower_dhb.peer.wire.transport import EXCHANGE, Limits, Transport
 from tests.support.agents import PATIENT, Shell
 from tests.support.events import Events
 from tests.support.waiting import wait_for
@@ -83,6 +84,7 @@ class Peer:
             vertex, neighbors, lambda k: frame(vertex, k), timing=timing, closed=closed
         )
         self.monitor = self.shell.monitor
+        self.asked_to_stop = 0
         kept = {"run": "r", "agreement": AGREEMENT, "vectors": SPECS}
         self.transport = Transport(
             vertex=vertex,
@@ -92,10 +94,17 @@ class Peer:
             listen=listen,
             dial=dial or {},
             tls=tls,
-            status=lambda request: pb.StatusReply(vertex=vertex, round=request.sketch),
+            operations=Operations(
+                status=lambda request: pb.StatusReply(vertex=vertex, round=request.sketch),
+                stop=self._asked_to_stop,
+            ),
             limits=limits,
             **(kept | changes),
         )
+
+    def _asked_to_stop(self, _):
+        self.asked_to_stop += 1
+        return pb.StopReply(vertex=self.monitor.vertex, round=4)
 
     def __enter__(self):
         self.shell.start()
@@ -224,15 +233,27 @@ def test_what_may_differ_is_told_and_refused_to_nobody(events):
         assert b.count("differs.start") == 1
     (told,) = events.named("differs")
     assert (told["neighbor"], told["part"]) == (0, "start")
-    assert told["why"] == "neighbor 0 has another start (digest 'other', expected 's')"
+    assert told["why"] == (
+        "vertex 0 has another start: initial arrays of the same form and other values than "
+        "vertex 1 ('other' there and 's' here); copy one start.safetensors to all devices"
+    )
 
 
 @pytest.mark.parametrize(
     ("changes", "reason", "text"),
     [
-        ({"version": 1}, pb.Refusal.AGREEMENT, "neighbor 0 speaks version 1 of the protocol, exp"),
-        ({"version": 4}, pb.Refusal.AGREEMENT, "neighbor 0 speaks version 4 of the protocol, exp"),
-        ({"version": 0}, pb.Refusal.AGREEMENT, "neighbor 0 speaks version 0"),
+        (
+            {"version": 1},
+            pb.Refusal.AGREEMENT,
+            f"vertex 1 (flower_dhb {__version__}) speaks version 3 of the protocol, vertex 0 "
+            "(flower_dhb unknown) version 1; upgrade flower_dhb on vertex 0",
+        ),
+        (
+            {"version": 4, "software": "9.8.7" + 30 * "."},
+            pb.Refusal.AGREEMENT,
+            f"vertex 0 (flower_dhb 9.8.7{27 * '.'}) version 4; upgrade flower_dhb on vertex 1",
+        ),
+        ({"version": 0}, pb.Refusal.AGREEMENT, "(flower_dhb unknown) version 0; upgrade"),
         (
             {"vertex": 2},
             pb.Refusal.IDENTITY,
@@ -243,16 +264,12 @@ def test_what_may_differ_is_told_and_refused_to_nobody(events):
             pb.Refusal.IDENTITY,
             "it is vertex 0 and wants vertex 2; its certificate",
         ),
-        ({"run": "x" * 99}, pb.Refusal.AGREEMENT, f"in run '{'x' * 64}', expected 'r'"),
-        (
-            {"agreement": {"topology": "t"}},
-            pb.Refusal.AGREEMENT,
-            "another start (digest '', expect",
-        ),
+        ({"run": "x" * 99}, pb.Refusal.AGREEMENT, f"in run '{'x' * 64}', vertex 1 in run 'r'"),
         (
             {"agreement": {"topology": "u" * 40, "start": "s"}},
             pb.Refusal.AGREEMENT,
-            f"another topology (digest '{'u' * 32}', expected 't'); all peers must be configured",
+            f"vertex 0 has another graph or weights than vertex 1 ('{'u' * 32}' there and 't' "
+            "here); give all devices the files of one and the same mesh",
         ),
     ],
 )
@@ -269,10 +286,23 @@ def test_who_does_not_belong_is_told_why(changes, reason, text):
         assert b.count(f"refused.{name}") == 1
 
 
-def test_more_than_is_asked_for_may_be_agreed_on():
+def test_what_one_end_alone_knows_is_ignored(events):
+    """A Hello, and frames, as a later version may send them, and an agreement as an older one."""
     with Peer(1, (0,)) as b, Caller(b.address) as caller:
-        caller.say(hello=hello(agreement={**AGREEMENT, "more": "x"}))
+        assert caller.hear("hello").software == __version__
+        said = hello(agreement={"topology": "t", "more": "x"}, software="9.8.7")
+        later = b"\xfa\x3e\x04more"  # field 1007, of no version
+        caller.say(raw=pb.Frame(hello=said).SerializeToString() + later)
         wait_for(lambda: b.link() is not None)
+        assert b.count("not-compared.start") == 1
+        caller.say(raw=later)
+        header = pb.Frame.FromString(next(Outgoing.of(frame(0, 1)).pieces())).header
+        header.MergeFromString(later)
+        caller.say(header=header)
+        b.shell.wait(lambda: b.shell.done["Reserve"] == 1)
+        assert b.count("ignored") == 1
+        assert [n for n, _ in b.monitor.counts() if n.startswith("refused")] == []
+        assert [(e["neighbor"], e["there"]) for e in events.named("software")] == [(0, "9.8.7")]
 
 
 def test_who_breaks_off_is_parted_at_once(events):
@@ -375,21 +405,21 @@ def test_a_stranger_without_tls(metadata):
         assert b.count("turned-away.identity") == 1
 
 
-def ask(address, made, name="vertex-1.m1.flower-dhb"):
+def ask(address, made, name="vertex-1.m1.flower-dhb", *, stop=False):
     options = [("grpc.ssl_target_name_override", name), ("grpc.use_local_subchannel_pool", 1)]
     with grpc.secure_channel(address, made, options) as channel:
         call = channel.unary_unary(
-            STATUS,
-            request_serializer=pb.StatusRequest.SerializeToString,
-            response_deserializer=pb.StatusReply.FromString,
+            STOP if stop else STATUS,
+            request_serializer=lambda message: message.SerializeToString(),
+            response_deserializer=(pb.StopReply if stop else pb.StatusReply).FromString,
         )
         try:
-            return call(pb.StatusRequest(sketch=5), timeout=10)
+            return call(pb.StopRequest() if stop else pb.StatusRequest(sketch=5), timeout=10)
         except grpc.RpcError as error:
             return error
 
 
-def test_status_is_the_operators(files, authority):
+def test_what_is_the_operators(files, authority):
     with Peer(1, (0,), tls=files(1)) as b:
         found = ask(b.address, credentials(files(OPERATOR)))
         assert (found.vertex, found.round) == (1, 5)
@@ -397,11 +427,17 @@ def test_status_is_the_operators(files, authority):
         assert refused.code() is DENIED
         assert "vertex 0 at ipv4:127.0.0.1:" in refused.details()
         assert "asks for status, which is the operator's" in refused.details()
+        refused = ask(b.address, credentials(files(0)), stop=True)
+        assert refused.code() is DENIED
+        assert "asks it to stop, which is the operator's" in refused.details()
+        assert b.asked_to_stop == 0
+        assert ask(b.address, credentials(files(OPERATOR)), stop=True).round == 4
+        assert b.asked_to_stop == 1
         key, certificate = Authority("m2", authority._key, authority.certificate).issue(OPERATOR, 5)
         refused = ask(b.address, credentials((key, certificate, authority.pem)))
         assert refused.code() is DENIED
         assert "somebody at" in refused.details()
-        assert b.count("turned-away.identity") == 2
+        assert b.count("turned-away.identity") == 3
 
 
 def test_connections_that_come_too_often_are_turned_away():

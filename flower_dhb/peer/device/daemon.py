@@ -68,10 +68,12 @@ from flower_dhb.peer.protocol.events import (
 from flower_dhb.peer.watch.history import keep_until
 from flower_dhb.peer.watch.recorder import Recorder
 from flower_dhb.peer.watch.status import Progress, serve_metrics
+from flower_dhb.peer.wire import relay_pb2 as pb
 from flower_dhb.peer.wire.bulletin import NO_BOARD
 from flower_dhb.peer.wire.frames import Outgoing, Reason, RefusedError
 from flower_dhb.peer.wire.identity import ValidityError
 from flower_dhb.peer.wire.link import StreamLink
+from flower_dhb.peer.wire.operations import Operations
 from flower_dhb.peer.wire.transport import Transport
 from flower_dhb.peer.wire.words import reason_of
 from flower_dhb.types import NDArrays
@@ -143,7 +145,7 @@ class Peer:
             listen=settings.listen,
             dial=settings.dial,
             tls=settings.tls,
-            status=self.progress.reply,
+            operations=Operations(status=self.progress.reply, stop=self._asked_to_stop),
             limits=settings.limits,
             may_differ=frozenset() if settings.strict_app else frozenset({"app"}),
             board=self.bulletins or NO_BOARD,
@@ -318,6 +320,12 @@ class Peer:
         Takes no lock, so a signal's handler may call it.
         """
         self._alarms.put(_Alarm.STOP)
+
+    def _asked_to_stop(self, _: pb.StopRequest) -> pb.StopReply:
+        """The operator asks for what a signal asks for."""
+        self.monitor.event("asked-to-stop", by="the operator", round=self.progress.round)
+        self.stop()
+        return pb.StopReply(vertex=self.settings.vertex, round=self.progress.round)
 
     # --- events in, effects out ---------------------------------------------------------
 

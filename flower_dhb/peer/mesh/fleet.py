@@ -16,8 +16,8 @@ from flower_dhb.peer.mesh.overview import read_overview
 from flower_dhb.peer.watch.status import FINISHED
 from flower_dhb.peer.wire import relay_pb2 as pb
 from flower_dhb.peer.wire.identity import OPERATOR, Identity
+from flower_dhb.peer.wire.operations import PUBLISH, STATUS
 from flower_dhb.peer.wire.tls import TlsFiles
-from flower_dhb.peer.wire.transport import PUBLISH, STATUS
 
 __all__ = ["Fleet", "FleetStatus"]
 

@@ -12,6 +12,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from flower_dhb import __version__
 from flower_dhb.peer.monitor import Monitor
 from flower_dhb.peer.protocol.agent import Agent, Phase
 from flower_dhb.peer.wire import relay_pb2 as pb
@@ -88,6 +89,7 @@ class Progress:
             else (),
             counts=self._monitor.named(),
             metrics=self.metrics,
+            software=__version__,
             uptime_s=time.monotonic() - self._begun,
             alone_since=self.alone_since,
         )

@@ -119,7 +119,10 @@ def chunk_frame(data: Bytes) -> bytes:
 
 
 def parse(raw: bytes) -> pb.Frame | memoryview:
-    """A frame; for a chunk its bytes, not copied. Raises RefusedError if it is none."""
+    """A frame, empty if it is of a kind that this version lacks; for a chunk its bytes, not copied.
+
+    Raises RefusedError if it is no frame.
+    """
     data = _chunk(raw)
     if data is not None:
         return data

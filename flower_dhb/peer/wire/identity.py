@@ -24,7 +24,7 @@ __all__ = [
     "private_bytes",
 ]
 
-OPERATOR = -1  # the identity that may ask for status and nothing else
+OPERATOR = -1  # the identity of who runs the mesh: it asks peers, and is no neighbor
 _SCHEME = "flower-dhb"
 
 

@@ -258,12 +258,16 @@ class StreamLink:
             # Not for every chunk: counting takes a lock.
             self._monitor.count("bytes-received", self.neighbor, self._bytes_in)
             self._bytes_in = 0
-            if self._short_frames.take():
-                self._dispatch(frame)
-            else:
+            if not self._short_frames.take():
                 self._monitor.count("cut-off.flood", self.neighbor)
                 self._monitor.warning("cut-off", neighbor=self.neighbor, why="flood of frames")
                 self.abort()
+            elif not raw:
+                raise RefusedError(Reason.MALFORMED, f"neighbor {self.neighbor}: an empty frame")
+            elif frame.WhichOneof("kind") is None:  # what a later version says
+                self._monitor.count("ignored", self.neighbor)
+            else:
+                self._dispatch(frame)
         except RefusedError as error:
             self.refuse(error)
 
@@ -305,8 +309,6 @@ class StreamLink:
             self._heard()
         elif kind == "receipt":
             self._receipted(frame.receipt)
-        elif kind is None:
-            raise RefusedError(Reason.MALFORMED, f"neighbor {self.neighbor}: an empty frame")
         else:
             self._require_greeting()
             if kind == "header":

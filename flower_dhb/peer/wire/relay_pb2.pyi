@@ -33,7 +33,7 @@ class Frame(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., header: _Optional[_Union[Header, _Mapping]] = ..., chunk: _Optional[bytes] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., seek: _Optional[_Union[Seek, _Mapping]] = ..., receipt: _Optional[_Union[Receipt, _Mapping]] = ..., bulletin: _Optional[_Union[Bulletin, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("version", "run", "vertex", "neighbor", "agreement", "round", "closed", "done", "digest", "counted", "holds", "doubts", "one_sided", "epoch", "pace_s", "bulletins")
+    __slots__ = ("version", "run", "vertex", "neighbor", "agreement", "round", "closed", "done", "digest", "counted", "holds", "doubts", "one_sided", "epoch", "pace_s", "bulletins", "software")
     class AgreementEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -64,6 +64,7 @@ class Hello(_message.Message):
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     PACE_S_FIELD_NUMBER: _ClassVar[int]
     BULLETINS_FIELD_NUMBER: _ClassVar[int]
+    SOFTWARE_FIELD_NUMBER: _ClassVar[int]
     version: int
     run: str
     vertex: int
@@ -80,7 +81,8 @@ class Hello(_message.Message):
     epoch: int
     pace_s: float
     bulletins: _containers.ScalarMap[str, int]
-    def __init__(self, version: _Optional[int] = ..., run: _Optional[str] = ..., vertex: _Optional[int] = ..., neighbor: _Optional[int] = ..., agreement: _Optional[_Mapping[str, str]] = ..., round: _Optional[int] = ..., closed: _Optional[int] = ..., done: bool = ..., digest: _Optional[int] = ..., counted: _Optional[_Union[Counted, _Mapping]] = ..., holds: _Optional[int] = ..., doubts: _Optional[_Iterable[int]] = ..., one_sided: _Optional[_Iterable[int]] = ..., epoch: _Optional[int] = ..., pace_s: _Optional[float] = ..., bulletins: _Optional[_Mapping[str, int]] = ...) -> None: ...
+    software: str
+    def __init__(self, version: _Optional[int] = ..., run: _Optional[str] = ..., vertex: _Optional[int] = ..., neighbor: _Optional[int] = ..., agreement: _Optional[_Mapping[str, str]] = ..., round: _Optional[int] = ..., closed: _Optional[int] = ..., done: bool = ..., digest: _Optional[int] = ..., counted: _Optional[_Union[Counted, _Mapping]] = ..., holds: _Optional[int] = ..., doubts: _Optional[_Iterable[int]] = ..., one_sided: _Optional[_Iterable[int]] = ..., epoch: _Optional[int] = ..., pace_s: _Optional[float] = ..., bulletins: _Optional[_Mapping[str, int]] = ..., software: _Optional[str] = ...) -> None: ...
 
 class Counted(_message.Message):
     __slots__ = ("round", "mine", "yours")
@@ -330,3 +332,51 @@ class Neighbor(_message.Message):
     one_sided: int
     in_doubt: int
     def __init__(self, vertex: _Optional[int] = ..., up: bool = ..., round: _Optional[int] = ..., deadline_s: _Optional[float] = ..., misses: _Optional[int] = ..., one_sided: _Optional[int] = ..., in_doubt: _Optional[int] = ...) -> None: ...
+
+class StopRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class StopReply(_message.Message):
+    __slots__ = ("vertex", "round")
+    VERTEX_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    vertex: int
+    round: int
+    def __init__(self, vertex: _Optional[int] = ..., round: _Optional[int] = ...) -> None: ...
+
+class FetchRequest(_message.Message):
+    __slots__ = ("what", "after")
+    class What(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        NOTHING: _ClassVar[FetchRequest.What]
+        MODEL: _ClassVar[FetchRequest.What]
+        HISTORY: _ClassVar[FetchRequest.What]
+        LOG: _ClassVar[FetchRequest.What]
+        RECORD: _ClassVar[FetchRequest.What]
+    NOTHING: FetchRequest.What
+    MODEL: FetchRequest.What
+    HISTORY: FetchRequest.What
+    LOG: FetchRequest.What
+    RECORD: FetchRequest.What
+    WHAT_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    what: FetchRequest.What
+    after: int
+    def __init__(self, what: _Optional[_Union[FetchRequest.What, str]] = ..., after: _Optional[int] = ...) -> None: ...
+
+class FetchPiece(_message.Message):
+    __slots__ = ("file", "data")
+    FILE_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    file: File
+    data: bytes
+    def __init__(self, file: _Optional[_Union[File, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class File(_message.Message):
+    __slots__ = ("name", "bytes")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    bytes: int
+    def __init__(self, name: _Optional[str] = ..., bytes: _Optional[int] = ...) -> None: ...

@@ -22,28 +22,24 @@ from flower_dhb.errors import ConfigError, NotNowError
 from flower_dhb.peer.monitor import Monitor
 from flower_dhb.peer.protocol.events import LinkEvent
 from flower_dhb.peer.wire import relay_pb2 as pb
-from flower_dhb.peer.wire.bulletin import LIMIT_BYTES, NO_BOARD, Board, BulletinError, Notice
+from flower_dhb.peer.wire.agreement import Agreement
+from flower_dhb.peer.wire.bulletin import NO_BOARD, Board, Notice
 from flower_dhb.peer.wire.descriptors import CONNECTIONS, OPERATORS, raise_limit, room_for
 from flower_dhb.peer.wire.doubles import Doubles
 from flower_dhb.peer.wire.frames import (
     CHUNK_BYTES,
     MESSAGE_LIMIT_BYTES,
-    VERSION,
     Assembler,
-    Reason,
-    RefusedError,
 )
 from flower_dhb.peer.wire.gate import Gate
 from flower_dhb.peer.wire.identity import OPERATOR, Identity, host_name
 from flower_dhb.peer.wire.link import Allowance, StreamLink
+from flower_dhb.peer.wire.operations import SERVICE, Operations
 from flower_dhb.peer.wire.tls import TlsFiles, peer_identity
 
-__all__ = ["EXCHANGE", "PUBLISH", "STATUS", "Limits", "Transport"]
+__all__ = ["EXCHANGE", "Limits", "Transport"]
 
-SERVICE = "flower_dhb.peer.v1.Relay"
-EXCHANGE, STATUS, PUBLISH = (f"/{SERVICE}/{name}" for name in ("Exchange", "Status", "Publish"))
-
-_STORED_S = 5.0  # the operator waits so long to hear that a bulletin is on the disk
+EXCHANGE = f"/{SERVICE}/Exchange"
 
 _OPTIONS = [
     ("grpc.max_receive_message_length", MESSAGE_LIMIT_BYTES),
@@ -102,7 +98,8 @@ class Transport:
     None if none does. dial: address by vertex of the neighbors that we dial. tls: None for
     plaintext, on loopback only. agreement: digests of what neighbors must have in common.
     may_differ: parts of it whose difference is a warning, no refusal.
-    vectors: what each payload must hold. status: answers the operator. board: of bulletins.
+    vectors: what each payload must hold. operations: what the operator may ask. board: of
+    bulletins.
     """
 
     vertex: int
@@ -115,7 +112,7 @@ class Transport:
     listen: str | None
     dial: Mapping[int, str]
     tls: TlsFiles | None
-    status: Callable[[pb.StatusRequest], pb.StatusReply]
+    operations: Operations
     limits: Limits = field(default_factory=Limits)
     may_differ: frozenset[str] = frozenset()
     board: Board = NO_BOARD
@@ -130,6 +127,9 @@ class Transport:
         self._serving: dict[int, list[StreamLink]] = {j: [] for j in self.neighbors}
         self._doubles = Doubles(self.neighbors, self.monitor)
         self._instance = secrets.token_hex(8)  # of this process, for neighbors to tell
+        self._agreement = Agreement(
+            self.vertex, self.run, self.agreement, self.may_differ, self.monitor
+        )
         limits = self.limits
         self._rates = {
             j: _Rates(
@@ -219,16 +219,7 @@ class Transport:
         )
         handlers = {
             "Exchange": grpc.stream_stream_rpc_method_handler(self._exchange),
-            "Status": grpc.unary_unary_rpc_method_handler(
-                self._status,
-                request_deserializer=pb.StatusRequest.FromString,
-                response_serializer=pb.StatusReply.SerializeToString,
-            ),
-            "Publish": grpc.stream_unary_rpc_method_handler(
-                self._publish,
-                request_deserializer=pb.PublishRequest.FromString,
-                response_serializer=pb.PublishReply.SerializeToString,
-            ),
+            **self.operations.handlers(self._require_operator, self.board),
         }
         self._server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(SERVICE, handlers),)
@@ -371,28 +362,6 @@ class Transport:
         context.abort(code, why)
         raise AssertionError("abort returns never")
 
-    def _status(self, request: pb.StatusRequest, context: Any) -> pb.StatusReply:
-        self._require_operator(context, "asks for status")
-        return self.status(request)
-
-    def _publish(self, requests: Iterator[pb.PublishRequest], context: Any) -> pb.PublishReply:
-        self._require_operator(context, "publishes a bulletin")
-        raw = bytearray()
-        for request in requests:
-            raw += request.data
-            if len(raw) > LIMIT_BYTES:
-                return pb.PublishReply(refused=f"more than {LIMIT_BYTES} bytes")
-        try:
-            notice = self.board.take(bytes(raw), "the operator")
-        except BulletinError as error:
-            return pb.PublishReply(refused=str(error))
-        stored = self.board.wait(notice, _STORED_S)
-        return pb.PublishReply(
-            kind=notice.kind,
-            number=self.board.known().get(notice.kind, 0),
-            refused="" if stored else "its disk does not take it; it will be tried again",
-        )
-
     def _require_operator(self, context: Any, what: str) -> None:
         """Turn away whoever does not show the operator's certificate."""
         if self.tls is not None:
@@ -469,7 +438,7 @@ class Transport:
             assembler=Assembler(self.run, neighbor, self.vectors),
             monitor=self.monitor,
             greeting=lambda hello: self._introduce(neighbor, hello),
-            greet=lambda hello: self._greet(neighbor, hello),
+            greet=lambda hello: self._agreement.check(neighbor, hello),
             heartbeat_s=self.limits.heartbeat_s,
             strikes=rates.refusals,
             short_frames=rates.frames,
@@ -480,45 +449,10 @@ class Transport:
         return link
 
     def _introduce(self, neighbor: int, hello: pb.Hello) -> None:
-        """Say in our Hello what the two ends must have in common."""
-        hello.version, hello.run = VERSION, self.run
-        hello.vertex, hello.neighbor = self.vertex, neighbor
-        for part, digest in self.agreement.items():
-            hello.agreement[part] = digest
+        """Say in our Hello what the two ends must have in common, and what this one knows."""
+        self._agreement.put(neighbor, hello)
         for kind, number in self.board.known().items():
             hello.bulletins[kind] = number
-
-    def _greet(self, neighbor: int, hello: pb.Hello) -> None:
-        """Refuse a neighbor that does not belong to the same run."""
-        who = f"neighbor {neighbor}"
-        if hello.version != VERSION:
-            raise RefusedError(
-                Reason.AGREEMENT,
-                f"{who} speaks version {hello.version} of the protocol, expected {VERSION}; all "
-                "peers must run the same version of flower_dhb",
-            )
-        if (hello.vertex, hello.neighbor) != (neighbor, self.vertex):
-            raise RefusedError(
-                Reason.IDENTITY,
-                f"{who} says that it is vertex {hello.vertex} and wants vertex {hello.neighbor}; "
-                f"its certificate is of vertex {neighbor}, this is vertex {self.vertex}",
-            )
-        if hello.run != self.run:
-            raise RefusedError(
-                Reason.AGREEMENT,
-                f"{who} is in run '{hello.run[:64]}', expected '{self.run}'",
-            )
-        for part, digest in self.agreement.items():
-            found = hello.agreement.get(part, "")
-            if found == digest:
-                continue
-            why = f"{who} has another {part} (digest {found[:32]!r}, expected {digest!r})"
-            if part not in self.may_differ:
-                raise RefusedError(
-                    Reason.AGREEMENT, f"{why}; all peers must be configured from the same mesh"
-                )
-            self.monitor.count(f"differs.{part}", neighbor)
-            self.monitor.warning("differs", neighbor=neighbor, part=part, why=why)
 
     def _read(self, link: StreamLink, frames: Any) -> str:
         """Take what a neighbor sends until the stream ends. Returns why it did."""
