@@ -1,5 +1,6 @@
 """The door in front of gRPC, with a plain listener in gRPC's place: who passes, and who goes."""
 
+import contextlib
 import os
 import resource
 import socket
@@ -13,6 +14,7 @@ from flower_dhb.peer.wire import gate as gate_module
 from flower_dhb.peer.wire.descriptors import CONNECTIONS, Room, raise_limit, room_for
 from flower_dhb.peer.wire.doubles import Doubles
 from flower_dhb.peer.wire.gate import Gate
+from flower_dhb.peer.wire.pipes import PIPES, Pipes
 from tests.support.events import Events
 from tests.support.waiting import wait_for
 
@@ -30,10 +32,20 @@ def events():
 class House:
     """A gate, and what stands behind it: it keeps each connection and what came first."""
 
-    def __init__(self, *, name=NAME, waiting=8, handshakes=4, limit_s=30.0, address="127.0.0.1:0"):
+    def __init__(
+        self,
+        *,
+        name=NAME,
+        waiting=8,
+        handshakes=4,
+        limit_s=30.0,
+        address="127.0.0.1:0",
+        pipes=PIPES,
+    ):
         self.monitor = Monitor(1)
         room = Room(waiting=waiting, handshakes=handshakes)
         self.gate = Gate(address, name=name, room=room, limit_s=limit_s, monitor=self.monitor)
+        self.gate._pipes = Pipes(pipes)
         self.guests = []  # socket, its name for the gate, its first bytes
         self._clients = []
         self._listener = socket.socket(socket.AF_UNIX)
@@ -89,13 +101,16 @@ def is_closed(end):
         return True
 
 
-def test_bytes_go_both_ways_whole_and_in_order():
+@pytest.mark.parametrize(("known", "pipes"), [(False, 8), (True, 8), (True, 0)])
+def test_bytes_go_both_ways_whole_and_in_order(known, pipes):
     """More than all buffers hold, and each side reads only after a while."""
     data = os.urandom(6 * 2**20)
-    with House() as house:
+    with House(pipes=pipes) as house:
         end = house.call(HELLO)
-        guest, _, first = house.guest(0)
+        guest, name, first = house.guest(0)
         assert first == HELLO
+        if known:
+            house.gate.admit(name, 0, 2)
         for source, sink in ((end, guest), (guest, end)):
             sender = threading.Thread(target=source.sendall, args=(data,))
             sender.start()
@@ -108,13 +123,73 @@ def test_bytes_go_both_ways_whole_and_in_order():
             assert bytes(got) == data
         way = house.gate._ways[house.guests[0][1]]
         assert way.to_inner == way.to_outer == b""
+        assert way.pipe is None
+        assert way.wide == (known and pipes > 0)  # the kernel moved what came
 
 
+def test_neighbors_that_wait_for_grpc_hold_a_few_pipes_and_the_others_are_copied():
+    """More than there are pipes send what nobody reads yet; then all of it comes, or none."""
+    data = os.urandom(5 * 2**20)
+    with House(pipes=2) as house:
+        ends = [house.call(HELLO) for _ in range(4)]
+        for n in range(4):
+            house.gate.admit(house.guest(n)[1], n, 2)
+        senders = [threading.Thread(target=_send_all, args=(end, data)) for end in ends]
+        for sender in senders:
+            sender.start()
+        wait_for(lambda: sum(way.pipe is not None for way in _ways(house)) == 2)
+        wait_for(lambda: sum(bool(way.to_inner) for way in _ways(house)) == 2)
+        (gone, *_) = [n for n in range(4) if house.gate._ways[house.guests[n][1]].pipe]
+        house.guests[gone][0].close()  # its pipe is lost, and another takes its place
+        for guest in (guest for n, (guest, _, _) in enumerate(house.guests) if n != gone):
+            got = bytearray()
+            guest.settimeout(10)
+            while len(got) < len(data):
+                got += guest.recv(2**20)
+            assert bytes(got) == data
+        for sender in senders:
+            sender.join(10)
+        assert all(way.pipe is None for way in _ways(house))
+        lent = [house.gate._pipes.lend() for _ in range(3)]
+        assert lent[2] is None
+        for pipe in lent[:2]:
+            assert pipe.held == 0
+            house.gate._pipes.back(pipe)
+
+
+def _ways(house):
+    return list(house.gate._ways.values())
+
+
+def _send_all(end, data):
+    with contextlib.suppress(ConnectionError):
+        end.sendall(data)
+
+
+def test_a_system_that_does_not_move_bytes_lends_no_pipe(monkeypatch):
+    def forbidden(*_, **__):
+        raise PermissionError(1, "not permitted")
+
+    before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(os, "splice", forbidden)
+    assert Pipes().lend() is None
+    monkeypatch.undo()
+    pipes = Pipes(1)
+    pipe = pipes.lend()
+    assert pipes.lend() is None
+    pipes.back(pipe)
+    pipes.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("outer_goes", [True, False])
-def test_when_one_end_closes_the_other_hears_all_and_the_end(outer_goes):
+def test_when_one_end_closes_the_other_hears_all_and_the_end(outer_goes, known):
     with House() as house:
         end = house.call(HELLO)
-        guest, _, _ = house.guest(0)
+        guest, name, _ = house.guest(0)
+        if known:
+            house.gate.admit(name, 0, 2)
         going, staying = (end, guest) if outer_goes else (guest, end)
         going.sendall(b"goodbye")
         going.shutdown(socket.SHUT_RDWR)
@@ -193,7 +268,7 @@ def test_a_handshake_that_takes_its_time_makes_way(monkeypatch):
         house.guest(2)
         assert 0.15 < time.monotonic() - begin < 5.0
         assert is_closed(stalled[0])
-        assert house.count("slow") == 1
+        wait_for(lambda: house.count("slow") == 1)
         # One whose certificate has been seen takes no place any more.
         for _, name, _ in house.guests[1:]:
             house.gate.admit(name, 0, 2)
@@ -324,7 +399,7 @@ def test_the_limit_is_raised_as_far_as_it_may(monkeypatch):
 @pytest.mark.parametrize("limit", [256, 1024, 8192])
 def test_strangers_never_have_what_the_peer_needs(events, limit, neighbors):
     room = room_for(limit, neighbors, Monitor(0))
-    own = 64 + 3 * (CONNECTIONS * neighbors + 4)
+    own = 64 + 2 * PIPES + 3 * (CONNECTIONS * neighbors + 4)
     assert room.waiting >= 4
     assert room.handshakes >= 2
     strangers = room.waiting + 3 * room.handshakes

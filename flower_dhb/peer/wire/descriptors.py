@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from flower_dhb.peer.monitor import Monitor
+from flower_dhb.peer.wire.pipes import PIPES
 
 __all__ = ["CONNECTIONS", "OPERATORS", "Room", "raise_limit", "room_for"]
 
 CONNECTIONS = 2  # of one identity: one that lives, and one that dies
 _MOST = 8192
-_OWN = 64  # files, threads of gRPC, the app's data
+_OWN = 64 + 2 * PIPES  # files, threads of gRPC, the app's data; pipes of the gate
 OPERATORS = 4  # connections of those who ask for status
 _EACH = 3  # descriptors of a connection: ours, gRPC's, and the one between
 

@@ -30,7 +30,7 @@ _WINDOW_BYTES = 64 * 1024 * 1024
 _RATE_S = 1.0  # what the rate looks back
 _TURN_S = 5.0  # a receipt that takes longer says nothing about the way
 _RECEIPT_S = 0.02
-_RECEIPT_BYTES = 4 * 1024 * 1024
+_RECEIPT_BYTES = 16 * 1024 * 1024  # a quarter of the widest window
 
 
 class Flow:

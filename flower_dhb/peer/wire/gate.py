@@ -3,7 +3,8 @@
 gRPC accepts whoever connects and gives each a descriptor, memory and seconds of time. So
 a peer accepts by itself, and lets a connection through to gRPC when it has begun to speak, as many
 at a time as the device can bear, and in an order that no crowd can spoil. What passes
-is carried to gRPC and back as bytes; TLS stays between gRPC and the other end.
+is carried to gRPC and back as bytes; TLS stays between gRPC and the other end. What a known
+neighbor sends is moved inside the kernel, where that is Linux.
 
 A connection is *waiting* until it is let through, a *handshake* until gRPC has told whose
 certificate it shows, and then *known*. Where there are too many of the first two, those
@@ -29,10 +30,13 @@ from typing import Any, cast
 from flower_dhb.peer.monitor import Monitor
 from flower_dhb.peer.wire.descriptors import Room
 from flower_dhb.peer.wire.link import Allowance
+from flower_dhb.peer.wire.pipes import Pipe, Pipes
 
 __all__ = ["Gate"]
 
 _PIECE_BYTES = 128 * 1024  # carried at a time; measured best of 16 KiB to 1 MiB
+# What may wait in the kernel for gRPC to read it: a chunk. The system may allow less.
+_INNER_BYTES = 1024 * 1024
 _FIRST_BYTES = 4096  # read of a connection that waits
 _HANDSHAKE = 0x16  # the first byte of whoever speaks TLS
 _ACCEPTS = (1000.0, 500.0)  # in a row, and per second, that are given time to speak
@@ -65,6 +69,8 @@ class _Way:
         self.who: int | None = None
         self.strikes = 0
         self.to_outer = self.to_inner = b""  # read and not yet passed on
+        self.pipe: Pipe | None = None  # holds what is to go to the inner end, instead
+        self.wide = False
         self.closes_at: float | None = None  # one end is gone; until then the rest is passed on
 
 
@@ -99,6 +105,7 @@ class Gate:
         self._looks_at = 0.0
         self._turned_away: Counter[tuple[str, str]] = Counter()
         self._buffer = memoryview(bytearray(_PIECE_BYTES))
+        self._pipes = Pipes()
         self._selector = selectors.DefaultSelector()
         self._stopping = False
         self._nudge, self._nudged = socket.socketpair()
@@ -128,6 +135,7 @@ class Gate:
             listener.close()
         for way in [*self._waiting, *self._ways.values()]:
             self._close(way)
+        self._pipes.close()
         self._selector.close()
         self._nudge.close()
         self._nudged.close()
@@ -408,6 +416,9 @@ class Gate:
         self._handshakes.pop(way, None)
         with self._lock:
             self._ways.pop(way.key, None)
+        if way.pipe is not None:
+            self._pipes.back(way.pipe)
+            way.pipe = None
         for end in (way.outer, way.inner) if way.through else (way.outer,):
             with contextlib.suppress(KeyError, ValueError):
                 self._selector.unregister(end)
@@ -421,12 +432,15 @@ class Gate:
             self._take(way, outer)
         if mask & selectors.EVENT_WRITE or way.to_inner or way.to_outer:
             self._give(way)
-        if way.closes_at is not None and not way.to_inner and not way.to_outer:
+        to_inner, to_outer = bool(way.to_inner or way.pipe), bool(way.to_outer)
+        if way.closes_at is not None and not to_inner and not to_outer:
             return False
-        self._watch(way)
+        self._watch(way, to_inner, to_outer)
         return True
 
     def _take(self, way: _Way, outer: bool) -> None:
+        if outer and way.who is not None and self._move(way):
+            return
         source, sink = (way.outer, way.inner) if outer else (way.inner, way.outer)
         try:
             n = source.recv_into(self._buffer)
@@ -446,7 +460,32 @@ class Gate:
             else:
                 way.to_outer = rest
 
+    def _move(self, way: _Way) -> bool:
+        """Have the kernel pass on what has come for gRPC. Returns False if it cannot now."""
+        pipe = self._pipes.lend()
+        if pipe is None:
+            return False
+        if not way.wide:
+            way.wide = True
+            way.inner.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _INNER_BYTES)
+        way.pipe = pipe
+        with contextlib.suppress(BlockingIOError):
+            if pipe.take(way.outer) == 0:
+                way.closes_at = time.monotonic() + _FLUSH_S
+        self._empty(way)
+        return True
+
+    def _empty(self, way: _Way) -> None:
+        """Pass on what a pipe holds, and give it back when that is all."""
+        if way.pipe is not None:
+            if way.pipe.held:
+                way.pipe.give(way.inner)
+            if not way.pipe.held:
+                self._pipes.back(way.pipe)
+                way.pipe = None
+
     def _give(self, way: _Way) -> None:
+        self._empty(way)
         with contextlib.suppress(BlockingIOError):
             if way.to_outer:
                 way.to_outer = way.to_outer[way.outer.send(way.to_outer) :]
@@ -454,12 +493,12 @@ class Gate:
             if way.to_inner:
                 way.to_inner = way.to_inner[way.inner.send(way.to_inner) :]
 
-    def _watch(self, way: _Way) -> None:
+    def _watch(self, way: _Way, to_inner: bool, to_outer: bool) -> None:
         """Read from an end while the other one takes it; what is read and not taken is little."""
         reads = way.closes_at is None
         for end, is_outer, to_it, from_it in (
-            (way.outer, True, way.to_outer, way.to_inner),
-            (way.inner, False, way.to_inner, way.to_outer),
+            (way.outer, True, to_outer, to_inner),
+            (way.inner, False, to_inner, to_outer),
         ):
             mask = selectors.EVENT_READ if reads and not from_it else 0
             mask |= selectors.EVENT_WRITE if to_it else 0
