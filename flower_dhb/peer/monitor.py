@@ -39,12 +39,14 @@ class Monitor:
     def __init__(self, vertex: int) -> None:
         self.vertex = vertex
         self._counts: Counter[tuple[str, int | None]] = Counter()
+        self._counted_at: dict[tuple[str, int | None], float] = {}
         self._lock = threading.Lock()
 
     def count(self, name: str, neighbor: int | None = None, by: int = 1) -> None:
         """Add to a counter."""
         with self._lock:
             self._counts[name, neighbor] += by
+            self._counted_at[name, neighbor] = time.monotonic()
 
     def total(self, name: str) -> int:
         """A counter over all neighbors."""
@@ -58,10 +60,13 @@ class Monitor:
 
     def named(self) -> dict[str, int]:
         """All counters in one flat mapping: `refused.stale.3` for neighbor 3."""
-        return {
-            name if neighbor is None else f"{name}.{neighbor}": n
-            for (name, neighbor), n in sorted(self.counts().items(), key=str)
-        }
+        return {_name(key): n for key, n in sorted(self.counts().items(), key=str)}
+
+    def ago_s(self) -> dict[str, float]:
+        """Seconds since each of them was counted last, under the same names."""
+        now = time.monotonic()
+        with self._lock:
+            return {_name(key): now - at for key, at in self._counted_at.items()}
 
     def event(self, name: str, level: int = logging.INFO, **fields: Any) -> None:
         """Write one line: what happened, with plain values."""
@@ -70,6 +75,11 @@ class Monitor:
     def warning(self, name: str, **fields: Any) -> None:
         """Write one line that asks for attention."""
         self.event(name, logging.WARNING, **fields)
+
+
+def _name(key: tuple[str, int | None]) -> str:
+    name, neighbor = key
+    return name if neighbor is None else f"{name}.{neighbor}"
 
 
 def plain(text: str, limit: int = _LIMIT) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import xxhash
 
-from flower_dhb import ConfigError
+from flower_dhb import ConfigError, __version__
 from flower_dhb.peer.mesh.fleet import Fleet, FleetStatus
 from flower_dhb.peer.mesh.fleet import _reason as reason_of
 from flower_dhb.peer.monitor import LOGGER, Monitor, set_up_logging
@@ -26,7 +26,9 @@ from flower_dhb.peer.protocol.edge import Connection
 from flower_dhb.peer.protocol.events import Payload
 from flower_dhb.peer.protocol.patience import Patience
 from flower_dhb.peer.protocol.settings import Config, Timing
-from flower_dhb.peer.watch.status import FINISHED, Progress, serve_metrics, sketch
+from flower_dhb.peer.watch.lately import Lately
+from flower_dhb.peer.watch.metrics import serve_metrics
+from flower_dhb.peer.watch.status import FINISHED, Progress, sketch
 from flower_dhb.peer.wire import native_log
 from flower_dhb.peer.wire import relay_pb2 as pb
 from flower_dhb.peer.wire.native_log import handshake_reason, let_native_log_speak
@@ -323,7 +325,8 @@ def progress(neighbors=(0, 2), rounds=50):
     timing = Timing(ceiling_s=8.0)
     config = Config(vertex=1, neighbors=neighbors, rounds=rounds, timing=timing)
     agent = Agent(config, time.monotonic())
-    return Progress("r", agent, monitor), agent, monitor
+    lately = Lately(agent, time.monotonic())
+    return Progress("r", agent, monitor, lately), agent, monitor
 
 
 def test_a_status_holds_everything_that_the_operator_sees():
@@ -428,24 +431,30 @@ def test_numbers_for_prometheus_on_loopback_only():
     here.finished_round(7, 2.0, np.ones(1))
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    stop = serve_metrics(port, here, agent, monitor)
+    stop = serve_metrics(port, here.reply)
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
             lines = answer.read().decode().splitlines()
     finally:
         stop()
-    assert {line for line in lines if line.startswith("flower")} == {
+    assert {
         'flower_dhb_round{vertex="1"} 7.0',
         'flower_dhb_rounds{vertex="1"} 50.0',
         'flower_dhb_seconds_per_round{vertex="1"} 2.0',
+        'flower_dhb_left_seconds{vertex="1"} 86.0',
         'flower_dhb_neighbors_up{vertex="1"} 1.0',
         'flower_dhb_neighbors{vertex="1"} 2.0',
+        'flower_dhb_neighbor_up{neighbor="0",vertex="1"} 0.0',
+        'flower_dhb_neighbor_up{neighbor="2",vertex="1"} 1.0',
         'flower_dhb_one_sided{vertex="1"} 5.0',
         'flower_dhb_alone{vertex="1"} 0.0',
+        'flower_dhb_stalled_seconds{vertex="1"} 0.0',
         'flower_dhb_app{name="loss",vertex="1"} 0.5',
         'flower_dhb_events_total{event="late",neighbor="2",vertex="1"} 3.0',
         'flower_dhb_events_total{event="rejoined",neighbor="",vertex="1"} 1.0',
-    }
+        f'flower_dhb_info{{phase="loading",version="{__version__}",vertex="1"}} 1.0',
+    } <= set(lines)
+    assert not [x for x in lines if "heard_seconds{" in x]  # nothing has been heard: not known
     with socket.create_server(("127.0.0.1", port)):
         pass  # it has stopped: the port is free
 

@@ -66,8 +66,10 @@ from flower_dhb.peer.protocol.events import (
     Tick,
 )
 from flower_dhb.peer.watch.history import keep_until
+from flower_dhb.peer.watch.lately import Lately
+from flower_dhb.peer.watch.metrics import serve_metrics
 from flower_dhb.peer.watch.recorder import Recorder
-from flower_dhb.peer.watch.status import Progress, serve_metrics
+from flower_dhb.peer.watch.status import Progress
 from flower_dhb.peer.wire import relay_pb2 as pb
 from flower_dhb.peer.wire.bulletin import NO_BOARD
 from flower_dhb.peer.wire.frames import Outgoing, Reason, RefusedError
@@ -132,8 +134,9 @@ class Peer:
         )
         self._found = self._load(journal)
         self.agent = self._agent(self._found)
-        self.progress = Progress(settings.run, self.agent, self.monitor)
         self.bulletins = self._board()
+        self._lately = Lately(self.agent, time.monotonic())
+        self.progress = Progress(settings.run, self.agent, self.monitor, self._lately)
         self.transport = Transport(
             vertex=settings.vertex,
             run=settings.run,
@@ -150,7 +153,7 @@ class Peer:
             may_differ=frozenset() if settings.strict_app else frozenset({"app"}),
             board=self.bulletins or NO_BOARD,
         )
-        self._lock = threading.RLock()
+        self._lock = self.progress.guard = threading.RLock()
         self._events: deque[Event] = deque()
         self._handling = False
         self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
@@ -161,6 +164,8 @@ class Peer:
         self._done = False
         self._error: BaseException | None = None
         self._disk = Disk(journal, self.monitor, self._failed, self._is_another_home)
+        self.progress.dials = settings.dial.keys()
+        self.progress.disk = lambda: self._disk.trouble
         self._recorder = Recorder(settings.state_dir / "record", settings.record)
         self._judge = Judge(settings.algorithm, self._quarantined)
         self._work = Work(
@@ -241,9 +246,7 @@ class Peer:
             if not self._certificate_comes_to_be_valid():
                 return Result(False)
             if self.settings.metrics_port:
-                stop_metrics = serve_metrics(
-                    self.settings.metrics_port, self.progress, self.agent, self.monitor
-                )
+                stop_metrics = serve_metrics(self.settings.metrics_port, self.progress.reply)
             if self._found is not None:
                 self._resume(self._found)
             if self.bulletins is not None:
@@ -340,7 +343,9 @@ class Peer:
                 while self._events:
                     now = time.monotonic()
                     for judged in self._judged(self._events.popleft()):
-                        for effect in self.agent.handle(judged, now):
+                        effects = self.agent.handle(judged, now)
+                        self._lately.saw(judged, effects, now)
+                        for effect in effects:
                             self._do(effect)
                 self._set_alarm()
             except BaseException as error:
@@ -381,6 +386,7 @@ class Peer:
         return not why
 
     def _quarantined(self, neighbor: int, until: int) -> None:
+        self.progress.quarantined[neighbor] = until
         self.monitor.count("quarantined", neighbor)
         self.monitor.warning("quarantined", neighbor=neighbor, until_round=until)
 

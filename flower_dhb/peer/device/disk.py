@@ -91,6 +91,7 @@ class Disk:
         self._line: deque[_Item] = deque()
         self._closing = False
         self._trouble: str | None = None  # why nothing is written at the moment
+        self._remedy = ""
         self._state_at: float | None = None  # when the newest state was put in line
         self._gap_s = math.inf  # from a state to the payload that follows it
         self._state_s = 0.0  # what a state takes, from its turn until it is written
@@ -99,6 +100,11 @@ class Disk:
     def start(self) -> None:
         """Begin to write."""
         self._thread.start()
+
+    @property
+    def trouble(self) -> str:
+        """Why nothing is written at the moment, and what to do; empty if all is well."""
+        return self._remedy if self._trouble is not None else ""
 
     def put(self, item: _Item) -> None:
         """Put something in line."""
@@ -201,7 +207,7 @@ class Disk:
         if self._trouble is None:
             self._monitor.count("disk-trouble")
         if self._trouble != why:
-            self._trouble = why
+            self._trouble, self._remedy = why, with_remedy(why, error)
             self._monitor.warning(
                 "disk-failed",
                 why=why,

@@ -163,7 +163,11 @@ class Work:
             name: float(v) for name, v in flat.items() if isinstance(v, int | float)
         }
         seconds = time.monotonic() - done.begun
-        self._progress.finished_round(label, seconds, after.state.parameters)
+        self._progress.evaluated |= combined.metrics.keys()
+        self._progress.evaluation_error = combined.failure
+        self._progress.finished_round(
+            label, seconds, after.state.parameters, train_s=done.train_s, wait_s=waited_s
+        )
         for j in missing:
             self._monitor.count("missing", j)
         self._monitor.event(

@@ -1,10 +1,11 @@
-"""How a peer is doing: the answer to the operator, and numbers for Prometheus."""
+"""How a peer is doing: the answer to the operator."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager, nullcontext
 from statistics import median
 from typing import Any
 
@@ -13,26 +14,40 @@ import xxhash
 from numpy.typing import NDArray
 
 from flower_dhb import __version__
-from flower_dhb.peer.monitor import Monitor
+from flower_dhb.peer.monitor import Monitor, plain
 from flower_dhb.peer.protocol.agent import Agent, Phase
+from flower_dhb.peer.protocol.edge import Edge
+from flower_dhb.peer.watch.lately import Lately
 from flower_dhb.peer.wire import relay_pb2 as pb
 
-__all__ = ["FINISHED", "Progress", "serve_metrics", "sketch"]
+__all__ = ["FINISHED", "Progress", "sketch"]
 
 SKETCH_LIMIT = 4096
 FINISHED = "finished"  # the phase of a peer whose last round is over
 
 
 class Progress:
-    """Where a peer is, kept by the thread that does its rounds and read by everyone else."""
+    """Where a peer is, kept by the thread that does its rounds and read by everyone else.
 
-    def __init__(self, run: str, agent: Agent, monitor: Monitor) -> None:
+    evaluated: names in `metrics` that the app's evaluation reports; evaluation_error: what it
+    said in the last round, if it failed. guard: held while the agent is looked at. disk: says
+    why the disk takes nothing, empty if it does. dials: neighbors that this
+    peer dials. quarantined: the last round in which a neighbor's payload is not used.
+    """
+
+    def __init__(self, run: str, agent: Agent, monitor: Monitor, lately: Lately) -> None:
         self.run, self.rounds = run, agent.config.rounds
         self.round = 0
         self.metrics: dict[str, float] = {}
+        self.evaluated: set[str] = set()
+        self.evaluation_error = ""
         self.parameters: NDArray[Any] | None = None
-        self._agent, self._monitor = agent, monitor
-        self._seconds: deque[float] = deque(maxlen=16)
+        self.guard: AbstractContextManager[Any] = nullcontext()
+        self.disk: Callable[[], str] = str
+        self.dials: Collection[int] = ()
+        self.quarantined: dict[int, int] = {}
+        self._agent, self._monitor, self._lately = agent, monitor, lately
+        self._times: deque[tuple[float, float, float]] = deque(maxlen=16)
         self._begun = time.monotonic()
 
     @property
@@ -49,50 +64,104 @@ class Progress:
         since = self._agent.alone_since
         return None if since < 0 else since
 
-    def finished_round(self, round: int, seconds: float, parameters: NDArray[Any]) -> None:
-        """A round is over. parameters: kept by reference."""
+    def finished_round(
+        self,
+        round: int,
+        seconds: float,
+        parameters: NDArray[Any],
+        *,
+        train_s: float = 0.0,
+        wait_s: float = 0.0,
+    ) -> None:
+        """A round is over. parameters: kept by reference. train_s, wait_s: parts of seconds."""
         self.round, self.parameters = round, parameters
-        self._seconds.append(seconds)
+        self._times.append((seconds, train_s, wait_s))
 
     @property
     def seconds_per_round(self) -> float:
         """Median of the recent rounds, 0 before the first."""
-        return float(median(self._seconds)) if self._seconds else 0.0
+        return self._usual(0)
+
+    def _usual(self, part: int) -> float:
+        times = [entry[part] for entry in list(self._times)]
+        return float(median(times)) if times else 0.0
 
     def reply(self, request: pb.StatusRequest) -> pb.StatusReply:
         """Answer the operator."""
-        buckets, parameters = min(request.sketch, SKETCH_LIMIT), self.parameters
-        edges = self._agent.edges.values()
+        with self.guard:
+            reply = self._facts(time.monotonic())
+            parameters = self.parameters
+        buckets = min(request.sketch, SKETCH_LIMIT)
+        if buckets and parameters is not None:
+            reply.sketch.extend(sketch(parameters, buckets, self.run))
+        return reply
+
+    def _facts(self, now: float) -> pb.StatusReply:
+        monitor, lately, pace_s = self._monitor, self._lately, self.seconds_per_round
+        left = max(self.rounds - self.round, 0)
         return pb.StatusReply(
-            vertex=self._monitor.vertex,
+            vertex=monitor.vertex,
             run=self.run,
             round=self.round,
             rounds=self.rounds,
             phase=self.phase,
-            seconds_per_round=self.seconds_per_round,
-            bytes_sent=self._monitor.total("bytes-sent"),
-            bytes_received=self._monitor.total("bytes-received"),
-            neighbors=[
-                pb.Neighbor(
-                    vertex=e.neighbor,
-                    up=e.up,
-                    round=e.wants,
-                    deadline_s=e.patience.deadline_s,
-                    misses=e.rounds_missed,
-                    one_sided=e.one_sided_total,
-                    in_doubt=e.unknown,
-                )
-                for e in edges
-            ],
-            sketch=sketch(parameters, buckets, self.run)
-            if buckets and parameters is not None
-            else (),
-            counts=self._monitor.named(),
+            seconds_per_round=pace_s,
+            bytes_sent=monitor.total("bytes-sent"),
+            bytes_received=monitor.total("bytes-received"),
+            neighbors=[self._neighbor(edge, now) for edge in self._agent.edges.values()],
+            counts=monitor.named(),
             metrics=self.metrics,
             software=__version__,
-            uptime_s=time.monotonic() - self._begun,
+            uptime_s=now - self._begun,
             alone_since=self.alone_since,
+            evaluated=sorted(self.evaluated & self.metrics.keys()),
+            since_round_s=lately.since_round_s(now),
+            stalled_s=lately.stalled_s(pace_s, now),
+            lately=len(lately.rounds()),
+            took_part=lately.took_part(),
+            waits_for=lately.waits_for(now),
+            failures=lately.failures,
+            last_error=plain(lately.last_error),
+            disk=plain(self.disk()),
+            clock_s=time.time(),
+            ago_s={k: s for k, s in monitor.ago_s().items() if not k.startswith("bytes-")},
+            train_s=self._usual(1),
+            wait_s=self._usual(2),
+            left_s=left * pace_s if pace_s > 0.0 or not left else None,
+            evaluation_error=plain(self.evaluation_error),
         )
+
+    def _neighbor(self, edge: Edge, now: float) -> pb.Neighbor:
+        j, lately = edge.neighbor, self._lately
+        until = self.quarantined.get(j, 0)
+        return pb.Neighbor(
+            vertex=j,
+            up=edge.up,
+            round=edge.wants,
+            deadline_s=edge.patience.deadline_s,
+            misses=edge.rounds_missed,
+            one_sided=edge.one_sided_total,
+            in_doubt=edge.unknown,
+            closed=edge.closed,
+            done=edge.done,
+            pace_s=edge.patience.usual_s or edge.patience.told_s,
+            heard_s=lately.heard_s(j, now),
+            down_s=0.0 if edge.up else now - edge.down_since,
+            dials=j in self.dials,
+            agreed_s=lately.agreed_s(j),
+            took_part=lately.took_part(j),
+            quarantined_until=until if until >= self._agent.round else 0,
+            differs=self._differing(edge, now),
+        )
+
+    def _differing(self, edge: Edge, now: float) -> list[str]:
+        """What was found to differ on the present connection."""
+        end = f".{edge.neighbor}"
+        return [
+            name.removeprefix("differs.").removesuffix(end)
+            for name, ago in self._monitor.ago_s().items()
+            if name.startswith("differs.") and name.endswith(end) and now - ago >= edge.opened_at
+        ]
 
 
 def sketch(parameters: NDArray[Any], buckets: int, seed: str) -> NDArray[np.float32]:
@@ -111,58 +180,3 @@ def sketch(parameters: NDArray[Any], buckets: int, seed: str) -> NDArray[np.floa
         sign = 2.0 * rng.integers(0, 2, len(part)) - 1.0
         sums += np.bincount(bucket, weights=sign * part, minlength=buckets)
     return sums.astype(np.float32)
-
-
-def serve_metrics(
-    port: int, progress: Progress, agent: Agent, monitor: Monitor
-) -> Callable[[], None]:
-    """Serve numbers for Prometheus on a loopback port. Returns how to stop."""
-    from prometheus_client import CollectorRegistry, start_http_server
-    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-
-    class Collector:
-        def collect(self) -> Iterable[Metric]:
-            """What Prometheus reads."""
-            vertex = str(monitor.vertex)
-            gauges: Mapping[str, tuple[str, float]] = {
-                "round": ("Last finished round", progress.round),
-                "rounds": ("Rounds of the run", progress.rounds),
-                "seconds_per_round": ("Median of recent rounds", progress.seconds_per_round),
-                "neighbors_up": (
-                    "Connected neighbors",
-                    sum(edge.up for edge in agent.edges.values()),
-                ),
-                "neighbors": ("Neighbors", len(agent.edges)),
-                "one_sided": (
-                    "Rounds of edges that counted at one end only",
-                    sum(edge.one_sided_total for edge in agent.edges.values()),
-                ),
-                "alone": ("Whether no neighbor had a part lately", agent.alone_since >= 0),
-            }
-            for name, (text, value) in gauges.items():
-                gauge = GaugeMetricFamily(f"flower_dhb_{name}", text, labels=["vertex"])
-                gauge.add_metric([vertex], value)
-                yield gauge
-            for name, number in list(progress.metrics.items()):
-                gauge = GaugeMetricFamily(
-                    "flower_dhb_app", "The app's own", labels=["vertex", "name"]
-                )
-                gauge.add_metric([vertex, name], number)
-                yield gauge
-            events = CounterMetricFamily(
-                "flower_dhb_events", "What was counted", labels=["vertex", "event", "neighbor"]
-            )
-            for (name, neighbor), count in sorted(monitor.counts().items(), key=str):
-                events.add_metric([vertex, name, "" if neighbor is None else str(neighbor)], count)
-            yield events
-
-    registry = CollectorRegistry()
-    registry.register(Collector())
-    server, thread = start_http_server(port, addr="127.0.0.1", registry=registry)
-
-    def stop() -> None:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-    return stop

@@ -249,7 +249,7 @@ class StatusRequest(_message.Message):
     def __init__(self, sketch: _Optional[int] = ...) -> None: ...
 
 class StatusReply(_message.Message):
-    __slots__ = ("vertex", "run", "round", "rounds", "phase", "seconds_per_round", "bytes_sent", "bytes_received", "neighbors", "sketch", "counts", "metrics", "software", "uptime_s", "alone_since", "certificate_ends", "authority_ends", "bulletins", "certificate", "issuer", "trusts")
+    __slots__ = ("vertex", "run", "round", "rounds", "phase", "seconds_per_round", "bytes_sent", "bytes_received", "neighbors", "sketch", "counts", "metrics", "software", "uptime_s", "alone_since", "evaluated", "since_round_s", "stalled_s", "lately", "took_part", "waits_for", "failures", "last_error", "disk", "clock_s", "ago_s", "train_s", "wait_s", "left_s", "evaluation_error", "certificate_ends", "authority_ends", "bulletins", "certificate", "issuer", "trusts")
     class CountsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -258,6 +258,13 @@ class StatusReply(_message.Message):
         value: int
         def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
     class MetricsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    class AgoSEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
         VALUE_FIELD_NUMBER: _ClassVar[int]
@@ -286,6 +293,21 @@ class StatusReply(_message.Message):
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
     UPTIME_S_FIELD_NUMBER: _ClassVar[int]
     ALONE_SINCE_FIELD_NUMBER: _ClassVar[int]
+    EVALUATED_FIELD_NUMBER: _ClassVar[int]
+    SINCE_ROUND_S_FIELD_NUMBER: _ClassVar[int]
+    STALLED_S_FIELD_NUMBER: _ClassVar[int]
+    LATELY_FIELD_NUMBER: _ClassVar[int]
+    TOOK_PART_FIELD_NUMBER: _ClassVar[int]
+    WAITS_FOR_FIELD_NUMBER: _ClassVar[int]
+    FAILURES_FIELD_NUMBER: _ClassVar[int]
+    LAST_ERROR_FIELD_NUMBER: _ClassVar[int]
+    DISK_FIELD_NUMBER: _ClassVar[int]
+    CLOCK_S_FIELD_NUMBER: _ClassVar[int]
+    AGO_S_FIELD_NUMBER: _ClassVar[int]
+    TRAIN_S_FIELD_NUMBER: _ClassVar[int]
+    WAIT_S_FIELD_NUMBER: _ClassVar[int]
+    LEFT_S_FIELD_NUMBER: _ClassVar[int]
+    EVALUATION_ERROR_FIELD_NUMBER: _ClassVar[int]
     CERTIFICATE_ENDS_FIELD_NUMBER: _ClassVar[int]
     AUTHORITY_ENDS_FIELD_NUMBER: _ClassVar[int]
     BULLETINS_FIELD_NUMBER: _ClassVar[int]
@@ -307,16 +329,31 @@ class StatusReply(_message.Message):
     software: str
     uptime_s: float
     alone_since: int
+    evaluated: _containers.RepeatedScalarFieldContainer[str]
+    since_round_s: float
+    stalled_s: float
+    lately: int
+    took_part: int
+    waits_for: _containers.RepeatedScalarFieldContainer[int]
+    failures: int
+    last_error: str
+    disk: str
+    clock_s: float
+    ago_s: _containers.ScalarMap[str, float]
+    train_s: float
+    wait_s: float
+    left_s: float
+    evaluation_error: str
     certificate_ends: int
     authority_ends: int
     bulletins: _containers.ScalarMap[str, int]
     certificate: str
     issuer: str
     trusts: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, vertex: _Optional[int] = ..., run: _Optional[str] = ..., round: _Optional[int] = ..., rounds: _Optional[int] = ..., phase: _Optional[str] = ..., seconds_per_round: _Optional[float] = ..., bytes_sent: _Optional[int] = ..., bytes_received: _Optional[int] = ..., neighbors: _Optional[_Iterable[_Union[Neighbor, _Mapping]]] = ..., sketch: _Optional[_Iterable[float]] = ..., counts: _Optional[_Mapping[str, int]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., software: _Optional[str] = ..., uptime_s: _Optional[float] = ..., alone_since: _Optional[int] = ..., certificate_ends: _Optional[int] = ..., authority_ends: _Optional[int] = ..., bulletins: _Optional[_Mapping[str, int]] = ..., certificate: _Optional[str] = ..., issuer: _Optional[str] = ..., trusts: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, vertex: _Optional[int] = ..., run: _Optional[str] = ..., round: _Optional[int] = ..., rounds: _Optional[int] = ..., phase: _Optional[str] = ..., seconds_per_round: _Optional[float] = ..., bytes_sent: _Optional[int] = ..., bytes_received: _Optional[int] = ..., neighbors: _Optional[_Iterable[_Union[Neighbor, _Mapping]]] = ..., sketch: _Optional[_Iterable[float]] = ..., counts: _Optional[_Mapping[str, int]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., software: _Optional[str] = ..., uptime_s: _Optional[float] = ..., alone_since: _Optional[int] = ..., evaluated: _Optional[_Iterable[str]] = ..., since_round_s: _Optional[float] = ..., stalled_s: _Optional[float] = ..., lately: _Optional[int] = ..., took_part: _Optional[int] = ..., waits_for: _Optional[_Iterable[int]] = ..., failures: _Optional[int] = ..., last_error: _Optional[str] = ..., disk: _Optional[str] = ..., clock_s: _Optional[float] = ..., ago_s: _Optional[_Mapping[str, float]] = ..., train_s: _Optional[float] = ..., wait_s: _Optional[float] = ..., left_s: _Optional[float] = ..., evaluation_error: _Optional[str] = ..., certificate_ends: _Optional[int] = ..., authority_ends: _Optional[int] = ..., bulletins: _Optional[_Mapping[str, int]] = ..., certificate: _Optional[str] = ..., issuer: _Optional[str] = ..., trusts: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Neighbor(_message.Message):
-    __slots__ = ("vertex", "up", "round", "deadline_s", "misses", "one_sided", "in_doubt")
+    __slots__ = ("vertex", "up", "round", "deadline_s", "misses", "one_sided", "in_doubt", "closed", "done", "pace_s", "heard_s", "down_s", "why_down", "dials", "agreed_s", "took_part", "quarantined_until", "differs")
     VERTEX_FIELD_NUMBER: _ClassVar[int]
     UP_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
@@ -324,6 +361,17 @@ class Neighbor(_message.Message):
     MISSES_FIELD_NUMBER: _ClassVar[int]
     ONE_SIDED_FIELD_NUMBER: _ClassVar[int]
     IN_DOUBT_FIELD_NUMBER: _ClassVar[int]
+    CLOSED_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    PACE_S_FIELD_NUMBER: _ClassVar[int]
+    HEARD_S_FIELD_NUMBER: _ClassVar[int]
+    DOWN_S_FIELD_NUMBER: _ClassVar[int]
+    WHY_DOWN_FIELD_NUMBER: _ClassVar[int]
+    DIALS_FIELD_NUMBER: _ClassVar[int]
+    AGREED_S_FIELD_NUMBER: _ClassVar[int]
+    TOOK_PART_FIELD_NUMBER: _ClassVar[int]
+    QUARANTINED_UNTIL_FIELD_NUMBER: _ClassVar[int]
+    DIFFERS_FIELD_NUMBER: _ClassVar[int]
     vertex: int
     up: bool
     round: int
@@ -331,7 +379,18 @@ class Neighbor(_message.Message):
     misses: int
     one_sided: int
     in_doubt: int
-    def __init__(self, vertex: _Optional[int] = ..., up: bool = ..., round: _Optional[int] = ..., deadline_s: _Optional[float] = ..., misses: _Optional[int] = ..., one_sided: _Optional[int] = ..., in_doubt: _Optional[int] = ...) -> None: ...
+    closed: int
+    done: bool
+    pace_s: float
+    heard_s: float
+    down_s: float
+    why_down: str
+    dials: bool
+    agreed_s: float
+    took_part: int
+    quarantined_until: int
+    differs: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, vertex: _Optional[int] = ..., up: bool = ..., round: _Optional[int] = ..., deadline_s: _Optional[float] = ..., misses: _Optional[int] = ..., one_sided: _Optional[int] = ..., in_doubt: _Optional[int] = ..., closed: _Optional[int] = ..., done: bool = ..., pace_s: _Optional[float] = ..., heard_s: _Optional[float] = ..., down_s: _Optional[float] = ..., why_down: _Optional[str] = ..., dials: bool = ..., agreed_s: _Optional[float] = ..., took_part: _Optional[int] = ..., quarantined_until: _Optional[int] = ..., differs: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class StopRequest(_message.Message):
     __slots__ = ()
