@@ -19,6 +19,7 @@ from flower_dhb.peer.protocol.agent import Agent, Phase
 from flower_dhb.peer.protocol.edge import Edge
 from flower_dhb.peer.watch.lately import Lately
 from flower_dhb.peer.wire import relay_pb2 as pb
+from flower_dhb.peer.wire.identity import utc_now
 
 __all__ = ["FINISHED", "Progress", "sketch"]
 
@@ -123,7 +124,7 @@ class Progress:
             failures=lately.failures,
             last_error=plain(lately.last_error),
             disk=plain(self.disk()),
-            clock_s=time.time(),
+            clock_s=utc_now().timestamp(),
             ago_s={k: s for k, s in monitor.ago_s().items() if not k.startswith("bytes-")},
             train_s=self._usual(1),
             wait_s=self._usual(2),

@@ -22,6 +22,7 @@ __all__ = [
     "identity_of",
     "identity_uri",
     "private_bytes",
+    "utc_now",
 ]
 
 OPERATOR = -1  # the identity of who runs the mesh: it asks peers, and is no neighbor
