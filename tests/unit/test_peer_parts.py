@@ -186,10 +186,11 @@ def test_sketch_keeps_distances():
 def test_the_end_that_can_be_reached_is_dialed():
     topology = Topology.path(3)
     hosts = {0: Host(0, None), 1: Host(1, "10.0.0.1:9000"), 2: Host(2, "10.0.0.2:9000")}
-    ends = dialing_ends(topology, hosts)
+    addresses = {v: host.address for v, host in hosts.items()}
+    ends = dialing_ends(topology.edges, addresses)
     assert ends[0, 1] == 0
     with pytest.raises(ConfigError, match="edge 0-1: neither end has an address"):
-        dialing_ends(topology, {**hosts, 1: Host(1, None)})
+        dialing_ends(topology.edges, {**addresses, 1: None})
     assert hosts[1].listens_on == "0.0.0.0:9000"
     assert Host(1, "127.0.0.1:9000").listens_on == "127.0.0.1:9000"
 
