@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import signal
 import threading
@@ -10,8 +11,12 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flower_dhb.peer.device.ending import Ending, ending_of
+
+if TYPE_CHECKING:
+    from flower_dhb.peer.device.daemon import Result
 
 __all__ = ["configure", "execute", "status_of"]
 
@@ -43,21 +48,45 @@ def execute(arguments: argparse.Namespace) -> int:
         settings = replace(settings, metrics_port=arguments.metrics_port)
     if arguments.state_dir is not None:
         settings = replace(settings, state_dir=arguments.state_dir)
-    monitor = Monitor(settings.vertex)
+    monitor = Monitor(settings.vertex, settings.names)
     capture_native_log(monitor)
     # Flower adds a log handler of its own on import, so ours comes after.
     from flower_dhb.peer.device.daemon import Peer
 
     set_up_logging(arguments.log or settings.log)
-    with Home(settings.state_dir) as home:
-        peer = Peer(settings, monitor, home)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: peer.stop())
-        if arguments.with_parent is not None:
-            watch = threading.Thread(target=_stop_with, args=(arguments.with_parent, peer.stop))
-            watch.daemon = True
-            watch.start()
-        result = peer.run()
+    begun, peer, result, trouble = time.monotonic(), None, None, None
+    try:
+        with Home(settings.state_dir) as home:
+            peer = Peer(settings, monitor, home)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, lambda *_: peer.stop())
+            if arguments.with_parent is not None:
+                watch = threading.Thread(target=_stop_with, args=(arguments.with_parent, peer.stop))
+                watch.daemon = True
+                watch.start()
+            result = peer.run()
+    except BaseException as error:
+        trouble = error
+        raise
+    finally:
+        ending = _ending(result, trouble)
+        monitor.event(
+            "ends",
+            logging.INFO if ending in (Ending.FINISHED, Ending.STOPPED) else logging.WARNING,
+            how=ending.name.lower(),
+            status=int(ending),
+            round=None if peer is None else peer.agent.closed,
+            rounds=settings.rounds,
+            model=str(settings.state_dir / "model.safetensors") if result and result.done else None,
+            duration_s=round(time.monotonic() - begun, 1),
+            why=None if trouble is None else f"{type(trouble).__name__}: {trouble}",
+        )
+    return ending
+
+
+def _ending(result: Result | None, trouble: BaseException | None) -> Ending:
+    if trouble is not None or result is None:
+        return ending_of(trouble or KeyboardInterrupt())
     if not result.done:
         return Ending.STOPPED
     return Ending.FINISHED if result.alone_since is None else Ending.ALONE

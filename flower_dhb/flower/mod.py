@@ -184,8 +184,11 @@ class _Turn:
                 self._note(f"state is lost: {error}")
             return None
         if snapshot is None:
-            if ask.state_round > 0:
-                self._note("state is lost: nothing is stored")
+            if ask.state_round > 0 and not ask.rejoin:  # else whoever asks knows so
+                self._note(
+                    f"has no state of round {ask.state_round}: this node is new or has lost it, so "
+                    "the agent begins again from its neighbors"
+                )
             return None
         newest = snapshot.pending.round if snapshot.pending else snapshot.round
         trained = ask.ask == "train" and snapshot.pending is not None

@@ -1,7 +1,8 @@
 """What a peer tells about itself: counters, and log lines that hold neither keys nor data.
 
-Neighbors and strangers cause lines, and words of theirs are in them. So a line that comes again
-is counted instead of written (`Folding`), and what is not plain text is escaped (`plain`).
+A line says one sentence, the same as text and as JSON (`sentences`). Neighbors and strangers
+cause lines, and words of theirs are in them. So a line that comes again is counted instead of
+written (`Folding`), and what is not plain text is escaped (`plain`).
 """
 
 from __future__ import annotations
@@ -15,31 +16,56 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TextIO
 
-__all__ = ["LOGGER", "Folding", "Monitor", "plain", "set_up_logging"]
+from flower_dhb.peer.sentences import SAID_BY_WHY, SENTENCES, fields_of, in_words, sentence
+
+__all__ = ["LOGGER", "Folding", "Monitor", "Trouble", "plain", "set_up_logging"]
 
 LOGGER = logging.getLogger("flower_dhb.peer")
 
 _LIMIT = 500  # characters of a text in a line
-_EVERY = frozenset({"round"})  # events whose every line is written
-_WINDOW_S, _WINDOW_MAX_S = 10.0, 600.0  # from a line to the count of those that followed
+_EVERY = frozenset({"round", "waits", "begins", "ends"})  # events whose every line is written
+_WINDOW_S, _WINDOW_MAX_S = 10.0, 86400.0  # from a line to the count of those that followed
+_QUIET_S = 600.0  # after so long without it, what comes again is news
+_NEWS, _NEWS_S = 4.0, 600.0  # lines of a kind that are news again at once, and one more in each
 _VARIANTS, _KEYS = 8, 512  # texts that are told apart, of one kind and in all
+# What may be the reason why a neighbor is not there, or the disk takes nothing, and what ends it.
+_TROUBLES = frozenset(
+    ("cut-off", "disconnected", "goodbye", "parted", "refused", "refused-there", "unreachable")
+) | {"disk-failed"}
+_OVER = frozenset(("connected", "disk-writes-again"))
 # Of lines that can be folded: at most 256 KiB at once and 350 KiB an hour.
 _BURST_BYTES, _BYTES_PER_S = 2.0**18, 100.0
 _NUMBERS = re.compile(r"[0-9]+")
 
 
-class Monitor:
-    """Counts by name and neighbor, and writes events. Safe to use from any thread."""
+@dataclass(frozen=True)
+class Trouble:
+    """The last bad news of a neighbor, or of the disk.
 
-    def __init__(self, vertex: int) -> None:
-        self.vertex = vertex
+    since: when the first of that kind came, by the monotonic clock.
+    """
+
+    event: str
+    text: str
+    since: float
+
+
+class Monitor:
+    """Counts by name and neighbor, and writes events. Safe to use from any thread.
+
+    names: of vertices, where the graph has given them any.
+    """
+
+    def __init__(self, vertex: int, names: Mapping[int, str] | None = None) -> None:
+        self.vertex, self.names = vertex, dict(names or {})
         self._counts: Counter[tuple[str, int | None]] = Counter()
         self._counted_at: dict[tuple[str, int | None], float] = {}
+        self._troubles: dict[int | None, tuple[str, Mapping[str, Any], float]] = {}
         self._lock = threading.Lock()
 
     def count(self, name: str, neighbor: int | None = None, by: int = 1) -> None:
@@ -70,11 +96,36 @@ class Monitor:
 
     def event(self, name: str, level: int = logging.INFO, **fields: Any) -> None:
         """Write one line: what happened, with plain values."""
-        LOGGER.log(level, name, extra={"fields": {"vertex": self.vertex, **fields}})
+        self._remember(name, fields)
+        fields = {"vertex": self.vertex, **fields}
+        LOGGER.log(level, name, extra={"fields": fields, "names": self.names})
 
     def warning(self, name: str, **fields: Any) -> None:
         """Write one line that asks for attention."""
         self.event(name, logging.WARNING, **fields)
+
+    def trouble(self, neighbor: int | None) -> Trouble | None:
+        """Why a neighbor is not there, as far as known; None since it was connected last.
+
+        For `None` as the neighbor, why the disk takes nothing.
+        """
+        with self._lock:
+            found = self._troubles.get(neighbor)
+        if found is None:
+            return None
+        event, fields, since = found
+        shown = {k: _plain_value(v) for k, v in fields.items()}
+        return Trouble(event, sentence(event, shown, self.names) or event, since)
+
+    def _remember(self, name: str, fields: Mapping[str, Any]) -> None:
+        neighbor = fields.get("neighbor")
+        with self._lock:
+            if name in _OVER:
+                self._troubles.pop(neighbor, None)
+            elif name in _TROUBLES:
+                before = self._troubles.get(neighbor)
+                since = before[2] if before is not None and before[0] == name else time.monotonic()
+                self._troubles[neighbor] = (name, fields, since)
 
 
 def _name(key: tuple[str, int | None]) -> str:
@@ -113,26 +164,48 @@ def _as_text(value: Any) -> str:
     return str(value)
 
 
+def _said(record: logging.LogRecord) -> tuple[str, dict[str, Any]]:
+    """What a line says, and what of its fields that leaves out."""
+    fields = _fields(record)
+    name = plain(record.getMessage())
+    text = sentence(name, fields, getattr(record, "names", None))
+    left = {"vertex", "more", "within_s"}
+    if text is None:
+        return name, {k: v for k, v in fields.items() if k not in left}
+    left |= fields_of(SENTENCES[name]) | (SAID_BY_WHY if "why" in fields else set())
+    return plain(text, 2 * _LIMIT), {k: v for k, v in fields.items() if k not in left}
+
+
 class _Lines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        fields = _fields(record)
-        who = f"vertex {fields.pop('vertex')}: " if "vertex" in fields else ""
-        more, within_s = fields.pop("more", 0), fields.pop("within_s", 0)
-        extra = " ".join(f"{k}={_as_text(v)}" for k, v in fields.items())
-        if more:
-            extra += f" … {more:,} more in {within_s:g} s"
-        what = plain(record.getMessage())
-        return f"{_stamp(record)} {record.levelname.lower():7} {who}{what} {extra}"
+        fields, names = getattr(record, "fields", {}), getattr(record, "names", {})
+        text, others = _said(record)
+        line = [_stamp(record), f"{record.levelname.lower():7}"]
+        if "vertex" in fields:
+            vertex = fields["vertex"]
+            name = f" ({plain(names[vertex], 40)})" if vertex in names else ""
+            line.append(f"vertex {vertex}{name}:")
+        line += [text, *(f"{k}={_as_text(v)}" for k, v in others.items())]
+        if record.exc_info and record.exc_info[1] is not None:
+            error = record.exc_info[1]
+            line.append(plain(f"({type(error).__name__}: {error})"))
+        if fields.get("more"):
+            line.append(f"… {fields['more']:,} more in {in_words(fields['within_s'])}")
+        return " ".join(line)
 
 
 class _JsonLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
+        fields, names = _fields(record), getattr(record, "names", {})
         document = {
             "time": _stamp(record),
             "level": record.levelname.lower(),
             "event": plain(record.getMessage()),
-            **_fields(record),
+            **fields,
         }
+        if fields.get("vertex") in names:
+            document["name"] = plain(names[fields["vertex"]], 40)
+        document["message"] = _said(record)[0]
         if record.exc_info:
             document["exception"] = self.formatException(record.exc_info)
         return json.dumps(document, default=str)
@@ -145,12 +218,29 @@ def _stamp(record: logging.LogRecord) -> str:
 
 @dataclass
 class _Fold:
-    """Lines of one kind since one of them was written."""
+    """Lines of one kind since one of them was written.
+
+    seen_at: when the last one came. subject: whom they are about. news: how many more of the
+    kind may be written at once, and since when that is known.
+    """
 
     since: float
     window_s: float
     last: logging.LogRecord
+    seen_at: float
+    subject: str = ""
     more: int = 0
+    news: float = _NEWS
+    news_at: float = 0.0
+
+    def may_be_news(self, now: float) -> bool:
+        """Take one of the lines that may be written at once."""
+        self.news = min(_NEWS, self.news + (now - self.news_at) / _NEWS_S)
+        self.news_at = now
+        if self.news < 1.0:
+            return False
+        self.news -= 1.0
+        return True
 
 
 class Folding(logging.StreamHandler[TextIO]):
@@ -158,9 +248,11 @@ class Folding(logging.StreamHandler[TextIO]):
 
     A kind is an event, with its neighbor and reason, and with what it says apart from numbers.
     The count comes in a line like the last of those that it stands for, with `more` and
-    `within_s`: after 10 s, then after twice that, up to 10 minutes. A kind that has kept still
-    for so long begins anew. Lines of all kinds together are bounded in bytes, too: what is
-    beyond that is counted. Lines of the events in `_EVERY` are always written.
+    `within_s`: after 10 s, then after twice that, up to a day. What comes again after another
+    event of the same neighbor (or of the peer itself) is news: it is written at once, after the
+    count of what was before, four times and then once in ten minutes. So is what comes after ten
+    minutes of silence. Lines of all kinds together are bounded in bytes, too: what is beyond
+    that is counted. Lines of the events in `_EVERY` are always written.
 
     clock: monotonic time, in seconds.
     """
@@ -170,6 +262,7 @@ class Folding(logging.StreamHandler[TextIO]):
         self._clock = clock
         self._folds: dict[tuple[str, ...], _Fold] = {}
         self._variants: Counter[tuple[str, ...]] = Counter()  # of a kind, told apart
+        self._latest: dict[str, str] = {}  # event by subject: a neighbor, or the peer itself
         self._left, self._left_at = _BURST_BYTES, clock()
         self._next = math.inf  # when the first window ends
         self._changed = threading.Event()
@@ -178,35 +271,68 @@ class Folding(logging.StreamHandler[TextIO]):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a line, or count it."""
-        if record.name == LOGGER.name and record.getMessage() in _EVERY:
-            self._write(self.format(record))
-            return
         now = self._clock()
         if now >= self._next:
             self.write_counts(now)
+        subject, event = self._about(record)
+        is_other = self._latest.get(subject) != event
+        self._latest[subject] = event
+        if record.name == LOGGER.name and event in _EVERY:
+            self._write(self.format(record))
+            return
         key = self._key(record)
         fold = self._folds.get(key)
         if fold is None:
-            fold = self._folds[key] = _Fold(now, _WINDOW_S, record)
+            fold = self._folds[key] = _Fold(now, _WINDOW_S, record, now, subject, news_at=now)
             self._variants[key[:-1]] += 1
-            self._next = min(self._next, now + _WINDOW_S)
+            is_news = True
+        else:
+            is_late = now - fold.seen_at >= _QUIET_S
+            is_news = is_late or (is_other and fold.may_be_news(now))
+            if is_late:
+                fold.window_s = _WINDOW_S
+        fold.seen_at = now
+        if is_news:
+            if is_other:
+                self._close_counts_of(subject, now)
             if self._afford(line := self.format(record), now):
+                fold.since = now
+                self._next = min(self._next, now + fold.window_s)
                 self._write(line)
                 return
         fold.more += 1
         fold.last = record
+        self._next = min(self._next, fold.since + fold.window_s)
         if fold.more == 1:
             self._wake()
+
+    def _about(self, record: logging.LogRecord) -> tuple[str, str]:
+        """Whom a line is about, and what happened."""
+        if record.name != LOGGER.name:
+            return record.name, ""
+        fields = getattr(record, "fields", {})
+        return str(fields.get("neighbor", "")), record.getMessage()
+
+    def _close_counts_of(self, subject: str, now: float) -> None:
+        """Something else has happened: what was counted before comes before it in the log."""
+        for fold in self._folds.values():
+            if fold.subject == subject and fold.more:
+                line = self.format(_summed_up(fold, now))
+                if not self._afford(line, now):
+                    return
+                self._write(line)
+                fold.since, fold.more = now, 0
 
     def write_counts(self, now: float, *, all_of_them: bool = False) -> float | None:
         """Write the counts that are due. Returns when the next one is."""
         with self._own_lock():
             for key, fold in list(self._folds.items()):
-                if not all_of_them and now < fold.since + fold.window_s:
-                    continue
                 if fold.more == 0:
-                    del self._folds[key]
-                    self._variants[key[:-1]] -= 1
+                    if now - fold.seen_at >= _QUIET_S:
+                        del self._folds[key]
+                        self._variants[key[:-1]] -= 1
+                    continue
+                if not all_of_them and now < fold.since + fold.window_s:
                     continue
                 line = self.format(_summed_up(fold, now))
                 if self._afford(line, now) or all_of_them:
@@ -214,10 +340,12 @@ class Folding(logging.StreamHandler[TextIO]):
                     fold.since, fold.more = now, 0
                     fold.window_s = min(2.0 * fold.window_s, _WINDOW_MAX_S)
                 else:
-                    fold.window_s += _WINDOW_MAX_S
-            ends = [(f.since + f.window_s, f.more) for f in self._folds.values()]
-            self._next = min((end for end, _ in ends), default=math.inf)
-            return min((end for end, more in ends if more), default=None)
+                    fold.window_s += _QUIET_S
+            folds = self._folds.values()
+            due = min((f.since + f.window_s for f in folds if f.more), default=None)
+            quiet = min((f.seen_at + _QUIET_S for f in folds if not f.more), default=math.inf)
+            self._next = min(quiet, math.inf if due is None else due)
+            return due
 
     def close(self) -> None:
         """Write what has been counted, and end."""
@@ -242,7 +370,7 @@ class Folding(logging.StreamHandler[TextIO]):
         fields = getattr(record, "fields", {})
         kind: tuple[str, ...]
         if record.name == LOGGER.name:
-            said = str(fields.get("why", fields.get("text", "")))[:_LIMIT]
+            said = str(fields.get("why", ""))[:_LIMIT]
             kind = (record.getMessage(), str(fields.get("neighbor")), str(fields.get("reason")))
         else:  # another package's; what its lines have in common is their form
             said = str(record.msg)[:_LIMIT]
@@ -287,7 +415,10 @@ class Folding(logging.StreamHandler[TextIO]):
 
 def _summed_up(fold: _Fold, now: float) -> logging.LogRecord:
     """The last line that was counted, with the count of them all."""
-    record = logging.makeLogRecord(fold.last.__dict__)
+    record = logging.makeLogRecord({})
+    told_at = record.created
+    record.__dict__.update(fold.last.__dict__)
+    record.created = told_at
     within_s = max(1, math.ceil(now - fold.since))
     record.__dict__["fields"] = {
         **getattr(record, "fields", {}),

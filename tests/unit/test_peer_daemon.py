@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -643,7 +644,7 @@ def test_every_error_has_its_exit_status(error, status):
 def test_the_exit_status_says_how_it_ended(settings, monkeypatch, result, status):
     class Ended:
         def __init__(self, *_):
-            pass
+            self.agent = SimpleNamespace(closed=3)
 
         def run(self):
             return result

@@ -392,7 +392,7 @@ def test_a_dialing_end_wants_the_certificate_of_the_vertex_it_dials(files, event
     ):
         wait_for(lambda: a.count("dial-failed") >= 1)
         assert wrong.up() == a.up() == ()
-    assert events.named("disconnected")[0]["neighbor"] == 1
+    assert events.named("unreachable")[0]["neighbor"] == 1
     assert a.count("disconnected") == 0
 
 
@@ -700,7 +700,7 @@ def test_files_that_do_not_fit_are_an_attempt_that_failed(files, events, tmp_pat
         peer.transport.start()
     peer.transport._stopping = Pauses(1)
     peer.transport._keep_dialing(1)
-    assert "cannot read" in events.named("disconnected")[0]["why"]
+    assert "cannot read" in events.named("unreachable")[0]["why"]
 
 
 def test_an_address_in_use_is_an_error_with_the_vertex():

@@ -69,9 +69,9 @@ def loggers_as_before():
 def test_a_line_per_event_with_its_time_level_and_fields(form):
     stream = io.StringIO()
     set_up_logging(form, stream)
-    monitor = Monitor(3)
-    monitor.event("round", round=4, missing=[1])
-    monitor.warning("refused", why="x")
+    monitor = Monitor(3, {3: "arm"})
+    monitor.event("finished", round=4)
+    monitor.warning("made-up", why="x y", part=2)
     monitor.event("chatter", logging.DEBUG)
     logging.getLogger("flwr").info("from flower %s", 7)
     try:
@@ -83,9 +83,24 @@ def test_a_line_per_event_with_its_time_level_and_fields(form):
     if form == "json":
         lines = [json.loads(text) for text in stream.getvalue().splitlines()]
         assert [{k: v for k, v in d.items() if k != "time"} for d in lines[:3]] == [
-            {"level": "info", "event": "round", "vertex": 3, "round": 4, "missing": [1]},
-            {"level": "warning", "event": "refused", "vertex": 3, "why": "x"},
-            {"level": "info", "event": "from flower 7"},
+            {
+                "level": "info",
+                "event": "finished",
+                "vertex": 3,
+                "round": 4,
+                "name": "arm",
+                "message": "the last round, 4, is over; the model is written",
+            },
+            {
+                "level": "warning",
+                "event": "made-up",
+                "vertex": 3,
+                "why": "x y",
+                "part": 2,
+                "name": "arm",
+                "message": "made-up",
+            },
+            {"level": "info", "event": "from flower 7", "message": "from flower 7"},
         ]
         assert "ValueError: broken" in lines[3]["exception"]
         assert "exception" not in lines[0]
@@ -94,11 +109,12 @@ def test_a_line_per_event_with_its_time_level_and_fields(form):
     else:
         lines = [text.split(" ", 1)[1] for text in stream.getvalue().splitlines()]
         assert lines[:3] == [
-            "info    vertex 3: round round=4 missing=[1]",
-            "warning vertex 3: refused why=x",
-            "info    from flower 7 ",
+            "info    vertex 3 (arm): the last round, 4, is over; the model is written",
+            'warning vertex 3 (arm): made-up why="x y" part=2',
+            "info    from flower 7",
         ]
-        assert line == "1970-01-01T00:00:00.062+00:00 info    m "
+        assert lines[3] == "error   failed (ValueError: broken)"
+        assert line == "1970-01-01T00:00:00.062+00:00 info    m"
 
 
 @pytest.mark.usefixtures("loggers_as_before")
@@ -173,7 +189,7 @@ def test_what_the_library_writes_becomes_events():
          "why": "its certificate is signed by another authority"}
     ]  # fmt: skip
     assert monitor.counts() == {("turned-away.handshake", None): 1}
-    assert [e["text"] for e in events.named("native")] == [lines[-1][:500], "�"]
+    assert [e["why"] for e in events.named("native")] == [lines[-1][:500], "�"]
 
 
 def test_standard_error_itself_is_left_as_it_was(capfd, monkeypatch):
@@ -193,7 +209,7 @@ def test_standard_error_itself_is_left_as_it_was(capfd, monkeypatch):
             sys.stderr.close()
             os.write(2, b"E0000 from the library\n")
             assert heard.wait(10)
-        assert [e["text"] for e in events.named("native")] == ["E0000 from the library"]
+        assert [e["why"] for e in events.named("native")] == ["E0000 from the library"]
     finally:
         os.dup2(before, 2)  # the last writer's end: the reading thread ends
         os.close(before)

@@ -365,7 +365,7 @@ def test_it_is_not_if_it_cannot_come_whole_before_the_ceiling_and_that_is_said_o
     arriving(end, 80, total=2000)
     assert end.said()[-1] == "combine 7: nobody"
     (note,) = end.noted("slow-link")
-    assert (note["neighbor"], note["bytes"], note["bytes_per_s"]) == (1, 2000, 10)
+    assert (note["neighbor"], note["bytes"], note["bytes_per_second"]) == (1, 2000, 10)
     assert (note["needs_s"], note["ceiling_s"]) == (200, CEILING)
     assert "larger timing.ceiling-s" in note["remedy"]
     arriving(end, 90, 100, total=2000)

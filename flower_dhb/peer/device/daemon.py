@@ -18,13 +18,14 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import xxhash
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from flower_dhb import __version__
 from flower_dhb.errors import ConfigError, DamageError, NotNowError, RoundError
 from flower_dhb.files import write_durably
 from flower_dhb.peer.device.app import Agent as App
@@ -70,6 +71,7 @@ from flower_dhb.peer.watch.lately import Lately
 from flower_dhb.peer.watch.metrics import serve_metrics
 from flower_dhb.peer.watch.recorder import Recorder
 from flower_dhb.peer.watch.status import Progress
+from flower_dhb.peer.watch.vigil import Vigil, Wait, wait_of
 from flower_dhb.peer.wire import relay_pb2 as pb
 from flower_dhb.peer.wire.bulletin import NO_BOARD
 from flower_dhb.peer.wire.frames import Outgoing, Reason, RefusedError
@@ -110,7 +112,7 @@ class Peer:
         self, settings: PeerSettings, monitor: Monitor | None = None, home: Home | None = None
     ) -> None:
         self.settings = settings
-        self.monitor = monitor or Monitor(settings.vertex)
+        self.monitor = monitor or Monitor(settings.vertex, settings.names)
         self._home, self._home_is_held = home or Home(settings.state_dir), home is not None
         arrays = _read_start(settings.start)
         client_app = load_client_app(settings.app, settings.client_app)
@@ -239,6 +241,8 @@ class Peer:
             self._home.take()
         stop_metrics: Callable[[], None] = lambda: None  # noqa: E731
         clock = threading.Thread(target=self._keep_time, name="clock", daemon=True)
+        vigil = Vigil(self._waits_for, self.monitor)
+        self._say_what_begins()
         try:
             self._disk.start()
             if self.bulletins is not None:
@@ -254,6 +258,7 @@ class Peer:
             self.transport.start()
             self.deliver(Started())
             clock.start()
+            vigil.start()
             while (task := self._tasks.get()) is not None:
                 if not self._ended or isinstance(task, Save | Free):
                     self._work.do(task)
@@ -261,6 +266,7 @@ class Peer:
             self._ended = True
             if self.bulletins is not None:
                 self.bulletins.stop()
+            vigil.stop()
             self.transport.stop()
             self._disk.close()
             self._work.close()
@@ -274,6 +280,30 @@ class Peer:
             raise self._error
         return Result(self._done, self._alone_since)
 
+    def _say_what_begins(self) -> None:
+        """The first line: who this is, where, and from which round on."""
+        settings, found = self.settings, self._found
+        where: dict[str, Any] = {"begins_how": "begins anew, with no state of its own"}
+        if found is not None:
+            where = {"resumes_after": self.agent.closed}
+        self.monitor.event(
+            "begins",
+            mesh=settings.mesh,
+            run=settings.run,
+            version=__version__,
+            app=str(settings.app),
+            listen=settings.listen,
+            dials=sorted(settings.dial),
+            rounds=settings.rounds,
+            **where,
+        )
+
+    def _waits_for(self) -> Wait | None:
+        with self._lock:
+            if self._ended:
+                return None
+            return wait_of(self.agent, time.monotonic(), self.monitor)
+
     def _certificate_comes_to_be_valid(self) -> bool:
         """Wait for the clock, or for renewed files. Returns False if `stop` came before.
 
@@ -282,8 +312,12 @@ class Peer:
         """
         if self.settings.tls is None:
             return True
-        told, before = "", ""
+        told, before, why = "", "", ""
+        begun = time.monotonic()
+        what = "waits to begin, for a certificate that is valid,"
+        vigil = Vigil(lambda: Wait(what, ("certificate",), why=why), self.monitor)
         while True:
+            vigil.look()
             try:
                 self.settings.tls.read()
             except ConfigError as error:
@@ -298,7 +332,8 @@ class Peer:
                 before = why
             else:
                 if told:
-                    self.monitor.event("certificate-valid")
+                    after_s = round(time.monotonic() - begun)
+                    self.monitor.event("certificate-valid", after_s=after_s)
                 return True
             try:
                 if self._alarms.get(timeout=_LOOK_AGAIN_S) is _Alarm.STOP:

@@ -92,6 +92,7 @@ class Disk:
         self._closing = False
         self._trouble: str | None = None  # why nothing is written at the moment
         self._remedy = ""
+        self._trouble_since = 0.0
         self._state_at: float | None = None  # when the newest state was put in line
         self._gap_s = math.inf  # from a state to the payload that follows it
         self._state_s = 0.0  # what a state takes, from its turn until it is written
@@ -161,7 +162,8 @@ class Disk:
         if self._trouble is not None:
             self._trouble = None
             self._monitor.count("disk-writes-again")
-            self._monitor.event("disk-writes-again")
+            since_s = round(time.monotonic() - self._trouble_since)
+            self._monitor.event("disk-writes-again", after_s=since_s)
         if done is not None:
             done()
         return True
@@ -205,6 +207,7 @@ class Disk:
         self._monitor.count("disk-failed")
         why = error.strerror or str(error)
         if self._trouble is None:
+            self._trouble_since = time.monotonic()
             self._monitor.count("disk-trouble")
         if self._trouble != why:
             self._trouble, self._remedy = why, with_remedy(why, error)

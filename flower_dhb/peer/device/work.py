@@ -151,7 +151,7 @@ class Work:
         combined = self._app.combine(k, payloads, evaluate=self._evaluates(label))
         for text in combined.refused:
             self._monitor.count("refused.agent")
-            self._monitor.warning("refused", reason="agent", why=text)
+            self._monitor.warning("refused-by-app", why=text)
         after = self._app.snapshot()
         if before is not None and done.frame is not None:
             write = self._recorder.ended

@@ -26,6 +26,8 @@ from flower_dhb.peer.protocol.rounds import EPOCH_BITS, Rounds
 
 __all__ = ["Neighborhood"]
 
+_SPOKEN_OF_S = 10.0  # an absence that is worth a word
+
 
 class Neighborhood(Rounds):
     """The edges of an agent, as its neighbors' messages change them."""
@@ -129,9 +131,10 @@ class Neighborhood(Rounds):
         if self.final is not None:
             self._send(edge, Goodbye(True, "finished", self.told_counted(edge)))
         self._serve(edge)
-        self.out.append(
-            Note("connected", {"neighbor": edge.neighbor, "round": edge.wants}, warning=False)
-        )
+        fields: dict[str, object] = {"neighbor": edge.neighbor, "round": edge.wants}
+        if now - edge.down_since >= _SPOKEN_OF_S:
+            fields["after_s"] = round(now - edge.down_since)
+        self.out.append(Note("connected", fields, warning=False))
 
     def _answer_open(self, edge: Edge, hello: Hello) -> None:
         """The neighbor is in a round that is over here: say how it ended."""
@@ -285,7 +288,7 @@ class Neighborhood(Rounds):
                 {
                     "neighbor": edge.neighbor,
                     "bytes": edge.total,
-                    "bytes_per_s": round(edge.arrived / elapsed),
+                    "bytes_per_second": round(edge.arrived / elapsed),
                     "needs_s": round(needs_s),
                     "ceiling_s": timing.ceiling_s,
                     "remedy": "no round can count this edge: set a larger timing.ceiling-s, train "

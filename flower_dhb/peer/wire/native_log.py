@@ -121,4 +121,4 @@ def _tell(text: str, monitor: Monitor) -> None:
         monitor.count("turned-away.handshake")
         monitor.warning("turned-away", reason="handshake", why=reason)
     elif text and not _CHATTER.match(text):
-        monitor.event("native", text=text[:500])
+        monitor.event("native", why=text[:500])

@@ -24,6 +24,7 @@ from flower_dhb.peer.protocol.events import LinkEvent
 from flower_dhb.peer.wire import relay_pb2 as pb
 from flower_dhb.peer.wire.agreement import Agreement
 from flower_dhb.peer.wire.bulletin import NO_BOARD, Board, Notice
+from flower_dhb.peer.wire.causes import cause_of
 from flower_dhb.peer.wire.descriptors import CONNECTIONS, OPERATORS, raise_limit, room_for
 from flower_dhb.peer.wire.doubles import Doubles
 from flower_dhb.peer.wire.frames import (
@@ -391,8 +392,13 @@ class Transport:
                 return
             if greeted and time.monotonic() - begin > self.limits.retry_max_s:
                 pause_s = self.limits.retry_s
-            self.monitor.count("dial-failed" if not greeted else "disconnected", neighbor)
-            self.monitor.warning("disconnected", neighbor=neighbor, why=why)
+            if greeted:
+                self.monitor.count("disconnected", neighbor)
+                self.monitor.warning("disconnected", neighbor=neighbor, why=why)
+            else:
+                self.monitor.count("dial-failed", neighbor)
+                address = self.dial[neighbor]
+                self.monitor.warning("unreachable", neighbor=neighbor, address=address, why=why)
             self._stopping.wait(pause_s * float(rng.uniform(0.5, 1.5)))
             pause_s = min(2.0 * pause_s, self.limits.retry_max_s)
             if greeted:
@@ -463,7 +469,7 @@ class Transport:
                 raw = next(arriving, None)
             except grpc.RpcError as error:
                 details = getattr(error, "details", None)
-                why = str(details() if details is not None else error)
+                why = cause_of(str(details() if details is not None else error))
                 break
             except Exception as error:  # gRPC raises bare Exceptions when a call is cancelled
                 why = f"{type(error).__name__}: {error}"
