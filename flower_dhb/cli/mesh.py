@@ -1,15 +1,14 @@
-"""`flower-dhb mesh`: create a mesh, renew certificates, run it here, ask how it is."""
+"""`flower-dhb mesh`: create a mesh, change it while it runs, run it here, ask how it is."""
 
 from __future__ import annotations
 
 import argparse
-import tomllib
 from pathlib import Path
-from typing import Any
 
+from flower_dhb.cli.mesh_day_two import DAY_TWO, configure_day_two
 from flower_dhb.cli.mesh_status import configure_status, status
 from flower_dhb.cli.mesh_up import configure_up, up
-from flower_dhb.errors import ConfigError
+from flower_dhb.cli.values import check_days, nested, pairs
 
 __all__ = ["configure", "execute"]
 
@@ -46,24 +45,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
     renew.add_argument("mesh", type=Path)
     renew.add_argument("--vertex", type=int, help="which device; the operator if left out")
     renew.add_argument("--days", type=int, default=365)
+    configure_day_two(actions)
     configure_up(actions)
     configure_status(actions)
 
 
 def execute(arguments: argparse.Namespace) -> int:
     """Do what was asked. Returns the exit status."""
-    return int(
-        {"create": _create, "renew": _renew, "up": up, "status": status}[arguments.action](
-            arguments
-        )
-    )
+    done = {"create": _create, "renew": _renew, "up": up, "status": status, **DAY_TWO}
+    return int(done[arguments.action](arguments))
 
 
 def _create(arguments: argparse.Namespace) -> int:
     from flower_dhb.peer.mesh import create as mesh
 
-    _check_days(arguments.days)
-    overrides = _pairs(arguments.run_config, "--run-config")
+    check_days(arguments.days)
+    overrides = pairs(arguments.run_config, "--run-config")
     for key in ("topology", "weights", "rounds"):
         if getattr(arguments, key) is not None:
             overrides[key] = getattr(arguments, key)
@@ -81,7 +78,7 @@ def _create(arguments: argparse.Namespace) -> int:
             start=arguments.start,
             days=arguments.days,
             plaintext=arguments.insecure_plaintext,
-            peer=_nested(_pairs(arguments.set, "--set")),
+            peer=nested(pairs(arguments.set, "--set")),
             force=arguments.force,
         )
     )
@@ -95,34 +92,8 @@ def _renew(arguments: argparse.Namespace) -> int:
     from flower_dhb.peer.mesh.create import renew
     from flower_dhb.peer.wire.identity import OPERATOR
 
-    _check_days(arguments.days)
+    check_days(arguments.days)
     vertex = OPERATOR if arguments.vertex is None else arguments.vertex
     renew(arguments.mesh, vertex, arguments.days)
     print("new key and certificate; a running peer uses them from its next connection on")
     return 0
-
-
-def _check_days(days: int) -> None:
-    if not days >= 1:
-        raise ConfigError(f"--days must be at least 1, got {days}: no device would be let in")
-
-
-def _pairs(words: list[str], option: str) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for word in words:
-        key, mark, text = word.partition("=")
-        if not mark:
-            raise ConfigError(f"{option}: expected KEY=VALUE, got '{word}'")
-        try:
-            values[key.strip()] = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            values[key.strip()] = text
-    return values
-
-
-def _nested(flat: dict[str, Any]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for key, value in flat.items():
-        table, _, name = key.rpartition(".")
-        (nested.setdefault(table, {}) if table else nested)[name] = value
-    return nested

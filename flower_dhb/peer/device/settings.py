@@ -14,6 +14,7 @@ from flower_dhb.errors import ConfigError, unknown
 from flower_dhb.files import read_toml
 from flower_dhb.peer.protocol.settings import Config, Timing
 from flower_dhb.peer.wire.address import parse_address
+from flower_dhb.peer.wire.edition import MeshEdition
 from flower_dhb.peer.wire.identity import Identity
 from flower_dhb.peer.wire.tls import TlsFiles
 from flower_dhb.peer.wire.transport import Limits
@@ -33,6 +34,8 @@ _INTEGERS = {  # and the least that each can be
     "away_rounds": 1,
     "evaluate_every": 0,
     "metrics_port": 0,
+    "edition": 1,
+    "begins": 1,
 }
 
 
@@ -86,6 +89,8 @@ class PeerSettings:
     metrics_port: int = 0
     log: str = "text"
     names: Mapping[int, str] = field(default_factory=dict)
+    edition: int = 1
+    begins: int = 1
     bulletins: Path | None = None
 
     def __post_init__(self) -> None:
@@ -158,6 +163,30 @@ class PeerSettings:
             away_rounds=self.away_rounds,
             early=early,
             conserves=bool(self.algorithm.conserved),
+        )
+
+    def in_edition(self, edition: MeshEdition) -> PeerSettings:
+        """What an edition of the mesh makes of them: graph, rounds, addresses and limits.
+
+        Raises ConfigError if this device cannot follow it, or is no member by it.
+        """
+        if self.vertex not in edition.vertices:
+            raise ConfigError(f"vertex {self.vertex} is no member by edition {edition.number}")
+        timing = _settings(Timing, "timing", edition.timing, _TIMES)
+        near = (self.vertex, *edition.neighbors(self.vertex))
+        names = {j: edition.vertices[j].name for j in near}
+        return replace(
+            self,
+            edition=edition.number,
+            begins=edition.begins,
+            rounds=edition.rounds,
+            evaluate_every=edition.evaluate_every,
+            weights=edition.row(self.vertex),
+            dial=edition.dial(self.vertex),
+            graph=edition.graph,
+            names={j: name for j, name in names.items() if name is not None},
+            timing=replace(self.timing, **timing),
+            limits=replace(self.limits, **_settings(Limits, "limits", edition.limits)),
         )
 
     @classmethod
@@ -265,17 +294,23 @@ def _table(
     kind: type[T], name: str, table: Mapping[str, Any], names: Iterable[str] | None = None
 ) -> T:
     """A table as a dataclass, of whose fields it may hold `names`, or all."""
+    return kind(**_settings(kind, name, table, names))
+
+
+def _settings(
+    kind: type[Any], name: str, table: Mapping[str, Any], names: Iterable[str] | None = None
+) -> dict[str, Any]:
+    """The fields of a dataclass that a table says."""
     if not isinstance(table, Mapping):
         raise ConfigError(f"[{name}] must be a table, got {table!r}")
-    all_names = [f.name for f in fields(kind)]  # type: ignore[arg-type]
-    known = [n.replace("_", "-") for n in (names or all_names)]
+    known = [n.replace("_", "-") for n in (names or [f.name for f in fields(kind)])]
     settings: dict[str, Any] = {}
     for key, value in table.items():
         if key not in known:
             raise ConfigError(unknown(f"key of [{name}]", key, known))
-        pair = isinstance(value, list) and len(value) == 2
+        pair = isinstance(value, list | tuple) and len(value) == 2
         for number in value if pair else [value]:
             if isinstance(number, bool) or not isinstance(number, int | float) or not number > 0:
                 raise ConfigError(f"[{name}] {key} must be above 0, got {value!r}")
         settings[key.replace("-", "_")] = tuple(value) if pair else float(value)
-    return kind(**settings)
+    return settings

@@ -101,15 +101,17 @@ class FleetStatus:
 
 
 class Fleet:
-    """All peers of the mesh in a directory that `mesh create` wrote. Raises ConfigError."""
+    """All peers of the mesh in a directory that `mesh create` wrote. Raises ConfigError.
 
-    def __init__(self, directory: Path) -> None:
+    hosts: address by vertex, if not those that the mesh has now.
+    """
+
+    def __init__(self, directory: Path, hosts: Mapping[int, str | None] | None = None) -> None:
         document = read_overview(directory)
         self.document: dict[str, Any] = document
         self.edges = tuple((e["between"][0], e["between"][1]) for e in document["edges"])
-        self.hosts: dict[int, str | None] = {
-            h["vertex"]: h.get("address") for h in document["hosts"]
-        }
+        now: dict[int, str | None] = {h["vertex"]: h.get("address") for h in document["hosts"]}
+        self.hosts = now if hosts is None else dict(hosts)
         self._tls: TlsFiles | None = None
         if not document["plaintext"]:
             home = directory / "operator"

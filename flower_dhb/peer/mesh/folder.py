@@ -117,4 +117,7 @@ def _finish(directory: Path) -> None:
             make_folder((directory / name).parent, mode=0o700)
             (source / name).replace(directory / name)
             sync_folder((directory / name).parent)
-    shutil.rmtree(source)
+    # It holds as long as its list is there whole, so it goes under the name of a draft.
+    shutil.rmtree(directory / _DRAFT, ignore_errors=True)
+    source.rename(directory / _DRAFT)
+    shutil.rmtree(directory / _DRAFT)

@@ -14,7 +14,16 @@ from flower_dhb.peer.mesh.fleet import Fleet
 from flower_dhb.peer.mesh.overview import read_overview
 from flower_dhb.peer.wire.bulletin import KINDS, Bulletin, BulletinError, verify
 
-__all__ = ["Published", "hand_out", "newest", "publish", "put_bulletins"]
+__all__ = [
+    "FOLDER",
+    "Published",
+    "bulletin_path",
+    "hand_out",
+    "newest",
+    "publish",
+    "put_bulletins",
+    "signed",
+]
 
 FOLDER = "bulletins"
 
@@ -25,13 +34,14 @@ class Published:
 
     path: where it lies, to be carried to a device by hand: into `bulletins/` beside its
     `peer.toml`. failures: why the others have not taken it, by vertex; as soon as one neighbor
-    has it, they learn it from there.
+    has it, they learn it from there. refused: those of them that have looked at it.
     """
 
     bulletin: Bulletin
     path: Path
     took: tuple[int, ...]
     failures: Mapping[int, str]
+    refused: frozenset[int] = frozenset()
 
 
 def publish(
@@ -48,6 +58,16 @@ def publish(
     directory, and in the folder of each device there, before anybody is asked. Raises
     ConfigError, for a mesh in plaintext as well: it has no authority that could sign.
     """
+    write_durably(bulletin_path(directory, kind), signed(directory, kind, body, number=number))
+    for home in sorted(directory.glob("vertex-*")):
+        put_bulletins(directory, home)
+    return hand_out(directory, kind, timeout_s=timeout_s)
+
+
+def signed(
+    directory: Path, kind: str, body: Mapping[str, Any], *, number: int | None = None
+) -> bytes:
+    """The next bulletin of a kind, which is written nowhere. number, errors: as for `publish`."""
     authority = _authority(directory)
     before = newest(directory, kind)
     least = 1 if before is None else before.number + 1
@@ -57,33 +77,47 @@ def publish(
             f"bulletin {number} of kind '{kind}': number {least - 1} is published already, and "
             "devices take none with a smaller or the same number"
         )
-    raw = authority.sign(Bulletin(kind, authority.mesh, number, body))
-    write_durably(_path(directory, kind), raw)
-    for home in sorted(directory.glob("vertex-*")):
-        put_bulletins(directory, home)
-    return hand_out(directory, kind, timeout_s=timeout_s)
+    return authority.sign(Bulletin(kind, authority.mesh, number, body))
 
 
-def hand_out(directory: Path, kind: str, *, timeout_s: float = 10.0) -> Published:
+def hand_out(
+    directory: Path,
+    kind: str,
+    *,
+    former: Mapping[int, str | None] | None = None,
+    timeout_s: float = 10.0,
+) -> Published:
     """Hand the newest bulletin of a kind to every device that can be reached, once more.
 
-    Raises ConfigError if there is none.
+    former: addresses that devices had before; they are asked there, too. Raises ConfigError if
+    there is none.
     """
-    bulletin, path = newest(directory, kind), _path(directory, kind)
+    bulletin, path = newest(directory, kind), bulletin_path(directory, kind)
     if bulletin is None:
         raise ConfigError(f"{path}: no bulletin of kind '{kind}' has been published")
     fleet = Fleet(directory)
     try:
         replies, failures = fleet.publish(path.read_bytes(), timeout_s)
+        moved = {v: a for v, a in (former or {}).items() if a and a != fleet.hosts.get(v)}
     finally:
         fleet.close()
+    if moved:
+        before = Fleet(directory, moved)
+        try:
+            there, silent = before.publish(path.read_bytes(), timeout_s)
+        finally:
+            before.close()
+        replies = {**there, **replies}
+        failures = {v: why for v, why in {**silent, **failures}.items() if v not in replies}
+    refused = set()
     for vertex, reply in replies.items():
         if reply.refused:
             failures[vertex] = reply.refused
+            refused.add(vertex)
         elif reply.number > bulletin.number:
             failures[vertex] = f"it has number {reply.number}, which is newer"
     took = tuple(sorted(replies.keys() - failures.keys()))
-    return Published(bulletin, path, took, dict(sorted(failures.items())))
+    return Published(bulletin, path, took, dict(sorted(failures.items())), frozenset(refused))
 
 
 def newest(directory: Path, kind: str) -> Bulletin | None:
@@ -91,7 +125,7 @@ def newest(directory: Path, kind: str) -> Bulletin | None:
 
     Raises ConfigError if what lies there is not one of this mesh.
     """
-    path = _path(directory, kind)
+    path = bulletin_path(directory, kind)
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
@@ -108,7 +142,7 @@ def newest(directory: Path, kind: str) -> Bulletin | None:
 def put_bulletins(directory: Path, home: Path) -> None:
     """Copy what has been published into a device's folder, for whoever carries that there."""
     for kind in KINDS:
-        source = _path(directory, kind)
+        source = bulletin_path(directory, kind)
         if source.exists():
             make_folder(home / FOLDER)
             write_durably(home / FOLDER / source.name, source.read_bytes())
@@ -123,5 +157,6 @@ def _authority(directory: Path) -> Authority:
     return Authority.load(directory / "authority")
 
 
-def _path(directory: Path, kind: str) -> Path:
+def bulletin_path(directory: Path, kind: str) -> Path:
+    """Where the newest bulletin of a kind lies in the mesh's directory."""
     return directory / FOLDER / f"{kind}.bulletin"

@@ -19,9 +19,7 @@ from flower_dhb.peer.wire.address import parse_address
 from flower_dhb.topology.graph import digest_of
 from flower_dhb.topology.rows import connected_parts
 
-__all__ = ["KIND", "MeshEdge", "MeshEdition", "MeshVertex", "graph_digest"]
-
-KIND = "edition"  # of its bulletin
+__all__ = ["MeshEdge", "MeshEdition", "MeshVertex", "graph_digest"]
 
 _SUM_TOLERANCE = 1e-12  # as for any mixing matrix
 _INTEGERS = {"number": 1, "begins": 1, "rounds": 1, "evaluate-every": 0, "members-since": 1}

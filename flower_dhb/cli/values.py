@@ -1,0 +1,39 @@
+"""Values that several commands read in the same form."""
+
+from __future__ import annotations
+
+import tomllib
+from typing import Any
+
+from flower_dhb.errors import ConfigError
+
+__all__ = ["check_days", "nested", "pairs"]
+
+
+def check_days(days: int) -> None:
+    """Raise ConfigError unless a certificate is valid for a day at least."""
+    if not days >= 1:
+        raise ConfigError(f"--days must be at least 1, got {days}: no device would be let in")
+
+
+def pairs(words: list[str], option: str) -> dict[str, Any]:
+    """`KEY=VALUE` with values of TOML; a value that is none is a text. Raises ConfigError."""
+    values: dict[str, Any] = {}
+    for word in words:
+        key, mark, text = word.partition("=")
+        if not mark:
+            raise ConfigError(f"{option}: expected KEY=VALUE, got '{word}'")
+        try:
+            values[key.strip()] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            values[key.strip()] = text
+    return values
+
+
+def nested(flat: dict[str, Any]) -> dict[str, Any]:
+    """Keys such as `timing.ceiling-s` as tables."""
+    found: dict[str, Any] = {}
+    for key, value in flat.items():
+        table, _, name = key.rpartition(".")
+        (found.setdefault(table, {}) if table else found)[name] = value
+    return found
