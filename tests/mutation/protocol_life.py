@@ -45,17 +45,17 @@ AGENT: tuple[Mistake, ...] = _in(
     ),
     (
         "a finished run is finished at once",
-        "        elif near.closed >= self.config.rounds:\n            self._finish()\n",
+        "        elif near.editions.next(near.closed) is None:\n            self._finish()\n",
         "",
     ),
     (
         "who comes back needs one neighbor",
-        "least = 1 if self.closed else len(self.edges)",
-        "least = len(self.edges)",
+        "least = min(1, len(due)) if self.closed else len(due)",
+        "least = len(due)",
     ),
     (
         "who begins waits for all neighbors",
-        "least = 1 if self.closed else len(self.edges)",
+        "least = min(1, len(due)) if self.closed else len(due)",
         "least = 1",
     ),
     (
@@ -70,8 +70,8 @@ AGENT: tuple[Mistake, ...] = _in(
     ),
     (
         "where a run is under way, the other neighbors get a moment",
-        "self._until = min(self._until, now + self.config.timing.reconnect_s)\n            if len(",
-        "self._until = now\n            if len(",
+        "self._until = min(self._until, now + self.config.timing.reconnect_s)\n            if self",
+        "self._until = now\n            if self",
     ),
     (
         "a run begins without those that do not come",
@@ -81,24 +81,24 @@ AGENT: tuple[Mistake, ...] = _in(
     # a round
     (
         "absence is noticed once the model is there",
-        "        if self._absent(label):",
-        "        if False:",
+        "        if self._absent(target):\n            self._seek(now)\n            return\n        label",
+        "        label",
     ),
     (
         "absence is noticed before training",
         "        if self._absent(target):\n            self._seek(now)\n            return\n"
-        "        self._planned",
-        "        self._planned",
+        "        self._begin(",
+        "        self._begin(",
     ),
     (
         "a payload is labelled with the round that neighbors are in",
-        "self._journal(max(label, self._planned), early=False)",
-        "self._journal(self._planned, early=False)",
+        "label = max(target, self._planned)",
+        "label = self._planned",
     ),
     (
         "a label does not fall behind the plan",
-        "self._journal(max(label, self._planned), early=False)",
-        "self._journal(label, early=False)",
+        "label = max(target, self._planned)",
+        "label = target",
     ),
     (
         "an early payload is shared while its round trains",
@@ -135,8 +135,8 @@ AGENT: tuple[Mistake, ...] = _in(
     (
         "what is on the disk is told",
         '        self.near.durable(record["closed"], record["epoch"], record["edges"])\n'
-        "        if self.closed",
-        "        if self.closed",
+        "        rests",
+        "        rests",
     ),
     (
         "a state that a later record has told is not told again",
@@ -145,13 +145,13 @@ AGENT: tuple[Mistake, ...] = _in(
     ),
     (
         "a run is finished once its last state is on the disk",
-        "            self.phase = Phase.FINISHING  # once the last round is on the disk\n",
-        "            self._finish()\n",
+        "        if self.near.is_durable:\n",
+        "        if True:\n",
     ),
     (
         "the model is written after the last round",
-        "if self.closed >= self.config.rounds and event.round == self.closed:",
-        "if event.round == self.closed:",
+        "if rests and self._is_over() and event.round == self.closed:",
+        "if rests and event.round == self.closed:",
     ),
     (
         "a round that ends early without anybody, or fails, keeps the pace",
@@ -253,28 +253,28 @@ AGENT: tuple[Mistake, ...] = _in(
     ),
     (
         "who finds only finished neighbors was away",
-        "return over and self._alone_at(self.config.rounds)",
+        "return over and self._alone_at(self.rounds)",
         "return False",
     ),
     (
         "who was with its neighbors a few rounds ago was not",
-        "return over and self._alone_at(self.config.rounds)",
+        "return over and self._alone_at(self.rounds)",
         "return over",
     ),
     (
         "rounds that are left count as alone among finished neighbors",
-        "return over and self._alone_at(self.config.rounds)",
+        "return over and self._alone_at(self.rounds)",
         "return over and self._alone_at(self.closed)",
     ),
     (
         "who finds one that trains still was not",
-        "over = bool(up) and all(edge.done for edge in up)",
-        "over = bool(up) and any(edge.done for edge in up)",
+        "over = bool(up) and all(edge.done and edge.wants >= self.rounds for edge in up)",
+        "over = bool(up) and any(edge.done and edge.wants >= self.rounds for edge in up)",
     ),
     (
         "who begins again asks for payloads",
-        "            self._out.append(Send(edge.link, Seek()))\n            edge.sought = True\n\n",
-        "            edge.sought = True\n\n",
+        "for edge in self.near.up():\n            self._out.append(Send(edge.link, Seek()))\n",
+        "for edge in self.near.up():\n",
     ),
     (
         "who begins again takes a final model",
@@ -288,8 +288,8 @@ AGENT: tuple[Mistake, ...] = _in(
     ),
     (
         "if whoever was ahead is gone, training goes on",
-        "if not self._absent(target):  # whoever was ahead is gone",
-        "if False:",
+        "        if gone:  #",
+        "        if False:  #",
     ),
     (
         "payloads of those as far behind are not taken",
@@ -308,10 +308,10 @@ AGENT: tuple[Mistake, ...] = _in(
     ),
     (
         "who connects meanwhile is asked too",
-        "                if not edge.sought:",
-        "                if False:",
+        "        if not edge.sought:",
+        "        if False:",
     ),
-    ("nobody is asked twice", "                if not edge.sought:", "                if True:"),
+    ("nobody is asked twice", "        if not edge.sought:", "        if True:"),
     (
         "once a payload is here, the others are not waited for long",
         "        if sources:\n            self._until = min(",
@@ -329,8 +329,8 @@ AGENT: tuple[Mistake, ...] = _in(
     ),
     (
         "who takes a final model is in the last round",
-        "min(max(k for k, _ in sources.values()), rounds)",
-        "max(k for k, _ in sources.values())",
+        "min(max(ended.values()), rounds)",
+        "max(ended.values()) + 1",
     ),
     (
         "who begins again says which round it has ended",
@@ -350,8 +350,8 @@ AGENT: tuple[Mistake, ...] = _in(
     # memory
     (
         "who begins again has broken the mean",
-        "            near.broken = True\n            self._renew(self._label)",
-        "            self._renew(self._label)",
+        "near.broken = near.broken or had_part",
+        "pass",
     ),
     (
         "nothing is renewed where nothing is conserved",
@@ -360,7 +360,7 @@ AGENT: tuple[Mistake, ...] = _in(
     ),
     (
         "a newer epoch is taken",
-        "if near.epoch_seen > near.epoch:",
+        "if newest > near.epoch:",
         "if False:",
     ),
     (
@@ -390,7 +390,7 @@ AGENT: tuple[Mistake, ...] = _in(
     ),
     (
         "an epoch is newer than all before",
-        "begins = max(target, (near.epoch >> EPOCH_BITS) + 1)",
+        "begins = max(target, round_of(near.epoch) + 1)",
         "begins = target",
     ),
     (

@@ -12,12 +12,12 @@ PAYLOADS: tuple[Mistake, ...] = _in(
     "neighborhood.py",
     (
         "a final model is for who asks",
-        "if not self.seeking or r != rounds + 1:",
+        "if not self.seeking or not self.closed < r <= rounds + 1:",
         "if r != rounds + 1:",
     ),
     (
         "a final model is of no round",
-        "if not self.seeking or r != rounds + 1:",
+        "if not self.seeking or not self.closed < r <= rounds + 1:",
         "if not self.seeking:",
     ),
     (
@@ -174,7 +174,7 @@ PAYLOADS: tuple[Mistake, ...] = _in(
     (
         "nobody acknowledges what was not sent",
         "if event.round > self.round:",
-        "if event.round > self.config.rounds:",
+        "if event.round > self.rounds:",
     ),
     (
         "an acknowledgment is of the open round",
@@ -191,10 +191,10 @@ PAYLOADS: tuple[Mistake, ...] = _in(
         "if self.kept[round].digest == digest:",
         "if True:",
     ),
-    ("nobody releases a round after the last", "if r > self.config.rounds:", "if False:"),
+    ("nobody releases a round after the last", "if r > self.rounds:", "if False:"),
     (
         "who fails is not followed",
-        "            edge.wants = min(r + 1, self.config.rounds)\n",
+        "            edge.wants = min(r + 1, self.rounds)\n",
         "            edge.wants = max(r + 9, edge.wants)\n",
     ),
     (
@@ -224,11 +224,11 @@ PAYLOADS: tuple[Mistake, ...] = _in(
     ),
     (
         "who has finished gives its model",
-        "        if self.final is not None:\n            rounds = self.config.rounds\n            offer",
-        "        if False:\n            rounds = self.config.rounds\n            offer",
+        "        if self.final is not None:\n            r =",
+        "        if False:\n            r =",
     ),
     ("who is asked gives its newest payload", "max(self.kept))", "min(self.kept))"),
-    ("who has finished is not waited for", "        if event.done:\n", "        if False:\n"),
+    ("who has finished is not waited for", "        if event.done and (", "        if False and ("),
     (
         "who finishes says what counted",
         "            self._learn(edge, rounds, edge.shares, 0, event.counted)\n",

@@ -158,8 +158,8 @@ ROUNDS = _in(
     ),
     (
         "an acknowledgment is of one round",
-        "            edge.acked = edge.lacking = False\n            if edge.closed >= round:",
-        "            if edge.closed >= round:",
+        "            edge.acked = edge.lacking = False\n            if edge.neighbor",
+        "            if edge.neighbor",
     ),
     (
         "who lacks a payload that counts gets it before the next",
@@ -168,8 +168,8 @@ ROUNDS = _in(
     ),
     (
         "who has ended a round already takes no part in it",
-        "if edge.closed >= round:",
-        "if False:",
+        "elif edge.closed >= round or edge.done:",
+        "elif False:",
     ),
     (
         "a payload that came first is acknowledged when the round is shared",
@@ -209,8 +209,8 @@ ROUNDS = _in(
     ),
     (
         "a payload says the epoch that it was made in",
-        "            self.epochs[round],\n        )",
-        "            self.epoch,\n        )",
+        "            self.epochs[round],\n",
+        "            self.epoch,\n",
     ),
     (
         "a doubt is waited for no longer than the ceiling",
@@ -279,12 +279,12 @@ ROUNDS = _in(
     ),
     (
         "who counted with us goes on to the next round",
-        "edge.wants = max(edge.wants, min(round + 1, self.config.rounds))",
+        "edge.wants = max(edge.wants, min(round + 1, self.rounds))",
         "pass",
     ),
     (
         "there is no round after the last",
-        "edge.wants = max(edge.wants, min(round + 1, self.config.rounds))",
+        "edge.wants = max(edge.wants, min(round + 1, self.rounds))",
         "edge.wants = max(edge.wants, round + 1)",
     ),
     (
@@ -310,7 +310,7 @@ ROUNDS = _in(
     ),
     (
         "a final model is not held beyond its use",
-        "if r <= round or r > self.config.rounds]:",
+        "if r <= round or r > self.rounds]:",
         "if r <= round]:",
     ),
     (
@@ -410,7 +410,7 @@ ROUNDS = _in(
     ),
     (
         "no label is after the last round",
-        "return min(max([self.closed + 1, *ahead]), self.config.rounds)",
+        "return min(max([self.closed + 1, *ahead]), self.rounds)",
         "return max([self.closed + 1, *ahead])",
     ),
     (

@@ -144,7 +144,7 @@ WORDS: tuple[Mistake, ...] = _in(
     # what a Hello settles
     (
         "a Hello's round is within the run",
-        "edge.wants = min(max(hello.round, hello.closed), self.config.rounds)",
+        "edge.wants = min(max(hello.round, hello.closed), self.rounds)",
         "edge.wants = max(hello.round, hello.closed)",
     ),
     (
@@ -190,12 +190,12 @@ WORDS: tuple[Mistake, ...] = _in(
     ),
     (
         "one-sided rounds are known at both ends",
-        "            if 0 < r <= self.config.rounds:\n                self._disagree(edge, r)\n",
+        "            if 0 < r <= self.rounds:\n                self._disagree(edge, r)\n",
         "            pass\n",
     ),
     (
         "there are no one-sided rounds outside the run",
-        "if 0 < r <= self.config.rounds:",
+        "if 0 < r <= self.rounds:",
         "if True:",
     ),
     (
@@ -211,8 +211,8 @@ WORDS: tuple[Mistake, ...] = _in(
     ),
     (
         "a Hello acknowledges",
-        "            if hello.holds == self.kept[self.round].digest:\n                edge.acked = True",
-        "            if hello.holds == self.kept[self.round].digest:\n                pass",
+        "            elif hello.holds == self.kept[self.round].digest:\n                edge.acked = True",
+        "            elif hello.holds == self.kept[self.round].digest:\n                pass",
     ),
     (
         "a payload that is acknowledged again is there",
@@ -385,7 +385,7 @@ WORDS: tuple[Mistake, ...] = _in(
     ),
     (
         "an epoch is of a round of the run",
-        "if epoch >> EPOCH_BITS <= self.config.rounds + 1:",
-        "if True:",
+        "if round_of(epoch) <= self.rounds + 1 and",
+        "if",
     ),
 )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
+from flower_dhb.peer.protocol.edition import Edition
 from flower_dhb.peer.protocol.settings import Config, Timing
 
 from .field import PRIME
@@ -89,8 +90,7 @@ class Plan:
         self.configs = [
             Config(
                 vertex=vertex,
-                neighbors=others,
-                rounds=self.rounds,
+                editions=(Edition(1, 1, self.rounds, others),),
                 timing=self.timing,
                 away_rounds=self.away_rounds,
                 early=self.early,

@@ -89,8 +89,8 @@ def _hello_of_now(original: Any) -> Any:
 
 
 def _trains_again(original: Any) -> Any:
-    def restore(self: Agent, record: Any, payload: Any, kept: Any) -> None:
-        original(self, {**record, "open": None}, None, kept)
+    def restore(self: Agent, record: Any, payload: Any, kept: Any, now: float) -> None:
+        original(self, {**record, "open": None}, None, kept, now)
 
     return restore
 
@@ -117,7 +117,7 @@ def _any_link(original: Any) -> Any:
 
 def _ends_twice(original: Any) -> Any:
     def combined(self: Agent, event: Any, now: float) -> None:
-        self._out.append(Combine(self.closed, self.closed, {}))
+        self._out.append(Combine(self.closed, self.closed, {}, 1))
         original(self, event, now)
 
     return combined

@@ -16,6 +16,7 @@ from flower_dhb.peer.protocol.effects import (
     Finish,
     Free,
     Journal,
+    Neighbors,
     Note,
     Refuse,
     Rejoin,
@@ -67,8 +68,9 @@ class Host:
         self.world, self.vertex = world, vertex
         self.pace = world.plan.paces[vertex]
         self.config = world.plan.configs[vertex]
+        self.neighbors = world.plan.neighbors[vertex]
         self.weights = {
-            j: world.plan.weights[min(vertex, j), max(vertex, j)] for j in self.config.neighbors
+            j: world.plan.weights[min(vertex, j), max(vertex, j)] for j in self.neighbors
         }
         self.start_x = world.start_x
         self.state = State(self.start_x)
@@ -225,7 +227,7 @@ class Process:
         world = self.world
         world.live[self.vertex].append(self)
         self.handle(Started())
-        for j in self.host.config.neighbors:
+        for j in self.host.neighbors:
             if self._dials(j):
                 world.push(world.now, self.dial, j, None)
         self._beat(None, None)
@@ -520,7 +522,7 @@ class Process:
     def _note(self, effect: Note) -> None:
         self.notes += 1
 
-    def _nothing(self, effect: Reserve | Refuse) -> None:
+    def _nothing(self, effect: Reserve | Refuse | Neighbors) -> None:
         pass
 
 
@@ -531,6 +533,7 @@ _DO: dict[type, Callable[[Process, Any], None]] = {
     SendPayload: Process._send_payload,
     Reserve: Process._nothing,
     Refuse: Process._nothing,
+    Neighbors: Process._nothing,
     Close: Process._close,
     Train: Process._train,
     Journal: Process._journal,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
+from flower_dhb.peer.protocol.edition import Edition
 from flower_dhb.peer.protocol.settings import Config, Timing
 from flower_dhb.topology.graph import Topology
 
@@ -50,7 +51,7 @@ class Starts(Plan):
         self.round_s = max(seconds) + 0.05
         self.timing = timing or Timing(ceiling_s=300.0)
         self.configs = [
-            Config(vertex=v, neighbors=others, rounds=rounds, timing=self.timing)
+            Config(vertex=v, editions=(Edition(1, 1, rounds, others),), timing=self.timing)
             for v, others in enumerate(self.neighbors)
         ]
         self.liar = self.hopeless = None

@@ -72,7 +72,7 @@ def test_a_calm_mesh_uses_every_payload_in_every_round() -> None:
     assert violation is None
     for host in world.hosts:
         for r in range(1, world.plan.rounds + 1):
-            assert set(host.verdicts[r][1]) == set(host.config.neighbors)
+            assert set(host.verdicts[r][1]) == set(host.neighbors)
     assert not world.watch.open
     assert world.counts["differences"] == 0
     steps = sum(host.state.steps for host in world.hosts)

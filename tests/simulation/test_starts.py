@@ -23,7 +23,7 @@ class Clock(Watch):
 
     def combined(self, process, effect, moved, state):
         super().combined(process, effect, moved, state)
-        missing = set(process.host.config.neighbors) - set(effect.payloads)
+        missing = set(process.host.neighbors) - set(effect.payloads)
         self.ended[process.vertex][effect.round] = (self.world.now, missing)
 
 

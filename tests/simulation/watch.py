@@ -85,7 +85,7 @@ class Watch:
         """A round is over at an agent: wherever it is over at the other end too, both used each
         other's payload, or neither did, or the end that did not use it has the round in doubt.
         """
-        for j in host.config.neighbors:
+        for j in host.neighbors:
             other = self.hosts[j]
             if other.closed >= r and other is not host:
                 self._compare(host, other, r)
@@ -365,7 +365,7 @@ class Watch:
             return
         self.average_moves_by_steps(host)
         self.moved(host)
-        for j in host.config.neighbors:
+        for j in host.neighbors:
             known = self.differences.get((min(host.vertex, j), max(host.vertex, j)))
             for r in [r for r in known or () if r > closed]:
                 del known[r]
@@ -577,7 +577,7 @@ class Watch:
         """A process begins."""
         if host.twin:
             return
-        for j in host.config.neighbors:
+        for j in host.neighbors:
             pair = (min(host.vertex, j), max(host.vertex, j))
             for r, used in self.differences.get(pair, {}).items():
                 if used != host.vertex:

@@ -12,6 +12,7 @@ from flower_dhb.peer.monitor import Monitor
 from flower_dhb.peer.protocol import effects as do
 from flower_dhb.peer.protocol import events as ev
 from flower_dhb.peer.protocol.agent import Agent
+from flower_dhb.peer.protocol.edition import Edition
 from flower_dhb.peer.protocol.settings import Config, Timing
 from flower_dhb.peer.wire.frames import Outgoing, RefusedError
 from flower_dhb.peer.wire.words import reason_of
@@ -37,7 +38,8 @@ class Shell:
         timing: Timing = PATIENT,
     ) -> None:
         self.monitor = Monitor(vertex)
-        self.config = Config(vertex=vertex, neighbors=neighbors, rounds=rounds, timing=timing)
+        edition = Edition(1, 1, rounds, neighbors)
+        self.config = Config(vertex=vertex, editions=(edition,), timing=timing)
         self.agent = Agent(self.config, time.monotonic())
         if closed:
             record: dict[str, Any] = {**self.agent._record(), "closed": closed, "label": closed}

@@ -21,6 +21,7 @@ from typing import Any
 from flower_dhb.peer.protocol import effects as fx
 from flower_dhb.peer.protocol import events as ev
 from flower_dhb.peer.protocol.agent import Agent
+from flower_dhb.peer.protocol.edition import Edition
 from flower_dhb.peer.protocol.messages import (
     NEVER,
     Ack,
@@ -113,7 +114,8 @@ def fields_to(message: Hello | Offer | Goodbye, leave_out: tuple[str, ...] = ())
     parts = []
     for f in fields(message):
         value = getattr(message, f.name)
-        if f.name in leave_out or not value or value == NEVER:
+        usual = not value or value == NEVER or (f.name == "edition" and value == 1)
+        if f.name in leave_out or usual:
             continue
         if f.name in DIGESTS:
             parts.append(f"{f.name}={name(value)}")
@@ -138,7 +140,7 @@ def sentence(message: Message) -> str:
         case Seek():
             return "seek"
         case Goodbye():
-            return f"goodbye{fields_to(message, ('text',))}"
+            return f"goodbye{fields_to(message, ('text', 'closed'))}"
 
 
 def used(payloads: Mapping[int, ev.Payload]) -> str:
@@ -170,6 +172,8 @@ def own(effect: fx.Effect) -> str:
         case fx.Finish():
             alone = effect.alone_since
             return "finish" + (f" alone since {alone}" if alone >= 0 else "")
+        case fx.Neighbors():
+            return f"neighbors {''.join(map(letter, effect.vertices))}"
         case fx.End():
             return "end done" if effect.done else "end"
         case fx.Fail():
@@ -200,6 +204,8 @@ class End:
         record: str | None = None,
         kept: tuple[str, ...] = (),
         open: str = "",
+        rounds: int = 50,
+        editions: tuple[Edition, ...] = (),
         **config: Any,
     ) -> None:
         self.now, self.me, self.life = now, me, life
@@ -210,13 +216,15 @@ class End:
         self.links: dict[str, str] = {}
         self._dials = 0
         self._said: list[str] = []
-        self._made = {"timing": timing, "neighbors": neighbors, "me": me, **config}
+        self._made = {"timing": timing, "neighbors": neighbors, "me": me, "rounds": rounds}
+        self._made |= {"editions": editions, **config}
         self.agent = Agent(
             Config(
                 vertex=vertex(me),
-                neighbors=tuple(map(vertex, neighbors)),
+                editions=editions
+                or (Edition(1, 1, rounds, tuple(sorted(map(vertex, neighbors)))),),
                 timing=timing,
-                **{"rounds": 50, **config},
+                **config,
             ),
             now,
             record=None if record is None else json.loads(record),
@@ -337,7 +345,7 @@ class End:
         final = bool(made.get("final"))
         k = made.pop("round", None)
         if k is None:
-            k = self.agent.config.rounds + 1 if final else round_of(which)
+            k = self.agent.rounds + 1 if final else round_of(which)
         return Offer(round=k, digest=digest(which), **made)
 
     def _offer(self, which: str, *said: str) -> None:

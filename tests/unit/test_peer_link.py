@@ -153,11 +153,11 @@ def test_all_that_the_protocol_says_goes_out_as_it_is():
     end = End()
     counted = Counted(3, 2**64 - 1, 12)
     said = [
-        Hello(5, 2**63, 4, counted, 14, (1, 2), (3,), True, 9),
+        Hello(5, 2**63, 4, counted, 14, (1, 2), (3,), True, 9, edition=3),
         Ack(5, 2**64 - 1),
         Release(4),
         Seek(),
-        Goodbye(True, "bye", counted),
+        Goodbye(True, "bye", counted, 5),
     ]
     for message in said:
         end.link.send(message)
@@ -165,22 +165,23 @@ def test_all_that_the_protocol_says_goes_out_as_it_is():
     assert end.out(5) == [
         pb.Hello(
             run="mine", round=5, digest=2**63, closed=4, counted=theirs, holds=14,
-            doubts=[1, 2], one_sided=[3], done=True, epoch=9,
+            doubts=[1, 2], one_sided=[3], done=True, epoch=9, edition=3,
         ),
         pb.Ack(round=5, digest=2**64 - 1),
         pb.Release(round=4),
         pb.Seek(),
-        pb.Goodbye(done=True, text="bye", counted=theirs),
+        pb.Goodbye(done=True, text="bye", counted=theirs, closed=5),
     ]  # fmt: skip
 
 
 def test_a_header_says_all_that_an_offer_does():
     end = End()
     _, payload = own(5)
-    end.link.send_payload(Offer(5, payload.digest, 4, Counted(3, 1, 2), 8, 6, True), payload)
+    end.link.send_payload(Offer(5, payload.digest, 4, Counted(3, 1, 2), 8, 6, True, 2), payload)
     (header,) = end.out(1)
     assert (header.checksum, header.closed, header.ack, header.epoch) == (payload.digest, 4, 8, 6)
     assert (header.counted, header.final) == (pb.Counted(round=3, mine=1, yours=2), True)
+    assert header.edition == 2
     assert header.whole == payload.handle.frame
 
 
@@ -405,12 +406,12 @@ def test_short_frames_become_what_they_say():
     end.hear(release=pb.Release(round=6))
     end.hear(seek=pb.Seek())
     counted = pb.Counted(round=4, mine=1, yours=2)
-    end.hear(goodbye=pb.Goodbye(done=True, text="t", counted=counted))
+    end.hear(goodbye=pb.Goodbye(done=True, text="t", counted=counted, closed=4))
     assert end.events == [
         ev.Acknowledged(1, end.link, 5, 2**64 - 1),
         ev.Released(1, end.link, 6),
         ev.Sought(1, end.link),
-        ev.Left(1, end.link, True, Counted(4, 1, 2)),
+        ev.Left(1, end.link, True, Counted(4, 1, 2), 4),
     ]
 
 

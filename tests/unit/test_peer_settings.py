@@ -10,6 +10,7 @@ from flower_dhb import ConfigError, HeavyBall
 from flower_dhb.algorithms import algorithm_from_config
 from flower_dhb.algorithms.gradient_tracking import GradientTracking
 from flower_dhb.peer.device.settings import PeerSettings, check_loopback
+from flower_dhb.peer.protocol.edition import Edition
 from flower_dhb.peer.protocol.settings import Config, Timing
 from flower_dhb.peer.wire.identity import Identity
 from flower_dhb.peer.wire.tls import TlsFiles
@@ -136,8 +137,7 @@ def test_all_that_a_file_can_say(tmp_path):
     assert found.timing == timing
     assert found.protocol(early=True) == Config(
         vertex=1,
-        neighbors=found.neighbors,
-        rounds=found.rounds,
+        editions=(Edition(1, 1, found.rounds, found.neighbors),),
         timing=dataclasses.replace(timing, start_s=2, linger_s=0.0),
         away_rounds=4,
         early=True,

@@ -23,6 +23,7 @@ from flower_dhb.peer.mesh.fleet import _reason as reason_of
 from flower_dhb.peer.monitor import LOGGER, Monitor, set_up_logging
 from flower_dhb.peer.protocol.agent import Agent, Phase
 from flower_dhb.peer.protocol.edge import Connection
+from flower_dhb.peer.protocol.edition import Edition
 from flower_dhb.peer.protocol.events import Payload
 from flower_dhb.peer.protocol.patience import Patience
 from flower_dhb.peer.protocol.settings import Config, Timing
@@ -339,7 +340,7 @@ def test_the_least_time_is_not_above_the_ceiling():
 def progress(neighbors=(0, 2), rounds=50):
     monitor = Monitor(1)
     timing = Timing(ceiling_s=8.0)
-    config = Config(vertex=1, neighbors=neighbors, rounds=rounds, timing=timing)
+    config = Config(vertex=1, editions=(Edition(1, 1, rounds, neighbors),), timing=timing)
     agent = Agent(config, time.monotonic())
     lately = Lately(agent, time.monotonic())
     return Progress("r", agent, monitor, lately), agent, monitor

@@ -2,7 +2,7 @@
 
 import pytest
 
-from flower_dhb.peer.protocol.neighborhood import EPOCH_BITS
+from flower_dhb.peer.protocol.rounds import EPOCH_BITS
 from tests.support.protocol import TIMING, End, after
 
 
@@ -253,7 +253,7 @@ def test_who_returns_after_the_end_takes_the_final_model():
     ("steps", "offer", "answer"),
     [
         ("up b round=1 digest=b1", "b20 final", "refuse stale 21"),  # nobody asked
-        ("up b closed=20 done", "b20 final round=20", "refuse stale 20"),
+        ("up b closed=20 done", "b20 final round=20", "reserve b20"),
         ("up b closed=20 done", "b20 final round=22", "refuse stale 22"),
         ("up b closed=20 done", "b20 final", "reserve b20"),
         ("up b closed=20 done, payload b20 final, rejoined", "b20 final", "refuse stale 21"),

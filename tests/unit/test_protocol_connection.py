@@ -100,8 +100,9 @@ def test_the_end_of_an_older_connection_does_not_end_the_newer():
 def test_a_stranger_is_not_heard():
     end = End("b")
     edges = dict(end.agent.edges)
-    assert end.do("dial c", "hello c", "payload c1", "bye c done") == []
-    assert end.said() == []
+    assert end.do("dial c") == ["c: close: no neighbor"]
+    assert end.do("hello c", "payload c1", "bye c done") == []
+    assert end.said() == ["c: close: no neighbor"]
     assert end.agent.edges == edges
 
 

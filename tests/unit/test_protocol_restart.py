@@ -9,6 +9,7 @@ import pytest
 
 from flower_dhb.peer.protocol.agent import Agent
 from flower_dhb.peer.protocol.edge import Stage
+from flower_dhb.peer.protocol.edition import Edition
 from flower_dhb.peer.protocol.settings import Config
 from tests.support.protocol import End, after, payload
 
@@ -195,7 +196,7 @@ def test_a_payload_that_is_known_early_is_trained_again():
 def test_the_record_of_an_open_round_needs_its_payload():
     record = json.loads(after("share").writes[-1][2])
     with pytest.raises(ValueError, match="its payload is needed"):
-        Agent(Config(vertex=0, neighbors=(1,), rounds=50), 0.0, record=record)
+        Agent(Config(vertex=0, editions=(Edition(1, 1, 50, (1,)),)), 0.0, record=record)
 
 
 # --- which write it starts from -----------------------------------------------------------------
@@ -277,6 +278,7 @@ def test_a_record_is_plain_json_and_is_the_same_after_a_restart():
             record["label"] = record["kept"][-1] + 1 if record["kept"] else 1
             record["kept"], found["kept"] = [], []
             record["epochs"], found["epochs"] = [], []
+            record["editions"], found["editions"] = [], []
             record["label"] = found["label"]
         assert found == record
 
@@ -285,7 +287,7 @@ def test_what_a_record_has():
     end = after("round", "share", neighbors="b")
     record = json.loads(end.writes[-1][2])
     assert record == {
-        "open": {"round": 2, "trained_as": 2, "early": False},
+        "open": {"round": 2, "trained_as": 2, "early": False, "edition": 1},
         "closed": 1,
         "label": 1,
         "mixed": 1,
@@ -295,6 +297,7 @@ def test_what_a_record_has():
         "broken": False,
         "kept": [1],
         "epochs": [0],
+        "editions": [1],
         "edges": {
             "1": {
                 "counted": [1, payload("a1").digest, payload("b1").digest],
@@ -312,6 +315,8 @@ def test_what_a_record_has():
 def test_a_neighbor_that_the_mesh_has_no_more_is_left_out():
     end = after("round", neighbors="bc")
     again = End("b", record=end.writes[-1][2], kept=("a1",), connected=False)
+    assert list(again.agent.edges) == [1, 2]  # it has not said how round 1 ended there
+    again.do("wait 50")
     assert list(again.agent.edges) == [1]
     assert again.do("up b closed=1 counted=1:b1:a1")[-1] == "train 2"
     again = End("bcd", record=end.writes[-1][2], kept=("a1",), connected=False)

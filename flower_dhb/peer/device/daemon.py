@@ -48,6 +48,7 @@ from flower_dhb.peer.protocol.effects import (
     Fail,
     Finish,
     Free,
+    Neighbors,
     Note,
     Refuse,
     Reserve,
@@ -441,6 +442,8 @@ class Peer:
                     _link(effect.link).abort()
                 else:
                     _link(effect.link).close(effect.text)
+            case Neighbors():
+                pass  # connections are those of the first edition
             case Count():
                 self.monitor.count(effect.name, effect.neighbor)
             case Note():

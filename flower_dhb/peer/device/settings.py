@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from flower_dhb.algorithms import Algorithm, algorithm_from_config, check_relayed
 from flower_dhb.errors import ConfigError, unknown
 from flower_dhb.files import read_toml
+from flower_dhb.peer.protocol.edition import Edition
 from flower_dhb.peer.protocol.settings import Config, Timing
 from flower_dhb.peer.wire.address import parse_address
 from flower_dhb.peer.wire.edition import MeshEdition
@@ -157,8 +158,7 @@ class PeerSettings:
         )
         return Config(
             vertex=self.vertex,
-            neighbors=self.neighbors,
-            rounds=self.rounds,
+            editions=(Edition(1, 1, self.rounds, self.neighbors),),
             timing=timing,
             away_rounds=self.away_rounds,
             early=early,

@@ -219,13 +219,11 @@ class Work:
             self._progress.round = task.round
         elif self._progress.alone_since is not None:
             line["alone_since"] = self._progress.alone_since
-        due = (
-            task.round % self._settings.checkpoint_every == 0 or task.round >= self._settings.rounds
-        )
-        tell: list[Callable[[], None]] = [
-            *self._tell,
-            partial(self._history.append, {"round": task.round, **line}, durable=due),
-        ]
+        due = task.round % self._settings.checkpoint_every == 0 or task.last
+        tell: list[Callable[[], None]] = []
+        if not task.again:  # else its story is told
+            told = {"round": task.round, **line}
+            tell = [*self._tell, partial(self._history.append, told, durable=due)]
         self._line, self._tell = {}, []
         done = partial(self._deliver, Saved(task.round))
         contents = self._contents(trained=False)
@@ -237,16 +235,15 @@ class Work:
             snapshot.state.parameters, snapshot.statistics, snapshot.local
         )
         model = save({name: np.asarray(a, order="C") for name, a in arrays.items()})
-        outgoing = Outgoing.of(self._app.final(self._settings.rounds + 1))
+        outgoing = Outgoing.of(self._app.final(task.round))
         path = self._settings.state_dir / "model.safetensors"
 
         def done() -> None:
+            fields = {"round": task.round - 1} | ({"removed": True} if task.removed else {})
             if task.alone_since >= 0:
-                self._monitor.warning(
-                    "finished", round=self._settings.rounds, alone_since=task.alone_since
-                )
+                self._monitor.warning("finished", **fields, alone_since=task.alone_since)
             else:
-                self._monitor.event("finished", round=self._settings.rounds)
+                self._monitor.event("finished", **fields)
             self._deliver(Finished(Payload(outgoing.checksum, outgoing)))
 
         self._disk.put(disk.Model(path, model, done))

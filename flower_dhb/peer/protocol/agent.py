@@ -36,6 +36,7 @@ from flower_dhb.peer.protocol.effects import (
 )
 from flower_dhb.peer.protocol.events import (
     Acknowledged,
+    Announced,
     Arriving,
     Broken,
     Combined,
@@ -64,7 +65,7 @@ from flower_dhb.peer.protocol.events import (
 )
 from flower_dhb.peer.protocol.messages import Goodbye, Seek
 from flower_dhb.peer.protocol.neighborhood import Neighborhood
-from flower_dhb.peer.protocol.rounds import EPOCH_BITS
+from flower_dhb.peer.protocol.rounds import EPOCH_BITS, epoch_of, part_of, round_of
 from flower_dhb.peer.protocol.settings import Config
 
 __all__ = ["Agent", "Phase"]
@@ -79,6 +80,7 @@ class Phase(Enum):
 
     LOADING = "loading"
     CONNECTING = "connecting"
+    JOINING = "joining"
     TRAINING = "training"
     JOURNALING = "journaling"
     WAITING = "waiting"
@@ -121,8 +123,12 @@ class Agent:
         self._epoch_began = 0
         self._pending: deque[tuple[type, int, Mapping[str, Any]]] = deque()
         self._resumes: Mapping[str, Any] | None = None
+        self._edition = self.near.present.number  # of the newest round
+        self._last_saved = -1  # the round that was saved as the last one
+        self._ends = False  # the model was asked for
         if record is not None:
-            self._restore(record, payload, kept or {})
+            self._restore(record, payload, kept or {}, now)
+        self.near.meet(now, announced=False)
 
     # --- to be seen ---------------------------------------------------------------------
 
@@ -140,6 +146,11 @@ class Agent:
     def closed(self) -> int:
         """The last round that has ended."""
         return self.near.closed
+
+    @property
+    def rounds(self) -> int:
+        """The last round of the run, as far as this agent knows."""
+        return self.near.rounds
 
     @property
     def stopped(self) -> bool:
@@ -170,7 +181,7 @@ class Agent:
         if not self.stopped:
             self._watch(now)
             self._progress(now)
-            self.near.tidy()
+            self.near.tidy(now)
         effects = self._out[:]
         self._out.clear()
         return effects
@@ -180,7 +191,10 @@ class Agent:
         if self.stopped:
             return None
         times = [self.near.limit(edge)[0] for edge in self.edges.values() if edge.link is not None]
-        if self.phase in (Phase.CONNECTING, Phase.REJOINING, Phase.LINGERING):
+        times += [self.near.parts_at(edge) for edge in self.near.parting()]
+        if self.phase in (Phase.CONNECTING, Phase.REJOINING, Phase.LINGERING) or (
+            self.phase is Phase.JOINING and self.near.nobody_has_anything()
+        ):
             times.append(self._until)
         elif self.phase is Phase.WAITING:
             at = self.near.begun + self._pace_s() if self._rests else self.near.decided_at()
@@ -191,6 +205,8 @@ class Agent:
     def _hear(self, event: LinkEvent, now: float) -> None:
         edge = self.edges.get(event.neighbor)
         if edge is None:
+            if isinstance(event, Connected):
+                self._out.append(Close(event.link, "no neighbor"))
             return
         if isinstance(event, Connected):
             self.near.connected(edge, event, now)
@@ -224,10 +240,18 @@ class Agent:
                 self._train(now, shared=True)
             else:
                 self.phase = Phase.WAITING
-        elif near.closed >= self.config.rounds:
+        elif near.editions.next(near.closed) is None:
             self._finish()
         else:
             self.phase, self._until = Phase.CONNECTING, now + timing.start_s
+
+    def _announced(self, event: Announced, now: float) -> None:
+        near, edition = self.near, event.edition
+        if not near.editions.learn(edition):
+            return
+        fields = {"edition": edition.number, "begins": edition.begins, "rounds": edition.rounds}
+        self._out.append(Note("edition", fields, warning=False))
+        near.meet(now)
 
     def _trained(self, event: Trained, now: float) -> None:
         if self.phase is not Phase.TRAINING:
@@ -236,11 +260,15 @@ class Agent:
             self._failures = 0
             self.phase = Phase.WAITING
             return
-        label = self.near.target(now)
-        if self._absent(label):
+        target = self.near.target(now)
+        if self._absent(target):
             self._seek(now)
             return
-        self._journal(max(label, self._planned), early=False)
+        label = max(target, self._planned)
+        if self.near.editions.next(label - 1) != label:  # the mesh has changed meanwhile
+            self._next(now)
+            return
+        self._journal(label, early=False)
         if self._label != self._planned:
             fields = {"round": self._label, "trained_as": self._planned}
             self._out.append(Note("caught-up", fields, warning=False))
@@ -268,7 +296,9 @@ class Agent:
     def _journaled(self, event: Journaled, now: float) -> None:
         label, near = self._label, self.near
         record = self._on_disk(Journal, label)
-        near.journaled(label, event.payload, record["closed"], record["epoch"], record["edges"])
+        number = record["open"]["edition"]
+        about = record["closed"], record["epoch"], number, record["edges"]
+        near.journaled(label, event.payload, *about)
         if self.phase is not Phase.JOURNALING:
             return
         near.share(label, now)
@@ -283,7 +313,10 @@ class Agent:
             return  # a later record said so before
         record = self._on_disk(Save, event.round)
         self.near.durable(record["closed"], record["epoch"], record["edges"])
-        if self.closed >= self.config.rounds and event.round == self.closed:
+        rests = self.phase is Phase.FINISHING or (
+            self.phase is Phase.WAITING and self.near.current is None
+        )
+        if rests and self._is_over() and event.round == self.closed:
             self._finish()
 
     def _on_disk(self, wanted: type, round: int) -> Mapping[str, Any]:
@@ -319,9 +352,23 @@ class Agent:
         near = self.near
         near.final = event.final
         for edge in near.up():
-            goodbye = Goodbye(True, "finished", near.told_counted(edge))
+            goodbye = Goodbye(True, "finished", near.told_counted(edge), self.closed)
             self._out.append(Send(edge.link, goodbye))
         self.phase, self._until = Phase.LINGERING, now + self.config.timing.linger_s
+
+    def _is_over(self) -> bool:
+        """Whether there is no later round in which this agent is a member of the mesh."""
+        return self.near.editions.next(self.closed) is None
+
+    def _goes_on(self, now: float) -> None:
+        """There are rounds again, after the end: say so to all, by Hellos on new connections."""
+        self.near.final, self._ends = None, False
+        for edge in self.edges.values():
+            if edge.link is not None:
+                self._out.append(Close(edge.link, "the run goes on"))
+                self.near.disconnected(edge, Disconnected(edge.neighbor, edge.link), now)
+        self._out.append(Note("goes-on", {"rounds": self.rounds}, warning=False))
+        self.phase, self._until = Phase.CONNECTING, now + self.config.timing.start_s
 
     def _stopped(self, event: Stopped, now: float) -> None:
         self._stop()
@@ -342,24 +389,31 @@ class Agent:
         if self.phase is Phase.CONNECTING:
             # Whoever comes back finds a run under way: one neighbor is enough to go on. Whoever
             # begins late may find one too: the other neighbors get a moment to connect.
-            missing = [j for j, edge in self.edges.items() if not edge.up]
-            least = 1 if self.closed else len(self.edges)
+            due = self.near.due()
+            missing = [edge.neighbor for edge in due if not edge.up]
+            least = min(1, len(due)) if self.closed else len(due)
             if any(edge.closed or edge.wants > 1 for edge in self.near.up()):
                 self._until = min(self._until, now + self.config.timing.reconnect_s)
-            if len(self.edges) - len(missing) >= least:
+            if self._is_over() or self._joins or len(due) - len(missing) >= least:
                 self._next(now)
             elif now >= self._until:
                 self._out.append(Note("starting-without", {"neighbors": missing}))
                 self._next(now)
         elif self.phase is Phase.WAITING:
             self._wait(now)
+        elif self.phase is Phase.JOINING:
+            self._try_join(now)
         elif self.phase is Phase.REJOINING:
             self._try_rejoin(now)
-        elif self.phase is Phase.LINGERING and (
-            now >= self._until or all(edge.done for edge in self.edges.values())
-        ):
-            self._stop()
-            self._out.append(End(True))
+        elif self.phase is Phase.FINISHING:
+            if not (self._ends or self._is_over()):
+                self._next(now)
+        elif self.phase is Phase.LINGERING:
+            if not self._is_over():
+                self._goes_on(now)
+            elif now >= self._until or all(edge.done for edge in self.edges.values()):
+                self._stop()
+                self._out.append(End(True))
 
     def _wait(self, now: float) -> None:
         """End the round, or the rest after one without a payload, when its time has come."""
@@ -393,20 +447,41 @@ class Agent:
 
     def _next(self, now: float) -> None:
         """Take part in the next round, or begin again from the neighbors after an absence."""
-        if self.closed >= self.config.rounds:
-            self.phase = Phase.FINISHING  # once the last round is on the disk
+        if self._is_over():
+            self._end_run()
             return
         self.near.begun = now
         target = self.near.target(now)
+        if self.near.editions.next(target - 1) != target and target > self.closed + 1:
+            self.near.skip(target - 1)  # the others are where this agent is no member
+            self._save()
+        if self._is_over():
+            self._end_run()
+            return
+        if self._joins:
+            self.phase, self._until = Phase.JOINING, now + self.config.timing.start_s
+            return
         if self._absent(target):
             self._seek(now)
             return
+        self._begin(target, now)
+
+    def _begin(self, target: int, now: float) -> None:
+        """Take part in a round."""
         self._planned = target
-        self._renew(target)
+        self._renew(target, target)
         if self.config.early:
             self._journal(target, early=True)
         else:
             self._train(now, shared=False)
+
+    def _end_run(self) -> None:
+        """Finish once the last round is on the disk."""
+        self.phase = Phase.FINISHING
+        if self.near.is_durable:
+            self._finish()
+        elif self._last_saved != self.closed:  # it was not known to be the last
+            self._save(again=True)
 
     def _train(self, now: float, *, shared: bool) -> None:
         self.phase, self._early_shared = Phase.TRAINING, shared
@@ -414,10 +489,13 @@ class Agent:
 
     def _journal(self, label: int, *, early: bool) -> None:
         self.phase, self._label = Phase.JOURNALING, label
+        edition = self.near.current = self.near.editions.then(label)
+        number = self._edition = edition.number
         record = self._record()
-        record["open"] = {"round": label, "trained_as": self._planned, "early": early}
+        about = {"round": label, "trained_as": self._planned, "early": early, "edition": number}
+        record["open"] = about
         self._pending.append((Journal, label, record))
-        self._out.append(Journal(label, self._planned, self.near.epoch, early, record))
+        self._out.append(Journal(label, self._planned, self.near.epoch, early, record, number))
 
     def _close(self, now: float) -> None:
         used = self.near.close(self._label, now)
@@ -427,16 +505,21 @@ class Agent:
             self._alone = True
             self._out.append(Note("alone", {"since": self.alone_since}))
         self.phase = Phase.COMBINING
-        self._out.append(Combine(self._label, self._planned, used))
+        self._out.append(Combine(self._label, self._planned, used, self._edition))
 
-    def _save(self, failure: str = "") -> None:
-        record = self._record()
+    def _save(self, failure: str = "", *, again: bool = False) -> None:
+        record, last = self._record(), self._is_over()
         self._pending.append((Save, self.closed, record))
-        self._out.append(Save(self.closed, record, failure))
+        if last:
+            self._last_saved = self.closed
+        self._out.append(Save(self.closed, record, failure, self._edition, last, again))
 
     def _finish(self) -> None:
-        self.phase = Phase.FINISHING
-        self._out.append(Finish(self.alone_since))
+        if self._ends:
+            return
+        self.phase, self._ends = Phase.FINISHING, True
+        removed = not self.near.editions.then(self.closed + 1).member
+        self._out.append(Finish(self.alone_since, self.closed + 1, removed))
 
     # --- absence ------------------------------------------------------------------------
 
@@ -445,8 +528,30 @@ class Agent:
         if target - self.closed - 1 > self.config.away_rounds:
             return True
         up = self.near.up()  # with whom could it share the rounds that are left?
-        over = bool(up) and all(edge.done for edge in up)
-        return over and self._alone_at(self.config.rounds)
+        over = bool(up) and all(edge.done and edge.wants >= self.rounds for edge in up)
+        return over and self._alone_at(self.rounds)
+
+    @property
+    def _joins(self) -> bool:
+        """Whether there are rounds without this agent before its next: it begins from the others'.
+
+        It was no member, or is new, or has lost all that it had.
+        """
+        return self.near.editions.next(self.closed) != self.closed + 1
+
+    def _try_join(self, now: float) -> None:
+        """Begin from neighbors that are about to begin the first round that this agent is in."""
+        near = self.near
+        first = near.editions.next(self.closed)
+        if first is None:
+            self._end_run()
+        elif any(max(edge.wants, edge.closed) >= first - 1 for edge in near.up()):
+            self._seek(now)
+        elif near.nobody_has_anything():
+            for edge in near.up():
+                self._ask(edge)
+            if now >= self._until and all(edge.seeking for edge in near.up()):
+                self._begin(first, now)  # all of them have lost what they had
 
     def _seek(self, now: float) -> None:
         """Ask for the payloads of those that are ahead."""
@@ -457,10 +562,16 @@ class Agent:
             self._out.append(Send(edge.link, Seek()))
             edge.sought = True
 
+    def _ask(self, edge: Edge) -> None:
+        if not edge.sought:
+            self._out.append(Send(edge.link, Seek()))
+            edge.sought = True
+
     def _try_rejoin(self, now: float) -> None:
-        near, rounds = self.near, self.config.rounds
+        near, rounds = self.near, self.rounds
         target = near.target(now)
-        if not self._absent(target):  # whoever was ahead is gone
+        gone = self._is_over() or not (self._joins or self._absent(target))
+        if gone:  # whoever was ahead, or the rounds that were
             self._end_search()
             self._next(now)
             return
@@ -471,24 +582,24 @@ class Agent:
             if newest is not None and newest[0] >= least:
                 sources[j] = newest
             elif edge.up and edge.wants >= least and not edge.seeking:
-                if not edge.sought:
-                    self._out.append(Send(edge.link, Seek()))
-                    edge.sought = True
+                self._ask(edge)
                 waiting.append(edge)
         if sources:
             self._until = min(self._until, now + self.config.timing.reconnect_s)
         if waiting and now < self._until:
             return
+        # Who has finished gives its model, as of the round after its last.
+        ended = {j: k - self.edges[j].held[k][0].final for j, (k, _) in sources.items()}
         self._end_search()
         if not sources:
             for edge in waiting:
                 near.cut(edge, "no-payload", now)
             self._next(now)
             return
-        self._label = min(max(k for k, _ in sources.values()), rounds)
+        self._label = min(max(ended.values()), rounds)
+        self._edition = near.editions.then(self._label).number
         if self.config.conserves:
-            near.broken = True
-            self._renew(self._label)
+            self._lose_memory(self._label)
         self._out.append(
             Note(
                 "rejoined",
@@ -500,31 +611,47 @@ class Agent:
             )
         )
         self.phase = Phase.COMBINING
-        self._out.append(Rejoin(self._label, near.epoch, sources))
+        self._out.append(Rejoin(self._label, near.epoch, sources, self._edition))
 
     def _end_search(self) -> None:
         self.near.seeking = False
         for edge in self.edges.values():
             edge.sought = False
+            for k in [k for k, (offer, _) in edge.held.items() if offer.final]:
+                del edge.held[k]
 
     # --- memory that the law conserves ----------------------------------------------------
 
-    def _renew(self, target: int) -> None:
+    def _lose_memory(self, label: int) -> None:
+        """Begin again without memory after a round: who had a part in the epoch has broken it."""
+        near = self.near
+        before, after = near.editions.at(label), near.editions.then(label + 1)
+        had_part = before is not None and before.members_since == after.members_since
+        near.broken = near.broken or had_part
+        self._renew(label, label + 1)
+
+    def _renew(self, target: int, label: int) -> None:
         """Take the newest epoch; begin one if a mean that the rule conserves was broken.
 
         In an epoch all memory grows from zero, so its mean is right again once all are in it.
+        Where the set of members has changed, all members know the epoch that begins.
         """
         near = self.near
         if not self.config.conserves:
             return
-        if near.epoch_seen > near.epoch:
-            near.epoch = near.epoch_seen
+        first = epoch_of(near.editions.then(label))
+        if part_of(first) > part_of(near.epoch):
+            near.broken = False
+        newest = max(first, near.epochs_seen.get(part_of(first), 0))
+        if newest > near.epoch:
+            near.epoch = newest
             self._epoch_began = target
         if near.broken and (
             not self._epoch_began or target >= self._epoch_began + self.config.away_rounds
         ):
-            begins = max(target, (near.epoch >> EPOCH_BITS) + 1)
-            near.epoch = near.epoch_seen = (begins << EPOCH_BITS) + 2 * self.config.vertex
+            begins = max(target, round_of(near.epoch) + 1)
+            near.epoch = first + (begins << EPOCH_BITS) + 2 * self.config.vertex
+            near.epochs_seen[part_of(first)] = near.epoch
             near.broken, self._epoch_began = False, target
             self._out.append(Note("epoch", {"round": target}))
 
@@ -544,31 +671,44 @@ class Agent:
             "broken": near.broken,
             "kept": kept,
             "epochs": [near.epochs[k] for k in kept],
+            "editions": [near.numbers[k] for k in kept],
             "edges": near.record(),
         }
 
     def _restore(
-        self, record: Mapping[str, Any], payload: Payload | None, kept: Mapping[int, Payload]
+        self,
+        record: Mapping[str, Any],
+        payload: Payload | None,
+        kept: Mapping[int, Payload],
+        now: float,
     ) -> None:
         near = self.near
         near.closed, near.round, self.mixed = record["closed"], record["label"], record["mixed"]
         near.own_pace.usual_s = record["pace"]
-        near.epoch = near.epoch_seen = record["epoch"]
+        near.epoch = record["epoch"]
+        near.epochs_seen[part_of(near.epoch)] = near.epoch
         near.broken, self._epoch_began = record["broken"], record["epoch_began"]
         edges = {int(j): edge for j, edge in record["edges"].items()}  # JSON's keys are texts
-        for j, found in edges.items():
-            if j in self.edges:
-                self.edges[j].restore(found)
-        for k, epoch in zip(record["kept"], record["epochs"], strict=True):
+        numbers = record.get("editions") or [1] * len(record["kept"])  # of a version without
+        for k, epoch, number in zip(record["kept"], record["epochs"], numbers, strict=True):
             if k in kept:
-                near.kept[k], near.epochs[k] = kept[k], epoch
+                near.keep(k, kept[k], epoch, number)
         found = record["open"]
+        if found is not None:
+            self._edition = number = found.get("edition", 1)
+            near.current = near.editions.get(number)
+            if near.current is None:
+                raise ValueError(
+                    f"the record's open round is of edition {number} of the mesh, which is missing"
+                )
+        near.remember(edges, now)
         if found is None:
             near.durable(near.closed, near.epoch, edges)
         else:
             if payload is None:
                 raise ValueError("the record is of an open round: its payload is needed")
-            near.journaled(found["round"], payload, near.closed, near.epoch, edges)
+            about = near.closed, near.epoch, self._edition, edges
+            near.journaled(found["round"], payload, *about)
             self._resumes = found
 
 
@@ -586,6 +726,7 @@ _OF_LINK: dict[type, Callable[..., None]] = {
 }
 _OWN: dict[type, Callable[..., None]] = {
     Started: Agent._started,
+    Announced: Agent._announced,
     Trained: Agent._trained,
     TrainingFailed: Agent._failed,
     Journaled: Agent._journaled,

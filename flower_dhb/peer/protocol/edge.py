@@ -50,6 +50,7 @@ class Stage(Enum):
     RELEASED = "released", False  # given up before a vote
     LOST = "lost", False  # given up by the neighbor, who said so
     DOUBT = "doubt", False  # given up after a vote
+    APART = "apart", False  # no edge of the mesh's edition in this round
 
     open: bool
 
@@ -97,8 +98,9 @@ class Edge:
     that counted for the neighbor, as it says. broken: a round whose payload broke off on this
     connection. sought: we have asked it for its newest payload; seeking: it asks for ours, and has
     nothing that we could begin again from. sent: the round of the payload that was put in
-    line last on this connection. anchor: a round that
-    the neighbor was in for certain, and when.
+    line last on this connection. parted_at: since when no present or later edition has this edge;
+    parted: the neighbor was told so on this connection. anchor: a round that the neighbor was in
+    for certain, and when.
 
     Of the payload under way: receiving_since, moved_at: when its header and its newest bytes
     came; arrived, total: bytes of it that are here, and all. in_vain: payloads in a row that
@@ -141,6 +143,8 @@ class Edge:
     rounds_missed: int = 0
     sent: int = 0
     anchor: tuple[int, float] | None = None
+    parted_at: float | None = None
+    parted: bool = False
     held: dict[int, tuple[Offer, Payload]] = field(default_factory=dict)
 
     @property

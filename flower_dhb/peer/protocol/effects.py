@@ -19,6 +19,7 @@ __all__ = [
     "Finish",
     "Free",
     "Journal",
+    "Neighbors",
     "Note",
     "Refuse",
     "Rejoin",
@@ -77,6 +78,13 @@ class Close:
     at_once: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Neighbors:
+    """Be connected with these from now on, ascending, and with nobody else."""
+
+    vertices: tuple[int, ...]
+
+
 # --- to the agent's own app and disk ----------------------------------------------------
 
 
@@ -93,7 +101,7 @@ class Journal:
     """Write own payload, the state that it grew from, and `record`, to the disk; `Journaled`.
 
     round: the label that the payload gets. trained_as: the round that it was trained as.
-    early: the payload is known before training.
+    early: the payload is known before training. edition: of the mesh, which the payload is of.
     """
 
     round: int
@@ -101,15 +109,20 @@ class Journal:
     epoch: int
     early: bool
     record: Mapping[str, Any]
+    edition: int
 
 
 @dataclass(frozen=True, slots=True)
 class Combine:
-    """End a round with the payloads that count, by neighbor; `Combined` answers."""
+    """End a round with the payloads that count, by neighbor; `Combined` answers.
+
+    edition: the one whose weights both ends of these edges use.
+    """
 
     round: int
     trained_as: int
     payloads: Mapping[int, Payload]
+    edition: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +132,7 @@ class Rejoin:
     round: int
     epoch: int
     payloads: Mapping[int, tuple[int, Payload]]
+    edition: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,12 +140,16 @@ class Save:
     """Write the state of a round's end, and `record`; `Saved` answers, whenever it is done.
 
     Everything that is written reaches the disk in the order of these effects. failure: why
-    the agent did not train, empty if it did.
+    the agent did not train, empty if it did. edition: of the mesh, in the round. last: no round
+    follows, so it must be written itself. again: it was asked for before, and not as the last.
     """
 
     round: int
     record: Mapping[str, Any]
     failure: str = ""
+    edition: int = 1
+    last: bool = False
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,10 +164,13 @@ class Finish:
     """The last round is over: write the model; `Finished` answers.
 
     alone_since: the last round in which a neighbor's payload counted, -1 if this agent has
-    not been alone.
+    not been alone. round: of the final payload, one more than the last. removed: this agent is no
+    member of the mesh any more.
     """
 
     alone_since: int
+    round: int
+    removed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +213,7 @@ Effect = (
     | Reserve
     | Refuse
     | Close
+    | Neighbors
     | Train
     | Journal
     | Combine

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from flower_dhb.peer.protocol.edition import Edition
 from flower_dhb.peer.protocol.messages import NEVER, Counted, Hello, Offer
 
 __all__ = [
     "Acknowledged",
+    "Announced",
     "Arriving",
     "Broken",
     "Combined",
@@ -119,10 +121,11 @@ class Sought(LinkEvent):
 
 @dataclass(frozen=True, slots=True)
 class Left(LinkEvent):
-    """The neighbor said goodbye. done: it has ended its last round; counted: as in Hello."""
+    """The neighbor said goodbye: done, counted, closed as in Goodbye."""
 
     done: bool
     counted: Counted = NEVER
+    closed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +147,13 @@ class Arriving(LinkEvent):
 @dataclass(frozen=True, slots=True)
 class Started:
     """The agent may begin."""
+
+
+@dataclass(frozen=True, slots=True)
+class Announced:
+    """An edition of the mesh that is new here. It is on the disk: a restart knows it, too."""
+
+    edition: Edition
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +231,7 @@ class Stopped:
 
 Event = (
     LinkEvent
+    | Announced
     | Started
     | Trained
     | TrainingFailed

@@ -31,6 +31,7 @@ class Reason(Enum):
     AHEAD = "ahead"
     REPEATED = "repeated"
     EPOCH = "epoch"
+    EDITION = "edition"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,8 @@ class Hello:
     receiver's payload of `round` that it has acknowledged, 0 if none. doubts: rounds that it
     gave up after its acknowledgment, and knows no more of. one_sided: rounds that are known
     to count at one end only. done: it has ended its last round. epoch: of its memory. pace_s: usual
-    seconds of its rounds, 0 if it has none yet.
+    seconds of its rounds, 0 if it has none yet. edition: of the mesh, which the payload of `round`
+    is of.
     """
 
     round: int = 0
@@ -74,14 +76,15 @@ class Hello:
     done: bool = False
     epoch: int = 0
     pace_s: float = 0.0
+    edition: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Offer:
     """A payload is about to come: the protocol's part of its header.
 
-    closed, counted: as in Hello. ack: digest of the receiver's payload of the same round that
-    this acknowledges, 0 for none. final: it is no round's payload, but the model of an agent
+    closed, counted, edition: as in Hello. ack: digest of the receiver's payload of the same round
+    that this acknowledges, 0 for none. final: it is no round's payload, but the model of an agent
     that has finished, for one that comes late.
     """
 
@@ -92,6 +95,7 @@ class Offer:
     ack: int = 0
     epoch: int = 0
     final: bool = False
+    edition: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,11 +120,15 @@ class Seek:
 
 @dataclass(frozen=True, slots=True)
 class Goodbye:
-    """I close the connection. done: I have ended my last round; counted: as in Hello."""
+    """I close the connection. done: I take part in no later round.
+
+    closed, counted: as in Hello; without closed, a neighbor that is done has ended the run's last.
+    """
 
     done: bool = False
     text: str = ""
     counted: Counted = NEVER
+    closed: int = 0
 
 
 Message = Hello | Ack | Release | Seek | Goodbye

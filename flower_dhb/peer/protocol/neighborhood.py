@@ -22,7 +22,7 @@ from flower_dhb.peer.protocol.events import (
     Sought,
 )
 from flower_dhb.peer.protocol.messages import Ack, Counted, Goodbye, Hello, Offer, Reason, Release
-from flower_dhb.peer.protocol.rounds import EPOCH_BITS, Rounds
+from flower_dhb.peer.protocol.rounds import Rounds, part_of, round_of
 
 __all__ = ["Neighborhood"]
 
@@ -44,6 +44,7 @@ class Neighborhood(Rounds):
         edge.receiving_since, edge.sent = None, 0
         edge.lacking = edge.helping = False
         edge.sought, edge.seeking, edge.broken = False, False, 0
+        edge.parted = False
         self.out.append(Send(event.link, self._hello(edge)))
 
     def disconnected(self, edge: Edge, event: Disconnected, now: float) -> None:
@@ -90,6 +91,7 @@ class Neighborhood(Rounds):
             done=self.final is not None,
             epoch=told.epoch,
             pace_s=self.own_pace.usual_s,
+            edition=told.edition,
         )
 
     def greeted(self, edge: Edge, event: Greeted, now: float) -> None:
@@ -99,9 +101,10 @@ class Neighborhood(Rounds):
             self._refuse(edge, Reason.MALFORMED, 0, "a second Hello")
             return
         edge.connection = Connection.UP
-        edge.wants = min(max(hello.round, hello.closed), self.config.rounds)
+        edge.wants = min(max(hello.round, hello.closed), self.rounds)
         self._forget(edge, hello)
-        edge.closed, edge.shares, edge.digest = hello.closed, hello.round, hello.digest
+        closed = self.rounds if hello.done else hello.closed  # it takes part in no later round
+        edge.closed, edge.shares, edge.digest = closed, hello.round, hello.digest
         edge.done = hello.done
         edge.patience.told_s = hello.pace_s
         self._see_epoch(hello.epoch)
@@ -111,16 +114,18 @@ class Neighborhood(Rounds):
         for r in hello.one_sided[-REMEMBERED:]:
             if r == self.round and edge.stage.open:
                 self._told_lost(edge)
-            if 0 < r <= self.config.rounds:
+            if 0 < r <= self.rounds:
                 self._disagree(edge, r)
-        self._learn(edge, hello.closed, hello.round, hello.digest, hello.counted, afresh=True)
+        self._learn(edge, closed, hello.round, hello.digest, hello.counted, afresh=True)
         for r in hello.doubts[-REMEMBERED:]:
             if r == self.round and edge.stage.open and r > self.closed:
                 self._told_lost(edge)
             elif r == edge.counted.round:
                 self._disagree(edge, r)
         if self.round > self.closed and hello.round == self.round and edge.stage.open:
-            if hello.holds == self.kept[self.round].digest:
+            if self._differs(edge, hello):
+                pass
+            elif hello.holds == self.kept[self.round].digest:
                 edge.acked = True
             elif edge.acked:  # restarted: its vote stands, but the bytes are gone
                 edge.lacking = True
@@ -211,19 +216,20 @@ class Neighborhood(Rounds):
             self._told_lost(edge)
 
     def _see_epoch(self, epoch: int) -> None:
-        if epoch >> EPOCH_BITS <= self.config.rounds + 1:
-            self.epoch_seen = max(self.epoch_seen, epoch)
+        part = part_of(epoch)
+        if round_of(epoch) <= self.rounds + 1 and part < self.editions.newest.members_since:
+            self.epochs_seen[part] = max(self.epochs_seen.get(part, 0), epoch)
 
     # --- payloads ---------------------------------------------------------------------
 
     def offered(self, edge: Edge, event: Offered, now: float) -> None:
         """Decide on a payload before its bytes are taken."""
         offer = event.offer
-        r, rounds = offer.round, self.config.rounds
+        r, rounds = offer.round, self.rounds
         who = f"round {r}, neighbor {edge.neighbor}"
         edge.receiving_since = None
         if offer.final:
-            if not self.seeking or r != rounds + 1:
+            if not self.seeking or not self.closed < r <= rounds + 1:
                 self._refuse(edge, Reason.STALE, r, f"{who}: nobody asked for a final model")
                 return
         elif not 0 < r <= rounds:
@@ -236,18 +242,20 @@ class Neighborhood(Rounds):
             edge.shares, edge.digest = r, offer.digest
             edge.wants = max(edge.wants, r)
             edge.seeking = edge.seeking and r <= self.closed
+            open_here = r == self.round > self.closed and edge.stage.open
+            differs = open_here and self._differs(edge, offer)
             if offer.ack:
                 self._take_ack(edge, r, offer.ack)
             self._serve(edge)
             if self._is_over(edge, r):
                 if r != edge.counted.round or r in edge.one_sided:  # it may not have heard so
                     self._send(edge, Release(r))
-                self._refuse(
-                    edge,
-                    Reason.STALE,
-                    r,
-                    f"{who}: agent {self.config.vertex} has closed round {self.closed}",
-                )
+                reason = Reason.EDITION if differs else Reason.STALE
+                text = f"{who}: agent {self.config.vertex} has closed round {self.closed}"
+                if differs:
+                    mine = self.numbers[r]
+                    text = f"{who}: of edition {offer.edition} of the mesh, expected {mine}"
+                self._refuse(edge, reason, r, text)
                 return
         held = edge.held.get(r)
         voted = r == self.round and edge.stage is Stage.VOTED
@@ -305,6 +313,8 @@ class Neighborhood(Rounds):
         if self._is_over(edge, r):
             self.out.append(Count("late", edge.neighbor))
             return
+        if offer.final and not self.seeking:
+            return
         edge.held[r] = (offer, event.payload)
         edge.in_vain = 0
         if not offer.final:
@@ -354,13 +364,13 @@ class Neighborhood(Rounds):
     def released(self, edge: Edge, event: Released, now: float) -> None:
         """The neighbor ends a round without our payload."""
         r = event.round
-        if r > self.config.rounds:
-            why = f"neighbor {edge.neighbor} releases round {r} of {self.config.rounds}"
+        if r > self.rounds:
+            why = f"neighbor {edge.neighbor} releases round {r} of {self.rounds}"
             self._refuse(edge, Reason.AHEAD, r, why)
             return
         # Whoever has left a round without a payload has failed in it: no reason to follow.
         if edge.wants == r:
-            edge.wants = min(r + 1, self.config.rounds)
+            edge.wants = min(r + 1, self.rounds)
         edge.closed = max(edge.closed, r)
         if (
             r >= self.round > self.closed
@@ -376,17 +386,21 @@ class Neighborhood(Rounds):
         """The neighbor begins again: give it the model, or else the newest payload."""
         edge.seeking = True
         if self.final is not None:
-            rounds = self.config.rounds
-            offer = Offer(rounds + 1, self.final.digest, self._told.closed, final=True)
+            r = self.closed + 1
+            offer = Offer(r, self.final.digest, self._told.closed, final=True)
             self.out.append(SendPayload(edge.link, offer, self.final))
-            edge.sent = rounds + 1
+            edge.sent = r
         elif self.kept:
             self._send_payload(edge, max(self.kept))
 
     def left(self, edge: Edge, event: Left, now: float) -> None:
-        """The neighbor said goodbye."""
-        if event.done:
+        """The neighbor said goodbye: it takes part in no later round, or is no neighbor then."""
+        if event.done and (event.closed or not edge.done):
             edge.done, edge.seeking = True, False
-            rounds = self.config.rounds
+            rounds = self.rounds
             self._learn(edge, rounds, edge.shares, 0, event.counted)
-            edge.closed = edge.wants = rounds
+            edge.closed = rounds
+            edge.wants = min(event.closed or rounds, rounds)
+        elif event.closed:
+            self._learn(edge, event.closed, edge.shares, 0, event.counted)
+            edge.closed = max(edge.closed, event.closed)

@@ -5,6 +5,10 @@ in (Lamport's logical clock), so whoever was away or is slow joins in again. A n
 says it is further ahead than its pace allows is not followed, unless another says so too or no
 other is connected: one that lies about its round cannot end a run with one message.
 
+Which edges a round has is what the edition of its payload says (`edition.py`). An edge that is not
+due in a round is neither waited for nor missed; one that no present or later edition has is closed
+once both ends know how its last round ended.
+
 What an agent says of itself in a Hello or beside a payload is what its disk says, never what
 it has decided since: a claim that a crash takes back would leave the two ends of an edge with
 different stories.
@@ -17,13 +21,25 @@ from dataclasses import dataclass
 from typing import Any
 
 from flower_dhb.peer.protocol.edge import Connection, Edge, Stage, Step
-from flower_dhb.peer.protocol.effects import Count, Effect, Free, Note, Refuse, Send, SendPayload
+from flower_dhb.peer.protocol.edition import Edition, Editions
+from flower_dhb.peer.protocol.effects import (
+    Close,
+    Count,
+    Effect,
+    Free,
+    Neighbors,
+    Note,
+    Refuse,
+    Send,
+    SendPayload,
+)
 from flower_dhb.peer.protocol.events import Payload
 from flower_dhb.peer.protocol.messages import (
     NEVER,
     Ack,
     Counted,
     Goodbye,
+    Hello,
     Offer,
     Reason,
     Release,
@@ -31,14 +47,31 @@ from flower_dhb.peer.protocol.messages import (
 from flower_dhb.peer.protocol.patience import Patience
 from flower_dhb.peer.protocol.settings import Config
 
-__all__ = ["EPOCH_BITS", "Rounds", "Told"]
+__all__ = ["EPOCH_BITS", "Rounds", "Told", "epoch_of", "part_of", "round_of"]
 
 # A neighbor is followed if it is ahead by no more rounds than this, and this many more in
 # each usual time of one of its rounds since the last that it and we used together.
 _LEAD = 10
 # An epoch is the round in which it began, and in the bits below twice the vertex that began it:
 # the number after it is left to the agent's own memory, between a loss and the next training.
+# In the bits above the round is its part: how many editions the set of members is older than.
 EPOCH_BITS = 20
+_PART_BITS = 44
+
+
+def part_of(epoch: int) -> int:
+    """The part of an epoch: one less than the edition since which the members are the same."""
+    return epoch >> _PART_BITS
+
+
+def round_of(epoch: int) -> int:
+    """The round in which an epoch began, as it is numbered; 0 for the first of its part."""
+    return (epoch & ((1 << _PART_BITS) - 1)) >> EPOCH_BITS
+
+
+def epoch_of(edition: Edition) -> int:
+    """The epoch that all members enter with an edition, unless one of them opens another."""
+    return (edition.members_since - 1) << _PART_BITS
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +82,7 @@ class Told:
     round: int = 0
     digest: int = 0
     epoch: int = 0
+    edition: int = 1
 
 
 class Rounds:
@@ -56,29 +90,31 @@ class Rounds:
 
     round: the label of the payload that is shared now, or was last. closed: the last round
     that has ended. begun: when the present round began. out: where effects go.
-    epoch_seen: the newest epoch that anybody has named.
+    epochs_seen: the newest epoch that anybody has named, by its part. current: the edition of the
+    payload that is journaled or shared, None between two rounds. past: records of edges that are
+    no more, by neighbor.
     """
 
     def __init__(self, config: Config, out: list[Effect], now: float) -> None:
         self.config = config
         self.out = out
         timing = config.timing
-        self.edges: dict[int, Edge] = {
-            j: Edge(
-                j,
-                Patience(factor=timing.factor, least_s=timing.least_s, ceiling_s=timing.ceiling_s),
-                down_since=now,
-            )
-            for j in config.neighbors
-        }
+        self.editions = Editions(config.editions)
+        self.current: Edition | None = None
+        self.edges: dict[int, Edge] = {}
+        self.past: dict[int, Mapping[str, Any]] = {}
+        self._met: Edition | None = None
+        self._parts = False
         self.own_pace = Patience(factor=1.0, least_s=0.0, ceiling_s=timing.ceiling_s)
         self.round = self.closed = 0
-        self.epoch = self.epoch_seen = 0
+        self.epoch = 0
+        self.epochs_seen: dict[int, int] = {}
         self.begun = now
         self.seeking = False
         self.final: Payload | None = None
         self.kept: dict[int, Payload] = {}
         self.epochs: dict[int, int] = {}  # of the kept payloads
+        self.numbers: dict[int, int] = {}  # of the editions that they are of
         self.broken = False  # a conserved mean was broken, since the epoch began
         self._news: dict[int, list[int]] = {}  # one-sided rounds that nobody was told of
         self._told = Told()
@@ -89,11 +125,92 @@ class Rounds:
         self._together = False  # it was there when the run began, and has not begun again
         self._last_s = 0.0  # of the round before
 
+    # --- the graph ----------------------------------------------------------------------
+
+    @property
+    def rounds(self) -> int:
+        """The last round of the run, as far as this agent knows."""
+        return self.editions.rounds
+
+    @property
+    def present(self) -> Edition:
+        """The edition of the open round, or of the one that comes next."""
+        return self.current or self.editions.then(self.closed + 1)
+
+    def due(self) -> list[Edge]:
+        """Edges of the present edition."""
+        return [self.edges[j] for j in self.present.neighbors if j in self.edges]
+
+    def meet(self, now: float, *, announced: bool = True) -> None:
+        """Have the edges of the present and all later editions; the others part."""
+        self._met = self.present
+        partners = self.editions.partners(self._met)
+        new = partners - self.edges.keys()
+        for j in new:
+            self._add(j, now)
+        for j, edge in self.edges.items():
+            if j in partners:
+                edge.parted_at, edge.parted = None, False
+            elif edge.parted_at is None:
+                edge.parted_at = now
+        self._parts = self.edges.keys() != partners
+        if new and announced:
+            self.out.append(Neighbors(tuple(self.edges)))
+
+    def _add(self, j: int, now: float) -> None:
+        timing = self.config.timing
+        edge = Edge(
+            j,
+            Patience(factor=timing.factor, least_s=timing.least_s, ceiling_s=timing.ceiling_s),
+            down_since=now,
+        )
+        if j in self.past:
+            edge.restore(self.past.pop(j))
+        self.edges = dict(sorted([*self.edges.items(), (j, edge)]))
+
+    def remember(self, records: Mapping[int, Mapping[str, Any]], now: float) -> None:
+        """Take the edges' records from the disk; what is not settled has an edge still."""
+        self.past = dict(records)
+        self.meet(now, announced=False)
+        for j, record in list(self.past.items()):
+            if not record["settled"] or record["doubts"]:
+                self._add(j, now)
+
+    def _part(self, now: float) -> None:
+        """Close edges that no present or later edition has, once nothing is open between the ends.
+
+        Each end tells the other how its last round ended, as its disk knows it.
+        """
+        for edge in self.parting():
+            counted = edge.counted.round
+            if edge.up and not edge.parted and self._told.closed >= counted:
+                leaves = self.editions.next(self.closed) is None
+                words = self.told_counted(edge), self._told.closed
+                self._send(edge, Goodbye(leaves, "no neighbor any more", *words))
+                edge.parted = True
+            knows = (edge.parted or not counted) and edge.settled and not edge.doubts
+            if knows or now >= self.parts_at(edge):
+                if edge.link is not None:
+                    self.out.append(Close(edge.link, "no neighbor any more"))
+                del self.edges[edge.neighbor]
+                self.past[edge.neighbor] = edge.record()
+                fields = {"neighbor": edge.neighbor, "unsettled": edge.unknown}
+                self.out.append(Note("parted", fields, warning=edge.unknown > 0))
+                self.out.append(Neighbors(tuple(self.edges)))
+
+    def parting(self) -> list[Edge]:
+        """Edges that no present or later edition has."""
+        return [e for e in self.edges.values() if e.parted_at is not None] if self._parts else []
+
+    def parts_at(self, edge: Edge) -> float:
+        """When an edge that no edition has any more is closed, whatever is open."""
+        return (edge.parted_at or 0.0) + self.config.timing.linger_s
+
     # --- what the disk holds ----------------------------------------------------------
 
-    def record(self) -> dict[int, dict[str, Any]]:
-        """All edges, for the disk."""
-        return {j: edge.record() for j, edge in self.edges.items()}
+    def record(self) -> dict[int, Mapping[str, Any]]:
+        """All edges that are or were, for the disk."""
+        return {**self.past, **{j: edge.record() for j, edge in self.edges.items()}}
 
     def durable(self, closed: int, epoch: int, edges: Mapping[int, Mapping[str, Any]]) -> None:
         """A state of this agent between two rounds is on the disk."""
@@ -105,12 +222,22 @@ class Rounds:
         payload: Payload,
         closed: int,
         epoch: int,
+        edition: int,
         edges: Mapping[int, Mapping[str, Any]],
     ) -> None:
         """A payload of this agent is on the disk, and all that it may promise with it."""
-        self._told = Told(closed, label, payload.digest, epoch)
+        self._told = Told(closed, label, payload.digest, epoch, edition)
         self._told_edges = edges
-        self.kept[label], self.epochs[label] = payload, epoch
+        self.keep(label, payload, epoch, edition)
+
+    def keep(self, label: int, payload: Payload, epoch: int, edition: int) -> None:
+        """An own payload may be asked for."""
+        self.kept[label], self.epochs[label], self.numbers[label] = payload, epoch, edition
+
+    @property
+    def is_durable(self) -> bool:
+        """Whether the end of the last round is on the disk."""
+        return self._told.closed == self.closed and self._told.round <= self.closed
 
     def told_counted(self, edge: Edge) -> Counted:
         """The last round in which an edge counted, as the disk has it."""
@@ -135,13 +262,17 @@ class Rounds:
             self._resumes_until = now + self.config.timing.resume_s
         self._together = self._together or (round == 1 and not resumed)
         own_s = self.own_pace.usual_s or max(self._last_s, now - self.begun)
+        neighbors = self.present.neighbors
         for edge in self.edges.values():
             edge.patience.own_s = own_s
             for old in [r for r in edge.held if r < round]:
                 del edge.held[old]
             edge.stage = Stage.BOUND if resumed else Stage.IDLE
             edge.acked = edge.lacking = False
-            if edge.closed >= round:
+            if edge.neighbor not in neighbors:
+                edge.stage = Stage.APART
+                self._send(edge, Release(round))  # it may wait for this round to join
+            elif edge.closed >= round or edge.done:
                 self._told_lost(edge)
             elif round in edge.held and not self._joins(edge):
                 edge.take(Step.VOTE)
@@ -150,15 +281,27 @@ class Rounds:
             self._serve(edge)
 
     def _joins(self, edge: Edge) -> bool:
-        """Give an edge up whose ends are in different epochs. Returns whether it was.
+        """Give an edge up whose ends are in different editions or epochs. Returns whether it was.
 
-        The own payload goes out all the same: its header names the epoch to come to.
+        Where the epochs differ, the own payload goes out all the same: its header names the epoch
+        to come to.
         """
         offer, _ = edge.held[self.round]
+        if self._differs(edge, offer):
+            self._send(edge, Release(self.round))
+            return True
         if not self.config.conserves or offer.epoch == self.epochs[self.round]:
             return False
         self._serve(edge)
         self._give_up(edge)
+        return True
+
+    def _differs(self, edge: Edge, said: Offer | Hello) -> bool:
+        """Lose an edge whose other end shares this round in another edition of the mesh."""
+        if said.edition == self.numbers[self.round]:
+            return False
+        self._told_lost(edge)
+        self.out.append(Count("other-edition", edge.neighbor))
         return True
 
     def wait_s(self, edge: Edge, now: float) -> float:
@@ -221,11 +364,11 @@ class Rounds:
                 edge.settled = edge.theirs == edge.counted
                 edge.helping = edge.lacking and not edge.settled
                 edge.anchor = (round, now)
-                edge.wants = max(edge.wants, min(round + 1, self.config.rounds))
+                edge.wants = max(edge.wants, min(round + 1, self.rounds))
             elif edge.stage.open:
                 self._give_up(edge)
             edge.held.pop(round, None)
-        self.closed = round
+        self.closed, self.current = round, None
         self.own_pace.arrived(round, now)
         self._last_s = now - self.begun
         return used
@@ -233,14 +376,14 @@ class Rounds:
     def skip(self, round: int) -> None:
         """End a round in which this agent has nothing to share, or begins again after it."""
         for edge in self.edges.values():
-            for old in [r for r in edge.held if r <= round or r > self.config.rounds]:
+            for old in [r for r in edge.held if r <= round or r > self.rounds]:
                 del edge.held[old]
             open_here = self.round > self.closed and edge.stage.open
             if open_here:
                 self._give_up(edge)
             if not open_here or self.round != round:
                 self._send(edge, Release(round))
-        self.closed = max(self.closed, round)
+        self.closed, self.current = max(self.closed, round), None
 
     def _give_up(self, edge: Edge) -> None:
         if not edge.take(Step.GIVE_UP):
@@ -266,8 +409,12 @@ class Rounds:
             self._news.setdefault(edge.neighbor, []).append(round)
             self.out.append(Count("one-sided", edge.neighbor))
 
-    def tidy(self) -> None:
-        """Say what is new, and let go of own payloads that nobody can ask for any more."""
+    def tidy(self, now: float) -> None:
+        """Say what is new, and let go of own payloads and edges that are of no use any more."""
+        if len(self.editions.known) > 1 and self._met is not self.present:
+            self.meet(now)
+        if self._parts:
+            self._part(now)
         for j, rounds in self._news.items():
             self.out.append(Note("one-sided", {"neighbor": j, "rounds": rounds}))
         self._news.clear()
@@ -276,7 +423,7 @@ class Rounds:
         needed = {e.counted.round for e in self.edges.values() if not e.settled}
         needed.add(max(self.kept, default=0))
         for r in [r for r in self.kept if r not in needed]:
-            del self.kept[r], self.epochs[r]
+            del self.kept[r], self.epochs[r], self.numbers[r]
             self.out.append(Free(r))
 
     # --- sending ----------------------------------------------------------------------
@@ -296,6 +443,7 @@ class Rounds:
             self.told_counted(edge),
             ack,
             self.epochs[round],
+            edition=self.numbers[round],
         )
         edge.sent = round
         self.out.append(SendPayload(edge.link, offer, payload))
@@ -318,6 +466,11 @@ class Rounds:
 
     # --- where the others are ---------------------------------------------------------
 
+    def nobody_has_anything(self) -> bool:
+        """Whether neighbors are connected, and none of them has ever shared a round."""
+        up = self.up()
+        return bool(up) and not any(edge.wants or edge.closed or edge.done for edge in up)
+
     def up(self) -> list[Edge]:
         """Edges whose neighbor is connected."""
         return [edge for edge in self.edges.values() if edge.up]
@@ -329,7 +482,7 @@ class Rounds:
             for e in self.edges.values()
             if e.up and e.wants > self.closed + 1 and not e.seeking and self._follows(e, now)
         ]
-        return min(max([self.closed + 1, *ahead]), self.config.rounds)
+        return min(max([self.closed + 1, *ahead]), self.rounds)
 
     def _follows(self, edge: Edge, now: float) -> bool:
         """Whether a neighbor can be where it says it is, as far as this agent can know."""

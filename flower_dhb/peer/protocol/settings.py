@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from flower_dhb.peer.protocol.edition import Edition
+
 __all__ = ["Config", "Timing"]
 
 
@@ -40,14 +42,14 @@ class Timing:
 class Config:
     """One agent of a run.
 
-    away_rounds: an agent that missed more rounds begins again from its neighbors. early: the
-    rule knows its payload before training. conserves: the rule has memory whose mean over all
-    agents it keeps, so that no agent may lose its share of it alone.
+    editions: of the mesh, that are known at the start: at least one, and those that the agent's
+    newest record is of. away_rounds: an agent that missed more rounds begins again from its
+    neighbors. early: the rule knows its payload before training. conserves: the rule has memory
+    whose mean over all agents it keeps, so that no agent may lose its share of it alone.
     """
 
     vertex: int
-    neighbors: tuple[int, ...]
-    rounds: int
+    editions: tuple[Edition, ...]
     timing: Timing = field(default_factory=Timing)
     away_rounds: int = 10
     early: bool = False

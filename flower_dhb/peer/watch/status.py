@@ -37,7 +37,7 @@ class Progress:
     """
 
     def __init__(self, run: str, agent: Agent, monitor: Monitor, lately: Lately) -> None:
-        self.run, self.rounds = run, agent.config.rounds
+        self.run = run
         self.round = 0
         self.metrics: dict[str, float] = {}
         self.evaluated: set[str] = set()
@@ -50,6 +50,11 @@ class Progress:
         self._agent, self._monitor, self._lately = agent, monitor, lately
         self._times: deque[tuple[float, float, float]] = deque(maxlen=16)
         self._begun = time.monotonic()
+
+    @property
+    def rounds(self) -> int:
+        """Rounds of the run, as far as this peer knows."""
+        return self._agent.rounds
 
     @property
     def phase(self) -> str:

@@ -366,7 +366,7 @@ class StreamLink:
     def _goodbye(self, found: pb.Goodbye) -> None:
         goodbye = goodbye_of(found)
         if self.greeted:
-            self._deliver(Left(self.neighbor, self, goodbye.done, goodbye.counted))
+            self._deliver(Left(self.neighbor, self, goodbye.done, goodbye.counted, goodbye.closed))
         self._monitor.event("goodbye", neighbor=self.neighbor, done=goodbye.done, why=goodbye.text)
 
     def _header(self, message: pb.Header) -> None:

@@ -33,7 +33,7 @@ class Frame(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., header: _Optional[_Union[Header, _Mapping]] = ..., chunk: _Optional[bytes] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., seek: _Optional[_Union[Seek, _Mapping]] = ..., receipt: _Optional[_Union[Receipt, _Mapping]] = ..., bulletin: _Optional[_Union[Bulletin, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("version", "run", "vertex", "neighbor", "agreement", "round", "closed", "done", "digest", "counted", "holds", "doubts", "one_sided", "epoch", "pace_s", "bulletins", "software")
+    __slots__ = ("version", "run", "vertex", "neighbor", "agreement", "round", "closed", "done", "digest", "counted", "holds", "doubts", "one_sided", "epoch", "pace_s", "bulletins", "edition", "software")
     class AgreementEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -64,6 +64,7 @@ class Hello(_message.Message):
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     PACE_S_FIELD_NUMBER: _ClassVar[int]
     BULLETINS_FIELD_NUMBER: _ClassVar[int]
+    EDITION_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
     version: int
     run: str
@@ -81,8 +82,9 @@ class Hello(_message.Message):
     epoch: int
     pace_s: float
     bulletins: _containers.ScalarMap[str, int]
+    edition: int
     software: str
-    def __init__(self, version: _Optional[int] = ..., run: _Optional[str] = ..., vertex: _Optional[int] = ..., neighbor: _Optional[int] = ..., agreement: _Optional[_Mapping[str, str]] = ..., round: _Optional[int] = ..., closed: _Optional[int] = ..., done: bool = ..., digest: _Optional[int] = ..., counted: _Optional[_Union[Counted, _Mapping]] = ..., holds: _Optional[int] = ..., doubts: _Optional[_Iterable[int]] = ..., one_sided: _Optional[_Iterable[int]] = ..., epoch: _Optional[int] = ..., pace_s: _Optional[float] = ..., bulletins: _Optional[_Mapping[str, int]] = ..., software: _Optional[str] = ...) -> None: ...
+    def __init__(self, version: _Optional[int] = ..., run: _Optional[str] = ..., vertex: _Optional[int] = ..., neighbor: _Optional[int] = ..., agreement: _Optional[_Mapping[str, str]] = ..., round: _Optional[int] = ..., closed: _Optional[int] = ..., done: bool = ..., digest: _Optional[int] = ..., counted: _Optional[_Union[Counted, _Mapping]] = ..., holds: _Optional[int] = ..., doubts: _Optional[_Iterable[int]] = ..., one_sided: _Optional[_Iterable[int]] = ..., epoch: _Optional[int] = ..., pace_s: _Optional[float] = ..., bulletins: _Optional[_Mapping[str, int]] = ..., edition: _Optional[int] = ..., software: _Optional[str] = ...) -> None: ...
 
 class Counted(_message.Message):
     __slots__ = ("round", "mine", "yours")
@@ -95,7 +97,7 @@ class Counted(_message.Message):
     def __init__(self, round: _Optional[int] = ..., mine: _Optional[int] = ..., yours: _Optional[int] = ...) -> None: ...
 
 class Header(_message.Message):
-    __slots__ = ("run", "round", "vertex", "vectors", "total_bytes", "checksum", "whole", "ack", "closed", "counted", "epoch", "final")
+    __slots__ = ("run", "round", "vertex", "vectors", "total_bytes", "checksum", "whole", "ack", "closed", "counted", "epoch", "final", "edition")
     RUN_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     VERTEX_FIELD_NUMBER: _ClassVar[int]
@@ -108,6 +110,7 @@ class Header(_message.Message):
     COUNTED_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     FINAL_FIELD_NUMBER: _ClassVar[int]
+    EDITION_FIELD_NUMBER: _ClassVar[int]
     run: str
     round: int
     vertex: int
@@ -120,7 +123,8 @@ class Header(_message.Message):
     counted: Counted
     epoch: int
     final: bool
-    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., vertex: _Optional[int] = ..., vectors: _Optional[_Iterable[_Union[Vector, _Mapping]]] = ..., total_bytes: _Optional[int] = ..., checksum: _Optional[int] = ..., whole: _Optional[bytes] = ..., ack: _Optional[int] = ..., closed: _Optional[int] = ..., counted: _Optional[_Union[Counted, _Mapping]] = ..., epoch: _Optional[int] = ..., final: bool = ...) -> None: ...
+    edition: int
+    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., vertex: _Optional[int] = ..., vectors: _Optional[_Iterable[_Union[Vector, _Mapping]]] = ..., total_bytes: _Optional[int] = ..., checksum: _Optional[int] = ..., whole: _Optional[bytes] = ..., ack: _Optional[int] = ..., closed: _Optional[int] = ..., counted: _Optional[_Union[Counted, _Mapping]] = ..., epoch: _Optional[int] = ..., final: bool = ..., edition: _Optional[int] = ...) -> None: ...
 
 class Vector(_message.Message):
     __slots__ = ("name", "dtype", "size")
@@ -167,6 +171,7 @@ class Refusal(_message.Message):
         BUSY: _ClassVar[Refusal.Reason]
         EPOCH: _ClassVar[Refusal.Reason]
         SCREENED: _ClassVar[Refusal.Reason]
+        EDITION: _ClassVar[Refusal.Reason]
         BULLETIN: _ClassVar[Refusal.Reason]
     OTHER: Refusal.Reason
     MALFORMED: Refusal.Reason
@@ -181,6 +186,7 @@ class Refusal(_message.Message):
     BUSY: Refusal.Reason
     EPOCH: Refusal.Reason
     SCREENED: Refusal.Reason
+    EDITION: Refusal.Reason
     BULLETIN: Refusal.Reason
     ROUND_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
@@ -191,14 +197,16 @@ class Refusal(_message.Message):
     def __init__(self, round: _Optional[int] = ..., reason: _Optional[_Union[Refusal.Reason, str]] = ..., text: _Optional[str] = ...) -> None: ...
 
 class Goodbye(_message.Message):
-    __slots__ = ("done", "text", "counted")
+    __slots__ = ("done", "text", "counted", "closed")
     DONE_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     COUNTED_FIELD_NUMBER: _ClassVar[int]
+    CLOSED_FIELD_NUMBER: _ClassVar[int]
     done: bool
     text: str
     counted: Counted
-    def __init__(self, done: bool = ..., text: _Optional[str] = ..., counted: _Optional[_Union[Counted, _Mapping]] = ...) -> None: ...
+    closed: int
+    def __init__(self, done: bool = ..., text: _Optional[str] = ..., counted: _Optional[_Union[Counted, _Mapping]] = ..., closed: _Optional[int] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
     __slots__ = ()

@@ -41,6 +41,7 @@ def frame_of(message: Message) -> pb.Frame:
                     done=message.done,
                     epoch=message.epoch,
                     pace_s=message.pace_s,
+                    edition=message.edition,
                 )
             )
         case Ack():
@@ -52,7 +53,10 @@ def frame_of(message: Message) -> pb.Frame:
         case Goodbye():
             return pb.Frame(
                 goodbye=pb.Goodbye(
-                    done=message.done, text=message.text, counted=_counted(message.counted)
+                    done=message.done,
+                    text=message.text,
+                    counted=_counted(message.counted),
+                    closed=message.closed,
                 )
             )
 
@@ -70,18 +74,19 @@ def hello_of(found: pb.Hello) -> Hello:
         done=found.done,
         epoch=found.epoch,
         pace_s=found.pace_s if 0.0 <= found.pace_s < math.inf else 0.0,
+        edition=found.edition or 1,
     )
 
 
 def goodbye_of(found: pb.Goodbye) -> Goodbye:
     """Why the other end goes."""
-    return Goodbye(found.done, found.text[:_TEXT], _counted_of(found.counted))
+    return Goodbye(found.done, found.text[:_TEXT], _counted_of(found.counted), found.closed)
 
 
 def put_offer(offer: Offer, header: pb.Header) -> None:
     """The protocol's part of a header whose codec part is there."""
     header.ack, header.closed, header.epoch = offer.ack, offer.closed, offer.epoch
-    header.final = offer.final
+    header.final, header.edition = offer.final, offer.edition
     if offer.counted.round:
         header.counted.CopyFrom(_counted(offer.counted))
 
@@ -96,6 +101,7 @@ def offer_of(header: pb.Header) -> Offer:
         ack=header.ack,
         epoch=header.epoch,
         final=header.final,
+        edition=header.edition or 1,
     )
 
 

@@ -1,0 +1,112 @@
+"""Editions of the mesh: which graph holds for an agent in which round.
+
+An operator changes a running mesh by a new edition with a higher number. Nobody can make all
+agents learn of it at once, so it is not a moment that decides: **the newest edition that an agent
+knows, of those that begin by a round, is the edition of its payload of that round**, and two
+payloads count for each other only if they are of the same edition. Whoever learned of it late
+loses a few edges, and never mixes with other weights than the other end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from flower_dhb.errors import ConfigError
+
+__all__ = ["Edition", "Editions"]
+
+
+@dataclass(frozen=True, slots=True)
+class Edition:
+    """What an edition of the mesh says of one agent.
+
+    number: 1 is the mesh as it was created; the newest wins. begins: first round for which it is
+    meant. rounds: last round of the run. neighbors: of this agent, ascending; none if it is no
+    member any more. members_since: the newest edition up to this one in which the set of members
+    changed, 1 if it never did: a rule that conserves a sum over all members begins anew there.
+    Raises ConfigError if these contradict each other.
+    """
+
+    number: int
+    begins: int
+    rounds: int
+    neighbors: tuple[int, ...]
+    member: bool = True
+    members_since: int = 1
+
+    def __post_init__(self) -> None:
+        who = f"edition {self.number}"
+        if self.number < 1 or self.begins < 1:
+            raise ConfigError(f"{who} begins in round {self.begins}; both are counted from 1")
+        if self.rounds < self.begins:
+            raise ConfigError(
+                f"{who} begins in round {self.begins}, after its last round {self.rounds}; let the "
+                "run end in the round in which the edition begins, or later"
+            )
+        if not 1 <= self.members_since <= self.number:
+            raise ConfigError(
+                f"{who}: members-since is {self.members_since}, expected 1 to {self.number}"
+            )
+        if tuple(sorted(set(self.neighbors))) != self.neighbors:
+            raise ConfigError(f"{who}: neighbors {self.neighbors} are not in ascending order")
+        if self.neighbors and not self.member:
+            raise ConfigError(f"{who}: an agent that is no member has neighbors {self.neighbors}")
+
+
+class Editions:
+    """The editions that an agent knows, in the order of their numbers.
+
+    Raises ConfigError if there are none, or two of one number.
+    """
+
+    def __init__(self, known: Iterable[Edition]) -> None:
+        self.known = sorted(known, key=lambda edition: edition.number)
+        if not self.known:
+            raise ConfigError("an agent needs to know an edition of its mesh")
+        numbers = [edition.number for edition in self.known]
+        if len(set(numbers)) < len(numbers):
+            raise ConfigError(f"two editions of one number: {numbers}")
+
+    @property
+    def newest(self) -> Edition:
+        """The one with the highest number, whether or not it has begun."""
+        return self.known[-1]
+
+    @property
+    def rounds(self) -> int:
+        """The last round of the run, as far as this agent knows."""
+        return self.known[-1].rounds
+
+    def get(self, number: int) -> Edition | None:
+        """The edition of a number, None if it is not known."""
+        return next((e for e in self.known if e.number == number), None)
+
+    def at(self, round: int) -> Edition | None:
+        """The edition of a payload of this round; None before the first that is known."""
+        return next((e for e in reversed(self.known) if e.begins <= round), None)
+
+    def then(self, round: int) -> Edition:
+        """The edition of a round, or the first that is known after it."""
+        return self.at(round) or self.known[0]
+
+    def next(self, after: int) -> int | None:
+        """The first round after another in which this agent is a member, None if there is none."""
+        begins = {after + 1, *(e.begins for e in self.known if e.begins > after)}
+        for first in sorted(begins):
+            edition = self.at(first)
+            if first <= self.rounds and edition is not None and edition.member:
+                return first
+        return None
+
+    def partners(self, now: Edition) -> set[int]:
+        """Neighbors in this edition, or in one that may hold later."""
+        later = [e for e in self.known if e.number > now.number]
+        return {j for edition in (now, *later) for j in edition.neighbors}
+
+    def learn(self, edition: Edition) -> bool:
+        """Add an edition. Returns whether it is newer than all that were known."""
+        if edition.number <= self.newest.number:
+            return False
+        self.known.append(edition)
+        return True
