@@ -24,7 +24,8 @@ SENTENCES: Mapping[str, str] = {
     "[, model in {model}][, after {duration_s}][; {why}]",
     "resumed": "goes on from its disk after round {round}",
     "finished": "the last round, {round}, is over; the model is written"
-    "[, but no neighbor has had a part since round {alone_since}]",
+    "[, but no neighbor has had a part since round {alone_since}]"
+    "[; the mesh has this device no more: {removed}]",
     # --- waiting ---
     "waits": "{what} since {since_s}[, for {neighbors}][: {why}]",
     "waits-for-certificate": "waits for a certificate that is valid: {why}",
@@ -40,6 +41,12 @@ SENTENCES: Mapping[str, str] = {
     "app-failed": "the app failed in round {round}: {why!q}",
     "starting-without": "begins without {neighbors}: not connected within the time to start",
     "epoch": "begins its memory anew from round {round}, so that what the rule conserves is right",
+    # --- the mesh ---
+    "edition": "knows edition {edition} of the mesh, for rounds from {begins} on; the run has "
+    "{rounds} rounds",
+    "goes-on": "the run goes on to round {rounds}: this peer takes part again",
+    "edge-gone": "the mesh has no edge to {neighbor} any more; rounds of it that are not settled: "
+    "{unsettled}",
     # --- neighbors ---
     "connected": "connected to {neighbor}, which is in round {round}[, after {after_s} without it]",
     "parted": "the connection to {neighbor} has ended: {why}",

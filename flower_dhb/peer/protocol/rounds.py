@@ -195,7 +195,7 @@ class Rounds:
                 del self.edges[edge.neighbor]
                 self.past[edge.neighbor] = edge.record()
                 fields = {"neighbor": edge.neighbor, "unsettled": edge.unknown}
-                self.out.append(Note("parted", fields, warning=edge.unknown > 0))
+                self.out.append(Note("edge-gone", fields, warning=edge.unknown > 0))
                 self.out.append(Neighbors(tuple(self.edges)))
 
     def parting(self) -> list[Edge]:
