@@ -86,7 +86,7 @@ def run(kind: str, kills: int, folder: Path, seed: int, rounds: int = 300) -> Ou
                 mesh.wait_event(v, "round")
         mesh.finish(300)
         replay = of_mesh(read_overview(folder), folder)
-        uncounted = [str(finding) for finding in replay.findings()]
+        uncounted = [str(found) for found in (*replay.findings(), *replay.gaps)]
     return Outcome(kind, done, replay.rounds_checked, replay.one_sided, replay.unseen, uncounted)
 
 

@@ -201,7 +201,7 @@ class Mesh:
     def replay(self) -> Replay:
         """What all peers recorded, held against each other: nothing may be amiss."""
         replay = of_mesh(read_overview(self.out), self.out)
-        findings = [str(finding) for finding in replay.findings()]
+        findings = [str(found) for found in (*replay.findings(), *replay.gaps)]
         assert not findings, (findings, replay.one_sided, replay.unseen)
         assert replay.rounds_checked > 0
         return replay

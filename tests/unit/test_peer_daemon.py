@@ -30,7 +30,7 @@ from flower_dhb.peer.mesh.certificates import Authority, write_private
 from flower_dhb.peer.protocol import events as ev
 from flower_dhb.peer.protocol.messages import Ack, Counted, Goodbye, Hello, Offer, Seek
 from flower_dhb.peer.protocol.settings import Timing
-from flower_dhb.peer.watch.replay import read_record
+from flower_dhb.peer.watch.records import read_record
 from tests.support.events import Events
 from tests.support.peers import Mesh
 

@@ -2,19 +2,24 @@
 
 import json
 import re
+import shutil
 import stat
 
 import numpy as np
 import pytest
+import tomli_w
 import xxhash
 from safetensors.numpy import load_file, save_file
 
 from flower_dhb import ConfigError, HeavyBall, Topology
 from flower_dhb.agent import codec
 from flower_dhb.agent.node import Node
+from flower_dhb.cli import main
+from flower_dhb.cli.replay import grouped
 from flower_dhb.peer.device.journal import Contents, Journal
 from flower_dhb.peer.watch.recorder import Recorder, fingerprint
-from flower_dhb.peer.watch.replay import Finding, of_mesh, read_record
+from flower_dhb.peer.watch.records import Spans, read_record
+from flower_dhb.peer.watch.replay import Finding, of_mesh
 from flower_dhb.types import Layout
 from tests.support.editions import edition, write_editions
 
@@ -349,8 +354,8 @@ def test_who_used_something_else_than_was_sent(tmp_path):
     sent = read_record(home(tmp_path, 1), 1).lines[3]["sent"]
     edit_line(tmp_path, 2, 3, lambda line: line["received"].update({"1": "feed"}))
     assert found(tmp_path) == [
-        f"vertex 2, round 3: counted the edge to 1, which sent {sent}, not feed; neither of them "
-        "knows",
+        "vertex 2, round 3: counted the edge to 1, which sent another; neither of them knows: "
+        f"{sent}, not feed"
     ]
 
 
@@ -374,22 +379,135 @@ def test_who_used_a_payload_of_no_neighbor_or_its_own(tmp_path, j):
     assert texts[0] == f"vertex 0, round 3: used a payload of {j}, which is no neighbor"
 
 
-@pytest.mark.parametrize("how", ["deleted", "rejoined"])
-def test_who_used_a_payload_of_somebody_who_has_no_record_of_it(tmp_path, how):
+def test_who_used_a_payload_of_somebody_who_took_no_part(tmp_path):
     run(tmp_path)
-    rejoined = {"rejoined": True}
-    edit_line(tmp_path, 2, 3, None if how == "deleted" else lambda line: line.update(rejoined))
-    texts = found(tmp_path)
-    assert texts[0] == (
+    edit_line(tmp_path, 2, 3, lambda line: line.update({"rejoined": True}))
+    assert found(tmp_path) == [
         "vertex 1, round 3: counted the edge to 2, which took no part in it; neither of them knows"
+    ]
+
+
+def test_a_round_that_is_missing_in_a_record_is_no_evidence_of_anything(tmp_path):
+    run(tmp_path)
+    edit_line(tmp_path, 2, 3, None)
+    again = replay(tmp_path)
+    assert again.findings() == []
+    assert [str(unseen) for unseen in again.gaps] == [
+        "edge 1–2, round 3: the record of vertex 2 has nothing of it",
+        "vertex 2, round 3: not in its record",
+    ]
+    edit_line(tmp_path, 2, 4, lambda line: line.update({"to": "0"}))  # the rest is checked
+    assert [f.round for f in replay(tmp_path).findings()] == [4]
+
+
+def test_what_has_no_vectors_and_who_has_no_record_is_told_apart_from_guilt(tmp_path):
+    run(tmp_path)
+    for path in home(tmp_path, 2).glob("round-*"):
+        path.unlink()
+    again = replay(tmp_path)
+    assert again.findings() == []
+    assert [str(unseen) for unseen in again.no_evidence] == [
+        # In round 2 only the edge to 0 is gone.
+        "vertex 1, rounds 1–4: not computed again: there are no vectors of vertex 2",
+        "vertex 2, rounds 1–4: not computed again: its record has no vectors of it",
+    ]
+    shutil.rmtree(home(tmp_path, 2))
+    again = replay(tmp_path)
+    assert again.findings() == []
+    assert [str(unseen) for unseen in again.no_evidence] == [
+        "vertex 2: there is no record of it",
+        "vertex 1, rounds 1–4: not computed again: there are no vectors of vertex 2",
+    ]
+
+
+def command(directory, *words):
+    """Exit status of `flower-dhb replay`, in a mesh of three."""
+    write_editions(directory, edition(GRAPH))
+    overview = {
+        "mesh": "m", "run": "r", "topology": "path:3", "plaintext": True, "edges": [],
+        "weights": "metropolis", "edition": 1, "next-vertex": 3, "device": {},
+        "algorithm": RULE.to_config(),
+        "hosts": [{"vertex": 0, "name": "arm"}, {"vertex": 1}, {"vertex": 2}],
+    }  # fmt: skip
+    (directory / "mesh.toml").write_text(tomli_w.dumps(overview))
+    return main(["replay", str(directory), *words])
+
+
+def test_the_command_sums_up_and_its_status_says_which_of_three_it_is(tmp_path, capsys):
+    run(tmp_path)
+    assert command(tmp_path) == 0
+    assert capsys.readouterr().out == (
+        "12 rounds of 3 devices checked, 12 of them computed again: 0 not as the law says\n"
+        "0 edges of a round counted in doubt, 0 unknown\n"
     )
-    if how == "deleted":
-        assert texts[1:] == [
-            "vertex 2, round 4: did not begin from the parameters of its round before",
-            "vertex 2, round 4: did not begin from the 'displacement' of its round before",
-        ]
-    else:
-        assert texts[1:] == []
+    ledger(tmp_path, 2, 1, doubts=[3])
+    for k in (3, 4):
+        edit_line(tmp_path, 2, k, lambda line: line["received"].pop("1"))
+    for path in home(tmp_path, 0).glob("round-[124]-*"):
+        path.unlink()
+    for path in (*home(tmp_path, 2).glob("round-*"), *home(tmp_path, 1).glob("round-*")):
+        path.unlink()
+    edit_line(tmp_path, 2, 4, lambda line: line["received"].update({"1": "feed"}))
+    edit_line(tmp_path, 0, 4, lambda line: line.update({"from": "feed"}))
+    assert command(tmp_path) == 1
+    sent = read_record(home(tmp_path, 1), 1).lines[4]["sent"]
+    assert capsys.readouterr().out == (
+        "not as the law says:\n"
+        "  vertex 0, round 4: did not begin from the parameters of its round before\n"
+        "  vertex 2, round 4: counted the edge to 1, which sent another; neither of them knows: "
+        f"{sent}, not feed\n"
+        "counted in doubt, at one end only, and known to have been:\n"
+        "  edge 1–2, round 3: vertex 2's disk gave it up after its acknowledgment, in doubt\n"
+        "no evidence:\n"
+        "  vertex 0, rounds 1–2 and 4: not computed again: its record has no vectors of it\n"
+        "  vertex 1, rounds 1–4: not computed again: its record has no vectors of it\n"
+        "  vertex 2, rounds 1–4: not computed again: its record has no vectors of it\n"
+        "  vertex 0, round 3: not computed again: there are no vectors of vertex 1\n"
+        "names: 0 is arm\n"
+        "12 rounds of 3 devices checked, 0 of them computed again: 2 not as the law says\n"
+        "1 edges of a round counted in doubt, 0 unknown\n"
+    )
+    assert command(tmp_path, "--json") == 1
+    document = json.loads(capsys.readouterr().out)
+    assert document["in_doubt"][0]["edge"] == [1, 2]
+    assert document["in_doubt"][0]["rounds"] == [[3, 3]]
+    assert document["not_as_the_law_says"][1]["first"] == f": {sent}, not feed"
+    assert document["no_evidence"][0]["rounds"] == [[1, 2], [4, 4]]
+    shutil.rmtree(tmp_path / "vertex-0")
+    shutil.rmtree(tmp_path / "vertex-1")
+    assert command(tmp_path) == 3
+    assert "vertex 0: there is no record of it" in capsys.readouterr().out
+
+
+def test_what_is_the_same_in_many_rounds_is_one_line():
+    findings = [Finding(1, k, "combined to other parameters", k / 100) for k in range(3, 900)]
+    findings += [Finding(1, 950, "combined to other parameters", 0.5), Finding(2, 4, "y")]
+    assert [str(group) for group in grouped(findings)] == [
+        "vertex 1, rounds 3–899 and 950: combined to other parameters, by up to 8.99",
+        "vertex 2, round 4: y",
+    ]
+
+
+def test_ranges_of_rounds_are_short_however_many_there_are():
+    spans = Spans()
+    for k in range(0, 100, 2):
+        spans.add(k)
+    assert str(spans) == "rounds 0, 2, 4, 6, 8, 10, 12 and 43 more ranges up to 98"
+    assert len(spans) == 50
+
+
+def test_a_record_is_read_block_by_block_and_the_later_line_of_a_round_holds(tmp_path):
+    lines = [{"round": k, "to": k} for k in (*range(1, 700), 690, 691)]
+    for i in (-2, -1):
+        lines[i]["to"] = "again"
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "record.jsonl").write_text(text + '{"round": 7')
+    record = read_record(tmp_path, 0)
+    assert list(record.lines) == list(range(1, 700))
+    assert [record.lines[k]["to"] for k in (1, 257, 512, 690, 691, 692, 7)] == [
+        1, 257, 512, "again", "again", 692, 7
+    ]  # fmt: skip
+    assert (0 in record.lines, 700 in record.lines, record.covers(1)) == (False, False, False)
 
 
 def ledger(directory, vertex, neighbor, *, kind="round", at=4, **edge):

@@ -21,19 +21,26 @@ class Ledger:
 
     edges: Mapping[int, Mapping[str, Any]]
 
-    def counts(self, neighbor: int, round: int) -> bool:
-        """Whether a difference in this round is one that the peer knows of, or reckons with."""
+    def evidence(self, neighbor: int, round: int) -> str | None:
+        """How the peer knows of a difference in this round, or reckons with it; else None."""
         edge = self.edges.get(neighbor)
         if edge is None:
-            return False
+            return None
         if round == edge["counted"][0] and not edge["settled"]:
-            return True
-        return any(
-            round in edge[name]
+            return "had not heard yet whether it counted at the other end"
+        for name, words in _WORDS.items():
+            if round in edge[name]:
+                return words
             # The oldest are remembered by their number only.
-            or (edge[f"{name}_total"] > len(edge[name]) and round < min(edge[name], default=0))
-            for name in ("one_sided", "doubts")
-        )
+            if edge[f"{name}_total"] > len(edge[name]) and round < min(edge[name], default=0):
+                return f"{words} (or another one of {edge[f'{name}_total']} so old)"
+        return None
+
+
+_WORDS = {
+    "one_sided": "knows that it counted at one end only",
+    "doubts": "gave it up after its acknowledgment, in doubt",
+}
 
 
 def read_about(metadata: Mapping[str, str] | None) -> dict[str, Any]:

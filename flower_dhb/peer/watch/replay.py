@@ -3,24 +3,26 @@
 Needs what the flight recorder wrote with `record = "payloads"`, of all peers or of some.
 Each round of each peer is one check by itself, from recorded payloads and the recorded
 state before; so the first wrong step of a peer is named, and its later ones do not hide
-behind it.
+behind it. All records are gone through side by side, round by round, so that no more of them is
+in memory than a few hundred lines each.
 
-An edge that counted at one end only is a finding unless one of its ends knows of it: what
-nobody can decide (a failure between two acknowledgments) is counted, on the disk, and such
-differences are summed up here. Where a record is missing there is nothing to compare.
+Three things are kept apart. *Not as the law says* is what a record shows (`Finding`). What
+nobody can decide (a failure between two acknowledgments, which lets an edge count at one end
+only) is *counted in doubt*, and known on the disk of one of its ends (`Doubt`). Where a record is
+missing, or has no vectors, there is *no evidence* (`Unseen`), and nobody is guilty.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from heapq import merge
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file
 
 from flower_dhb.agent import mixing
 from flower_dhb.agent.screening import clip_factors, clipped, distance
@@ -29,109 +31,167 @@ from flower_dhb.errors import ConfigError
 from flower_dhb.peer.watch.editions import FORMER, read_editions
 from flower_dhb.peer.watch.ledger import Ledger, read_ledger
 from flower_dhb.peer.watch.recorder import fingerprint
+from flower_dhb.peer.watch.records import Record, Spans, read_record
 from flower_dhb.peer.wire.edition import MeshEdition
 from flower_dhb.types import State
 
-__all__ = ["Finding", "Record", "Replay", "of_mesh", "read_record"]
+__all__ = ["Doubt", "Finding", "Replay", "Unseen", "of_mesh"]
 
 Arrays = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that a peer did and the law does not say."""
+    """Something that a peer did and the law does not say.
+
+    text: the same for all findings of a kind. off: how far it is from the law, where that is a
+    number. detail: what is of this round alone.
+    """
 
     vertex: int
     round: int
     text: str
+    off: float | None = None
+    detail: str = ""
 
     def __str__(self) -> str:
-        return f"vertex {self.vertex}, round {self.round}: {self.text}"
+        off = "" if self.off is None else f", by up to {self.off:.3g}"
+        return f"vertex {self.vertex}, round {self.round}: {self.text}{off}{self.detail}"
 
 
 @dataclass(frozen=True)
-class Record:
-    """What one peer wrote down: a line a round, and the files beside it."""
+class Doubt:
+    """An edge that counted at one end only, and is known to have. evidence: who knows, and how."""
 
-    vertex: int
-    lines: Mapping[int, Mapping[str, Any]]
-    directory: Path
+    edge: tuple[int, int]
+    evidence: str
+    rounds: Spans
 
-    def covers(self, k: int) -> bool:
-        """Whether a round lies between its first line and its last."""
-        return bool(self.lines) and min(self.lines) < k < max(self.lines)
-
-    def arrays(self, k: int, what: str) -> dict[str, NDArray[Any]] | None:
-        """Vectors of a round, None if the recorder kept checksums only."""
-        path = self.directory / f"round-{k}-{what}.safetensors"
-        return dict(load_file(path)) if path.exists() else None
+    def __str__(self) -> str:
+        return f"edge {self.edge[0]}–{self.edge[1]}, {self.rounds}: {self.evidence}"
 
 
-def read_record(directory: Path, vertex: int) -> Record:
-    """One peer's record. Raises ConfigError if there is none."""
-    path = directory / "record.jsonl"
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(
-            f'{path}: {error.strerror}; set record = "payloads" in the device\'s peer.toml'
-        ) from None
-    lines: dict[int, Mapping[str, Any]] = {}
-    for line in text.splitlines():
-        try:
-            document = json.loads(line)
-            lines[int(document["round"])] = document
-        except (ValueError, KeyError, TypeError):
-            continue  # cut off by a crash; the round was done again
-    return Record(vertex, lines, directory)
+@dataclass(frozen=True)
+class Unseen:
+    """What could not be checked. is_gap: a round is missing between others of a record."""
+
+    subject: str
+    text: str
+    rounds: Spans
+    is_gap: bool = False
+
+    def __str__(self) -> str:
+        rounds = f", {self.rounds}" if len(self.rounds) else ""
+        return f"{self.subject}{rounds}: {self.text}"
 
 
+@dataclass
+class _Life:
+    """One record on its way through the rounds. at: the last round that was looked at."""
+
+    record: Record
+    at: int | None = None
+    before: str | None = None
+    last: State | None = None
+    epoch: int = 0
+
+
+@dataclass
 class Replay:
     """All checks on the records of a mesh.
 
     records: of each vertex, one for each device that has been it. editions: of the mesh, by
     number; each line says which one its round was of. ledgers: what the peers' disks say
-    of their edges. one_sided: edges that counted at one end only and are known to have, in all
-    rounds; unseen: those of which one end's record is missing. Both are sums of what `findings`
-    has gone through.
+    of their edges. All that follows is what `findings` has gone through. one_sided: edges that
+    counted at one end only and are known to have, in all rounds; unseen: those that cannot be
+    judged.
     """
 
-    def __init__(
-        self,
-        records: Mapping[int, Sequence[Record]],
-        editions: Mapping[int, MeshEdition],
-        algorithm: Algorithm,
-        ledgers: Mapping[int, Ledger] | None = None,
-    ) -> None:
-        self._records, self._editions, self._algorithm = records, editions, algorithm
-        self._ledgers = ledgers or {}
-        self.rounds_checked = self.rounds_computed = 0
-        self.one_sided = self.unseen = 0
+    records: Mapping[int, Sequence[Record]]
+    editions: Mapping[int, MeshEdition]
+    algorithm: Algorithm
+    ledgers: Mapping[int, Ledger] = field(default_factory=dict)
+    rounds_checked: int = 0
+    rounds_computed: int = 0
+    one_sided: int = 0
+    unseen: int = 0
 
-    def findings(self) -> Iterator[Finding]:
-        """What is not as the law says, by vertex and round."""
-        lives = [(v, record) for v, all_of in sorted(self._records.items()) for record in all_of]
-        for vertex, record in lives:
-            before: str | None = None
-            last: State | None = None
-            epoch = 0
-            for k, line in sorted(record.lines.items()):
-                if not line.get("rejoined"):
-                    self.rounds_checked += 1
-                    yield from self._check_chain(vertex, k, line, before)
-                    yield from self._check_edges(vertex, k, line)
-                    if last is not None and line.get("epoch", 0) > epoch:
-                        last = self._algorithm.restart(last)
-                    yield from self._check_memory(record, k, line, last)
-                    yield from self._compute(record, k, line)
-                before, last = line.get("to"), _combined(record, k)
-                epoch = line.get("left_epoch", 0)
+    def __post_init__(self) -> None:
+        self._found: list[Finding] = []
+        self._doubts: dict[tuple[tuple[int, int], str], Spans] = {}
+        self._unseen: dict[tuple[str, str, bool], Spans] = {}
+        self._rows: dict[tuple[int, int], Mapping[int, float] | None] = {}
 
-    def _check_chain(
-        self, vertex: int, k: int, line: Mapping[str, Any], before: str | None
-    ) -> Iterator[Finding]:
-        if before is not None and line["from"] != before:
+    # --- what comes of it -----------------------------------------------------------------
+
+    @property
+    def doubts(self) -> list[Doubt]:
+        """Edges that counted at one end only, and are known to have."""
+        return [Doubt(edge, why, rounds) for (edge, why), rounds in sorted(self._doubts.items())]
+
+    @property
+    def no_evidence(self) -> list[Unseen]:
+        """What could not be checked, and why."""
+        return [
+            Unseen(subject, text, rounds, is_gap)
+            for (subject, text, is_gap), rounds in self._unseen.items()
+        ]
+
+    @property
+    def gaps(self) -> list[Unseen]:
+        """Rounds that are missing between others of a record."""
+        return [unseen for unseen in self.no_evidence if unseen.is_gap]
+
+    def findings(self) -> list[Finding]:
+        """What is not as the law says, by vertex and round. Goes through all records."""
+        self._begin_anew()
+        for v in sorted({v for edition in self.editions.values() for v in edition.vertices}):
+            if v not in self.records:
+                self._miss(f"vertex {v}", "there is no record of it", None)
+        lives = [_Life(record) for _, all_of in sorted(self.records.items()) for record in all_of]
+        steps = merge(*(zip(life.record.lines, repeat(i)) for i, life in enumerate(lives)))
+        for k, i in steps:
+            self._found += self._look(lives[i], k)
+        self._found.sort(key=lambda finding: (finding.vertex, finding.round))
+        return self._found
+
+    def _begin_anew(self) -> None:
+        self.rounds_checked = self.rounds_computed = self.one_sided = self.unseen = 0
+        self._found.clear()
+        self._doubts.clear()
+        self._unseen.clear()
+
+    def _miss(self, subject: str, text: str, k: int | None, *, is_gap: bool = False) -> None:
+        spans = self._unseen.setdefault((subject, text, is_gap), Spans())
+        if k is not None:
+            spans.add(k)
+
+    # --- a round of a record ----------------------------------------------------------------
+
+    def _look(self, life: _Life, k: int) -> Iterator[Finding]:
+        record, vertex = life.record, life.record.vertex
+        line = record.lines[k]
+        if not line.get("rejoined"):
+            self.rounds_checked += 1
+            yield from self._check_chain(life, k, line)
+            yield from self._check_edges(vertex, k, line)
+            if life.last is not None and line.get("epoch", 0) > life.epoch:
+                life.last = self.algorithm.restart(life.last)
+            yield from self._check_memory(record, k, line, life.last)
+            yield from self._compute(record, k, line)
+        life.at, life.before, life.last = k, line.get("to"), _combined(record, k)
+        life.epoch = line.get("left_epoch", 0)
+
+    def _check_chain(self, life: _Life, k: int, line: Mapping[str, Any]) -> Iterator[Finding]:
+        if life.before is None or life.at is None or line["from"] == life.before:
+            return
+        vertex = life.record.vertex
+        if k == life.at + 1:
             yield Finding(vertex, k, "did not begin from the parameters of its round before")
+            return
+        life.last = None  # it ended a round of which there is no line
+        key = (f"vertex {vertex}", "not in its record", True)
+        self._unseen.setdefault(key, Spans()).add(life.at + 1, k - 1)
 
     def _check_edges(self, vertex: int, k: int, line: Mapping[str, Any]) -> Iterator[Finding]:
         row = self._row(vertex, line)
@@ -142,43 +202,67 @@ class Replay:
             j = int(name)
             if row is not None and (j not in row or j == vertex):
                 yield Finding(vertex, k, f"used a payload of {j}, which is no neighbor")
-            if j not in self._records:
-                continue
+            if j not in self.records:
+                self.unseen += 1
+                continue  # which was said
             other = self._of(j, k)
             theirs = other.lines.get(k)
-            if theirs is None and not other.covers(k):
-                self.unseen += 1
-            elif theirs is None or theirs.get("rejoined"):
-                yield from self._differs(vertex, j, k, "which took no part in it")
+            counted = f"counted the edge to {j}"
+            if theirs is None:
+                self._check_absent(vertex, other, k)
+            elif theirs.get("rejoined"):
+                yield from self._differs(vertex, j, k, f"{counted}, which took no part in it")
             elif theirs.get("edition", 1) != line.get("edition", 1):
-                text = f"which was in edition {theirs.get('edition', 1)} of the mesh"
+                text = f"{counted}, which was in edition {theirs.get('edition', 1)} of the mesh"
                 yield from self._differs(vertex, j, k, text)
             elif theirs["sent"] != received:
-                text = f"which sent {theirs['sent']}, not {received}"
-                yield from self._differs(vertex, j, k, text)
+                detail = f": {theirs['sent']}, not {received}"
+                yield from self._differs(vertex, j, k, f"{counted}, which sent another", detail)
             elif str(vertex) not in theirs["received"]:
-                yield from self._differs(vertex, j, k, "which did not count it")
+                yield from self._differs(vertex, j, k, f"{counted}, which did not count it")
+
+    def _check_absent(self, vertex: int, other: Record, k: int) -> None:
+        """An edge counted, and the other end's record has nothing of this round."""
+        j = other.vertex
+        if not self._is_known(vertex, j, k):
+            self.unseen += 1
+            text = f"the record of vertex {j} has nothing of it"
+            self._miss(_edge(vertex, j), text, k, is_gap=other.covers(k))
 
     def _row(self, vertex: int, line: Mapping[str, Any]) -> Mapping[int, float] | None:
         """The weights of a vertex in a round, None if it had none by the edition of that round."""
-        edition = self._editions.get(line.get("edition", 1))
-        if edition is None or vertex not in edition.vertices:
-            return None
-        return edition.row(vertex)
+        number = line.get("edition", 1)
+        if (vertex, number) not in self._rows:
+            edition = self.editions.get(number)
+            has_place = edition is not None and vertex in edition.vertices
+            self._rows[vertex, number] = edition.row(vertex) if edition and has_place else None
+        return self._rows[vertex, number]
 
     def _of(self, vertex: int, k: int) -> Record:
         """The record of the device that was a vertex in a round, as far as one can tell."""
-        lives = self._records[vertex]
-        took_part = [r for r in lives if k in r.lines and not r.lines[k].get("rejoined")]
+        lives = self.records[vertex]
+        if len(lives) == 1:
+            return lives[0]
+        took_part = [r for r in lives if r.took_part(k)]
         return (took_part or [r for r in lives if r.covers(k)] or [lives[-1]])[0]
 
-    def _differs(self, vertex: int, j: int, k: int, text: str) -> Iterator[Finding]:
+    def _differs(
+        self, vertex: int, j: int, k: int, text: str, detail: str = ""
+    ) -> Iterator[Finding]:
         """The ends of an edge do not say the same of a round."""
-        ends = ((vertex, j), (j, vertex))
-        if any(a in self._ledgers and self._ledgers[a].counts(b, k) for a, b in ends):
-            self.one_sided += 1
-        else:
-            yield Finding(vertex, k, f"counted the edge to {j}, {text}; neither of them knows")
+        if not self._is_known(vertex, j, k):
+            yield Finding(vertex, k, f"{text}; neither of them knows", detail=detail)
+
+    def _is_known(self, vertex: int, j: int, k: int) -> bool:
+        """Whether the disk of one end knows that an edge counted at the other end only."""
+        for end, other in ((vertex, j), (j, vertex)):
+            evidence = self.ledgers[end].evidence(other, k) if end in self.ledgers else None
+            if evidence is not None:
+                self.one_sided += 1
+                key = (min(vertex, j), max(vertex, j)), f"vertex {end}'s disk {evidence}"
+                self._doubts.setdefault(key, Spans()).add(k)
+                return True
+        return False
 
     def _check_memory(
         self, record: Record, k: int, line: Mapping[str, Any], last: State | None
@@ -199,53 +283,60 @@ class Replay:
             return []
         return [
             name
-            for name in self._algorithm.memory
+            for name in self.algorithm.memory
             if not np.array_equal(state.memory[name], other.memory[name])
         ]
 
     def _compute(self, record: Record, k: int, line: Mapping[str, Any]) -> Iterator[Finding]:
         vertex = record.vertex
         shared, combined = record.arrays(k, "shared"), record.arrays(k, "combined")
+        who = f"vertex {vertex}"
         if shared is None or combined is None:
+            self._miss(who, "not computed again: its record has no vectors of it", k)
             return
         before = _state(shared, "before/")
         trained = shared["trained"]
-        sent = {name: shared[f"sent/{name}"] for name in self._algorithm.vectors}
-        outgoing = self._algorithm.outgoing(before, trained)
+        sent = {name: shared[f"sent/{name}"] for name in self.algorithm.vectors}
+        outgoing = self.algorithm.outgoing(before, trained)
         if any(not np.array_equal(sent[name], outgoing[name]) for name in sent):
             yield Finding(vertex, k, "sent something else than its rule makes of its training")
         row = self._row(vertex, line)
         payloads: dict[int, Arrays] = {}
         for j in map(int, line["received"]):
-            theirs = self._of(j, k).arrays(k, "shared") if j in self._records else None
+            theirs = self._of(j, k).arrays(k, "shared") if j in self.records else None
             if theirs is None:
-                return  # that peer's record is not here: nothing to compute with
-            payloads[j] = {name: theirs[f"sent/{name}"] for name in self._algorithm.vectors}
+                self._miss(who, f"not computed again: there are no vectors of vertex {j}", k)
+                return
+            payloads[j] = {name: theirs[f"sent/{name}"] for name in self.algorithm.vectors}
         if row is None or not set(payloads) <= set(row):
             return  # which is a finding by itself
         weights = {j: row[j] for j in payloads}
         weights[vertex] = row[vertex] + sum(
             w for j, w in row.items() if j not in {*payloads, vertex}
         )
-        if self._algorithm.clips:
-            names = self._algorithm.vectors
+        if self.algorithm.clips:
+            names = self.algorithm.vectors
             mine = [sent[name] for name in names]
             away = {j: distance(mine, [p[name] for name in names]) for j, p in payloads.items()}
-            factors = clip_factors(away, self._algorithm.clip_radius)
+            factors = clip_factors(away, self.algorithm.clip_radius)
             weights = clipped(weights, vertex, factors)
-        state = mixing.combine(self._algorithm, before, trained, vertex, weights, payloads)
+        state = mixing.combine(self.algorithm, before, trained, vertex, weights, payloads)
         if line.get("left_epoch", 0) > line.get("epoch", 0):
-            state = self._algorithm.restart(state)
+            state = self.algorithm.restart(state)
         self.rounds_computed += 1
         found = _state(combined, "")
         if not np.array_equal(state.parameters, found.parameters):
             off = float(np.abs(state.parameters - found.parameters).max())
-            yield Finding(vertex, k, f"combined to other parameters, by up to {off:.3g}")
+            yield Finding(vertex, k, "combined to other parameters", off)
         for name in self._differing(state, found):
             off = float(np.abs(state.memory[name] - found.memory[name]).max())
-            yield Finding(vertex, k, f"combined to another '{name}', by up to {off:.3g}")
+            yield Finding(vertex, k, f"combined to another '{name}'", off)
         if fingerprint({"x": found.parameters}) != line["to"]:
             yield Finding(vertex, k, "the recorded parameters are not those of its own record")
+
+
+def _edge(a: int, b: int) -> str:
+    return f"edge {min(a, b)}–{max(a, b)}"
 
 
 def _combined(record: Record, k: int) -> State | None:
