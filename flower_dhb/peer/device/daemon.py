@@ -37,6 +37,7 @@ from flower_dhb.peer.device.home import Home
 from flower_dhb.peer.device.journal import Found, Journal
 from flower_dhb.peer.device.judge import Judge
 from flower_dhb.peer.device.settings import PeerSettings
+from flower_dhb.peer.device.validity import Validity
 from flower_dhb.peer.device.work import Task, Work
 from flower_dhb.peer.monitor import Monitor
 from flower_dhb.peer.protocol.agent import Agent
@@ -74,12 +75,13 @@ from flower_dhb.peer.watch.recorder import Recorder
 from flower_dhb.peer.watch.status import Progress
 from flower_dhb.peer.watch.vigil import Vigil, Wait, wait_of
 from flower_dhb.peer.wire import relay_pb2 as pb
-from flower_dhb.peer.wire.bulletin import NO_BOARD
+from flower_dhb.peer.wire.bulletin import AUTHORITY, NO_BOARD, REVOCATIONS
 from flower_dhb.peer.wire.frames import Outgoing, Reason, RefusedError
 from flower_dhb.peer.wire.identity import ValidityError
 from flower_dhb.peer.wire.link import StreamLink
 from flower_dhb.peer.wire.operations import Operations
 from flower_dhb.peer.wire.transport import Transport
+from flower_dhb.peer.wire.trust import check_authority, check_revocations
 from flower_dhb.peer.wire.words import reason_of
 from flower_dhb.types import NDArrays
 
@@ -140,6 +142,10 @@ class Peer:
         self.bulletins = self._board()
         self._lately = Lately(self.agent, time.monotonic())
         self.progress = Progress(settings.run, self.agent, self.monitor, self._lately)
+        if settings.tls is not None:
+            self.progress.standing = settings.tls.standing
+        if self.bulletins is not None:
+            self.progress.bulletins = self.bulletins.known
         self.transport = Transport(
             vertex=settings.vertex,
             run=settings.run,
@@ -156,6 +162,11 @@ class Peer:
             may_differ=frozenset() if settings.strict_app else frozenset({"app"}),
             board=self.bulletins or NO_BOARD,
         )
+        self._validity: Validity | None = None
+        if settings.tls is not None and self.bulletins is not None:
+            self._validity = Validity(settings.tls, self.monitor, self.transport.judge)
+            for kind in (AUTHORITY, REVOCATIONS):
+                self.bulletins.subscribe(kind, lambda _: self.transport.judge())
         self._lock = self.progress.guard = threading.RLock()
         self._events: deque[Event] = deque()
         self._handling = False
@@ -187,7 +198,7 @@ class Peer:
         settings = self.settings
         if settings.tls is None:
             return None
-        return Bulletins(
+        board = Bulletins(
             settings.mesh,
             roots=settings.tls.roots,
             state_dir=settings.state_dir,
@@ -196,6 +207,10 @@ class Peer:
             store=lambda path, data, done: self._disk.put(Model(path, data, done)),
             tell=lambda notice: self.transport.tell(notice),
         )
+        trust = settings.tls.trust
+        board.subscribe(AUTHORITY, trust.take_authority, check_authority)
+        board.subscribe(REVOCATIONS, trust.take_revocations, check_revocations)
+        return board
 
     def _is_another_home(self) -> bool:
         another = self._home.check()
@@ -257,6 +272,8 @@ class Peer:
             if self.bulletins is not None:
                 self.bulletins.settle(_SETTLE_S)  # what is new is valid from the first word on
             self.transport.start()
+            if self._validity is not None:
+                self._validity.start()
             self.deliver(Started())
             clock.start()
             vigil.start()
@@ -268,6 +285,8 @@ class Peer:
             if self.bulletins is not None:
                 self.bulletins.stop()
             vigil.stop()
+            if self._validity is not None:
+                self._validity.stop()
             self.transport.stop()
             self._disk.close()
             self._work.close()

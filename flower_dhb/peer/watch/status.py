@@ -20,6 +20,7 @@ from flower_dhb.peer.protocol.edge import Edge
 from flower_dhb.peer.watch.lately import Lately
 from flower_dhb.peer.wire import relay_pb2 as pb
 from flower_dhb.peer.wire.identity import utc_now
+from flower_dhb.peer.wire.tls import Standing
 
 __all__ = ["FINISHED", "Progress", "sketch"]
 
@@ -50,6 +51,9 @@ class Progress:
         self._agent, self._monitor, self._lately = agent, monitor, lately
         self._times: deque[tuple[float, float, float]] = deque(maxlen=16)
         self._begun = time.monotonic()
+        # What it shows and believes; None without TLS, or if the files cannot be read.
+        self.standing: Callable[[], Standing | None] = lambda: None
+        self.bulletins: Callable[[], Mapping[str, int]] = dict
 
     @property
     def rounds(self) -> int:
@@ -100,6 +104,15 @@ class Progress:
         buckets = min(request.sketch, SKETCH_LIMIT)
         if buckets and parameters is not None:
             reply.sketch.extend(sketch(parameters, buckets, self.run))
+        for kind, number in self.bulletins().items():
+            reply.bulletins[kind] = number
+        standing = self.standing()
+        if standing is not None:
+            reply.certificate, reply.issuer = standing.serial, standing.issuer
+            reply.certificate_ends = int(standing.ends.timestamp())
+            if standing.authority_ends is not None:
+                reply.authority_ends = int(standing.authority_ends.timestamp())
+            reply.trusts.extend(standing.trusts)
         return reply
 
     def _facts(self, now: float) -> pb.StatusReply:

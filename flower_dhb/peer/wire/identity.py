@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import stat
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,12 +22,16 @@ __all__ = [
     "host_name",
     "identity_of",
     "identity_uri",
+    "issuer_of",
+    "named_in",
     "private_bytes",
     "utc_now",
+    "why_invalid",
 ]
 
 OPERATOR = -1  # the identity of who runs the mesh: it asks peers, and is no neighbor
 _SCHEME = "flower-dhb"
+_LINKS = 3  # of a chain that are looked at
 
 
 class ValidityError(ConfigError):
@@ -81,6 +86,49 @@ def identity_of(uri: str) -> Identity | None:
     return None
 
 
+def named_in(certificate: x509.Certificate) -> Identity | None:
+    """Who a certificate names; None if it is nobody of a mesh."""
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return None
+    found = map(identity_of, names.get_values_for_type(x509.UniformResourceIdentifier))
+    return next((identity for identity in found if identity is not None), None)
+
+
+def issuer_of(
+    chain: Sequence[x509.Certificate], roots: Sequence[x509.Certificate]
+) -> x509.Certificate | None:
+    """The certificate of the authority that issued the first one of a chain; None if untrusted.
+
+    That is one of the roots, or one in the chain that a root has signed: a new authority whom
+    the one before has made known.
+    """
+    for root in roots:
+        if _issued(chain[0], root):
+            return root
+    for between in chain[1:_LINKS]:
+        is_known = _is_authority(between) and any(_issued(between, root) for root in roots)
+        if is_known and _issued(chain[0], between):
+            return between
+    return None
+
+
+def _issued(certificate: x509.Certificate, by: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(by)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
+
+
+def _is_authority(certificate: x509.Certificate) -> bool:
+    try:
+        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except x509.ExtensionNotFound:
+        return False
+
+
 def check_own(
     key: bytes,
     certificate: bytes,
@@ -90,25 +138,27 @@ def check_own(
 ) -> None:
     """Refuse a device's own files before it talks to anyone. now: by this device's clock.
 
-    Raises ConfigError that says which of them is wrong, why, and what to do, and ValidityError
-    if that may change by itself.
+    certificate: with what leads to an authority, if that is not one of `authority`. Raises
+    ConfigError that says which of them is wrong, why, and what to do, and ValidityError if that
+    may change by itself.
     """
-    remedy = f"issue new files with 'flower-dhb mesh renew --vertex {identity.vertex}'"
+    who = "operator" if identity.vertex == OPERATOR else f"vertex {identity.vertex}"
+    remedy = f"issue new files with 'flower-dhb mesh renew --{who}'"
     try:
-        own = x509.load_pem_x509_certificate(certificate)
-        root = x509.load_pem_x509_certificate(authority)
+        chain = x509.load_pem_x509_certificates(certificate)
+        roots = x509.load_pem_x509_certificates(authority)
         secret = serialization.load_pem_private_key(key, password=None)
     except ValueError as error:
         raise ConfigError(f"key or certificate of {identity} is unreadable: {error}") from None
+    own = chain[0]
     if secret.public_key() != own.public_key():
         raise ConfigError(f"certificate of {identity} does not belong to its key; {remedy}")
-    try:
-        own.verify_directly_issued_by(root)
-    except (ValueError, TypeError, InvalidSignature):
+    issuer = issuer_of(chain, roots)
+    if issuer is None:
         raise ConfigError(
             f"certificate of {identity} is not signed by the authority of mesh {identity.mesh}; "
             f"{remedy}"
-        ) from None
+        )
     found = own.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     uris = found.get_values_for_type(x509.UniformResourceIdentifier)
     if identity_uri(identity) not in uris:
@@ -116,29 +166,41 @@ def check_own(
     now = now or utc_now()
     _check_time(f"certificate of {identity}", own, now, f"{remedy} and copy them over the old ones")
     _check_time(
-        f"authority of mesh {identity.mesh}", root, now, "create the mesh anew for all devices"
+        f"authority of mesh {identity.mesh}",
+        issuer,
+        now,
+        "an expired authority signs nothing: create the mesh anew for all devices",
     )
 
 
 def _check_time(
     what: str, certificate: x509.Certificate, now: datetime.datetime, remedy: str
 ) -> None:
-    begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    found = (
-        f"the {what} is valid from {begin:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M} UTC, and this "
-        f"device's clock says {now:%Y-%m-%d %H:%M} UTC"
-    )
-    if now < begin:
+    invalid = why_invalid(certificate, now)
+    if invalid is None:
+        return
+    found = f"the {what} {invalid}"
+    if now < certificate.not_valid_before_utc:
         raise ValidityError(
             f"{found}: set the clock (by NTP, GPS or hand); the peer goes on when it is right",
             f"{what} not yet valid",
         )
-    if now > end:
-        raise ValidityError(
-            f"{found}: it has expired. {remedy[0].upper()}{remedy[1:]}, or set the clock if it is "
-            "wrong; the peer goes on by itself then",
-            f"{what} expired",
-        )
+    raise ValidityError(
+        f"{found}: it has expired. {remedy[0].upper()}{remedy[1:]}, or set the clock if it is "
+        "wrong; the peer goes on by itself then",
+        f"{what} expired",
+    )
+
+
+def why_invalid(certificate: x509.Certificate, now: datetime.datetime) -> str | None:
+    """From when to when a certificate holds, if that is not now."""
+    begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    if begin <= now <= end:
+        return None
+    return (
+        f"is valid from {begin:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M} UTC, and this device's "
+        f"clock says {now:%Y-%m-%d %H:%M} UTC"
+    )
 
 
 def private_bytes(path: Path) -> bytes:

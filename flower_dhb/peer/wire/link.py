@@ -12,6 +12,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from cryptography.x509 import Certificate
+
 from flower_dhb.peer.monitor import Monitor
 from flower_dhb.peer.protocol.events import (
     Acknowledged,
@@ -90,6 +92,7 @@ class StreamLink:
     ) -> None:
         self.neighbor = neighbor
         self.greeted = False
+        self.chain: tuple[Certificate, ...] = ()  # of the other end; empty without TLS
         self.cancel: Callable[[], object] = lambda: None
         self._deliver = deliver
         self._assembler = assembler

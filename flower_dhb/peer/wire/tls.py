@@ -3,33 +3,72 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import grpc
 from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 
 from flower_dhb.errors import ConfigError
 from flower_dhb.peer.monitor import Monitor
+from flower_dhb.peer.wire.bulletin import fingerprint
 from flower_dhb.peer.wire.identity import (
     Identity,
+    ValidityError,
     check_own,
     host_name,
     identity_of,
+    issuer_of,
     private_bytes,
     utc_now,
 )
+from flower_dhb.peer.wire.trust import Trust, serial_text
 
-__all__ = ["TlsFiles", "peer_identity"]
+__all__ = ["Standing", "TlsFiles", "peer_chain", "peer_identity"]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What a device shows and believes at a moment.
+
+    serial: of its certificate. issuer: fingerprint of the authority that issued it; empty if that
+    is not believed any more. trusts: fingerprints of all that are.
+    """
+
+    serial: str
+    ends: datetime.datetime
+    issuer: str
+    authority_ends: datetime.datetime | None
+    trusts: tuple[str, ...]
+    now: datetime.datetime
+
+    @property
+    def days_left(self) -> float:
+        """Until certificate or authority ends, whichever is first; negative if one has ended."""
+        return min(self.certificate_days, self.authority_days)
+
+    @property
+    def certificate_days(self) -> float:
+        """Until the certificate ends."""
+        return (self.ends - self.now).total_seconds() / 86400.0
+
+    @property
+    def authority_days(self) -> float:
+        """Until the authority ends that issued the certificate; 0 if it is not believed."""
+        if self.authority_ends is None:
+            return 0.0
+        return (self.authority_ends - self.now).total_seconds() / 86400.0
 
 
 @dataclass(frozen=True)
 class TlsFiles:
     """A device's key, certificate and authority, as files that may be replaced at any time.
 
-    clock: says the time by which certificates are judged.
+    clock: says the time by which certificates are judged. trust: what bulletins have said since
+    the files were written.
     """
 
     identity: Identity
@@ -37,26 +76,65 @@ class TlsFiles:
     certificate: Path
     authority: Path
     clock: Callable[[], datetime.datetime] = utc_now
+    trust: Trust = field(default_factory=Trust, compare=False)
 
     def read(self) -> tuple[bytes, bytes, bytes]:
-        """Key, certificate and authority, checked. Raises ConfigError, as `check_own` does."""
+        """Key, certificate and authorities, checked. Raises ConfigError, as `check_own` does."""
         try:
             key = private_bytes(self.key)
-            certificate, authority = self.certificate.read_bytes(), self.authority.read_bytes()
+            certificate, file = self.certificate.read_bytes(), self.authority.read_bytes()
         except OSError as error:
             raise ConfigError(
                 f"{self.identity}: cannot read {error.filename}: {error.strerror}; there is no "
                 "connection without key and certificate"
             ) from None
+        authority = self._authorities(file)
         check_own(key, certificate, authority, self.identity, self.clock())
+        own = x509.load_pem_x509_certificate(certificate)
+        revoked = self.trust.why_revoked(own)
+        if revoked is not None:
+            raise ValidityError(
+                f"the certificate {serial_text(own)} of {self.identity} {revoked}. Copy new files "
+                "over the old ones; the peer goes on by itself then",
+                "revoked",
+            )
         return key, certificate, authority
 
-    def roots(self) -> tuple[x509.Certificate, ...]:
-        """The authorities that are believed, as the file is now; none if it cannot be read."""
+    def _authorities(self, file: bytes) -> bytes:
         try:
-            return tuple(x509.load_pem_x509_certificates(self.authority.read_bytes()))
+            roots = self.trust.roots(x509.load_pem_x509_certificates(file))
+        except ValueError:
+            return file  # `check_own` says what is wrong with it
+        return b"".join(root.public_bytes(serialization.Encoding.PEM) for root in roots)
+
+    def roots(self) -> tuple[x509.Certificate, ...]:
+        """The authorities that are believed now; without a readable file, those of bulletins."""
+        try:
+            file = x509.load_pem_x509_certificates(self.authority.read_bytes())
         except (OSError, ValueError):
-            return ()
+            file = []
+        return self.trust.roots(file)
+
+    def why_not(self, chain: Sequence[x509.Certificate]) -> str | None:
+        """Why a certificate that somebody shows is not believed now; None if it is."""
+        return self.trust.why_not(chain, self.roots(), self.clock())
+
+    def standing(self) -> Standing | None:
+        """What this device shows and believes; None if its files cannot be read."""
+        try:
+            chain = x509.load_pem_x509_certificates(self.certificate.read_bytes())
+        except (OSError, ValueError):
+            return None
+        roots = self.roots()
+        issuer = issuer_of(chain, roots)
+        return Standing(
+            serial=serial_text(chain[0]),
+            ends=chain[0].not_valid_after_utc,
+            issuer="" if issuer is None else fingerprint(issuer),
+            authority_ends=None if issuer is None else issuer.not_valid_after_utc,
+            trusts=tuple(map(fingerprint, roots)),
+            now=self.clock(),
+        )
 
     def channel_credentials(self) -> grpc.ChannelCredentials:
         """What a dialing end shows, as the files are now."""
@@ -101,7 +179,8 @@ class TlsFiles:
 
     def _stamps(self) -> tuple[int, ...]:
         files = (self.key, self.certificate, self.authority)
-        return tuple(f.stat().st_mtime_ns if f.exists() else 0 for f in files)
+        stamps = (f.stat().st_mtime_ns if f.exists() else 0 for f in files)
+        return (*stamps, self.trust.version)
 
 
 def peer_identity(context: Mapping[str, Any], mesh: str) -> Identity | None:
@@ -115,3 +194,14 @@ def peer_identity(context: Mapping[str, Any], mesh: str) -> Identity | None:
         if identity is not None:
             return identity if identity.mesh == mesh else None
     return None
+
+
+def peer_chain(context: Mapping[str, Any]) -> tuple[x509.Certificate, ...]:
+    """The certificate at the other end, and what came with it; empty if there is none."""
+    found = [
+        pem
+        for key in ("x509_pem_cert", "x509_pem_cert_chain")
+        for pem in context.get(key, ())
+        if isinstance(pem, bytes)
+    ]
+    return tuple(x509.load_pem_x509_certificates(b"".join(found))) if found else ()

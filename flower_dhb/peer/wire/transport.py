@@ -36,7 +36,8 @@ from flower_dhb.peer.wire.gate import Gate
 from flower_dhb.peer.wire.identity import OPERATOR, Identity, host_name
 from flower_dhb.peer.wire.link import Allowance, StreamLink
 from flower_dhb.peer.wire.operations import SERVICE, Operations
-from flower_dhb.peer.wire.tls import TlsFiles, peer_identity
+from flower_dhb.peer.wire.proof import CHALLENGE, NotBelievedError, believe, new_challenge, prove
+from flower_dhb.peer.wire.tls import TlsFiles, peer_chain, peer_identity
 
 __all__ = ["EXCHANGE", "Limits", "Transport"]
 
@@ -180,6 +181,24 @@ class Transport:
         for link in links:
             link.send_bulletin(notice)
 
+    def judge(self) -> None:
+        """End the connections whose other end shows a certificate that is believed no longer."""
+        with self._lock:
+            links = list(self._links)
+        for link in links:
+            self._judge(link)
+
+    def _judge(self, link: StreamLink) -> str | None:
+        """Why a connection has been ended, if it has."""
+        if self.tls is None or not link.chain:
+            return None
+        why = self.tls.why_not(link.chain)
+        if why is not None:
+            self.monitor.count("cut-off.certificate", link.neighbor)
+            self.monitor.warning("cut-off", neighbor=link.neighbor, why=why)
+            link.abort()
+        return why
+
     # --- accepting --------------------------------------------------------------------
 
     def _serve(self, address: str) -> None:
@@ -249,6 +268,8 @@ class Transport:
                 neighbor,
             )
         link = self._link(neighbor)
+        if self.tls is not None:
+            link.chain = peer_chain(context.auth_context())
         if not self._takes_slot(neighbor, link):
             self._turn_away(
                 context,
@@ -287,10 +308,11 @@ class Transport:
         if not context.add_callback(lambda: self._ended(link)):
             self._ended(link)
             return
-        instance = dict(context.invocation_metadata()).get("instance", "")
-        self._see(neighbor, str(instance), self._caller(context))
+        told = dict(context.invocation_metadata())
+        self._see(neighbor, str(told.get("instance", "")), self._caller(context))
+        proof = () if self.tls is None else prove(self.tls, str(told.get(CHALLENGE, "")), neighbor)
         # The dialing end waits for it.
-        context.send_initial_metadata((("instance", self._instance),))
+        context.send_initial_metadata((("instance", self._instance), *proof))
         self._opened(link)
         reader = threading.Thread(
             target=self._read, args=(link, requests), name=f"read-{neighbor}", daemon=True
@@ -345,8 +367,23 @@ class Transport:
                 f"{self.vertex} does",
                 identity.vertex,
             )
+        self._require_believed(context, identity.vertex)
         self._admit(context, identity.vertex, CONNECTIONS)
         return identity.vertex
+
+    def _require_believed(self, context: Any, who: int) -> None:
+        """Turn away a certificate that TLS let in and that is revoked, or not trusted any more."""
+        if self.tls is None:
+            return
+        why = self.tls.why_not(peer_chain(context.auth_context()))
+        if why is not None:
+            self._turn_away(
+                context,
+                grpc.StatusCode.PERMISSION_DENIED,
+                "certificate",
+                f"{why} (shown from {self._caller(context)})",
+                None if who == OPERATOR else who,
+            )
 
     def _admit(self, context: Any, who: int, allowed: int) -> None:
         """Whose connection it is, is known: it is no stranger's any more."""
@@ -375,6 +412,7 @@ class Transport:
                     f"{identity or 'somebody'} at {self._caller(context)} {what}, which is the "
                     "operator's",
                 )
+            self._require_believed(context, OPERATOR)
         self._admit(context, OPERATOR, OPERATORS)
 
     # --- dialing ----------------------------------------------------------------------
@@ -413,10 +451,15 @@ class Transport:
             options.append(("grpc.ssl_target_name_override", self.tls.server_name(neighbor)))
             channel = grpc.secure_channel(address, self.tls.channel_credentials(), options)
         link = self._link(neighbor)
+        challenge = new_challenge()
         try:
             call = channel.stream_stream(EXCHANGE)(
                 link.pieces(),
-                metadata=(("vertex", str(self.vertex)), ("instance", self._instance)),
+                metadata=(
+                    ("vertex", str(self.vertex)),
+                    ("instance", self._instance),
+                    (CHALLENGE, challenge),
+                ),
             )
             link.cancel = call.cancel
             patience = threading.Timer(self.limits.hello_s, self._half_open, (link,))
@@ -426,6 +469,13 @@ class Transport:
             told = call.initial_metadata()
             patience.cancel()
             if call.is_active():
+                if self.tls is not None:
+                    try:
+                        link.chain = believe(self.tls, told, challenge, neighbor)
+                    except NotBelievedError as error:
+                        self.monitor.count("turned-away.certificate", neighbor)
+                        link.abort()
+                        return str(error), False
                 self._see(neighbor, str(dict(told).get("instance", "")), address)
                 self._opened(link)
             why = self._read(link, call)
@@ -503,6 +553,8 @@ class Transport:
         return why
 
     def _opened(self, link: StreamLink) -> None:
+        if self._judge(link) is not None:  # a list that came after it was let in
+            return
         link.opened()
         if link.ended.is_set():  # meanwhile; whichever came first, it is over
             link.parted()
