@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from flower_dhb.cli.mesh_certificates import configure_certificates, renew, revoke
 from flower_dhb.cli.mesh_day_two import DAY_TWO, configure_day_two
 from flower_dhb.cli.mesh_status import configure_status, status
 from flower_dhb.cli.mesh_up import configure_up, up
-from flower_dhb.cli.values import check_days, nested, pairs
+from flower_dhb.cli.values import AUTHORITY_DAYS, DEVICE_DAYS, check_days, nested, pairs
 
 __all__ = ["configure", "execute"]
 
@@ -36,15 +37,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
     create.add_argument(
         "--start", help="initial arrays: FILE.safetensors, or module:name of a function or model"
     )
-    create.add_argument("--days", type=int, default=365, help="how long certificates are valid")
+    create.add_argument(
+        "--days",
+        type=int,
+        default=DEVICE_DAYS,
+        help="how long certificates are valid (default: %(default)s)",
+    )
+    create.add_argument(
+        "--authority-days",
+        type=int,
+        default=AUTHORITY_DAYS,
+        help="how long the authority that issues them is valid (default: %(default)s)",
+    )
     create.add_argument(
         "--insecure-plaintext", action="store_true", help="no TLS; loopback addresses only"
     )
     create.add_argument("--force", action="store_true", help="replace the mesh in --out")
-    renew = actions.add_parser("renew", help="new key and certificate for one device")
-    renew.add_argument("mesh", type=Path)
-    renew.add_argument("--vertex", type=int, help="which device; the operator if left out")
-    renew.add_argument("--days", type=int, default=365)
+    configure_certificates(actions)
     configure_day_two(actions)
     configure_up(actions)
     configure_status(actions)
@@ -52,7 +61,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace) -> int:
     """Do what was asked. Returns the exit status."""
-    done = {"create": _create, "renew": _renew, "up": up, "status": status, **DAY_TWO}
+    done = {
+        "create": _create,
+        "renew": renew,
+        "revoke": revoke,
+        "up": up,
+        "status": status,
+        **DAY_TWO,
+    }
     return int(done[arguments.action](arguments))
 
 
@@ -60,6 +76,7 @@ def _create(arguments: argparse.Namespace) -> int:
     from flower_dhb.peer.mesh import create as mesh
 
     check_days(arguments.days)
+    check_days(arguments.authority_days, "--authority-days")
     overrides = pairs(arguments.run_config, "--run-config")
     for key in ("topology", "weights", "rounds"):
         if getattr(arguments, key) is not None:
@@ -77,6 +94,7 @@ def _create(arguments: argparse.Namespace) -> int:
             overrides=overrides,
             start=arguments.start,
             days=arguments.days,
+            authority_days=arguments.authority_days,
             plaintext=arguments.insecure_plaintext,
             peer=nested(pairs(arguments.set, "--set")),
             force=arguments.force,
@@ -85,15 +103,4 @@ def _create(arguments: argparse.Namespace) -> int:
     print(f"{len(paths)} devices in {arguments.out}; start one with: flower-dhb peer {paths[0]}")
     if not arguments.insecure_plaintext:
         print(f"keep {arguments.out / 'authority'} off the devices: its key signs certificates")
-    return 0
-
-
-def _renew(arguments: argparse.Namespace) -> int:
-    from flower_dhb.peer.mesh.create import renew
-    from flower_dhb.peer.wire.identity import OPERATOR
-
-    check_days(arguments.days)
-    vertex = OPERATOR if arguments.vertex is None else arguments.vertex
-    renew(arguments.mesh, vertex, arguments.days)
-    print("new key and certificate; a running peer uses them from its next connection on")
     return 0

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flower_dhb.cli.values import check_days, pairs
+from flower_dhb.cli.values import DEVICE_DAYS, check_days, pairs
 from flower_dhb.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -72,7 +72,9 @@ def _action(actions: Any, name: str, summary: str) -> argparse.ArgumentParser:
 def _placed(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--address", help="host:port where neighbors reach it; none behind NAT")
     parser.add_argument("--listen", help="address to bind, if not all interfaces")
-    parser.add_argument("--days", type=int, default=365, help="how long its certificate is valid")
+    parser.add_argument(
+        "--days", type=int, default=DEVICE_DAYS, help="how long its certificate is valid"
+    )
 
 
 def _weighted(parser: argparse.ArgumentParser) -> None:
@@ -185,7 +187,7 @@ def _change(
         if not arguments.offline:
             moment = moment_of(arguments.mesh, arguments.timeout_s)
         begins = beginning(folder.edition, moment, rounds=rounds, at_round=arguments.at_round)
-        written = held.write(draft(folder, begins), getattr(arguments, "days", 365))
+        written = held.write(draft(folder, begins), getattr(arguments, "days", DEVICE_DAYS))
     published = None
     if not arguments.offline:
         former = {v: about.address for v, about in folder.edition.vertices.items()}

@@ -7,13 +7,16 @@ from typing import Any
 
 from flower_dhb.errors import ConfigError
 
-__all__ = ["check_days", "nested", "pairs"]
+__all__ = ["AUTHORITY_DAYS", "DEVICE_DAYS", "check_days", "nested", "pairs"]
+
+# As in peer/mesh/certificates, which is not loaded for the sake of a help text; a test compares.
+AUTHORITY_DAYS, DEVICE_DAYS = 7300, 825
 
 
-def check_days(days: int) -> None:
+def check_days(days: int, option: str = "--days") -> None:
     """Raise ConfigError unless a certificate is valid for a day at least."""
     if not days >= 1:
-        raise ConfigError(f"--days must be at least 1, got {days}: no device would be let in")
+        raise ConfigError(f"{option} must be at least 1, got {days}: no device would be let in")
 
 
 def pairs(words: list[str], option: str) -> dict[str, Any]:

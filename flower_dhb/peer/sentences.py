@@ -78,6 +78,7 @@ SENTENCES: Mapping[str, str] = {
     "certificate-renewed": "uses its new key and certificate from the next connection on",
     "certificate-not-renewed": "the new key and certificate cannot be used yet, so the old ones "
     "stay: {why}",
+    "certificate-ends": "its {what} ends in {days_left} days, on {ends}: {what_now}",
     "damaged": "a file of the state is damaged and passed over: {why}",
     "state-set-aside": "no file of the state can be used; they are kept in {kept_in}, and the "
     "peer begins again from its neighbors: {why}",

@@ -20,8 +20,8 @@ from safetensors.numpy import load_file, save_file
 from flower_dhb.agent import codec
 from flower_dhb.peer.device.ending import Ending
 from flower_dhb.peer.mesh.certificates import Authority, write_private
-from flower_dhb.peer.mesh.create import renew
 from flower_dhb.peer.mesh.fleet import Fleet
+from flower_dhb.peer.mesh.renewal import renew
 from flower_dhb.peer.wire import relay_pb2 as pb
 from flower_dhb.peer.wire.frames import Outgoing
 from flower_dhb.peer.wire.identity import OPERATOR, Identity, host_name
@@ -274,7 +274,7 @@ def test_refused_before_anything_starts(tmp_path):
         (home / "key.pem").chmod(0o600)
         shutil.copy(mesh.out / "vertex-1" / "certificate.pem", home / "certificate.pem")
         refused("does not belong to its key")
-        renew(mesh.out, 0, 5)
+        renew(mesh.out, [0], 5)
         here = Authority.load(mesh.out / "authority")
         key, certificate = here.issue(2, 5)
         write_private(home / "key.pem", key)

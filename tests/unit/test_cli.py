@@ -118,7 +118,8 @@ def test_an_extra_that_a_command_needs_to_load_is_named(monkeypatch, capsys):
         ["topology", "show", "/dev/null/x.json"],
         ["mesh", "create", "--app", "/dev/null", "--out", "/dev/null/mesh"],
         ["mesh", "status", "/dev/null"],
-        ["mesh", "renew", "/dev/null"],
+        ["mesh", "renew", "/dev/null", "--all"],
+        ["mesh", "revoke", "/dev/null", "3"],
         ["mesh", "up", "/dev/null"],
         ["peer", "/dev/null/peer.toml"],
         ["replay", "/dev/null"],
@@ -168,7 +169,9 @@ def test_files_that_hold_something_else_are_named(odd_files, capsys, words, name
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("words", [["create", "--out", "/dev/null/x"], ["renew", "/dev/null"]])
+@pytest.mark.parametrize(
+    "words", [["create", "--out", "/dev/null/x"], ["renew", "/dev/null", "--operator"]]
+)
 def test_certificates_that_nobody_could_use_are_refused(capsys, words):
     pytest.importorskip("grpc")
     assert cli.main(["mesh", *words, "--days", "0"]) == 2

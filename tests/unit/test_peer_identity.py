@@ -34,7 +34,7 @@ def now():
 
 @pytest.fixture(scope="module")
 def authority():
-    return Authority.create("m1", 10)
+    return Authority.create("m1")
 
 
 def read(pem):
@@ -101,7 +101,7 @@ def test_an_authority_signs_certificates_and_nothing_else():
     assert certificate.subject.rfc4514_string() == "CN=m1 authority"
     constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints)
     assert constraints.critical
-    assert (constraints.value.ca, constraints.value.path_length) == (True, 0)
+    assert (constraints.value.ca, constraints.value.path_length) == (True, 1)
     usage = certificate.extensions.get_extension_for_class(x509.KeyUsage)
     assert usage.critical
     assert (usage.value.key_cert_sign, usage.value.crl_sign) == (True, True)

@@ -29,7 +29,6 @@ from flower_dhb.peer.mesh.create import (
     local_hosts,
     n_agents,
     read_hosts,
-    renew,
 )
 from flower_dhb.peer.watch.editions import read_editions
 from flower_dhb.peer.wire.address import parse_address
@@ -516,32 +515,6 @@ def test_a_mesh_is_not_written_over_another(tmp_path):
         with pytest.raises(ConfigError, match=r"is not empty|something else than a mesh"):
             check_empty(out, force=force)
     assert (out / "thesis.tex").exists()
-
-
-# --- certificates again -------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("vertex", [2, OPERATOR])
-def test_renewed_files_are_of_the_same_vertex_and_another_key(tmp_path, vertex):
-    out = tmp_path / "m"
-    create_mesh(plan(out))
-    folder = out / ("operator" if vertex == OPERATOR else f"vertex-{vertex}")
-    before = (folder / "key.pem").read_bytes()
-    renew(out, vertex, 3)
-    key, certificate = ((folder / f"{n}.pem").read_bytes() for n in ("key", "certificate"))
-    assert key != before
-    root = (out / "authority" / "authority.pem").read_bytes()
-    check_own(key, certificate, root, Identity(read(out / "mesh.toml")["mesh"], vertex))
-    found = x509.load_pem_x509_certificate(certificate)
-    assert found.not_valid_after_utc - found.not_valid_before_utc == datetime.timedelta(3, 300)
-
-
-def test_only_what_is_there_can_be_renewed(tmp_path):
-    with pytest.raises(ConfigError, match="has no vertex-7; is it what 'mesh create' wrote"):
-        renew(tmp_path, 7, 3)
-    (tmp_path / "vertex-7").mkdir()
-    with pytest.raises(ConfigError, match="not a mesh authority"):
-        renew(tmp_path, 7, 3)
 
 
 # --- the app ------------------------------------------------------------------------------

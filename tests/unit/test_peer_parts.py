@@ -67,7 +67,7 @@ def test_no_wall_clock_decides_anything():
     users = {p.name for p in PACKAGE.rglob("*.py") if "time.time(" in p.read_text()}
     assert not users
     dates = {p.name for p in PACKAGE.rglob("*.py") if "datetime.now" in p.read_text()}
-    assert dates == {"certificates.py", "identity.py"}
+    assert dates == {"identity.py"}
 
 
 # --- certificates ------------------------------------------------------------------------
@@ -75,7 +75,7 @@ def test_no_wall_clock_decides_anything():
 
 @pytest.fixture(scope="module")
 def authority():
-    return Authority.create("m1", 10)
+    return Authority.create("m1")
 
 
 def test_identities():

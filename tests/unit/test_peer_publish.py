@@ -4,19 +4,15 @@ import grpc
 import pytest
 
 from flower_dhb import ConfigError
-from flower_dhb.peer.device.bulletins import Bulletins
-from flower_dhb.peer.device.settings import PeerSettings
 from flower_dhb.peer.mesh import publish as module
 from flower_dhb.peer.mesh.certificates import Authority
 from flower_dhb.peer.mesh.create import Host, local_hosts
 from flower_dhb.peer.mesh.fleet import Fleet
 from flower_dhb.peer.mesh.publish import hand_out, newest, publish
-from flower_dhb.peer.monitor import Monitor
 from flower_dhb.peer.wire import relay_pb2 as pb
 from flower_dhb.peer.wire.bulletin import EDITION, LIMIT_BYTES, REVOCATIONS, Bulletin, sign
-from flower_dhb.peer.wire.operations import PUBLISH, Operations
-from flower_dhb.peer.wire.transport import Transport
-from tests.support.agents import Shell
+from flower_dhb.peer.wire.operations import PUBLISH
+from tests.support.board import Device
 from tests.support.events import Events
 from tests.support.peers import Mesh
 from tests.support.waiting import wait_for
@@ -33,53 +29,6 @@ def make(out, hosts=None, **changes):
     return Mesh(out, n=3, hosts=hosts, topology="path:3", rounds=3, size=4, **changes)
 
 
-class Device:
-    """The connections of one device of a mesh, and its bulletins, whose disk takes all at once.
-
-    full: it takes nothing.
-    """
-
-    def __init__(self, settings: PeerSettings, *, full=False):
-        assert settings.tls is not None
-        settings.state_dir.mkdir(exist_ok=True)
-        shell = Shell(settings.vertex, settings.neighbors, lambda k: b"")
-        self.board = Bulletins(
-            settings.mesh,
-            roots=settings.tls.roots,
-            state_dir=settings.state_dir,
-            folder=settings.bulletins,
-            monitor=Monitor(settings.vertex),
-            store=lambda path, data, done: None if full else done(),
-            tell=lambda notice: self.transport.tell(notice),
-        )
-        self.transport = Transport(
-            vertex=settings.vertex,
-            run=settings.run,
-            vectors=(),
-            agreement={},
-            neighbors=settings.neighbors,
-            deliver=shell.deliver,
-            monitor=shell.monitor,
-            listen=settings.listen,
-            dial=settings.dial,
-            tls=settings.tls,
-            operations=Operations(status=lambda _: pb.StatusReply(), stop=lambda _: pb.StopReply()),
-            board=self.board,
-        )
-        self.shell = shell
-
-    def __enter__(self):
-        self.shell.start()
-        self.transport.start()
-        return self
-
-    def __exit__(self, *_):
-        self.transport.stop(1.0)
-
-    def number(self, kind=EDITION):
-        return self.board.known().get(kind, 0)
-
-
 def test_one_device_is_told_and_all_learn_it_from_each_other(tmp_path):
     mesh = make(tmp_path / "m", [*local_hosts(2), Host(2)])
     with Device(mesh.settings(1)) as one:
@@ -93,7 +42,12 @@ def test_one_device_is_told_and_all_learn_it_from_each_other(tmp_path):
             wait_for(lambda: zero.number() == two.number() == 1, "the Hellos")
             # What is new goes on at once, through one that is in between.
             raw = Authority.load(mesh.out / "authority").sign(
-                Bulletin(REVOCATIONS, found.bulletin.mesh, 4, {"x": "y" * 1_500_000})
+                Bulletin(
+                    REVOCATIONS,
+                    found.bulletin.mesh,
+                    4,
+                    {"certificates": [], "x": "y" * 1_500_000},
+                )
             )
             two.board.take(raw, "a file")
             wait_for(lambda: zero.number(REVOCATIONS) == 4, "the news")

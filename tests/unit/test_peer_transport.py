@@ -49,7 +49,7 @@ def events():
 
 @pytest.fixture(scope="module")
 def authority():
-    return Authority.create("m1", 10)
+    return Authority.create("m1")
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import re
 from pathlib import Path
+from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -13,63 +15,124 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from flower_dhb.errors import ConfigError
 from flower_dhb.files import write_durably
 from flower_dhb.peer.wire.bulletin import Bulletin, sign
-from flower_dhb.peer.wire.identity import Identity, host_name, identity_uri, private_bytes
+from flower_dhb.peer.wire.identity import (
+    Identity,
+    host_name,
+    identity_uri,
+    private_bytes,
+    utc_now,
+)
 
-__all__ = ["Authority", "write_private"]
+__all__ = [
+    "AUTHORITY_DAYS",
+    "DEVICE_DAYS",
+    "NEXT_CERTIFICATE",
+    "NEXT_KEY",
+    "Authority",
+    "write_private",
+]
 
-_AUTHORITY_DAYS = 7300  # at least: whoever renews certificates for years needs one that lasts
+AUTHORITY_DAYS = 7300  # whoever renews certificates for years needs one that lasts
+DEVICE_DAYS = 825
+_KEY, _CERTIFICATE = "authority-key.pem", "authority.pem"
+NEXT_KEY, NEXT_CERTIFICATE = "next-key.pem", "next.pem"
 _SKEW = datetime.timedelta(minutes=5)  # between the clocks of two devices
+_NAME = re.compile(r"(.+) authority( [0-9]+)?")
 
 
 class Authority:
-    """Signs the certificates of one mesh. Its key belongs on no device."""
+    """Signs the certificates and bulletins of one mesh. Its key belongs on no device.
 
-    def __init__(self, mesh: str, key: ec.EllipticCurvePrivateKey, certificate: x509.Certificate):
+    following: the authority that takes its place, while the mesh changes from one to the other.
+    Devices are then to believe both; certificates are issued by the following one, with a
+    certificate by the present one that makes it known; bulletins are signed by both.
+    """
+
+    def __init__(
+        self,
+        mesh: str,
+        key: ec.EllipticCurvePrivateKey,
+        certificate: x509.Certificate,
+        following: Authority | None = None,
+    ) -> None:
         self.mesh = mesh
         self._key = key
         self.certificate = certificate
+        self.following = following
 
     @classmethod
-    def create(cls, mesh: str, days: int) -> Authority:
-        """A new authority, valid for `days`, and for twenty years at least."""
-        days = max(days, _AUTHORITY_DAYS)
+    def create(cls, mesh: str, days: int = AUTHORITY_DAYS, number: int = 1) -> Authority:
+        """A new authority. number: of the authorities that the mesh has had, with this one."""
         key = ec.generate_private_key(ec.SECP256R1())
-        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{mesh} authority")])
-        builder = (
-            _builder(name, name, key.public_key(), _now() - _SKEW, days)
-            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-            .add_extension(_key_usage(signs_certificates=True), critical=True)
-        )
-        return cls(mesh, key, builder.sign(key, hashes.SHA256()))
+        counted = "" if number == 1 else f" {number}"
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{mesh} authority{counted}")])
+        return cls(mesh, key, _authority_certificate(name, name, key.public_key(), key, days))
+
+    def successor(self, days: int = AUTHORITY_DAYS) -> Authority:
+        """A new authority of the same mesh."""
+        match = _NAME.fullmatch(_common_name(self.certificate))
+        number = int(match[2] or 1) if match else 1
+        return Authority.create(self.mesh, days, number + 1)
 
     @classmethod
     def load(cls, directory: Path) -> Authority:
-        """The authority that `save` wrote. Raises ConfigError if it cannot be read."""
+        """The authority in a directory, and the following one. Raises ConfigError if unreadable."""
+        present = cls._load(directory, _KEY, _CERTIFICATE)
+        if (directory / NEXT_KEY).exists():
+            present.following = cls._load(directory, NEXT_KEY, NEXT_CERTIFICATE)
+        return present
+
+    @classmethod
+    def _load(cls, directory: Path, key_name: str, certificate_name: str) -> Authority:
         try:
             key = serialization.load_pem_private_key(
-                private_bytes(directory / "authority-key.pem"), password=None
+                private_bytes(directory / key_name), password=None
             )
-            certificate = x509.load_pem_x509_certificate((directory / "authority.pem").read_bytes())
+            certificate = x509.load_pem_x509_certificate(
+                (directory / certificate_name).read_bytes()
+            )
         except (OSError, ValueError) as error:
             raise ConfigError(f"{directory}: not a mesh authority: {error}") from None
         if not isinstance(key, ec.EllipticCurvePrivateKey):
             raise ConfigError(f"{directory}: the authority's key is no elliptic-curve key")
-        name = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value
-        return cls(str(name).removesuffix(" authority"), key, certificate)
+        if key.public_key() != certificate.public_key():
+            raise ConfigError(f"{directory}: {key_name} is not the key of {certificate_name}")
+        match = _NAME.fullmatch(_common_name(certificate))
+        if match is None:
+            raise ConfigError(f"{directory}: {certificate_name} is not of a mesh's authority")
+        return cls(match[1], key, certificate)
 
     def save(self, directory: Path) -> None:
         """Write key and certificate; the key is readable by its owner only."""
-        write_private(directory / "authority-key.pem", _pem(self._key))
-        write_durably(directory / "authority.pem", self.pem)
+        write_private(directory / _KEY, self.key_pem)
+        write_durably(directory / _CERTIFICATE, _pem_of(self.certificate))
 
-    def sign(self, bulletin: Bulletin) -> bytes:
-        """A bulletin as devices believe it. Raises ConfigError if it is none."""
-        return sign(bulletin, [self._key])
+    @property
+    def issuer(self) -> Authority:
+        """Who issues certificates now."""
+        return self.following or self
+
+    @property
+    def roots(self) -> tuple[x509.Certificate, ...]:
+        """The certificates that all devices are to trust."""
+        if self.following is None:
+            return (self.certificate,)
+        return (self.certificate, *self.following.roots)
 
     @property
     def pem(self) -> bytes:
-        """The certificate that all devices trust."""
-        return self.certificate.public_bytes(serialization.Encoding.PEM)
+        """The same, as `authority.pem` of a device holds them."""
+        return b"".join(map(_pem_of, self.roots))
+
+    @property
+    def key_pem(self) -> bytes:
+        """The private key."""
+        return _pem(self._key)
+
+    def sign(self, bulletin: Bulletin) -> bytes:
+        """A bulletin as devices believe it. Raises ConfigError if it is none."""
+        keys = [self._key] if self.following is None else [self._key, self.following._key]
+        return sign(bulletin, keys)
 
     def issue(
         self, vertex: int, days: int, start: datetime.datetime | None = None
@@ -78,30 +141,57 @@ class Authority:
 
         Raises ConfigError if the authority does not live as long.
         """
-        identity = Identity(self.mesh, vertex)
         key = ec.generate_private_key(ec.SECP256R1())
+        return _pem(key), self.certify(vertex, key.public_key(), days, start)
+
+    def certify(
+        self,
+        vertex: int,
+        key: ec.EllipticCurvePublicKey,
+        days: int,
+        start: datetime.datetime | None = None,
+    ) -> bytes:
+        """A certificate for the key of one vertex, PEM. Raises ConfigError, as `issue` does."""
+        issuer, identity = self.issuer, Identity(self.mesh, vertex)
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host_name(identity))])
         names = [
             x509.UniformResourceIdentifier(identity_uri(identity)),
             x509.DNSName(host_name(identity)),
         ]
         begin = (start or _now()) - _SKEW
-        last = self.certificate.not_valid_after_utc
+        last = issuer.certificate.not_valid_after_utc
         if begin + datetime.timedelta(days=days) > last:
+            left = (last - begin).days
+            fewer = f"choose --days {left} or fewer, or " if left >= 1 else ""
             raise ConfigError(
                 f"{identity}: {days} days from now are beyond {last:%Y-%m-%d}, when the authority "
-                f"of mesh {self.mesh} ends; choose fewer days, or create the mesh anew"
+                f"of mesh {self.mesh} ends; {fewer}change the authority with 'flower-dhb mesh "
+                "renew --authority'"
             )
         usages = [ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH]
         certificate = (
-            _builder(name, self.certificate.subject, key.public_key(), begin, days)
+            _builder(name, issuer.certificate.subject, key, begin, days)
             .add_extension(x509.SubjectAlternativeName(names), critical=False)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_key_usage(signs_certificates=False), critical=True)
             .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
-            .sign(self._key, hashes.SHA256())
+            .sign(issuer._key, hashes.SHA256())
         )
-        return _pem(key), certificate.public_bytes(serialization.Encoding.PEM)
+        return _pem_of(certificate) + self._made_known()
+
+    def _made_known(self) -> bytes:
+        """The following authority's certificate by the present one, for who trusts only that."""
+        if self.following is None:
+            return b""
+        left = self.certificate.not_valid_after_utc - _now()
+        if left.days < 1:
+            return b""  # nobody believes the present one any more
+        known = self.following.certificate
+        return _pem_of(
+            _authority_certificate(
+                known.subject, self.certificate.subject, known.public_key(), self._key, left.days
+            )
+        )
 
 
 def write_private(path: Path, data: bytes) -> None:
@@ -110,7 +200,33 @@ def write_private(path: Path, data: bytes) -> None:
 
 
 def _now() -> datetime.datetime:
-    return datetime.datetime.now(datetime.UTC)
+    return utc_now()
+
+
+def _common_name(certificate: x509.Certificate) -> str:
+    found = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return str(found[0].value) if found else ""
+
+
+def _authority_certificate(
+    name: x509.Name,
+    issuer: x509.Name,
+    key: Any,
+    by: ec.EllipticCurvePrivateKey,
+    days: int,
+) -> x509.Certificate:
+    # One authority may make the next one known, and that one issues certificates.
+    length = 1 if name == issuer else 0
+    return (
+        _builder(name, issuer, key, _now() - _SKEW, days)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=length), critical=True)
+        .add_extension(_key_usage(signs_certificates=True), critical=True)
+        .sign(by, hashes.SHA256())
+    )
+
+
+def _pem_of(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(serialization.Encoding.PEM)
 
 
 def _builder(

@@ -12,7 +12,7 @@ import tomli_w
 
 from flower_dhb.errors import ConfigError
 from flower_dhb.files import read_toml
-from flower_dhb.peer.mesh.certificates import Authority
+from flower_dhb.peer.mesh.certificates import DEVICE_DAYS, Authority
 from flower_dhb.peer.mesh.devices import START, device_files, folder_of, peer_document
 from flower_dhb.peer.mesh.editions import Draft, MeshFolder, Moment
 from flower_dhb.peer.mesh.fleet import Fleet
@@ -64,7 +64,7 @@ class Desk:
         self._change = change
         self._directory = folder.directory
 
-    def write(self, draft: Draft, days: int = 365) -> Written:
+    def write(self, draft: Draft, days: int = DEVICE_DAYS) -> Written:
         """Put the next edition into the folder, as a whole.
 
         days: how long the certificate of a new device is valid. Raises ConfigError; nothing is

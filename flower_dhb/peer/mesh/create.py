@@ -22,7 +22,7 @@ from safetensors.numpy import load_file, save
 from flower_dhb.errors import ConfigError, unknown
 from flower_dhb.files import read_toml, write_durably
 from flower_dhb.peer.device.settings import check_loopback
-from flower_dhb.peer.mesh.certificates import Authority
+from flower_dhb.peer.mesh.certificates import AUTHORITY_DAYS, DEVICE_DAYS, Authority
 from flower_dhb.peer.mesh.devices import START, Host, device_files, folder_of, peer_document
 from flower_dhb.peer.mesh.overview import overview_of
 from flower_dhb.peer.watch.editions import FOLDER as EDITIONS
@@ -44,7 +44,6 @@ __all__ = [
     "local_hosts",
     "n_agents",
     "read_hosts",
-    "renew",
 ]
 
 # Keys of peer.toml that the mesh decides, and what decides them.
@@ -70,14 +69,19 @@ _PORTS = range(20000, 32000)  # below the ports that systems hand out to outgoin
 
 @dataclass(frozen=True, kw_only=True)
 class MeshPlan:
-    """What `mesh create` was asked for. force: a mesh that lies in `out` is replaced."""
+    """What `mesh create` was asked for.
+
+    days, authority_days: how long certificates, and who issues them, are valid. force: a mesh
+    that lies in `out` is replaced.
+    """
 
     app: Path
     out: Path
     hosts: list[Host]
     overrides: Mapping[str, Any]
     start: str | None = None
-    days: int = 365
+    days: int = DEVICE_DAYS
+    authority_days: int = AUTHORITY_DAYS
     plaintext: bool = False
     peer: Mapping[str, Any] | None = None
     force: bool = False
@@ -179,7 +183,12 @@ def create_mesh(plan: MeshPlan) -> list[Path]:
     # Whatever a device would refuse is refused here.
     documents = {v: peer_document(common, edition, hosts[v], v, plan.out) for v in hosts}
     arrays = _start_arrays(plan, values, document["start"])
-    authority = None if plan.plaintext else Authority.create(mesh, plan.days)
+    authority = None if plan.plaintext else Authority.create(mesh, plan.authority_days)
+    if authority is not None and plan.days > plan.authority_days:
+        raise ConfigError(
+            f"certificates of {plan.days} days by an authority of {plan.authority_days}: none can "
+            "hold longer than its authority; choose fewer --days"
+        )
 
     check_empty(plan.out, force=plan.force)
     if plan.force and plan.out.exists():
@@ -278,14 +287,6 @@ def n_agents(app: Path, overrides: Mapping[str, Any]) -> int:
     """Number of vertices of the topology that the app's run config names."""
     values = {**_flat(_app_document(app).get("config", {})), **overrides}
     return RunConfig.of(values).topology.n_agents
-
-
-def renew(out: Path, vertex: int, days: int) -> None:
-    """New key and certificate for one vertex, or the operator. Raises ConfigError."""
-    home = out / ("operator" if vertex == OPERATOR else f"vertex-{vertex}")
-    if not home.is_dir():
-        raise ConfigError(f"{out}: has no {home.name}; is it what 'mesh create' wrote?")
-    _issue(Authority.load(out / "authority"), home, vertex, days)
 
 
 def _issue(authority: Authority, home: Path, vertex: int, days: int) -> None:

@@ -19,9 +19,12 @@ __all__ = [
     "Published",
     "bulletin_path",
     "hand_out",
+    "keep",
+    "load_authority",
     "newest",
     "publish",
     "put_bulletins",
+    "sign_again",
     "signed",
 ]
 
@@ -58,9 +61,7 @@ def publish(
     directory, and in the folder of each device there, before anybody is asked. Raises
     ConfigError, for a mesh in plaintext as well: it has no authority that could sign.
     """
-    write_durably(bulletin_path(directory, kind), signed(directory, kind, body, number=number))
-    for home in sorted(directory.glob("vertex-*")):
-        put_bulletins(directory, home)
+    _write(directory, kind, signed(directory, kind, body, number=number))
     return hand_out(directory, kind, timeout_s=timeout_s)
 
 
@@ -68,7 +69,7 @@ def signed(
     directory: Path, kind: str, body: Mapping[str, Any], *, number: int | None = None
 ) -> bytes:
     """The next bulletin of a kind, which is written nowhere. number, errors: as for `publish`."""
-    authority = _authority(directory)
+    authority = load_authority(directory)
     before = newest(directory, kind)
     least = 1 if before is None else before.number + 1
     number = least if number is None else number
@@ -78,6 +79,29 @@ def signed(
             "devices take none with a smaller or the same number"
         )
     return authority.sign(Bulletin(kind, authority.mesh, number, body))
+
+
+def sign_again(directory: Path, kind: str, *, timeout_s: float = 10.0) -> Published | None:
+    """Have the newest bulletin of a kind signed by all authorities that the mesh has now.
+
+    Devices take it in the place of the one that they have. None if there is none.
+    """
+    bulletin = newest(directory, kind)
+    if bulletin is None:
+        return None
+    keep(directory, load_authority(directory), bulletin)
+    return hand_out(directory, kind, timeout_s=timeout_s)
+
+
+def keep(directory: Path, authority: Authority, bulletin: Bulletin) -> None:
+    """Sign a bulletin, and write it into the mesh's directory and the folder of each device."""
+    _write(directory, bulletin.kind, authority.sign(bulletin))
+
+
+def _write(directory: Path, kind: str, raw: bytes) -> None:
+    write_durably(bulletin_path(directory, kind), raw)
+    for home in sorted(directory.glob("vertex-*")):
+        put_bulletins(directory, home)
 
 
 def hand_out(
@@ -132,9 +156,9 @@ def newest(directory: Path, kind: str) -> Bulletin | None:
         return None
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}") from None
-    authority = _authority(directory)
+    authority = load_authority(directory)
     try:
-        return verify(raw, [authority.certificate], authority.mesh)
+        return verify(raw, authority.roots, authority.mesh)
     except BulletinError as error:
         raise ConfigError(f"{path}: {error}") from None
 
@@ -148,11 +172,12 @@ def put_bulletins(directory: Path, home: Path) -> None:
             write_durably(home / FOLDER / source.name, source.read_bytes())
 
 
-def _authority(directory: Path) -> Authority:
+def load_authority(directory: Path) -> Authority:
+    """The authority of the mesh in a directory. Raises ConfigError, and for a mesh in plaintext."""
     if read_overview(directory)["plaintext"]:
         raise ConfigError(
-            f"{directory}: a mesh in plaintext has no authority that could sign a change; its "
-            "devices are changed by hand, or the mesh is created with TLS"
+            f"{directory}: a mesh in plaintext has no authority, which alone could sign a change "
+            "or a certificate; create a mesh with TLS"
         )
     return Authority.load(directory / "authority")
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["families", "serve_metrics"]
 
 _PREFIX = "flower_dhb_"
+
 _OF_PEER: dict[str, tuple[str, Callable[[pb.StatusReply], float]]] = {
     "round": ("Last finished round", lambda r: r.round),
     "rounds": ("Rounds of the run", lambda r: r.rounds),
@@ -80,6 +81,14 @@ def families(reply: pb.StatusReply) -> Iterable[Metric]:
     if reply.HasField("left_s"):
         left.add_metric([vertex], reply.left_s)
     yield left
+    for name, ends in (
+        ("certificate_days_left", reply.certificate_ends),
+        ("authority_days_left", reply.authority_ends),
+    ):
+        days = GaugeMetricFamily(_PREFIX + name, "By the device's clock", labels=["vertex"])
+        if reply.certificate:
+            days.add_metric([vertex], (ends - reply.clock_s) / 86400.0)
+        yield days
     for name, (text, known) in (_OF_NEIGHBOR | _KNOWN).items():
         gauge = GaugeMetricFamily(_PREFIX + name, text, labels=["vertex", "neighbor"])
         for neighbor in reply.neighbors:
