@@ -41,7 +41,7 @@ class Doubles:
         why = (
             f"two devices show the certificate of vertex {neighbor}, at {other} and at {address}; "
             f"stop one of them, and if the key was copied, issue a new one with 'flower-dhb mesh "
-            f"renew --vertex {neighbor}'"
+            f"renew --vertex {neighbor} --revoke-old'"
         )
         self._monitor.count("two-devices", neighbor)
         self._monitor.warning("two-devices", neighbor=neighbor, why=why)
