@@ -2,6 +2,7 @@
 
 import builtins
 import errno
+import gc
 import subprocess
 import sys
 
@@ -191,3 +192,9 @@ def test_whoever_stops_reading_gets_no_traceback():
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait(timeout=30) == 1
+
+
+def test_a_peer_looks_for_garbage_once_its_modules_are_loaded(tmp_path, capsys):
+    assert cli.main(["peer", str(tmp_path / "peer.toml")]) != 0
+    assert "peer.toml" in capsys.readouterr().err
+    assert gc.isenabled()
