@@ -74,6 +74,7 @@ def execute(arguments: argparse.Namespace) -> int:
 
 def _create(arguments: argparse.Namespace) -> int:
     from flower_dhb.peer.mesh import create as mesh
+    from flower_dhb.runs.config import said_of_rounds
 
     check_days(arguments.days)
     check_days(arguments.authority_days, "--authority-days")
@@ -100,6 +101,9 @@ def _create(arguments: argparse.Namespace) -> int:
             force=arguments.force,
         )
     )
+    about_rounds = said_of_rounds(mesh.run_config_of(arguments.app, overrides))
+    if about_rounds:
+        print(f"{about_rounds}; --rounds says it for this mesh")
     print(f"{len(paths)} devices in {arguments.out}; start one with: flower-dhb peer {paths[0]}")
     if not arguments.insecure_plaintext:
         print(f"keep {arguments.out / 'authority'} off the devices: its key signs certificates")

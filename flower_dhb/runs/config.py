@@ -25,13 +25,17 @@ __all__ = [
     "get_integer",
     "get_number",
     "get_text",
+    "key_of_rounds",
     "known_keys",
+    "said_of_rounds",
 ]
 
 # What Flower hands to an app as `context.run_config`.
 Values: TypeAlias = Mapping[str, Any]
 
 AUTO = "auto"
+# How Flower's own templates call the number of rounds: it is that, where `rounds` is not there.
+_ROUNDS_OF_APPS = "num-server-rounds"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,13 +73,33 @@ class RunConfig:
         return cls(
             topology=topology,
             algorithm=algorithm,
-            rounds=get_integer(values, "rounds", 100, least=1),
+            rounds=get_integer(values, key_of_rounds(values), 100, least=1),
             seed=get_integer(values, "seed", 0, least=0),
             round_timeout_s=get_number(values, "round-timeout-s", 300.0, least=0.0),
             evaluate_every=get_integer(values, "evaluate-every", 1, least=0),
             observe_average=get_flag(values, "observe-average", False),
             name=get_text(values, "name", "run"),
         )
+
+
+def key_of_rounds(values: Values) -> str:
+    """The key that says the number of rounds: `rounds`, or else what Flower's templates have."""
+    return _ROUNDS_OF_APPS if "rounds" not in values and _ROUNDS_OF_APPS in values else "rounds"
+
+
+def said_of_rounds(values: Values) -> str:
+    """What is worth a word about where the number of rounds comes from; empty if nothing is."""
+    found = values.get(_ROUNDS_OF_APPS)
+    if found is None:
+        return ""
+    if key_of_rounds(values) == _ROUNDS_OF_APPS:
+        return f"{found} rounds, as '{_ROUNDS_OF_APPS}' of the app's run config says"
+    if found == values["rounds"]:
+        return ""
+    return (
+        f"{values['rounds']} rounds, as 'rounds' says; the app's '{_ROUNDS_OF_APPS}' = {found} is "
+        "what the app finds in its run config, and nothing else"
+    )
 
 
 def known_keys() -> set[str]:

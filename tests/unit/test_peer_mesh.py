@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 import importlib
 import pkgutil
+import re
 import shutil
 import socket
 import stat
@@ -17,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 import flower_dhb.peer
 from flower_dhb import ConfigError, HeavyBall, Topology
+from flower_dhb.cli import main
 from flower_dhb.peer.device.settings import PeerSettings
 from flower_dhb.peer.mesh import create as module
 from flower_dhb.peer.mesh.certificates import Authority
@@ -662,7 +664,8 @@ def test_a_start_that_cannot_be_called(tmp_path, start, error):
 
 # --- classes ------------------------------------------------------------------------------
 
-CHANGING = {"Edge", "_Fold", "_Rates", "Transport"}  # what a run keeps its state in
+# What a run, or a walk through its records, keeps its state in.
+CHANGING = {"Edge", "Replay", "Spans", "Transport", "_Fold", "_Life", "_Rates"}
 
 
 def test_what_describes_something_cannot_be_changed():
@@ -676,3 +679,36 @@ def test_what_describes_something_cannot_be_changed():
     }
     assert {name for name, frozen in found.items() if not frozen} == CHANGING
     assert len(found) > 10
+
+
+# --- the number of rounds of an app ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("config", "words", "rounds", "said"),
+    [
+        (
+            "num-server-rounds = 3",
+            [],
+            3,
+            "3 rounds, as 'num-server-rounds' of the app's",
+        ),
+        ("num-server-rounds = 3", ["--rounds", "5"], 5, "5 rounds, as 'rounds' says"),
+        ("num-server-rounds = 3\nrounds = 3", [], 3, None),
+        ("", [], 100, None),
+    ],
+)
+def test_an_apps_number_of_rounds_is_taken_where_nothing_else_says_it_and_said(
+    tmp_path, capsys, config, words, rounds, said
+):
+    app = shutil.copytree(APP, tmp_path / "app")
+    project = (app / "pyproject.toml").read_text()
+    project = re.sub(r"(?m)^rounds = .*\n", "", project)
+    project = project.replace("[tool.flwr.app.config]\n", f"[tool.flwr.app.config]\n{config}\n")
+    (app / "pyproject.toml").write_text(project)
+    out = tmp_path / "m"
+    create = ["mesh", "create", "--app", str(app), "--out", str(out), "--topology", "path:2"]
+    assert main([*create, "--insecure-plaintext", *words]) == 0
+    printed = capsys.readouterr().out
+    assert (said in printed) if said else ("num-server-rounds" not in printed)
+    assert PeerSettings.load(out / "vertex-0" / "peer.toml").rounds == rounds

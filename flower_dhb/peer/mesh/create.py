@@ -44,6 +44,7 @@ __all__ = [
     "local_hosts",
     "n_agents",
     "read_hosts",
+    "run_config_of",
 ]
 
 # Keys of peer.toml that the mesh decides, and what decides them.
@@ -285,8 +286,12 @@ def check_addresses(hosts: Mapping[int, Host]) -> None:
 
 def n_agents(app: Path, overrides: Mapping[str, Any]) -> int:
     """Number of vertices of the topology that the app's run config names."""
-    values = {**_flat(_app_document(app).get("config", {})), **overrides}
-    return RunConfig.of(values).topology.n_agents
+    return RunConfig.of(run_config_of(app, overrides)).topology.n_agents
+
+
+def run_config_of(app: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """An app's run config, with what the operator says instead."""
+    return {**_flat(_app_document(app).get("config", {})), **overrides}
 
 
 def _issue(authority: Authority, home: Path, vertex: int, days: int) -> None:
