@@ -7,7 +7,8 @@ import os
 import re
 import secrets
 import tomllib
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,6 +19,7 @@ __all__ = [
     "read_toml",
     "remedy_of",
     "remove_temporaries",
+    "replacing",
     "sync",
     "sync_folder",
     "with_remedy",
@@ -64,6 +66,18 @@ def write_durably(
     Raises OSError, for example if the disk is full; the old file is then still there. It is
     the first error: what fails in tidying up after it is not told.
     """
+    with replacing(path, private=private, make_folder=make_folder) as write:
+        write(data)
+
+
+@contextmanager
+def replacing(
+    path: Path, *, private: bool = False, make_folder: bool = True
+) -> Iterator[Callable[[bytes | memoryview], None]]:
+    """Replace a file as `write_durably` does, by what is handed to a function piece by piece.
+
+    If anything is raised meanwhile, the old file stays as it is.
+    """
     if make_folder:
         path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.tmp")
@@ -71,10 +85,14 @@ def write_durably(
     handle = os.open(temporary, flags, 0o600 if private else 0o666)
     try:
         file = os.fdopen(handle, "wb", buffering=0)
-        try:
+
+        def write(data: bytes | memoryview) -> None:
             rest = memoryview(data)
             while rest:
                 rest = rest[file.write(rest) :]
+
+        try:
+            yield write
             sync(file)
             now = os.fstat(handle).st_mtime
         finally:

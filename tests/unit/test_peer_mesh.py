@@ -630,10 +630,21 @@ def test_initial_arrays_in_any_order_of_memory(tmp_path):
 
 def test_initial_arrays_from_a_file(tmp_path):
     path = tmp_path / "given.safetensors"
-    save_file({"w": np.arange(3.0)}, path)
+    save_file({"x": np.arange(12.0)}, path)
     out = tmp_path / "m"
     create_mesh(plan(out, plaintext=True, start=str(path)))
-    np.testing.assert_array_equal(load_file(out / "start.safetensors")["w"], np.arange(3.0))
+    np.testing.assert_array_equal(load_file(out / "start.safetensors")["x"], np.arange(12.0))
+    x = np.arange(12.0)
+    for arrays, why in (
+        ({"w": x}, "lacks 'x', which the app's own start 'quadratics:start' has"),
+        ({"x": x, "w": x}, "has 'w', which the app's own start 'quadratics:start' lacks"),
+        ({"x": x[1:]}, r"'x' has the shape \[11\], and \[12\] in the app's own"),
+        ({"x": x * np.nan}, "no readable initial arrays: .*'x' has NaN or infinite"),
+        ({"x": x.astype(int)}, "no floating-point parameters"),
+    ):
+        save_file(arrays, path)
+        with pytest.raises(ConfigError, match=f"{path}: {why}"):
+            create_mesh(plan(tmp_path / "n", plaintext=True, start=str(path)))
     path.write_bytes(b"x")
     for bad in (path, tmp_path / "none.safetensors"):
         with pytest.raises(ConfigError, match=f"{bad}: no readable initial arrays"):

@@ -17,13 +17,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import xxhash
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from flower_dhb import __version__
 from flower_dhb.errors import ConfigError, DamageError, NotNowError, RoundError
@@ -36,6 +33,7 @@ from flower_dhb.peer.device.flwr_adapter import load_client_app
 from flower_dhb.peer.device.home import Home
 from flower_dhb.peer.device.journal import Found, Journal
 from flower_dhb.peer.device.judge import Judge
+from flower_dhb.peer.device.model import read_start
 from flower_dhb.peer.device.settings import PeerSettings
 from flower_dhb.peer.device.validity import Validity
 from flower_dhb.peer.device.work import Task, Work
@@ -117,7 +115,7 @@ class Peer:
         self.settings = settings
         self.monitor = monitor or Monitor(settings.vertex, settings.names)
         self._home, self._home_is_held = home or Home(settings.state_dir), home is not None
-        arrays = _read_start(settings.start)
+        arrays, _ = read_start(settings.start)
         client_app = load_client_app(settings.app, settings.client_app)
         self.app = App(
             client_app,
@@ -136,6 +134,11 @@ class Peer:
             settings.run,
             lambda why: self.monitor.warning("damaged", why=why),
             partial(write_durably, make_folder=False),
+            {
+                "mesh": settings.mesh,
+                "vertex": settings.vertex,
+                "layout": self.app.layout.to_config(),
+            },
         )
         self._found = self._load(journal)
         self.agent = self._agent(self._found)
@@ -546,10 +549,3 @@ def _link(link: object) -> StreamLink:
 def _payload(frame: bytes) -> Payload:
     outgoing = Outgoing.of(frame)
     return Payload(outgoing.checksum, outgoing)
-
-
-def _read_start(path: Path) -> NDArrays:
-    try:
-        return dict(load_file(path))
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(f"{path}: no readable initial arrays: {error}") from None

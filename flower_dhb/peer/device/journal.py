@@ -5,6 +5,10 @@ Two kinds of files lie in the directory. `round-12.safetensors` is the state aft
 state that it grew from; of that state it holds only the arrays that differ from those in the
 newest file of the first kind. Both hold the protocol's record, and a checksum over all. A file
 is written under another name, forced to the disk, and renamed.
+
+Each file says which *format* it has. A release reads those of the releases before it, and
+refuses a later one by name. For that, four things never change: the metadata's `about` and
+`checksum`, and in `about` the keys `format` and `software`.
 """
 
 from __future__ import annotations
@@ -23,12 +27,24 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from flower_dhb import __version__
 from flower_dhb.errors import ConfigError, DamageError, NotNowError
 from flower_dhb.files import make_folder, with_remedy, write_durably
 from flower_dhb.peer.watch.ledger import read_about
 
-__all__ = ["Contents", "Found", "Journal"]
+__all__ = [
+    "DAMAGE",
+    "FORMAT",
+    "Contents",
+    "File",
+    "Found",
+    "Journal",
+    "entries_of",
+    "within_payload",
+]
 
+# 1: up to release 0.1, which wrote no number. 2: `format`, `software`, and whose state it is.
+FORMAT = 2
 _KEEP = 2
 _STATE, _PAYLOAD = "round", "payload"
 _FRAME = "payload"  # the array that holds a payload's bytes
@@ -67,6 +83,7 @@ class Journal:
     """The files of one peer in one directory. Calls are made from one thread.
 
     report: called with a text for each file that is damaged. write: replaces a file durably.
+    whose: what each file says beside: mesh, vertex, and the layout of the model.
     """
 
     def __init__(
@@ -75,8 +92,10 @@ class Journal:
         run: str,
         report: Callable[[str], None],
         write: Callable[[Path, bytes], None] = write_durably,
+        whose: Mapping[str, Any] | None = None,
     ) -> None:
         self._directory = directory
+        self._whose = whose or {}
         self._run = run
         self._report = report
         self._write_durably = write
@@ -117,7 +136,7 @@ class Journal:
         }
         self._write(
             (round, _PAYLOAD),
-            {**{f"{_STATE}/{n}": a for n, a in arrays.items()}, _FRAME: frame},
+            {**{within_payload(n): a for n, a in arrays.items()}, _FRAME: frame},
             contents,
             record,
             digests,
@@ -142,6 +161,9 @@ class Journal:
     ) -> None:
         about = json.dumps(
             {
+                "format": FORMAT,
+                "software": __version__,
+                **self._whose,
                 "run": self._run,
                 "round": entry[0],
                 "state": contents.document,
@@ -180,14 +202,14 @@ class Journal:
         would be to lose them silently. Raises NotNowError if they cannot be read at the moment,
         and ConfigError if they are of another run.
         """
-        entries = sorted(self._entries(), key=lambda entry: (entry[0], _ORDER[entry[1]]))
+        entries = [_entry(path) for path in entries_of(self._directory)]
         unread: list[OSError] = []
         for entry in reversed(entries):
             try:
                 return self._read(entry)
             except ConfigError:
                 raise
-            except _DAMAGE as error:
+            except DAMAGE as error:
                 if isinstance(error, OSError):
                     if error.errno not in _BAD_PLACE:
                         # The file may be whole: to take an older one would undo what it promised.
@@ -229,7 +251,9 @@ class Journal:
         payload = None
         if entry[1] == _PAYLOAD:
             payload = self._frame(about, arrays)
-            arrays = {n.removeprefix(f"{_STATE}/"): a for n, a in arrays.items() if n != _FRAME}
+            arrays = {
+                n.removeprefix(within_payload("")): a for n, a in arrays.items() if n != _FRAME
+            }
             base: dict[str, NDArray[Any]] = {}
             if about["base"] is not None and not set(about["digests"]) <= set(arrays):
                 under, base = self._open((int(about["base"]), _STATE))
@@ -258,7 +282,7 @@ class Journal:
             return self._frame(*self._open(entry))
         except ConfigError:
             raise
-        except _DAMAGE as error:
+        except DAMAGE as error:
             if isinstance(error, OSError) and error.errno not in _BAD_PLACE:
                 raise
             self._report(f"{self._path(entry).name} is damaged: {error}")
@@ -267,7 +291,7 @@ class Journal:
     def _open(self, entry: _Entry) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         # Read, not mapped: a bad place of the disk is then an error, and not the process's end.
         data = self._path(entry).read_bytes()
-        document = read_about(_metadata(data))
+        document = _known(read_about(_header(data)["__metadata__"]), self._path(entry))
         arrays = load(data)
         if document["run"] != self._run:
             raise ConfigError(
@@ -286,25 +310,90 @@ class Journal:
         return NotNowError(with_remedy(text, error))
 
     def _entries(self) -> set[_Entry]:
-        found = set()
-        for path in self._directory.glob("*-*.safetensors"):
-            kind, _, number = path.stem.partition("-")
-            if kind in _ORDER and number.isascii() and number.isdecimal():
-                found.add((int(number), kind))
-        return found
+        return {_entry(path) for path in entries_of(self._directory)}
 
     def _path(self, entry: _Entry) -> Path:
         return self._directory / f"{entry[1]}-{entry[0]}.safetensors"
 
 
-_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError)
+class File:
+    """One file of a state, of which only what is asked for is read. Raises as `open` does.
+
+    Raises ValueError, KeyError or TypeError if it is no safetensors file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            if not 2 <= size <= path.stat().st_size - 8:
+                raise ValueError("it is no safetensors file")
+            self._arrays: dict[str, Any] = json.loads(file.read(size))
+        self._begin = 8 + size
+        self.metadata: dict[str, str] = self._arrays.pop("__metadata__", {})
+
+    def about(self) -> dict[str, Any]:
+        """What the journal wrote about it. Raises ConfigError for a later format."""
+        return _known(read_about(self.metadata), self._path)
+
+    def array(self, name: str) -> NDArray[np.uint8] | None:
+        """The bytes of an array, None if it is not in this file."""
+        if name not in self._arrays:
+            return None
+        begin, end = self._arrays[name]["data_offsets"]
+        if not 0 <= begin <= end <= self._path.stat().st_size - self._begin:
+            raise ValueError(f"'{name}' reaches beyond its end")
+        found = np.empty(end - begin, np.uint8)
+        with self._path.open("rb") as file:
+            file.seek(self._begin + begin)
+            if file.readinto(found.data) != len(found):
+                raise ValueError(f"'{name}' is cut off")
+        return found
+
+    @staticmethod
+    def digest(array: NDArray[Any]) -> str:
+        """As the journal writes it beside an array."""
+        return _digest(array)
 
 
-def _metadata(data: bytes) -> dict[str, str]:
-    """The metadata of a safetensors file. Raises ValueError or KeyError if there are none."""
+def within_payload(name: str) -> str:
+    """What an array of the state is called in the file of a payload."""
+    return f"{_STATE}/{name}"
+
+
+def entries_of(directory: Path) -> list[Path]:
+    """The files of a state, the newest last."""
+    paths = (path for path in directory.glob("*-*.safetensors") if _entry(path)[0] >= 0)
+    return sorted(paths, key=lambda path: (_entry(path)[0], _ORDER[_entry(path)[1]]))
+
+
+def _entry(path: Path) -> _Entry:
+    """Round and kind by a file's name; round -1 if it is no file of a state."""
+    kind, _, number = path.stem.partition("-")
+    known = kind in _ORDER and number.isascii() and number.isdecimal()
+    return (int(number), kind) if known else (-1, _STATE)
+
+
+DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError)
+
+
+def _header(data: bytes) -> dict[str, Any]:
+    """The header of a safetensors file. Raises ValueError or KeyError if there is none."""
     size = int.from_bytes(data[:8], "little")
-    found: dict[str, str] = json.loads(data[8 : 8 + size])["__metadata__"]
+    found: dict[str, Any] = json.loads(data[8 : 8 + size])
     return found
+
+
+def _known(about: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Refuse a file that a later release has written: it is not damaged."""
+    found = about.get("format", 1)
+    if not (isinstance(found, int) and found <= FORMAT):
+        raise ConfigError(
+            f"{path}: is of format {found}, written by flower_dhb {about.get('software', '')}; "
+            f"this is flower_dhb {__version__}, which reads formats up to {FORMAT}. Install that "
+            "release again, or a later one"
+        )
+    return about
 
 
 def _digest(array: NDArray[Any]) -> str:

@@ -8,9 +8,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-import numpy as np
-from safetensors.numpy import save
-
 from flower_dhb.errors import StateError
 from flower_dhb.peer.device import disk
 from flower_dhb.peer.device.app import Agent as App
@@ -18,6 +15,7 @@ from flower_dhb.peer.device.app import Outcome
 from flower_dhb.peer.device.disk import Disk
 from flower_dhb.peer.device.journal import Contents, Found
 from flower_dhb.peer.device.judge import Judge
+from flower_dhb.peer.device.model import Model
 from flower_dhb.peer.device.settings import PeerSettings
 from flower_dhb.peer.monitor import Monitor
 from flower_dhb.peer.protocol.effects import Combine, Finish, Free, Journal, Rejoin, Save, Train
@@ -231,10 +229,16 @@ class Work:
 
     def _finish(self, task: Finish) -> None:
         snapshot = self._app.snapshot()
-        arrays = self._app.layout.unflatten(
-            snapshot.state.parameters, snapshot.statistics, snapshot.local
+        model = Model(
+            layout=self._app.layout,
+            parameters=snapshot.state.parameters,
+            statistics=snapshot.statistics,
+            local=snapshot.local,
+            run=self._settings.run,
+            mesh=self._settings.mesh,
+            vertex=self._settings.vertex,
+            round=task.round - 1,
         )
-        model = save({name: np.asarray(a, order="C") for name, a in arrays.items()})
         outgoing = Outgoing.of(self._app.final(task.round))
         path = self._settings.state_dir / "model.safetensors"
 
@@ -246,7 +250,7 @@ class Work:
                 self._monitor.event("finished", **fields)
             self._deliver(Finished(Payload(outgoing.checksum, outgoing)))
 
-        self._disk.put(disk.Model(path, model, done))
+        self._disk.put(disk.Model(path, b"".join(model.pieces()), done))
 
     # --- parts ------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ import shutil
 import socket
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ from typing import Any
 import numpy as np
 import tomli_w
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save
+from safetensors.numpy import save
 
 from flower_dhb.errors import ConfigError, unknown
 from flower_dhb.files import read_toml, write_durably
+from flower_dhb.peer.device.model import read_start
 from flower_dhb.peer.device.settings import check_loopback
 from flower_dhb.peer.mesh.certificates import AUTHORITY_DAYS, DEVICE_DAYS, Authority
 from flower_dhb.peer.mesh.devices import START, Host, device_files, folder_of, peer_document
@@ -387,12 +389,21 @@ def _start_arrays(plan: MeshPlan, values: Mapping[str, Any], default: str | None
             'set [tool.flower-dhb] start = "module:function" in the app\'s pyproject.toml'
         )
     if str(reference).endswith(".safetensors"):
-        try:
-            return dict(load_file(reference))
-        except Exception as error:  # OSError, or one of safetensors' own
-            raise ConfigError(f"{reference}: no readable initial arrays: {error}") from None
-    module, _, name = str(reference).partition(":")
-    path = str(plan.app.resolve())
+        arrays, _ = read_start(Path(reference))
+        if default is not None and default != reference and not default.endswith(".safetensors"):
+            own: NDArrays | None = None
+            with suppress(ConfigError):  # it is not needed
+                own = _made(default, plan.app, values)
+            if own is not None:
+                _check_same_model(str(reference), arrays, default, own)
+        return arrays
+    return _made(str(reference), plan.app, values)
+
+
+def _made(reference: str, app: Path, values: Mapping[str, Any]) -> NDArrays:
+    """What `module:name` of an app makes of the run config."""
+    module, _, name = reference.partition(":")
+    path = str(app.resolve())
     if path not in sys.path:
         sys.path.insert(0, path)
     try:
@@ -408,6 +419,23 @@ def _start_arrays(plan: MeshPlan, values: Mapping[str, Any], default: str | None
             f"start '{reference}': {type(error).__name__}: {error}; expected a function of the "
             "run config, or of nothing, that returns arrays by name or a model with a state_dict"
         ) from error
+
+
+def _check_same_model(
+    given: str, arrays: Mapping[str, NDArray[Any]], named: str, own: Mapping[str, NDArray[Any]]
+) -> None:
+    """Refuse arrays of another model than the app's: on the devices the app would fail."""
+    for name in {**own, **arrays}:
+        if name not in arrays:
+            why = f"lacks '{name}', which the app's own start '{named}' has"
+        elif name not in own:
+            why = f"has '{name}', which the app's own start '{named}' lacks"
+        elif arrays[name].shape != own[name].shape:
+            found, expected = list(arrays[name].shape), list(own[name].shape)
+            why = f"'{name}' has the shape {found}, and {expected} in the app's own start '{named}'"
+        else:
+            continue
+        raise ConfigError(f"{given}: {why}; a start is of the app's own model")
 
 
 def _takes_values(maker: Any) -> bool:
