@@ -160,13 +160,13 @@ AGENT: tuple[Mistake, ...] = _in(
     ),
     (
         "a round with a neighbor ends at once",
-        "alone = not (open_here and any(edge.agreed for edge in edges))",
+        "alone = not (open_here and any(edge.agreed for edge in near.edges.values()))",
         "alone = True",
     ),
     (
         "a round that fails ends when its rest is over",
-        "if open_here and any(self.near.wait_s(edge, now) > 0.0 for edge in edges):",
-        "if any(edge.up for edge in edges):",
+        "if open_here and any(near.wait_s(edge, now) > 0.0 for edge in near.edges.values()):",
+        "if any(edge.up for edge in near.edges.values()):",
     ),
     (
         "who has fallen far behind does not rest",

@@ -30,8 +30,8 @@ _TABLES: tuple[dict[type, Any], ...] = (agent._OF_LINK, agent._OWN)
 
 @dataclass(frozen=True)
 class Planted:
-    """A mistake. breaks: the promise. profile: of schedules that show it. place, name: what is
-    replaced, by what `make` makes of it.
+    """A mistake. breaks: the promise. profile: of schedules that show it, from the seed `first` on.
+    place, name: what is replaced, by what `make` makes of it.
     """
 
     mistake: str
@@ -40,6 +40,7 @@ class Planted:
     place: type
     name: str
     make: Callable[[Any], Any]
+    first: int = 0
 
 
 def _helps_for_ever(original: Any) -> Any:
@@ -264,6 +265,7 @@ PLANTED = (
         Neighborhood,
         "_take_ack",
         _helps_for_ever,
+        first=80,
     ),
     Planted("own payloads are kept for ever", "bounds", "calm", Neighborhood, "tidy", _nothing),
     Planted(
@@ -276,7 +278,7 @@ PLANTED = (
     ),
     Planted("a round ends twice", "rounds go up", "pairs", Agent, "_combined", _ends_twice),
     Planted("an offer has no answer", "offers", "calm", Agent, "handle", _reserves_nothing),
-    Planted("no epoch begins", "memory", "loss", Agent, "_renew", _nothing),
+    Planted("no epoch begins", "memory", "loss", Agent, "_renew", _nothing, first=30),
     Planted(
         "the core fails",
         "no exception",

@@ -47,6 +47,7 @@ from .disk import Disk, Write
 from .field import digest
 from .net import NEVER, connect
 from .net import End as LinkEnd
+from .watch import TELLING
 
 if TYPE_CHECKING:
     from .world import World
@@ -271,7 +272,8 @@ class Process:
                     if type(effect) is Reserve:
                         end.taking = effect.offer
                 watch.offer_answered(self, event, effects)
-            watch.heard(self, event)
+            if kind in TELLING:
+                watch.heard(self, event)
 
     def handle(self, event: Event) -> list[Effect]:
         """Hand an event to the core and do what it asks for, or die on the way."""

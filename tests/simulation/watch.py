@@ -42,8 +42,9 @@ if TYPE_CHECKING:
     from .process import Host, Process
     from .world import World
 
-__all__ = ["ViolationError", "Watch"]
+__all__ = ["TELLING", "ViolationError", "Watch"]
 
+TELLING = frozenset({Greeted, Offered, Left})  # events by which a neighbor says where it stands
 _FEW = 3
 _LEFT_OUT = 5
 _REMEMBERED = 64
@@ -593,7 +594,7 @@ class Watch:
             raise ViolationError("offers", f"agent {process.vertex} does not answer {event.offer}")
 
     def heard(self, process: Process, event: LinkEvent) -> None:
-        """A neighbor has said something on the present connection."""
+        """A neighbor has said where it stands, on the present connection."""
         kind = type(event)
         j = event.neighbor
         if kind is Greeted:

@@ -9,6 +9,7 @@ shrink it), without any core in it.
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from collections.abc import Callable
 from heapq import heappop, heappush
@@ -77,6 +78,15 @@ class World:
 
     def run(self) -> None:
         """Run until all have ended. Raises `ViolationError` as soon as a promise is broken."""
+        collects = gc.isenabled()
+        gc.disable()  # what a schedule leaves in circles is little, and goes when it is over
+        try:
+            self._run()
+        finally:
+            if collects:
+                gc.enable()
+
+    def _run(self) -> None:
         heap = self._heap
         self.faults.begin()
         while not self.over:

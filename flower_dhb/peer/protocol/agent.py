@@ -91,6 +91,9 @@ class Phase(Enum):
     STOPPED = "stopped"
 
 
+_TIMED = frozenset({Phase.CONNECTING, Phase.REJOINING, Phase.LINGERING})
+
+
 class Agent:
     """One agent of a run.
 
@@ -178,7 +181,7 @@ class Agent:
                 return []
         else:
             _OWN[type(event)](self, event, now)
-        if not self.stopped:
+        if self.phase is not Phase.STOPPED:
             self._watch(now)
             self._progress(now)
             self.near.tidy(now)
@@ -188,22 +191,22 @@ class Agent:
 
     def next_deadline(self) -> float | None:
         """When time alone changes something: a `Tick` is due then. None if it never does."""
-        if self.stopped:
+        phase, near = self.phase, self.near
+        if phase is Phase.STOPPED:
             return None
-        times = [self.near.limit(edge)[0] for edge in self.edges.values() if edge.link is not None]
-        times += [self.near.parts_at(edge) for edge in self.near.parting()]
-        if self.phase in (Phase.CONNECTING, Phase.REJOINING, Phase.LINGERING) or (
-            self.phase is Phase.JOINING and self.near.nobody_has_anything()
-        ):
-            times.append(self._until)
-        elif self.phase is Phase.WAITING:
-            at = self.near.begun + self._pace_s() if self._rests else self.near.decided_at()
+        limit = near.limit
+        times = [limit(edge)[0] for edge in near.edges.values() if edge.link is not None]
+        times += [near.parts_at(edge) for edge in near.parting()]
+        if phase is Phase.WAITING:
+            at = near.begun + self._pace_s() if self._rests else near.decided_at()
             if at is not None:
                 times.append(at)
+        elif phase in _TIMED or (phase is Phase.JOINING and near.nobody_has_anything()):
+            times.append(self._until)
         return min(times, default=None)
 
     def _hear(self, event: LinkEvent, now: float) -> None:
-        edge = self.edges.get(event.neighbor)
+        edge = self.near.edges.get(event.neighbor)
         if edge is None:
             if isinstance(event, Connected):
                 self._out.append(Close(event.link, "no neighbor"))
@@ -221,11 +224,13 @@ class Agent:
             _OF_LINK[kind](self.near, edge, event, now)
 
     def _watch(self, now: float) -> None:
-        for edge in self.edges.values():
+        near = self.near
+        limit = near.limit
+        for edge in near.edges.values():
             if edge.link is not None:
-                at, why = self.near.limit(edge)
+                at, why = limit(edge)
                 if now >= at:
-                    self.near.cut(edge, why, now)
+                    near.cut(edge, why, now)
 
     # --- events of one's own ------------------------------------------------------------
 
@@ -417,12 +422,12 @@ class Agent:
 
     def _wait(self, now: float) -> None:
         """End the round, or the rest after one without a payload, when its time has come."""
-        edges = self.edges.values()
-        open_here = self.round > self.closed
-        if open_here and any(self.near.wait_s(edge, now) > 0.0 for edge in edges):
+        near = self.near
+        open_here = near.round > near.closed
+        if open_here and any(near.wait_s(edge, now) > 0.0 for edge in near.edges.values()):
             self._rests = False
             return
-        alone = not (open_here and any(edge.agreed for edge in edges))
+        alone = not (open_here and any(edge.agreed for edge in near.edges.values()))
         self._rests = alone and now < self.near.begun + self._pace_s() and not self._falls_back(now)
         if self._rests:
             return

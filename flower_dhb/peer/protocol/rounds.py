@@ -415,9 +415,10 @@ class Rounds:
             self.meet(now)
         if self._parts:
             self._part(now)
-        for j, rounds in self._news.items():
-            self.out.append(Note("one-sided", {"neighbor": j, "rounds": rounds}))
-        self._news.clear()
+        if self._news:
+            for j, rounds in self._news.items():
+                self.out.append(Note("one-sided", {"neighbor": j, "rounds": rounds}))
+            self._news.clear()
         if len(self.kept) < 2:
             return
         needed = {e.counted.round for e in self.edges.values() if not e.settled}
