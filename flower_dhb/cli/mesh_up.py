@@ -7,6 +7,8 @@ import json
 import os
 import subprocess  # nosec B404
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +16,9 @@ from flower_dhb.cli.mesh_status import watch
 from flower_dhb.peer.device.ending import Ending
 
 if TYPE_CHECKING:
-    from flower_dhb.peer.mesh.fleet import Fleet, FleetStatus
+    from flower_dhb.peer.mesh.fleet import Fleet
+    from flower_dhb.peer.mesh.status import FleetStatus
+    from flower_dhb.peer.wire import relay_pb2 as pb
 
 __all__ = ["Local", "configure_up", "up"]
 
@@ -34,7 +38,7 @@ def up(arguments: argparse.Namespace) -> int:
 
     fleet = Fleet(arguments.mesh)
     environment = {"OMP_NUM_THREADS": "1", **os.environ}
-    processes: list[subprocess.Popen[bytes]] = []
+    processes: dict[int, subprocess.Popen[bytes]] = {}
     logs = []
     try:
         for vertex in sorted(fleet.hosts):
@@ -51,27 +55,25 @@ def up(arguments: argparse.Namespace) -> int:
                 "json",
             ]
             command += ["--with-parent", str(os.getpid())]
-            processes.append(
-                subprocess.Popen(  # noqa: S603  # nosec B603
-                    command, stdout=log, stderr=log, env=environment
-                )
+            processes[vertex] = subprocess.Popen(  # noqa: S603  # nosec B603
+                command, stdout=log, stderr=log, env=environment
             )
         if arguments.quiet:
-            for process in processes:
+            for process in processes.values():
                 process.wait()
         else:
             watch(Local(fleet, processes))
     finally:
-        for process in processes:
+        for process in processes.values():
             if process.poll() is None:
                 process.terminate()
-        for process in processes:
+        for process in processes.values():
             process.wait()
         for log in logs:
             log.close()
         fleet.close()
-    alone = [v for v, p in enumerate(processes) if p.returncode == Ending.ALONE]
-    failed = [v for v, p in enumerate(processes) if p.returncode not in (0, Ending.ALONE)]
+    alone = [v for v, p in processes.items() if p.returncode == Ending.ALONE]
+    failed = [v for v, p in processes.items() if p.returncode not in (0, Ending.ALONE)]
     for vertex in alone:
         print(
             f"vertex {vertex} finished alone: no neighbor had a part in its last rounds; see "
@@ -92,32 +94,37 @@ def up(arguments: argparse.Namespace) -> int:
 class Local:
     """Peers that this process has started: silence has another meaning while they load."""
 
-    def __init__(self, fleet: Fleet, processes: list[subprocess.Popen[bytes]]) -> None:
+    def __init__(self, fleet: Fleet, processes: Mapping[int, subprocess.Popen[bytes]]) -> None:
         self._fleet, self._processes = fleet, processes
-        self._seen: dict[int, Any] = {}
+        self._seen: dict[int, pb.StatusReply] = {}
 
     @property
     def ended(self) -> bool:
         """Whether all of them have."""
-        return all(process.poll() is not None for process in self._processes)
+        return all(process.poll() is not None for process in self._processes.values())
 
-    def look(self) -> tuple[FleetStatus, list[int]]:
+    def look(self) -> FleetStatus:
         """How they are, those that have ended as they were last, and which are starting."""
-        from flower_dhb.peer.mesh.fleet import FleetStatus
+        from flower_dhb.peer.mesh.status import OVER
         from flower_dhb.peer.watch.status import FINISHED
 
         found = self._fleet.status(timeout_s=1.0)
         self._seen |= found.replies
-        alive = [v for v, process in enumerate(self._processes) if process.poll() is None]
-        starting = [v for v in alive if v not in self._seen]
-        failures = {v: why for v, why in found.failures.items() if v in alive and v in self._seen}
-        for vertex, process in enumerate(self._processes):
-            if process.poll() not in (None, 0, Ending.ALONE):
-                failures[vertex] = f"it ended with status {process.returncode}"
-            elif vertex not in alive and vertex in self._seen:
+        codes = {v: process.poll() for v, process in self._processes.items()}
+        replies, gone = dict(found.replies), {}
+        for vertex, code in codes.items():
+            if code in (0, Ending.ALONE, Ending.STOPPED) and vertex in self._seen:
                 last = self._seen[vertex]  # asked before its last round, as a rule
-                last.phase, last.round = FINISHED, last.rounds
-        return FleetStatus(dict(self._seen), failures, found.edges), starting
+                if code == Ending.STOPPED:
+                    last.phase = "stopped"
+                elif last.phase not in OVER:
+                    last.phase, last.round = FINISHED, last.rounds
+                replies[vertex] = last
+            elif code is not None:
+                gone[vertex] = f"its process has ended with status {code}"
+        starting = frozenset(v for v, code in codes.items() if code is None) - self._seen.keys()
+        failures = {v: why for v, why in found.failures.items() if v not in replies}
+        return replace(found, replies=replies, failures=failures, gone=gone, starting=starting)
 
 
 def _summary(mesh: Path, vertices: list[int]) -> str:

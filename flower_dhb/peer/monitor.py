@@ -38,6 +38,9 @@ _TROUBLES = frozenset(
     ("cut-off", "disconnected", "goodbye", "parted", "refused", "refused-there", "unreachable")
 ) | {"disk-failed"}
 _OVER = frozenset(("connected", "disk-writes-again"))
+# Refusals that keep two ends from talking; each try brings them again, within this time.
+_REASONS = frozenset(("agreement", "identity"))
+_REASON_S = 30.0
 # Of lines that can be folded: at most 256 KiB at once and 350 KiB an hour.
 _BURST_BYTES, _BYTES_PER_S = 2.0**18, 100.0
 _NUMBERS = re.compile(r"[0-9]+")
@@ -65,7 +68,7 @@ class Monitor:
         self.vertex, self.names = vertex, dict(names or {})
         self._counts: Counter[tuple[str, int | None]] = Counter()
         self._counted_at: dict[tuple[str, int | None], float] = {}
-        self._troubles: dict[int | None, tuple[str, Mapping[str, Any], float]] = {}
+        self._troubles: dict[int | None, tuple[str, Mapping[str, Any], float, float]] = {}
         self._lock = threading.Lock()
 
     def count(self, name: str, neighbor: int | None = None, by: int = 1) -> None:
@@ -113,7 +116,7 @@ class Monitor:
             found = self._troubles.get(neighbor)
         if found is None:
             return None
-        event, fields, since = found
+        event, fields, since, _ = found
         shown = {k: _plain_value(v) for k, v in fields.items()}
         return Trouble(event, sentence(event, shown, self.names) or event, since)
 
@@ -123,9 +126,17 @@ class Monitor:
             if name in _OVER:
                 self._troubles.pop(neighbor, None)
             elif name in _TROUBLES:
-                before = self._troubles.get(neighbor)
-                since = before[2] if before is not None and before[0] == name else time.monotonic()
-                self._troubles[neighbor] = (name, fields, since)
+                before, now = self._troubles.get(neighbor), time.monotonic()
+                reason = before is not None and now - before[3] < _REASON_S
+                if before and reason and _is_reason(*before[:2]) > _is_reason(name, fields):
+                    return  # that the connection then ended is no news
+                since = before[2] if before is not None and before[0] == name else now
+                self._troubles[neighbor] = (name, fields, since, now)
+
+
+def _is_reason(event: str, fields: Mapping[str, Any]) -> bool:
+    """Whether bad news says why two ends do not talk, and not only that they do not."""
+    return event in ("refused", "refused-there") and fields.get("reason") in _REASONS
 
 
 def _name(key: tuple[str, int | None]) -> str:

@@ -19,13 +19,13 @@ from flower_dhb.cli.mesh_up import Local
 from flower_dhb.metrics import consensus_distance
 from flower_dhb.peer.device import flwr_adapter
 from flower_dhb.peer.device.app import Agent, _from_plain, _to_plain
+from flower_dhb.peer.device.ending import Ending
 from flower_dhb.peer.device.settings import PeerSettings, check_loopback
 from flower_dhb.peer.mesh.certificates import Authority, write_private
 from flower_dhb.peer.mesh.create import Host, check_empty, dialing_ends, local_hosts, read_hosts
-from flower_dhb.peer.mesh.fleet import FleetStatus
+from flower_dhb.peer.mesh.findings import findings
 from flower_dhb.peer.protocol.patience import Patience
 from flower_dhb.peer.watch.status import sketch
-from flower_dhb.peer.wire import relay_pb2 as pb
 from flower_dhb.peer.wire.identity import (
     OPERATOR,
     Identity,
@@ -37,6 +37,7 @@ from flower_dhb.peer.wire.identity import (
 from flower_dhb.peer.wire.link import Allowance
 from flower_dhb.peer.wire.native_log import handshake_reason
 from flower_dhb.peer.wire.tls import peer_identity
+from tests.support.fleets import Troubled
 from tests.support.peers import APP, Mesh
 
 PACKAGE = Path(flower_dhb.peer.__file__).parent
@@ -427,30 +428,6 @@ def test_combine_then_adapt_is_shared_before_training():
 # --- the operator's view -----------------------------------------------------------------
 
 
-def reply(vertex, up, phase="training"):
-    neighbors = [pb.Neighbor(vertex=j, up=j in up) for j in ((vertex - 1) % 4, (vertex + 1) % 4)]
-    return pb.StatusReply(vertex=vertex, phase=phase, round=7, rounds=9, neighbors=neighbors)
-
-
-RING = ((0, 1), (1, 2), (2, 3), (0, 3))
-
-
-def test_status_warns_of_a_split_network():
-    replies = {0: reply(0, {3}), 1: reply(1, {2}), 2: reply(2, {1}), 3: reply(3, {0})}
-    found = FleetStatus(replies, {}, RING)
-    assert found.parts == [[0, 3], [1, 2]]
-    assert found.warnings[0].startswith("the network is split into 2 parts")
-    assert {"edge 0-1 is down", "edge 2-3 is down"} <= set(found.warnings)
-
-
-def test_who_has_finished_and_gone_is_no_warning():
-    replies = {0: reply(0, {1}), 1: reply(1, {0}), 2: reply(2, set(), "finished")}
-    replies[3] = reply(3, set(), "finished")
-    found = FleetStatus(replies, {}, RING)
-    assert found.parts == [[0, 1]]
-    assert not found.warnings
-
-
 class Alive:
     def __init__(self, returncode=None):
         self.returncode = returncode
@@ -461,28 +438,34 @@ class Alive:
 
 def test_the_live_view_knows_starting_from_lost_and_ended_from_failed():
     """As `mesh up` sees its own processes: silence while loading is no alarm."""
+    fleet = Troubled(4)
     answers = {}
 
     class Asked:
         def status(self, timeout_s):
-            silent = {v: "nothing listens" for v in range(4) if v not in answers}
-            return FleetStatus(dict(answers), silent, RING)
+            silent = {v: f"nothing listens at {v}" for v in range(4) if v not in answers}
+            return fleet.status(replies=dict(answers), failures=silent)
 
-    processes = [Alive() for _ in range(4)]
+    processes = {v: Alive() for v in range(4)}
     view = Local(Asked(), processes)
-    found, starting = view.look()
-    assert (starting, found.warnings, view.ended) == ([0, 1, 2, 3], [], False)
-    answers |= {v: reply(v, {(v - 1) % 4, (v + 1) % 4}) for v in range(4)}
-    assert view.look()[0].warnings == []
-    del answers[1]  # it answered, and does no more, though it runs
-    assert view.look()[0].warnings == ["vertex 1 did not answer: nothing listens"]
+    found = view.look()
+    assert [found.state(v) for v in range(4)] == ["starting"] * 4
+    assert (findings(found), view.ended) == ([], False)
+    answers |= fleet.replies
+    assert findings(view.look()) == []
+    del answers[1]  # it answered, and does no more; its neighbors hear it
+    assert [(f.kind, f.needs) for f in findings(view.look())] == [("unreachable", False)]
+    for v in (0, 2):
+        fleet.down(v, 1)
+    assert ("silent", (1,)) in [(f.kind, f.vertices) for f in findings(view.look())]
     answers.clear()
-    for process in processes:
+    for process in processes.values():
         process.returncode = 0
     processes[2].returncode = 1
-    found, starting = view.look()
-    assert (starting, view.ended) == ([], True)
-    assert [(r.phase, r.round) for _, r in sorted(found.replies.items())] == [
-        ("finished", 9), ("finished", 9), ("training", 7), ("finished", 9),
-    ]  # fmt: skip
-    assert found.warnings == ["vertex 2 did not answer: it ended with status 1"]
+    processes[3].returncode = Ending.STOPPED
+    found = view.look()
+    assert view.ended
+    assert [found.state(v) for v in range(4)] == ["finished", "finished", "ended", "stopped"]
+    assert [r.round for r in found.replies.values()] == [500, 500, 118]
+    (finding,) = findings(found)
+    assert finding.text.startswith("vertex 2: its process has ended with status 1.")

@@ -18,7 +18,7 @@ import pytest
 import xxhash
 
 from flower_dhb import ConfigError, __version__
-from flower_dhb.peer.mesh.fleet import Fleet, FleetStatus
+from flower_dhb.peer.mesh.fleet import Fleet
 from flower_dhb.peer.mesh.fleet import _reason as reason_of
 from flower_dhb.peer.monitor import LOGGER, Monitor, set_up_logging
 from flower_dhb.peer.protocol.agent import Agent, Phase
@@ -476,73 +476,7 @@ def test_numbers_for_prometheus_on_loopback_only():
         pass  # it has stopped: the port is free
 
 
-# --- the operator's view ------------------------------------------------------------------
-
-
-def reply(vertex, up=(), down=(), phase="training", **fields):
-    neighbors = [pb.Neighbor(vertex=j, up=j in up) for j in sorted({*up, *down})]
-    return pb.StatusReply(vertex=vertex, phase=phase, round=7, neighbors=neighbors, **fields)
-
-
-PATH = ((0, 1), (1, 2), (2, 3))
-
-
-def view(*replies, failures=None):
-    return FleetStatus({r.vertex: r for r in replies}, failures or {}, PATH)
-
-
-def test_all_is_well():
-    found = view(reply(0, {1}), reply(1, {0, 2}), reply(2, {1, 3}), reply(3, {2}))
-    assert found.parts == [[0, 1, 2, 3]]
-    assert found.warnings == []
-
-
-def test_parts_are_told_by_size_then_by_vertex():
-    found = view(reply(0, (), {1}), reply(1, {2}, {0}), reply(2, {1}, {3}), reply(3, (), {2}))
-    assert found.parts == [[1, 2], [0], [3]]
-    assert found.warnings == [
-        "the network is split into 3 parts that cannot agree: [1, 2], [0], [3]",
-        "edge 0-1 is down",
-        "edge 2-3 is down",
-    ]
-
-
-def test_one_end_is_enough_to_say_that_an_edge_is_up_or_down():
-    found = view(reply(0, {1}), reply(1, {2}, {0}), reply(2, {1, 3}), reply(3, {2}))
-    assert found.parts == [[0, 1, 2, 3]]
-    assert found.warnings == ["edge 0-1 is down"]
-
-
-def test_who_did_not_answer_belongs_to_those_who_see_it():
-    found = view(reply(0, {1}), reply(1, {0, 2}), reply(3, {2}), failures={2: "x"})
-    assert found.parts == [[0, 1, 2, 3]]
-    assert found.warnings == ["vertex 2 did not answer: x"]
-    found = view(reply(0, {1}), reply(1, {0}, {2}), reply(3, (), {2}), failures={2: "x"})
-    assert found.parts == [[0, 1], [3]]
-
-
-def test_edges_that_counted_at_one_end_only_and_who_is_alone():
-    one = reply(1, {0, 2})
-    one.neighbors[0].one_sided, one.neighbors[1].one_sided = 2, 1
-    found = view(reply(0, {1}), one, reply(2, {1, 3}, alone_since=0), reply(3, {2}))
-    assert found.warnings == [
-        "vertex 1: 3 of its edges counted at one end only",
-        "vertex 2 has been alone since round 0",
-    ]
-
-
-def test_two_devices_with_one_identity_are_told_by_whoever_noticed():
-    one = reply(1, {0, 2})
-    one.counts["two-devices.2"] = 4
-    found = view(reply(0, {1}), one, reply(2, {1, 3}), reply(3, {2}))
-    (warning,) = found.warnings
-    assert warning.startswith("two devices show the certificate of vertex 2, says vertex 1;")
-
-
-def test_the_consensus_distance_is_of_those_who_sent_a_sketch():
-    replies = [reply(0, sketch=[0.0, 3.0]), reply(1, sketch=[0.0, -3.0]), reply(2)]
-    assert view(*replies).consensus_distance == pytest.approx(3.0)
-    assert view(*replies[1:]).consensus_distance is None
+# --- the operator's connections ------------------------------------------------------------
 
 
 def write_mesh(tmp_path, **changes):
@@ -589,13 +523,6 @@ def test_who_cannot_be_asked_and_who_does_not_listen(tmp_path):
     assert (found.replies, found.edges) == ({}, ((0, 1),))
 
 
-def test_an_edge_of_somebody_who_has_finished_hides_no_other():
-    found = view(
-        reply(0, (), {1}, phase=FINISHED), reply(1, {2}, {0}), reply(2, {1}, {3}), reply(3, {2})
-    )
-    assert found.warnings == ["edge 2-3 is down"]
-
-
 class Failed(grpc.RpcError):
     def __init__(self, code, details):
         self.code, self.details = lambda: code, lambda: details
@@ -606,12 +533,23 @@ class Failed(grpc.RpcError):
     [
         (grpc.StatusCode.UNAVAILABLE, "x: Connection refused", "nothing listens at a:1"),
         (grpc.StatusCode.UNAVAILABLE, "x: connection refused (111)", "nothing listens at a:1"),
-        (grpc.StatusCode.DEADLINE_EXCEEDED, "too late", "deadline_exceeded: too late"),
-        (grpc.StatusCode.INTERNAL, "y" * 300, ("internal: " + "y" * 300)[:200]),
+        (grpc.StatusCode.UNAVAILABLE, "x: No route to host", "a:1: no network leads there"),
+        (grpc.StatusCode.INTERNAL, "y" * 300, ("a:1: " + "y" * 300)[:200]),
     ],
 )
 def test_why_a_peer_did_not_answer(code, details, text):
     assert reason_of(Failed(code, details), "a:1") == text
+
+
+def test_somebody_who_takes_connections_and_says_nothing():
+    """A process that was stopped: its kernel goes on without it."""
+    error = Failed(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        address = f"127.0.0.1:{held.getsockname()[1]}"
+        assert reason_of(error, address) == f"{address} takes connections and does not answer"
+    assert reason_of(error, address) == (
+        f"{address}: no answer: the device is off or away, or a firewall drops what is sent to it"
+    )
 
 
 def test_after_the_end_nobody_is_asked(tmp_path):
@@ -622,7 +560,3 @@ def test_after_the_end_nobody_is_asked(tmp_path):
     fleet.close()
     with pytest.raises(ValueError, match="closed channel"):
         fleet.status(5.0)
-
-
-def test_finished_is_the_word_of_both_ends():
-    assert view(reply(0, (), {1}, phase=FINISHED), reply(1, {2}, {0})).warnings == []

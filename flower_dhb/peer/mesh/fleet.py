@@ -2,102 +2,32 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
-import numpy as np
 
-from flower_dhb.metrics import consensus_distance
 from flower_dhb.peer.mesh.overview import read_overview
-from flower_dhb.peer.watch.status import FINISHED
+from flower_dhb.peer.mesh.sights import read_sights, seen, write_sights
+from flower_dhb.peer.mesh.status import FleetStatus
 from flower_dhb.peer.wire import relay_pb2 as pb
-from flower_dhb.peer.wire.identity import OPERATOR, Identity
+from flower_dhb.peer.wire.address import parse_address
+from flower_dhb.peer.wire.causes import cause_of
+from flower_dhb.peer.wire.identity import OPERATOR, Identity, utc_now
 from flower_dhb.peer.wire.operations import PUBLISH, STATUS
 from flower_dhb.peer.wire.tls import TlsFiles
 
-__all__ = ["Fleet", "FleetStatus"]
+__all__ = ["Fleet"]
 
 T = TypeVar("T")
 
 SKETCH = 1024
 _PIECE_BYTES = 256 * 1024
-
-
-@dataclass(frozen=True)
-class FleetStatus:
-    """What the peers answered. failures: why a peer did not, by vertex."""
-
-    replies: Mapping[int, pb.StatusReply]
-    failures: Mapping[int, str]
-    edges: tuple[tuple[int, int], ...]
-
-    @property
-    def consensus_distance(self) -> float | None:
-        """Estimated from random projections, within a few percent; None below two peers."""
-        sketches = [np.array(r.sketch) for r in self.replies.values() if len(r.sketch)]
-        return consensus_distance(sketches) if len(sketches) > 1 else None
-
-    @property
-    def parts(self) -> list[list[int]]:
-        """Vertices that are connected with one another, the largest part first.
-
-        An edge holds if either end says so; a peer that did not answer holds none of its own,
-        and one that has finished needs none.
-        """
-        training = {v: r for v, r in self.replies.items() if r.phase != FINISHED}
-        part_of = {v: {v} for v in training}
-        for vertex, reply in training.items():
-            for neighbor in reply.neighbors:
-                if neighbor.up:
-                    whole = part_of[vertex] | part_of.get(neighbor.vertex, {neighbor.vertex})
-                    part_of |= dict.fromkeys(whole, whole)
-        parts = {tuple(sorted(part)) for part in part_of.values()}
-        return [list(part) for part in sorted(parts, key=lambda part: (-len(part), part))]
-
-    @property
-    def warnings(self) -> list[str]:
-        """What asks for attention, in words."""
-        found = []
-        parts = self.parts
-        if len(parts) > 1:
-            found.append(
-                f"the network is split into {len(parts)} parts that cannot agree: "
-                + ", ".join(str(part) for part in parts)
-            )
-        finished = {v for v, reply in self.replies.items() if reply.phase == FINISHED}
-        for a, b in self.edges:
-            if finished & {a, b}:
-                continue
-            down = [
-                v
-                for v, w in ((a, b), (b, a))
-                if v in self.replies
-                and any(n.vertex == w and not n.up for n in self.replies[v].neighbors)
-            ]
-            if down:
-                found.append(f"edge {a}-{b} is down")
-        found += [f"vertex {v} did not answer: {why}" for v, why in sorted(self.failures.items())]
-        for vertex, reply in sorted(self.replies.items()):
-            if reply.HasField("alone_since"):
-                found.append(f"vertex {vertex} has been alone since round {reply.alone_since}")
-            if reply.counts["disk-trouble"] > reply.counts["disk-writes-again"]:
-                found.append(
-                    f"vertex {vertex}: its disk takes nothing; see 'disk-failed' in its log"
-                )
-            found += [
-                f"two devices show the certificate of vertex {neighbor.vertex}, says vertex "
-                f"{vertex}; its log names their addresses"
-                for neighbor in reply.neighbors
-                if f"two-devices.{neighbor.vertex}" in reply.counts
-            ]
-            one_sided = sum(neighbor.one_sided for neighbor in reply.neighbors)
-            if one_sided:
-                found.append(f"vertex {vertex}: {one_sided} of its edges counted at one end only")
-        return found
+_WRITES_S = 5.0  # between two writes of last sights, while somebody watches
+_PROBE_S = 1.0
 
 
 class Fleet:
@@ -112,6 +42,12 @@ class Fleet:
         self.edges = tuple((e["between"][0], e["between"][1]) for e in document["edges"])
         now: dict[int, str | None] = {h["vertex"]: h.get("address") for h in document["hosts"]}
         self.hosts = now if hosts is None else dict(hosts)
+        self.directory = directory
+        self.names: dict[int, str] = {
+            h["vertex"]: h["name"] for h in document["hosts"] if "name" in h
+        }
+        self._sights = read_sights(directory)
+        self._written_at = 0.0
         self._tls: TlsFiles | None = None
         if not document["plaintext"]:
             home = directory / "operator"
@@ -136,7 +72,20 @@ class Fleet:
             return reply
 
         replies, failures = self.ask_all(ask)
-        return FleetStatus(replies, failures, self.edges)
+        now = utc_now().timestamp()
+        before, self._sights = self._sights, seen(self._sights, replies, now)
+        if now - self._written_at > _WRITES_S and self._sights != before:
+            write_sights(self.directory, self._sights)
+            self._written_at = now
+        return FleetStatus(
+            replies,
+            failures,
+            self.edges,
+            addresses=self.hosts,
+            names=self.names,
+            sights=before,
+            now_s=now,
+        )
 
     def publish(
         self, raw: bytes, timeout_s: float = 10.0
@@ -174,10 +123,11 @@ class Fleet:
         with ThreadPoolExecutor(max(1, min(32, len(reachable)))) as pool:
             answers = {v: pool.submit(self._ask, v, ask) for v in reachable}
             for vertex, answer in answers.items():
-                try:
-                    replies[vertex] = answer.result()
-                except grpc.RpcError as error:
-                    failures[vertex] = _reason(error, self.hosts[vertex])
+                reply, why = answer.result()
+                if reply is None:
+                    failures[vertex] = why
+                else:
+                    replies[vertex] = reply
         return replies, failures
 
     def close(self) -> None:
@@ -185,10 +135,14 @@ class Fleet:
         for channel in self._channels.values():
             channel.close()
 
-    def _ask(self, vertex: int, ask: Callable[[grpc.Channel], T]) -> T:
+    def _ask(self, vertex: int, ask: Callable[[grpc.Channel], T]) -> tuple[T | None, str]:
+        """What a peer answers, or why it does not."""
         if vertex not in self._channels:
             self._channels[vertex] = self._open(vertex)
-        return ask(self._channels[vertex])
+        try:
+            return ask(self._channels[vertex]), ""
+        except grpc.RpcError as error:
+            return None, _reason(error, str(self.hosts[vertex]))
 
     def _open(self, vertex: int) -> grpc.Channel:
         address = self.hosts[vertex]
@@ -203,8 +157,21 @@ class Fleet:
         return grpc.secure_channel(address, self._tls.channel_credentials(), options)
 
 
-def _reason(error: grpc.RpcError, address: str | None) -> str:
+def _reason(error: grpc.RpcError, address: str) -> str:
+    """Why a peer did not answer, in words."""
     details = str(error.details())
     if "onnection refused" in details:
         return f"nothing listens at {address}"
-    return f"{error.code().name.lower()}: {details}"[:200]
+    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and _takes_connections(address):
+        return f"{address} takes connections and does not answer"
+    return f"{address}: {cause_of(details)}"[:200]
+
+
+def _takes_connections(address: str) -> bool:
+    """Whether anything is at an address, if only a kernel with a process that does nothing."""
+    host, port = parse_address(address)
+    try:
+        with socket.create_connection((host.strip("[]"), port), timeout=_PROBE_S):
+            return True
+    except OSError:
+        return False

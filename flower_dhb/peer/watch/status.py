@@ -166,12 +166,17 @@ class Progress:
             pace_s=edge.patience.usual_s or edge.patience.told_s,
             heard_s=lately.heard_s(j, now),
             down_s=0.0 if edge.up else now - edge.down_since,
+            why_down=self._why_down(edge),
             dials=j in self.dials,
             agreed_s=lately.agreed_s(j),
             took_part=lately.took_part(j),
             quarantined_until=until if until >= self._agent.round else 0,
             differs=self._differing(edge, now),
         )
+
+    def _why_down(self, edge: Edge) -> str:
+        found = None if edge.up else self._monitor.trouble(edge.neighbor)
+        return "" if found is None else plain(found.text)
 
     def _differing(self, edge: Edge, now: float) -> list[str]:
         """What was found to differ on the present connection."""
