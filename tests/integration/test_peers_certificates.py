@@ -1,6 +1,7 @@
 """A stolen key in a mesh of real processes, and ten years of certificates in some seconds."""
 
 import dataclasses
+import json
 import shutil
 import time
 
@@ -10,6 +11,7 @@ import pytest
 from flower_dhb.peer.wire import relay_pb2 as pb
 from flower_dhb.peer.wire.identity import Identity, host_name
 from flower_dhb.peer.wire.transport import EXCHANGE
+from tests.support import clock
 from tests.support.board import Device
 from tests.support.peers import Mesh, run_cli
 
@@ -77,3 +79,47 @@ def test_a_stolen_key_is_refused_by_all_and_its_owner_goes_on(tmp_path):
         mesh.wait_event(2, "connected", neighbor=1)
         status = run_cli("mesh", "status", mesh.out, "--json").stdout
         assert '"turned-away.certificate' in status
+
+
+@pytest.mark.skipif(not clock.AVAILABLE, reason="needs Linux and a C compiler")
+def test_ten_years_of_renewals_and_another_authority(tmp_path, monkeypatch):
+    """Real processes under a clock that is moved on: each handshake is judged by it."""
+    years = clock.Clock(tmp_path)
+    for name, value in years.environment.items():
+        monkeypatch.setenv(name, value)  # of the processes that are started from here on
+
+    def call(*words):
+        done = run_cli("mesh", *words)
+        assert done.returncode == 0, done.stderr + done.stdout
+        return done.stdout
+
+    out = tmp_path / "m"
+    with Mesh(out, n=3, topology="path:3", rounds=100_000, size=4, step_s=0.05,
+              peer={"start-timeout-s": 5.0, "linger-s": 1.0}) as mesh:  # fmt: skip
+        shutil.copytree(out, tmp_path / "first")
+        mesh.start()
+        for step in range(5):
+            for v in range(3):
+                mesh.wait_round(v, 5 * step + 2)
+            years.pass_days(730)
+            call("renew", out, "--all")
+            if step == 1:
+                assert "step 1 of 3" in call("renew", out, "--authority")
+            if step == 3:  # after the certificates have been renewed twice since
+                assert "step 3 of 3" in call("renew", out, "--authority")
+            # Both of its neighbors make a new connection, by certificates as they are now.
+            mesh.kill(1)
+            mesh.start(1)
+            mesh.wait_event(1, "connected", neighbor=0)
+            mesh.wait_event(1, "connected", neighbor=2)
+        assert years.days == 3650
+        for v in range(3):
+            mesh.wait_round(v, 30)
+            assert not mesh.named(v, "waits-for-certificate")
+        status = json.loads(run_cli("mesh", "status", out, "--json").stdout)
+        assert sorted(status["peers"]) == ["0", "1", "2"]
+        assert not status["warnings"], status["warnings"]
+        # The clock has been another one indeed, for TLS as well.
+        first = run_cli("mesh", "status", tmp_path / "first")
+        assert first.returncode != 0
+        assert "has expired" in first.stdout + first.stderr
