@@ -155,7 +155,7 @@ def _patience_is_counted_in_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # Every fault and every rule in the fast suite, every pair of them in the slow one.
 PAIRS = [
-    pytest.param(name, fault, marks=[pytest.mark.slow] if (i + j) % 3 else [])
+    pytest.param(name, fault, marks=[pytest.mark.slow] if (i + j) % 6 else [])
     for i, name in enumerate(EXACT)
     for j, fault in enumerate(FAULTS)
 ]

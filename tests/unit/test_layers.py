@@ -1,6 +1,7 @@
 """Imports point down only: every module is held against the house of docs/architecture.md."""
 
 import ast
+import functools
 import importlib
 import importlib.util
 import re
@@ -98,9 +99,10 @@ def imports(source, package):
             yield from (f"{base}.{alias.name}" for alias in node.names)
 
 
+@functools.cache
 def dependencies(name, path):
     """What a module imports: `(own, external)`, own modules named as `modules` names them."""
-    known, own, external = modules(), set(), set()
+    known, own, external = MODULES, set(), set()
     parents = [DOOR, *name.split(".")[:-1]]
     for target in imports(path.read_text(encoding="utf-8"), ".".join(parents)):
         top, _, rest = target.partition(".")

@@ -6,6 +6,7 @@ import pytest
 
 from flower_dhb.peer.monitor import Monitor
 from flower_dhb.peer.protocol.agent import Agent, Phase
+from flower_dhb.peer.protocol.edition import Edition
 from flower_dhb.peer.protocol.events import Connected, Greeted, Journaled, Payload, Started, Trained
 from flower_dhb.peer.protocol.messages import Hello
 from flower_dhb.peer.protocol.settings import Config
@@ -63,7 +64,7 @@ def greet(agent, neighbor, now):
 
 def test_who_is_waited_for_and_why():
     monitor = Monitor(0, {1: "arm"})
-    agent = Agent(Config(vertex=0, neighbors=(1, 2), rounds=9), 0.0)
+    agent = Agent(Config(vertex=0, editions=(Edition(1, 1, 9, (1, 2)),)), 0.0)
     agent.handle(Started(), 0.0)
     monitor.warning("unreachable", neighbor=1, address="10.0.0.1:9", why="no answer")
     wait = wait_of(agent, 1.0, monitor)
