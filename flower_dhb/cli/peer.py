@@ -89,10 +89,10 @@ def execute(arguments: argparse.Namespace) -> int:
         monitor.event(
             "ends",
             logging.INFO if ending in (Ending.FINISHED, Ending.STOPPED) else logging.WARNING,
-            how=ending.name.lower(),
+            how="removed" if result and result.removed else ending.name.lower(),
             status=int(ending),
             round=None if peer is None else peer.agent.closed,
-            rounds=settings.rounds,
+            rounds=settings.rounds if peer is None else peer.agent.rounds,
             model=str(settings.state_dir / "model.safetensors") if result and result.done else None,
             duration_s=round(time.monotonic() - begun, 1),
             why=None if trouble is None else f"{type(trouble).__name__}: {trouble}",
@@ -105,7 +105,8 @@ def _ending(result: Result | None, trouble: BaseException | None) -> Ending:
         return ending_of(trouble or KeyboardInterrupt())
     if not result.done:
         return Ending.STOPPED
-    return Ending.FINISHED if result.alone_since is None else Ending.ALONE
+    alone = result.alone_since is not None and not result.removed
+    return Ending.ALONE if alone else Ending.FINISHED
 
 
 def _stop_with(parent: int, stop: Callable[[], None]) -> None:

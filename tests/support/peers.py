@@ -122,6 +122,15 @@ class Mesh:
 
     # --- processes --------------------------------------------------------------------
 
+    def change(self, name: str, *words: object, at_round: int | None = None) -> str:
+        """A command of day two, such as `add`, on the running mesh. Returns what it said."""
+        when = [] if at_round is None else ["--at-round", at_round]
+        done = run_cli("mesh", name, self.out, *words, *when)
+        assert done.returncode == 0, (done.stdout, done.stderr)
+        for path in self.out.glob("vertex-*/peer.toml"):
+            self.paths[int(path.parent.name.removeprefix("vertex-"))] = path
+        return done.stdout
+
     def start(self, *vertices: int, prefix: Callable[[int], list[str]] | None = None) -> None:
         for v in vertices or self.paths:
             if v in self.processes:

@@ -637,6 +637,7 @@ def test_every_error_has_its_exit_status(error, status):
         (Result(True), 0),
         (Result(True, 0), 4),
         (Result(True, 7), 4),
+        (Result(True, 7, removed=True), 0),
         (Result(False), 3),
         (Result(False, 7), 3),
     ],
@@ -644,7 +645,7 @@ def test_every_error_has_its_exit_status(error, status):
 def test_the_exit_status_says_how_it_ended(settings, monkeypatch, result, status):
     class Ended:
         def __init__(self, *_):
-            self.agent = SimpleNamespace(closed=3)
+            self.agent = SimpleNamespace(closed=3, rounds=9)
 
         def run(self):
             return result

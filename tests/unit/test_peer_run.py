@@ -420,18 +420,19 @@ def test_who_was_away_for_long_takes_its_neighbors_average(tmp_path, events, ahe
 def test_what_neighbors_must_have_in_common(tmp_path):
     _, settings = made(tmp_path)
     agreement = Peer(settings[0]).transport.agreement
-    assert set(agreement) == {"topology", "algorithm", "layout", "start", "rounds", "app"}
+    assert set(agreement) == {"algorithm", "layout", "start", "app"}
     assert agreement == Peer(settings[1]).transport.agreement
-    assert agreement["rounds"] == "4"
-    assert agreement["topology"] == settings[0].graph
+    editions = Peer(settings[0]).transport.editions()
+    assert editions == {"edition 1": f"graph {settings[0].graph[:16]}, rounds 1 to 4"}
     assert json.loads(agreement["algorithm"]) == settings[0].algorithm.to_config()
 
     def differs(**changes):
-        other = Peer(dataclasses.replace(settings[0], **changes)).transport.agreement
-        return {part for part in agreement if other[part] != agreement[part]}
+        transport = Peer(dataclasses.replace(settings[0], **changes)).transport
+        here, there = agreement | editions, {**transport.agreement, **transport.editions()}
+        return {part for part in here if there[part] != here[part]}
 
-    assert differs(rounds=5) == {"rounds"}
-    assert differs(graph="x") == {"topology"}
+    assert differs(rounds=5) == {"edition 1"}
+    assert differs(graph="x") == {"edition 1"}
     assert differs(algorithm=HeavyBall(momentum=0.7)) == {"algorithm"}
     x = load_file(settings[0].start)["x"]
     for arrays, parts in (

@@ -135,17 +135,18 @@ def test_all_that_a_file_can_say(tmp_path):
     assert (found.record, found.metrics_port, found.log) == ("payloads", 9, "json")
     timing = Timing(ceiling_s=9.0, least_s=0.5, factor=2.0, reconnect_s=7.0, resume_s=8.0)
     assert found.timing == timing
-    assert found.protocol(early=True) == Config(
+    editions = (Edition(1, 1, found.rounds, found.neighbors),)
+    assert found.protocol(editions, early=True) == Config(
         vertex=1,
-        editions=(Edition(1, 1, found.rounds, found.neighbors),),
+        editions=editions,
         timing=dataclasses.replace(timing, start_s=2, linger_s=0.0),
         away_rounds=4,
         early=True,
     )
-    exact = dataclasses.replace(found, algorithm=GradientTracking()).protocol(early=False)
+    exact = dataclasses.replace(found, algorithm=GradientTracking()).protocol(editions, early=False)
     assert (exact.conserves, exact.early) == (True, False)
     quick = Limits(hello_s=1.0, dead_after_s=2.0, transfer_s=3.0)
-    timing = dataclasses.replace(found, limits=quick).protocol(early=False).timing
+    timing = dataclasses.replace(found, limits=quick).all_timing
     assert (timing.hello_s, timing.dead_after_s, timing.transfer_s) == (1.0, 2.0, 3.0)
     assert found.limits == dataclasses.replace(Limits(), heartbeat_s=3.0, streams=(4, 0.25))
     home = tmp_path.resolve()

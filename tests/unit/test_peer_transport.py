@@ -33,7 +33,7 @@ from tests.support.waiting import wait_for
 
 SIZE = WHOLE_BYTES // 4 + 64  # float32 elements: in chunks
 SPECS = (VectorSpec("folded", "float32", SIZE),)
-AGREEMENT = {"topology": "t", "start": "s"}
+AGREEMENT = {"edition 1": "t", "start": "s"}
 DENIED, NOBODY, GONE = (
     grpc.StatusCode.PERMISSION_DENIED,
     grpc.StatusCode.UNAUTHENTICATED,
@@ -228,7 +228,7 @@ def test_what_may_differ_is_told_and_refused_to_nobody(events):
         Peer(1, (0,), may_differ=frozenset({"start"})) as b,
         Caller(b.address) as caller,
     ):
-        caller.say(hello=hello(agreement={"topology": "t", "start": "other"}))
+        caller.say(hello=hello(agreement={"edition 1": "t", "start": "other"}))
         wait_for(b.link)
         assert b.count("differs.start") == 1
     (told,) = events.named("differs")
@@ -249,9 +249,9 @@ def test_what_may_differ_is_told_and_refused_to_nobody(events):
             "(flower_dhb unknown) version 1; upgrade flower_dhb on vertex 0",
         ),
         (
-            {"version": 4, "software": "9.8.7" + 30 * "."},
+            {"version": 4, "software": "9.8.7" + 50 * "."},
             pb.Refusal.AGREEMENT,
-            f"vertex 0 (flower_dhb 9.8.7{27 * '.'}) version 4; upgrade flower_dhb on vertex 1",
+            f"vertex 0 (flower_dhb 9.8.7{43 * '.'}) version 4; upgrade flower_dhb on vertex 1",
         ),
         ({"version": 0}, pb.Refusal.AGREEMENT, "(flower_dhb unknown) version 0; upgrade"),
         (
@@ -266,10 +266,10 @@ def test_what_may_differ_is_told_and_refused_to_nobody(events):
         ),
         ({"run": "x" * 99}, pb.Refusal.AGREEMENT, f"in run '{'x' * 64}', vertex 1 in run 'r'"),
         (
-            {"agreement": {"topology": "u" * 40, "start": "s"}},
+            {"agreement": {"edition 1": "u" * 50, "start": "s"}},
             pb.Refusal.AGREEMENT,
-            f"vertex 0 has another graph or weights than vertex 1 ('{'u' * 32}' there and 't' "
-            "here); give all devices the files of one and the same mesh",
+            f"vertex 0 has another edition 1 of the mesh than vertex 1 ('{'u' * 48}' there and 't' "
+            "here); give both the files of one and the same mesh",
         ),
     ],
 )
@@ -290,7 +290,7 @@ def test_what_one_end_alone_knows_is_ignored(events):
     """A Hello, and frames, as a later version may send them, and an agreement as an older one."""
     with Peer(1, (0,)) as b, Caller(b.address) as caller:
         assert caller.hear("hello").software == __version__
-        said = hello(agreement={"topology": "t", "more": "x"}, software="9.8.7")
+        said = hello(agreement={"edition 1": "t", "more": "x"}, software="9.8.7")
         later = b"\xfa\x3e\x04more"  # field 1007, of no version
         caller.say(raw=pb.Frame(hello=said).SerializeToString() + later)
         wait_for(lambda: b.link() is not None)
@@ -633,17 +633,17 @@ def test_a_connection_that_is_over_before_it_is_told_of_is_over():
 
 
 class Pauses(threading.Event):
-    """An Event whose waits take no time; it is set at the last of so many."""
+    """An Event whose waits take no time; at the last of so many the transport stops."""
 
-    def __init__(self, n):
+    def __init__(self, peer, n):
         super().__init__()
-        self.n, self.taken = n, []
+        self.peer, self.n, self.taken = peer, n, []
 
     def wait(self, timeout=None):
         self.taken.append(timeout)
         if len(self.taken) >= self.n:
-            self.set()
-        return self.is_set()
+            self.peer.transport._stopping.set()
+        return False
 
 
 # --- dialing ------------------------------------------------------------------------------
@@ -655,24 +655,24 @@ def test_the_pauses_between_attempts_grow_and_differ_between_peers(vertex):
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     peer = Peer(vertex, (1,), listen=None, dial={1: address},
                 limits={"retry_s": 0.25, "retry_max_s": 3.0})  # fmt: skip
-    peer.transport._stopping = Pauses(6)
-    peer.transport._keep_dialing(1)
+    pauses = Pauses(peer, 6)
+    peer.transport._keep_dialing(1, pauses)
     rng = np.random.default_rng([vertex, 1])
     want = [pause * rng.uniform(0.5, 1.5) for pause in (0.25, 0.5, 1.0, 2.0, 3.0, 3.0)]
-    assert peer.transport._stopping.taken == pytest.approx(want, rel=1e-12)
+    assert pauses.taken == pytest.approx(want, rel=1e-12)
     assert peer.monitor.counts()["dial-failed", 1] == 6
 
 
 def test_after_a_connection_the_pauses_begin_anew():
     """It failed twice, then was let in: the next attempt comes soon."""
     peer = Peer(0, (1,), listen=None, dial={1: "x"}, limits={"retry_s": 0.25, "retry_max_s": 3.0})
-    peer.transport._stopping = Pauses(4)
+    pauses = Pauses(peer, 4)
     answers = iter([("no", False), ("no", False), ("ended", True), ("no", False)])
     peer.transport._dial_once = lambda neighbor, address: next(answers)
-    peer.transport._keep_dialing(1)
+    peer.transport._keep_dialing(1, pauses)
     rng = np.random.default_rng([0, 1])
     draws = [rng.uniform(0.5, 1.5) for _ in range(4)]
-    taken = [t / d for t, d in zip(peer.transport._stopping.taken, draws, strict=True)]
+    taken = [t / d for t, d in zip(pauses.taken, draws, strict=True)]
     assert taken[:2] == pytest.approx([0.25, 0.5])
     assert taken[3] == pytest.approx(0.25)
     assert peer.count("dial-failed") == 3
@@ -698,8 +698,7 @@ def test_files_that_do_not_fit_are_an_attempt_that_failed(files, events, tmp_pat
     peer = Peer(0, (1,), listen=None, dial={1: "127.0.0.1:1"}, tls=broken, limits=quick)
     with pytest.raises(ConfigError, match="cannot read"):
         peer.transport.start()
-    peer.transport._stopping = Pauses(1)
-    peer.transport._keep_dialing(1)
+    peer.transport._keep_dialing(1, Pauses(peer, 1))
     assert "cannot read" in events.named("unreachable")[0]["why"]
 
 

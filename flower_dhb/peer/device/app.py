@@ -106,8 +106,19 @@ class Agent:
             raise StateError(f"round {round}, agent {self.vertex}: the app answered no payload")
         return _outcome(answer)
 
-    def combine(self, round: int, payloads: Mapping[int, Bytes], *, evaluate: bool) -> Outcome:
-        """End a round with the payloads that count; evaluate the app's model if asked to."""
+    def combine(
+        self,
+        round: int,
+        payloads: Mapping[int, Bytes],
+        *,
+        evaluate: bool,
+        weights: Mapping[int, float] | None = None,
+    ) -> Outcome:
+        """End a round with the payloads that count; evaluate the app's model if asked to.
+
+        weights: this vertex's in this round and those to come, if they are others than before.
+        """
+        self._weights = dict(weights or self._weights)
         answer = self._ask(
             "evaluate" if evaluate else "report", round, state_round=round, payloads=payloads
         )
@@ -119,13 +130,19 @@ class Agent:
         return _outcome(answer)
 
     def rejoin(
-        self, newest: Mapping[int, tuple[int, Bytes]], *, evaluate: bool, epoch: int = 0
+        self,
+        newest: Mapping[int, tuple[int, Bytes]],
+        *,
+        evaluate: bool,
+        epoch: int = 0,
+        weights: Mapping[int, float] | None = None,
     ) -> Outcome:
         """Begin again from the neighbors' average, with zero momentum.
 
-        epoch: the newest that is known of. Where the rule conserves something, the agent opens
-        the one after it, which the outcome names.
+        weights: as for `combine`. epoch: the newest that is known of. Where the rule conserves
+        something, the agent opens the one after it, which the outcome names.
         """
+        self._weights = dict(weights or self._weights)
         for key in [k for k in self._context.state if k.startswith(_PROTOCOL_RECORDS)]:
             del self._context.state[key]
         newest_round = max(k for k, _ in newest.values())

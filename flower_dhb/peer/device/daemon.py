@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -29,6 +30,7 @@ from flower_dhb.peer.device.app import Agent as App
 from flower_dhb.peer.device.bulletins import Bulletins
 from flower_dhb.peer.device.code import digest_of_code
 from flower_dhb.peer.device.disk import Disk, Model
+from flower_dhb.peer.device.editions import Editions
 from flower_dhb.peer.device.flwr_adapter import load_client_app
 from flower_dhb.peer.device.home import Home
 from flower_dhb.peer.device.journal import Found, Journal
@@ -39,6 +41,7 @@ from flower_dhb.peer.device.validity import Validity
 from flower_dhb.peer.device.work import Task, Work
 from flower_dhb.peer.monitor import Monitor
 from flower_dhb.peer.protocol.agent import Agent
+from flower_dhb.peer.protocol.edition import Edition
 from flower_dhb.peer.protocol.effects import (
     Close,
     Count,
@@ -56,6 +59,7 @@ from flower_dhb.peer.protocol.effects import (
     SendPayload,
 )
 from flower_dhb.peer.protocol.events import (
+    Announced,
     Broken,
     Completed,
     Event,
@@ -73,12 +77,12 @@ from flower_dhb.peer.watch.recorder import Recorder
 from flower_dhb.peer.watch.status import Progress
 from flower_dhb.peer.watch.vigil import Vigil, Wait, wait_of
 from flower_dhb.peer.wire import relay_pb2 as pb
-from flower_dhb.peer.wire.bulletin import AUTHORITY, NO_BOARD, REVOCATIONS
+from flower_dhb.peer.wire.bulletin import AUTHORITY, EDITION, NO_BOARD, REVOCATIONS
 from flower_dhb.peer.wire.frames import Outgoing, Reason, RefusedError
 from flower_dhb.peer.wire.identity import ValidityError
 from flower_dhb.peer.wire.link import StreamLink
 from flower_dhb.peer.wire.operations import Operations
-from flower_dhb.peer.wire.transport import Transport
+from flower_dhb.peer.wire.transport import Limits, Transport
 from flower_dhb.peer.wire.trust import check_authority, check_revocations
 from flower_dhb.peer.wire.words import reason_of
 from flower_dhb.types import NDArrays
@@ -94,11 +98,13 @@ class Result:
     """How a peer's part of a run ended.
 
     done: its last round is over; if not, it was stopped before. alone_since: the last round in
-    which a neighbor had a part, where none had any lately; None otherwise.
+    which a neighbor had a part, where none had any lately; None otherwise. removed: it is done
+    since this device is no member of the mesh any more.
     """
 
     done: bool
     alone_since: int | None = None
+    removed: bool = False
 
 
 class Peer:
@@ -141,6 +147,7 @@ class Peer:
             },
         )
         self._found = self._load(journal)
+        self.editions = Editions(settings, self.monitor, self._store, self._announced)
         self.agent = self._agent(self._found)
         self.bulletins = self._board()
         self._lately = Lately(self.agent, time.monotonic())
@@ -154,16 +161,17 @@ class Peer:
             run=settings.run,
             vectors=self.app.vectors,
             agreement=self._agreement(arrays),
-            neighbors=settings.neighbors,
+            neighbors=tuple(self.agent.edges),
             deliver=self.deliver,
             monitor=self.monitor,
             listen=settings.listen,
-            dial=settings.dial,
+            dial=self._dialed(),
             tls=settings.tls,
             operations=Operations(status=self.progress.reply, stop=self._asked_to_stop),
-            limits=settings.limits,
+            limits=self.editions.newest.limits,
             may_differ=frozenset() if settings.strict_app else frozenset({"app"}),
             board=self.bulletins or NO_BOARD,
+            editions=self.editions.agreement,
         )
         self._validity: Validity | None = None
         if settings.tls is not None and self.bulletins is not None:
@@ -178,15 +186,16 @@ class Peer:
         self._wakes_at: float | None = None
         self._ended = False
         self._alone_since: int | None = None
-        self._done = False
+        self._done = self._removed = False
         self._error: BaseException | None = None
         self._disk = Disk(journal, self.monitor, self._failed, self._is_another_home)
-        self.progress.dials = settings.dial.keys()
+        self.progress.dials = self._dialed().keys()
         self.progress.disk = lambda: self._disk.trouble
         self._recorder = Recorder(settings.state_dir / "record", settings.record)
         self._judge = Judge(settings.algorithm, self._quarantined)
         self._work = Work(
             settings,
+            self.editions,
             self.app,
             self._disk,
             self.progress,
@@ -207,7 +216,7 @@ class Peer:
             state_dir=settings.state_dir,
             folder=settings.bulletins or settings.state_dir / "bulletins",
             monitor=self.monitor,
-            store=lambda path, data, done: self._disk.put(Model(path, data, done)),
+            store=self._store,
             tell=lambda notice: self.transport.tell(notice),
         )
         trust = settings.tls.trust
@@ -215,11 +224,37 @@ class Peer:
         board.subscribe(REVOCATIONS, trust.take_revocations, check_revocations)
         return board
 
+    def _store(self, path: Path, data: bytes, done: Callable[[], None]) -> None:
+        self._disk.put(Model(path, data, done))
+
     def _is_another_home(self) -> bool:
         another = self._home.check()
+        if another:
+            self.editions.store_again()
         if another and self.bulletins is not None:
             self.bulletins.store_again()
         return another
+
+    # --- editions of the mesh ------------------------------------------------------------
+
+    def _announced(self, edition: Edition) -> None:
+        """An edition of the mesh is new here, and on the disk."""
+        newest = self.editions.newest
+        self.monitor.names |= newest.names
+        self.deliver(Announced(edition, newest.all_timing))
+        with self._lock:
+            self._meet(newest.limits)
+
+    def _meet(self, limits: Limits | None = None) -> None:
+        """Be connected with those whom the agent has an edge to, where they are reached now."""
+        dialed = self._dialed()
+        self.progress.dials = dialed.keys()
+        self.transport.meet({j: dialed.get(j) for j in self.agent.edges}, limits)
+
+    def _dialed(self) -> dict[int, str]:
+        """Addresses of the neighbors that this device dials."""
+        found = {j: self.editions.dial(j) for j in self.agent.edges}
+        return {j: address for j, address in found.items() if address is not None}
 
     def _load(self, journal: Journal) -> Found | None:
         try:
@@ -238,16 +273,20 @@ class Peer:
             return None
 
     def _agent(self, found: Found | None) -> Agent:
-        config = self.settings.protocol(early=self.app.knows_early)
+        newest = self.editions.newest
+        config = newest.protocol(self.editions.protocol(), early=self.app.knows_early)
         if found is None:
             return Agent(config, time.monotonic())
-        return Agent(
-            config,
-            time.monotonic(),
-            record=found.record,
-            payload=_payload(found.payload) if found.payload is not None else None,
-            kept={k: _payload(frame) for k, frame in found.kept.items()},
-        )
+        try:
+            return Agent(
+                config,
+                time.monotonic(),
+                record=found.record,
+                payload=_payload(found.payload) if found.payload is not None else None,
+                kept={k: _payload(frame) for k, frame in found.kept.items()},
+            )
+        except ValueError as error:  # of an edition that the disk holds no more
+            raise DamageError(f"{self.settings.state_dir}: {error}") from None
 
     # --- life -------------------------------------------------------------------------
 
@@ -265,6 +304,7 @@ class Peer:
         try:
             self._disk.start()
             if self.bulletins is not None:
+                self.bulletins.subscribe(EDITION, self.editions.take, self.editions.check)
                 self.bulletins.start()
             if not self._certificate_comes_to_be_valid():
                 return Result(False)
@@ -273,7 +313,9 @@ class Peer:
             if self._found is not None:
                 self._resume(self._found)
             if self.bulletins is not None:
-                self.bulletins.settle(_SETTLE_S)  # what is new is valid from the first word on
+                # What is new is valid from the first word on.
+                self.bulletins.settle(_SETTLE_S)
+                self.editions.settle(_SETTLE_S)
             self.transport.start()
             if self._validity is not None:
                 self._validity.start()
@@ -301,7 +343,7 @@ class Peer:
                 self._home.release()
         if self._error is not None:
             raise self._error
-        return Result(self._done, self._alone_since)
+        return Result(self._done, self._alone_since, self._removed)
 
     def _say_what_begins(self) -> None:
         """The first line: who this is, where, and from which round on."""
@@ -316,8 +358,8 @@ class Peer:
             version=__version__,
             app=str(settings.app),
             listen=settings.listen,
-            dials=sorted(settings.dial),
-            rounds=settings.rounds,
+            dials=sorted(self._dialed()),
+            rounds=self.agent.rounds,
             **where,
         )
 
@@ -465,7 +507,7 @@ class Peer:
                 else:
                     _link(effect.link).close(effect.text)
             case Neighbors():
-                pass  # connections are those of the first edition
+                self._meet()
             case Count():
                 self.monitor.count(effect.name, effect.neighbor)
             case Note():
@@ -478,8 +520,9 @@ class Peer:
                 self._error = RoundError(f"vertex {self.settings.vertex}: {effect.why}")
                 self._end()
             case _:
-                if isinstance(effect, Finish) and effect.alone_since >= 0:
-                    self._alone_since = effect.alone_since
+                if isinstance(effect, Finish):
+                    self._alone_since = effect.alone_since if effect.alone_since >= 0 else None
+                    self._removed = effect.removed
                 self._tasks.put(effect)
 
     def _end(self) -> None:
@@ -524,11 +567,9 @@ class Peer:
             start.update(name.encode())
             start.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         return {
-            "topology": self.settings.graph,
             "algorithm": json.dumps(self.settings.algorithm.to_config(), sort_keys=True),
             "layout": xxhash.xxh3_64_hexdigest(json.dumps(self.app.layout.to_config()).encode()),
             "start": start.hexdigest(),
-            "rounds": str(self.settings.rounds),
             "app": digest_of_code(self.settings.app),
         }
 

@@ -37,6 +37,7 @@ _INTEGERS = {  # and the least that each can be
     "metrics_port": 0,
     "edition": 1,
     "begins": 1,
+    "members_since": 1,
 }
 
 
@@ -56,7 +57,9 @@ class PeerSettings:
     refused; otherwise that is a warning. record: `off`, `checksums` or `payloads`.
     metrics_port: of Prometheus, on loopback. names: of those vertices whose graph gave them one,
     by number; its own and its neighbors'. bulletins: folder that is looked at for what the
-    operator has signed.
+    operator has signed. edition, begins, members_since: of the mesh, which this is, its first
+    round, and since which edition the members are the same; a device that joins later, or takes
+    another's place, has no part in the rounds before.
     """
 
     mesh: str
@@ -92,6 +95,7 @@ class PeerSettings:
     names: Mapping[int, str] = field(default_factory=dict)
     edition: int = 1
     begins: int = 1
+    members_since: int = 1
     bulletins: Path | None = None
 
     def __post_init__(self) -> None:
@@ -144,10 +148,25 @@ class PeerSettings:
         """Vertices that it exchanges payloads with, ascending."""
         return tuple(sorted(set(self.weights) - {self.vertex}))
 
-    def protocol(self, *, early: bool) -> Config:
-        """All that the protocol must know. early: a payload is known before training."""
+    def protocol(self, editions: tuple[Edition, ...], *, early: bool) -> Config:
+        """All that the protocol must know.
+
+        editions: of the mesh, that are known. early: a payload is known before training.
+        """
+        return Config(
+            vertex=self.vertex,
+            editions=editions,
+            timing=self.all_timing,
+            away_rounds=self.away_rounds,
+            early=early,
+            conserves=bool(self.algorithm.conserved),
+        )
+
+    @property
+    def all_timing(self) -> Timing:
+        """The time limits of a round, with those of connections, start and end."""
         limits = self.limits
-        timing = replace(
+        return replace(
             self.timing,
             start_s=self.start_timeout_s,
             linger_s=self.linger_s,
@@ -155,14 +174,6 @@ class PeerSettings:
             dead_after_s=limits.dead_after_s,
             transfer_s=limits.transfer_s,
             least_bytes_s=limits.least_bytes_s,
-        )
-        return Config(
-            vertex=self.vertex,
-            editions=(Edition(1, 1, self.rounds, self.neighbors),),
-            timing=timing,
-            away_rounds=self.away_rounds,
-            early=early,
-            conserves=bool(self.algorithm.conserved),
         )
 
     def in_edition(self, edition: MeshEdition) -> PeerSettings:
@@ -179,6 +190,7 @@ class PeerSettings:
             self,
             edition=edition.number,
             begins=edition.begins,
+            members_since=edition.members_since,
             rounds=edition.rounds,
             evaluate_every=edition.evaluate_every,
             weights=edition.row(self.vertex),

@@ -13,6 +13,7 @@ from flower_dhb.peer.device import disk
 from flower_dhb.peer.device.app import Agent as App
 from flower_dhb.peer.device.app import Outcome
 from flower_dhb.peer.device.disk import Disk
+from flower_dhb.peer.device.editions import Editions
 from flower_dhb.peer.device.journal import Contents, Found
 from flower_dhb.peer.device.judge import Judge
 from flower_dhb.peer.device.model import Model
@@ -53,12 +54,14 @@ class _Round:
 class Work:
     """Does the protocol's tasks one after the other, and says when each is done.
 
-    deliver takes the events. All numerical work is the app's and the rule's.
+    editions: what holds in which edition of the mesh. deliver takes the events. All numerical
+    work is the app's and the rule's.
     """
 
     def __init__(
         self,
         settings: PeerSettings,
+        editions: Editions,
         app: App,
         writer: Disk,
         progress: Progress,
@@ -67,7 +70,8 @@ class Work:
         judge: Judge,
         deliver: Callable[[Event], None],
     ) -> None:
-        self._settings, self._app, self._disk = settings, app, writer
+        self._settings, self._editions = settings, editions
+        self._app, self._disk = app, writer
         self._progress, self._monitor = progress, monitor
         self._recorder, self._judge = recorder, judge
         self._history = History(settings.state_dir / "history.jsonl")
@@ -146,15 +150,19 @@ class Work:
         received: dict[int, Bytes] = {j: _bytes(p) for j, p in task.payloads.items()}
         before = self._app.snapshot() if self._recorder.on else None
         payloads = {j: f if label == k else relabel(f, k) for j, f in received.items()}
-        combined = self._app.combine(k, payloads, evaluate=self._evaluates(label))
+        now = self._editions.settings(task.edition)
+        evaluate = self._evaluates(label, now)
+        combined = self._app.combine(k, payloads, evaluate=evaluate, weights=now.weights)
         for text in combined.refused:
             self._monitor.count("refused.agent")
             self._monitor.warning("refused-by-app", why=text)
         after = self._app.snapshot()
         if before is not None and done.frame is not None:
             write = self._recorder.ended
-            self._tell = [partial(write, label, k, done.frame, received, before, after)]
-        missing = [j for j in self._settings.neighbors if j not in received]
+            self._tell = [
+                partial(write, label, k, done.frame, received, before, after, task.edition)
+            ]
+        missing = [j for j in now.neighbors if j not in received]
         metrics = {"train": dict(done.metrics), "evaluate": dict(combined.metrics)}
         flat = {**metrics["train"], **metrics["evaluate"]}
         self._progress.metrics |= {
@@ -192,10 +200,15 @@ class Work:
             frame = _bytes(payload)
             # The model of one that has finished is no round's; here it is the last one's.
             newest[j] = (k, frame) if k <= task.round else (task.round, relabel(frame, task.round))
+        now = self._editions.settings(task.edition)
+        newest, weights = _sources(now, newest)
         try:
             # Where the rule conserves something, the agent opens the epoch after the one named.
             outcome: Outcome = self._app.rejoin(
-                newest, evaluate=self._evaluates(task.round), epoch=max(task.epoch - 1, 0)
+                newest,
+                evaluate=self._evaluates(task.round, now),
+                epoch=max(task.epoch - 1, 0),
+                weights=weights,
             )
         except StateError as error:
             self._deliver(Rejoined(str(error)))
@@ -265,9 +278,24 @@ class Work:
         }
         return Contents(arrays, document)
 
-    def _evaluates(self, label: int) -> bool:
-        every = self._settings.evaluate_every
-        return bool(every) and (label % every == 0 or label == self._settings.rounds)
+    def _evaluates(self, label: int, now: PeerSettings) -> bool:
+        every = now.evaluate_every
+        return bool(every) and (label % every == 0 or label == self._progress.rounds)
+
+
+def _sources(
+    now: PeerSettings, newest: dict[int, tuple[int, Bytes]]
+) -> tuple[dict[int, tuple[int, Bytes]], Mapping[int, float]]:
+    """Whose payloads an agent begins again from, and the weights by which it does.
+
+    They are those of its edition. Where only neighbors of another edition are there, all of them
+    weigh the same.
+    """
+    near = {j: found for j, found in newest.items() if j in now.weights}
+    if near:
+        return near, now.weights
+    share = 1.0 / (len(newest) + 1)
+    return newest, dict.fromkeys([now.vertex, *newest], share)
 
 
 def _bytes(payload: Payload) -> Bytes:

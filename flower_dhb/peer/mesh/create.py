@@ -62,7 +62,7 @@ _DECIDED = {
     **dict.fromkeys(
         (
             *("mesh", "run", "vertex", "name", "own-weight", "neighbors", "graph", "tls"),
-            *("edition", "begins"),
+            *("edition", "begins", "members-since"),
         ),
         "it is each device's own",
     ),

@@ -88,6 +88,7 @@ def peer_document(
         document["app"] = host.app
     if edition.number > 1:
         document |= {"edition": edition.number, "begins": edition.begins}
+        document["members-since"] = edition.members_since
     if edition.is_dialed(vertex) or host.listens_on is not None:
         document["listen"] = host.listens_on
     document |= {"plaintext": True} if common["plaintext"] else {"tls": dict(_TLS)}

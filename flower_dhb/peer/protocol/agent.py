@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from enum import Enum
 from typing import Any
 
@@ -252,6 +253,9 @@ class Agent:
 
     def _announced(self, event: Announced, now: float) -> None:
         near, edition = self.near, event.edition
+        if event.timing is not None and event.timing != self.config.timing:
+            self.config = replace(self.config, timing=event.timing)
+            near.retime(self.config)
         if not near.editions.learn(edition):
             return
         fields = {"edition": edition.number, "begins": edition.begins, "rounds": edition.rounds}

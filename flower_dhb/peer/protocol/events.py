@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from flower_dhb.peer.protocol.edition import Edition
 from flower_dhb.peer.protocol.messages import NEVER, Counted, Hello, Offer
+from flower_dhb.peer.protocol.settings import Timing
 
 __all__ = [
     "Acknowledged",
@@ -151,9 +152,13 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Announced:
-    """An edition of the mesh that is new here. It is on the disk: a restart knows it, too."""
+    """An edition of the mesh that is new here. It is on the disk: a restart knows it, too.
+
+    timing: the time limits that hold from now on, None if they are as before.
+    """
 
     edition: Edition
+    timing: Timing | None = None
 
 
 @dataclass(frozen=True, slots=True)

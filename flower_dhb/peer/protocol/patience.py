@@ -27,13 +27,17 @@ class Patience:
     """
 
     def __init__(self, *, factor: float, least_s: float, ceiling_s: float) -> None:
-        self._factor = factor
-        self._least_s = min(least_s, ceiling_s)
-        self._ceiling_s = ceiling_s
+        self.limit(factor, least_s, ceiling_s)
         self._times: deque[float] = deque(maxlen=_WINDOW)
         self._last: tuple[int, float] | None = None
         self.usual_s = self.told_s = self.own_s = 0.0
         self.misses = 0
+
+    def limit(self, factor: float, least_s: float, ceiling_s: float) -> None:
+        """Keep other limits from now on; what is known of the neighbor stays."""
+        self._factor = factor
+        self._least_s = min(least_s, ceiling_s)
+        self._ceiling_s = ceiling_s
 
     @property
     def known(self) -> bool:

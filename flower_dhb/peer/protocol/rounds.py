@@ -157,6 +157,14 @@ class Rounds:
         if new and announced:
             self.out.append(Neighbors(tuple(self.edges)))
 
+    def retime(self, config: Config) -> None:
+        """Keep other time limits from now on."""
+        self.config = config
+        timing = config.timing
+        for edge in self.edges.values():
+            edge.patience.limit(timing.factor, timing.least_s, timing.ceiling_s)
+        self.own_pace.limit(1.0, 0.0, timing.ceiling_s)
+
     def _add(self, j: int, now: float) -> None:
         timing = self.config.timing
         edge = Edge(

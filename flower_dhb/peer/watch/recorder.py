@@ -45,8 +45,12 @@ class Recorder:
         received: Mapping[int, Bytes],
         before: Snapshot,
         after: Snapshot,
+        edition: int = 1,
     ) -> None:
-        """A round was combined. before: the state with what was trained; after: what came of it."""
+        """A round was combined. before: the state with what was trained; after: what came of it.
+
+        edition: of the mesh, whose weights it used.
+        """
         sent = _vectors(frame)
         if self._payloads:
             if before.pending is not None:
@@ -58,6 +62,7 @@ class Recorder:
         line = {
             "round": label,
             "trained_as": trained_as,
+            "edition": edition,
             "from": fingerprint({"x": before.state.parameters}),
             "sent": fingerprint(sent),
             "received": {str(j): fingerprint(_vectors(f)) for j, f in received.items()},

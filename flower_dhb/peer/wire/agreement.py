@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from flower_dhb import __version__
@@ -13,10 +13,9 @@ from flower_dhb.peer.wire.frames import VERSION, Reason, RefusedError
 
 __all__ = ["Agreement"]
 
-_SHOWN = 32  # characters of what a neighbor calls its digest or its version
+_SHOWN = 48  # characters of what a neighbor calls its digest or its version
 # A part of the agreement: what differs, and what is to be done about it.
 _WORDS = {
-    "topology": ("graph or weights", "give all devices the files of one and the same mesh"),
     "algorithm": ("algorithm", "give all devices the files of one and the same mesh"),
     "layout": (
         "model: names, shapes or dtypes of its arrays differ",
@@ -26,7 +25,6 @@ _WORDS = {
         "start: initial arrays of the same form and other values",
         "copy one start.safetensors to all devices",
     ),
-    "rounds": ("number of rounds", "set it for the whole mesh"),
     "app": ("version of the app's code", "bring the app to the same version where that matters"),
 }
 
@@ -37,7 +35,8 @@ class Agreement:
 
     parts: digests, or short texts, by name. may_differ: parts whose difference is a warning, no
     refusal. A part that only one end names is not compared: the other runs a version that does
-    not know it.
+    not know it. editions: the same of each edition of the mesh that is known at the moment; those
+    that only one end knows are not compared, since the other learns them.
     """
 
     vertex: int
@@ -45,13 +44,14 @@ class Agreement:
     parts: Mapping[str, str]
     may_differ: frozenset[str]
     monitor: Monitor
+    editions: Callable[[], Mapping[str, str]] = dict
     _software: dict[int, str] = field(default_factory=dict)  # of neighbors, as told in the log
 
     def put(self, neighbor: int, hello: pb.Hello) -> None:
         """Say in an own Hello who speaks, to whom, and what the two must have in common."""
         hello.version, hello.software, hello.run = VERSION, __version__, self.run
         hello.vertex, hello.neighbor = self.vertex, neighbor
-        for part, digest in self.parts.items():
+        for part, digest in {**self.parts, **self.editions()}.items():
             hello.agreement[part] = digest
 
     def check(self, neighbor: int, hello: pb.Hello) -> None:
@@ -78,10 +78,15 @@ class Agreement:
                 self.monitor.count(f"not-compared.{part}", neighbor)
             elif found != own:
                 self._differs(neighbor, part, found, own)
+        for part, own in self.editions().items():
+            found = hello.agreement.get(part, own)
+            if found != own:
+                self._differs(neighbor, part, found, own)
         self._tell_software(neighbor, hello.software[:_SHOWN])
 
     def _differs(self, neighbor: int, part: str, found: str, own: str) -> None:
-        what, remedy = _WORDS.get(part, (part, "give both the files of one and the same mesh"))
+        other = (f"{part} of the mesh", "give both the files of one and the same mesh")
+        what, remedy = _WORDS.get(part, other)
         name = what.partition(":")[0]
         why = f"vertex {neighbor} has another {what} than vertex {self.vertex}"
         detail = _details(found, own)

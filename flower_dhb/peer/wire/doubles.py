@@ -29,7 +29,7 @@ class Doubles:
         if not instance:
             return None
         with self._lock:
-            seen = self._seen[neighbor]
+            seen = self._seen.setdefault(neighbor, {})
             last = next(reversed(seen), instance)
             known = seen.pop(instance, None) is not None
             other = seen.get(last, "")

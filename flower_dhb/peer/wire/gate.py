@@ -125,6 +125,10 @@ class Gate:
         self._listen_again()
         self._thread.start()
 
+    def resize(self, room: Room) -> None:
+        """Leave strangers so much room from now on."""
+        self._room = room
+
     def stop(self) -> None:
         """Close everything."""
         self._stopping = True

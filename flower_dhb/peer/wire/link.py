@@ -56,6 +56,10 @@ class Allowance:
         self._burst, self._per_s, self._clock = burst, per_s, clock
         self._left, self._at = burst, clock()
 
+    def change(self, burst: float, per_s: float) -> None:
+        """Allow so many from now on."""
+        self._burst, self._per_s = burst, per_s
+
     def take(self) -> bool:
         """Use one; False if none is left."""
         now = self._clock()

@@ -43,6 +43,8 @@ __all__ = ["EXCHANGE", "Limits", "Transport"]
 
 EXCHANGE = f"/{SERVICE}/Exchange"
 
+_TO_COME = 64  # neighbors that later editions of the mesh may add
+
 _OPTIONS = [
     ("grpc.max_receive_message_length", MESSAGE_LIMIT_BYTES),
     ("grpc.max_send_message_length", MESSAGE_LIMIT_BYTES),
@@ -91,15 +93,22 @@ class _Rates:
     refusals: Allowance
     frames: Allowance
 
+    def change(self, limits: Limits) -> None:
+        """Keep other bounds from now on."""
+        self.streams.change(*limits.streams)
+        self.refusals.change(*limits.refusals)
+        self.frames.change(*limits.frames)
+
 
 @dataclass(kw_only=True)
 class Transport:
     """The connections of one peer to its neighbors.
 
     deliver takes what happens on them. listen: `host:port` for the neighbors that dial us,
-    None if none does. dial: address by vertex of the neighbors that we dial. tls: None for
+    None if none does. neighbors, dial: with whom it is connected, and the addresses of those that
+    we dial; `meet` changes both. tls: None for
     plaintext, on loopback only. agreement: digests of what neighbors must have in common.
-    may_differ: parts of it whose difference is a warning, no refusal.
+    may_differ: parts of it whose difference is a warning, no refusal. editions: see `Agreement`.
     vectors: what each payload must hold. operations: what the operator may ask. board: of
     bulletins.
     """
@@ -118,6 +127,7 @@ class Transport:
     limits: Limits = field(default_factory=Limits)
     may_differ: frozenset[str] = frozenset()
     board: Board = NO_BOARD
+    editions: Callable[[], Mapping[str, str]] = dict
 
     def __post_init__(self) -> None:
         self._links: set[StreamLink] = set()
@@ -130,15 +140,11 @@ class Transport:
         self._doubles = Doubles(self.neighbors, self.monitor)
         self._instance = secrets.token_hex(8)  # of this process, for neighbors to tell
         self._agreement = Agreement(
-            self.vertex, self.run, self.agreement, self.may_differ, self.monitor
+            self.vertex, self.run, self.agreement, self.may_differ, self.monitor, self.editions
         )
-        limits = self.limits
-        self._rates = {
-            j: _Rates(
-                Allowance(*limits.streams), Allowance(*limits.refusals), Allowance(*limits.frames)
-            )
-            for j in self.neighbors
-        }
+        self._rates = {j: self._new_rates() for j in self.neighbors}
+        self._dialers: dict[int, threading.Event] = {}  # each wakes its thread
+        self._started = False
         self.port: int | None = None
 
     def start(self) -> None:
@@ -150,14 +156,65 @@ class Transport:
             self._serve(self.listen)
         if self.tls is not None:
             self.tls.read()
-        for neighbor in self.dial:
-            self._thread(self._keep_dialing, f"dial-{neighbor}", neighbor)
+        self._started = True
+        self._dial_all()
+
+    def meet(self, addresses: Mapping[int, str | None], limits: Limits | None = None) -> None:
+        """Be connected with these neighbors from now on, and with nobody else.
+
+        addresses: of those that we dial, None for those that dial us. A connection that stands
+        stays, whatever the address is; the next one goes to the new address. limits: bounds
+        that hold from now on, if they are others than before.
+        """
+        with self._lock:
+            moved = [j for j, a in addresses.items() if a and a != self.dial.get(j)]
+            self.neighbors = tuple(sorted(addresses))
+            self.dial = {j: a for j, a in sorted(addresses.items()) if a}
+            for j in self.neighbors:
+                self._serving.setdefault(j, [])
+                self._rates.setdefault(j, self._new_rates())
+            if limits is not None and limits != self.limits:
+                self.limits = limits
+                for rates in self._rates.values():
+                    rates.change(limits)
+            links = [link for link in self._links if link.neighbor not in addresses]
+            wakes = [wake for j, wake in self._dialers.items() if j in moved or j not in self.dial]
+        if self._gate is not None:
+            degree = len(self.neighbors)
+            self._gate.resize(room_for(self._descriptors, degree, self.monitor))
+        for link in links:
+            if link.greeted:
+                link.close("no neighbor any more")
+            else:
+                link.abort()
+        for wake in wakes:
+            wake.set()
+        self._dial_all()
+
+    def _dial_all(self) -> None:
+        """Have a thread dial each neighbor that is to be dialed."""
+        with self._lock:
+            if not self._started or self._stopping.is_set():
+                return
+            new = [j for j in self.dial if j not in self._dialers]
+            self._dialers |= {j: threading.Event() for j in new}
+            wakes = {j: self._dialers[j] for j in new}
+        for neighbor, wake in wakes.items():
+            self._thread(self._keep_dialing, f"dial-{neighbor}", neighbor, wake)
+
+    def _new_rates(self) -> _Rates:
+        limits = self.limits
+        return _Rates(
+            Allowance(*limits.streams), Allowance(*limits.refusals), Allowance(*limits.frames)
+        )
 
     def stop(self, grace_s: float = 2.0) -> None:
         """Say goodbye and end all connections."""
         self._stopping.set()
         with self._lock:
-            links = list(self._links)
+            links, wakes = list(self._links), list(self._dialers.values())
+        for wake in wakes:
+            wake.set()
         for link in links:
             if link.greeted:
                 link.close("stopping")
@@ -223,11 +280,11 @@ class Transport:
                 "'listen' in peer.toml"
             ) from None
         # A thread for each stream that may be there, and some for whoever asks or is turned
-        # away: nobody holds those, so the operator is answered whatever neighbors do.
+        # away: nobody holds those, so the operator is answered whatever neighbors do. A thread is
+        # there once it is needed, so room for neighbors that may yet come costs nothing.
+        most = (CONNECTIONS + 1) * (degree + _TO_COME) + OPERATORS
         self._server = grpc.server(
-            futures.ThreadPoolExecutor(
-                (CONNECTIONS + 1) * degree + OPERATORS, thread_name_prefix="serve"
-            ),
+            futures.ThreadPoolExecutor(most, thread_name_prefix="serve"),
             options=[
                 *_OPTIONS,
                 ("grpc.so_reuseport", 0),
@@ -417,17 +474,19 @@ class Transport:
 
     # --- dialing ----------------------------------------------------------------------
 
-    def _keep_dialing(self, neighbor: int) -> None:
+    def _keep_dialing(self, neighbor: int, wake: threading.Event) -> None:
+        """Dial a neighbor for as long as it is to be dialed. wake: ends a pause."""
         rng = np.random.default_rng([self.vertex, neighbor])
         pause_s = self.limits.retry_s
-        while not self._stopping.is_set():
+        while (address := self._address(neighbor)) is not None:
             begin = time.monotonic()
             try:
-                why, greeted = self._dial_once(neighbor, self.dial[neighbor])
+                _check_ipv6(address)
+                why, greeted = self._dial_once(neighbor, address)
             except ConfigError as error:
                 why, greeted = str(error), False
-            if self._stopping.is_set():
-                return
+            if self._stopping.is_set() or neighbor not in self.dial:
+                continue
             if greeted and time.monotonic() - begin > self.limits.retry_max_s:
                 pause_s = self.limits.retry_s
             if greeted:
@@ -435,12 +494,20 @@ class Transport:
                 self.monitor.warning("disconnected", neighbor=neighbor, why=why)
             else:
                 self.monitor.count("dial-failed", neighbor)
-                address = self.dial[neighbor]
                 self.monitor.warning("unreachable", neighbor=neighbor, address=address, why=why)
-            self._stopping.wait(pause_s * float(rng.uniform(0.5, 1.5)))
+            waked = wake.wait(pause_s * float(rng.uniform(0.5, 1.5)))
+            wake.clear()
             pause_s = min(2.0 * pause_s, self.limits.retry_max_s)
-            if greeted:
+            if greeted or waked:
                 pause_s = self.limits.retry_s
+
+    def _address(self, neighbor: int) -> str | None:
+        """Where a neighbor is dialed; None if its thread is to end."""
+        with self._lock:
+            if not self._stopping.is_set() and neighbor in self.dial:
+                return self.dial[neighbor]
+            self._dialers.pop(neighbor, None)
+            return None
 
     def _dial_once(self, neighbor: int, address: str) -> tuple[str, bool]:
         """One connection, from its beginning to its end. Returns why it ended."""
