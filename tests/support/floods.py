@@ -82,7 +82,7 @@ def handshakes(
             except OSError:
                 continue
 
-    workers = [threading.Thread(target=shake, args=(i,)) for i in range(threads)]
+    workers = [threading.Thread(daemon=True, target=shake, args=(i,)) for i in range(threads)]
     for worker in workers:
         worker.start()
     for worker in workers:

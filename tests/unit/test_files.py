@@ -213,8 +213,8 @@ def test_many_writers_of_one_file_leave_one_of_their_texts(tmp_path):
             if path.read_bytes() not in texts:
                 failures.append("a mixture was read")
 
-    reader = threading.Thread(target=read)
-    writers = [threading.Thread(target=write, args=(text,)) for text in texts]
+    reader = threading.Thread(daemon=True, target=read)
+    writers = [threading.Thread(daemon=True, target=write, args=(text,)) for text in texts]
     reader.start()
     for thread in writers:
         thread.start()

@@ -133,7 +133,7 @@ class Running:
 
     def __init__(self, peer):
         self.peer, self.result, self.error = peer, None, None
-        self.thread = threading.Thread(target=self._run)
+        self.thread = threading.Thread(daemon=True, target=self._run)
         self.thread.start()
 
     def _run(self):
@@ -389,7 +389,7 @@ def test_events_of_many_threads_are_taken_one_after_the_other(settings):
 
     peer.agent = Slow()
     threads = [
-        threading.Thread(target=lambda i=i: [peer.deliver((i, n)) for n in range(20)])
+        threading.Thread(daemon=True, target=lambda i=i: [peer.deliver((i, n)) for n in range(20)])
         for i in range(5)
     ]
     for thread in threads:

@@ -53,7 +53,7 @@ class House:
         self._listener.listen(64)
 
     def __enter__(self):
-        self._thread = threading.Thread(target=self._serve)
+        self._thread = threading.Thread(daemon=True, target=self._serve)
         self._thread.start()
         self.gate.start(1)
         return self
@@ -112,7 +112,7 @@ def test_bytes_go_both_ways_whole_and_in_order(known, pipes):
         if known:
             house.gate.admit(name, 0, 2)
         for source, sink in ((end, guest), (guest, end)):
-            sender = threading.Thread(target=source.sendall, args=(data,))
+            sender = threading.Thread(daemon=True, target=source.sendall, args=(data,))
             sender.start()
             time.sleep(0.05)
             got = bytearray()
@@ -134,7 +134,9 @@ def test_neighbors_that_wait_for_grpc_hold_a_few_pipes_and_the_others_are_copied
         ends = [house.call(HELLO) for _ in range(4)]
         for n in range(4):
             house.gate.admit(house.guest(n)[1], n, 2)
-        senders = [threading.Thread(target=_send_all, args=(end, data)) for end in ends]
+        senders = [
+            threading.Thread(daemon=True, target=_send_all, args=(end, data)) for end in ends
+        ]
         for sender in senders:
             sender.start()
         wait_for(lambda: sum(way.pipe is not None for way in _ways(house)) == 2)

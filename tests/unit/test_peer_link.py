@@ -205,7 +205,7 @@ def test_what_is_sent_in_a_pause_goes_out_at_once(what, begun):
     end = End(greeted=begun)
     end.link._heartbeat_s = 60.0
     got = []
-    waiter = threading.Thread(target=lambda: got.append(next(end.pieces, None)))
+    waiter = threading.Thread(daemon=True, target=lambda: got.append(next(end.pieces, None)))
     waiter.start()
     time.sleep(0.02)  # most likely it waits by now; if not, the test is easier to pass
     {
@@ -232,7 +232,7 @@ def test_nothing_goes_out_before_the_hello():
     """Not even a heartbeat, while the connection is being made."""
     end = End(greeted=False)
     got = []
-    waiter = threading.Thread(target=lambda: got.append(next(end.pieces)))
+    waiter = threading.Thread(daemon=True, target=lambda: got.append(next(end.pieces)))
     waiter.start()
     waiter.join(0.1)  # ten times the pause
     assert got == []

@@ -71,7 +71,7 @@ def run(settings):
         except Exception as error:
             ends[i] = error
 
-    threads = [threading.Thread(target=one, args=(i,)) for i in range(len(peers))]
+    threads = [threading.Thread(daemon=True, target=one, args=(i,)) for i in range(len(peers))]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -220,7 +220,7 @@ def test_the_operator_sees_the_peers_over_tls(tmp_path):
     """The peers train for as long as they are looked at."""
     mesh, settings = made(tmp_path, n=2, plaintext=False, rounds=10**6)
     peers = [Peer(one) for one in settings]
-    threads = [threading.Thread(target=peer.run) for peer in peers]
+    threads = [threading.Thread(daemon=True, target=peer.run) for peer in peers]
     fleet = Fleet(mesh.out)
     try:
         for thread in threads:

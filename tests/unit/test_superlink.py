@@ -139,7 +139,7 @@ def test_two_runs_submitted_at_once_keep_their_own_settings(app, stand_in, found
     def submit(n):
         ids[n] = link.submit(app, n, {"rounds": n})
 
-    threads = [threading.Thread(target=submit, args=(n,)) for n in (3, 4)]
+    threads = [threading.Thread(daemon=True, target=submit, args=(n,)) for n in (3, 4)]
     for thread in threads:
         thread.start()
     for thread in threads:
