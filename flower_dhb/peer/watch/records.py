@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
@@ -113,11 +114,12 @@ class Lines(Mapping[int, Mapping[str, Any]]):
 
 @dataclass(frozen=True)
 class Record:
-    """What one peer wrote down: a line a round, and the files beside it."""
+    """What one peer wrote down: a line a round, and the files beside it, if there are any."""
 
     vertex: int
     lines: Lines
     directory: Path
+    has_files: bool
 
     def covers(self, k: int) -> bool:
         """Whether a round lies between its first line and its last."""
@@ -130,6 +132,8 @@ class Record:
 
     def arrays(self, k: int, what: str) -> dict[str, NDArray[Any]] | None:
         """Vectors of a round, None if the recorder kept checksums only."""
+        if not self.has_files:
+            return None
         path = self.directory / f"round-{k}-{what}.safetensors"
         return dict(load_file(path)) if path.exists() else None
 
@@ -138,7 +142,9 @@ def read_record(directory: Path, vertex: int) -> Record:
     """One peer's record. Raises ConfigError if there is none."""
     path = directory / "record.jsonl"
     try:
-        return Record(vertex, Lines(path), directory)
+        with os.scandir(directory) as entries:
+            has_files = any(entry.name.startswith("round-") for entry in entries)
+        return Record(vertex, Lines(path), directory, has_files)
     except OSError as error:
         raise ConfigError(
             f'{path}: {error.strerror}; set record = "payloads" in the device\'s peer.toml'
