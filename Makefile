@@ -12,7 +12,7 @@ export FLWR_HOME := $(CURDIR)/.flwr
 export FLWR_TELEMETRY_ENABLED := 0
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-families test-small simulate check lint mutants install help
+.PHONY: demo test test-families test-small simulate check lint mutants reference install help
 
 help:
 	@echo "make demo         train 16 agents on a ring with no aggregating server"
@@ -22,6 +22,7 @@ help:
 	@echo "make test-small   a bare environment with the extra peer, and two peers in it: sizes"
 	@echo "make simulate N=1000000  the peers' protocol under so many simulated events (SEED=, JOBS=)"
 	@echo "make check        lint, types, security scan, fast tests"
+	@echo "make reference    write docs/reference.md, the page of all keys, from the code"
 	@echo "make mutants      break each rule of the peers' protocol, and see what notices"
 
 demo: install
@@ -61,6 +62,9 @@ lint: install
 
 mutants: install
 	@$(BIN)/python -m tests.mutation.protocol
+
+reference: install
+	@$(BIN)/python -m tests.reference
 
 install: $(STAMP)
 

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 import numpy as np
 import safetensors
@@ -33,6 +33,24 @@ __all__ = ["STATE_DIR", "Store", "load_snapshot", "open_store", "snapshot_vector
 _STATE, _ABOUT = "flower_dhb.state", "flower_dhb.state_about"
 _RAW = "flower_dhb.raw"
 STATE_DIR = "state-dir"
+
+
+class NodeKeys(TypedDict, total=False):
+    """Keys of a node config that this package reads, or writes for apps to read."""
+
+    vertex: int
+    """The vertex that the node is. Without it `partition-id` says so."""
+    partition_id: int
+    """The same, in the word of Flower's own templates. `mesh create` sets it to the vertex."""
+    num_partitions: int
+    """Number of agents. Only apps read it; `mesh create` sets it."""
+    state_dir: str
+    """Directory in which a SuperNode keeps its agent's state, so that a restart keeps it.
+
+    Peers refuse it: they have `state-dir` at the top of `peer.toml`.
+    """
+
+
 _NAME = re.compile(r"run-[0-9a-f]{16,}(\.[0-9]+)?-vertex-([0-9]+)\.safetensors")
 _ORPHAN_S = 24 * 3600.0  # a run that goes on writes its file in every round
 

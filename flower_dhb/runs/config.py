@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypedDict
 
 from flower_dhb.algorithms import (
     ALGORITHMS,
@@ -19,6 +19,7 @@ from flower_dhb.errors import ConfigError, GraphError, unknown
 from flower_dhb.topology.graph import Topology
 
 __all__ = [
+    "RuleKeys",
     "RunConfig",
     "get_choice",
     "get_flag",
@@ -38,25 +39,95 @@ AUTO = "auto"
 _ROUNDS_OF_APPS = "num-server-rounds"
 
 
+class RuleKeys(TypedDict, total=False):
+    """Keys of graph and rule that have no field of their own in `RunConfig`.
+
+    `"auto"` leaves a setting to the rule; one that the rule lacks is refused.
+    """
+
+    weights: str
+    """How the mixing weights follow from the graph.
+
+    Allowed: `metropolis`, `uniform`, `laplacian`, `lazy`, `lazy-uniform`, `lazy-laplacian`.
+    """
+    momentum: float | str
+    """How much of its last step an agent takes again. Allowed: 0 or more, below 1."""
+    momentum_mixing: float | str
+    """How much of its momentum an agent has from its neighbors. Allowed: 0 to 1."""
+    form: str
+    """What the momentum is made of. Allowed: `displacement`, `buffer`, `tracking`."""
+    order: str
+    """Whether an agent trains before it combines.
+
+    Allowed: `adapt-then-combine`, `combine-then-adapt`.
+    """
+    payload: str
+    """Whether parameters and momentum travel as one vector.
+
+    Allowed: `auto` (folded where the form has it), `folded`, `separate`.
+    """
+    nesterov: bool | str
+    """Whether the gradient is taken ahead of the step. Allowed: true, false."""
+    lazy: bool | str
+    """Whether an agent keeps half of its weight to itself. Allowed: true, false."""
+    clipping: float | str
+    """How far a neighbor can pull an agent in a round.
+
+    Counts as a setting of the rule only where `algorithm` is named. `auto` is off. Allowed:
+    `"off"`, `"on"`, or a radius above 0.
+    """
+    screening: float | str
+    """Whether a payload that is absurdly far from the agent's own counts as missing.
+
+    Counts as a setting of the rule only where `algorithm` is named. `auto` is on. Allowed: `"on"`,
+    `"off"`, or a factor above 0; larger is more generous.
+    """
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """The decentralized part of a run config: who talks to whom, by which rule, for how long.
 
-    topology, algorithm: as built from their keys. rounds: number of rounds. seed: of
-    everything random. round_timeout_s: seconds that a round may take before whoever has
-    not answered is missing; 0 means no limit. evaluate_every: rounds between two
-    evaluations, 0 for none. observe_average: whether the average model is formed at each
-    evaluation, for an observer. name: of the run, in the name of its folder.
+    topology, algorithm: as built from their keys. What the other fields say is what their keys
+    mean.
     """
 
     topology: Topology
+    """The communication graph.
+
+    Allowed: `ring:N`, `complete:N`, `star:N`, `path:N`, `torus:ROWSxCOLUMNS`, `bipartite:AxB`,
+    `hypercube:DIMENSION`, `exponential:N`, `erdos-renyi:N:P:SEED`,
+    `random-regular:N:DEGREE:SEED`, `small-world:N:K:P:SEED`, or a graph file.
+    """
     algorithm: Algorithm
+    """The rule, with its settings after a colon or as keys of their own.
+
+    Allowed: `dmsgd`, `safeguarded`, `dmsgd-gt`, `dmsgd-cta`, `dmsgd-buffer`, `dmsgd-buffer-cta`,
+    `dsgd`, `cdsgd`, `cdmsgd`, `cdmsgd-nesterov`, `qg`, `decentlam`, `dsgt`, `momentum-tracking`,
+    `exact-diffusion`, `exact-diffusion-hb`.
+    """
     rounds: int = 100
+    """Number of rounds.
+
+    Without it, `num-server-rounds` of Flower's own templates is taken. Unit: rounds. Allowed: 1
+    or more.
+    """
     seed: int = 0
+    """Of everything random. Allowed: 0 or more."""
     round_timeout_s: float = 300.0
+    """Who has not answered by then is missing in the round.
+
+    For peers it is `timing.ceiling-s`. Allowed: 0 or more; 0 for no limit.
+    """
     evaluate_every: int = 1
+    """Rounds from one evaluation to the next. Unit: rounds. Allowed: 0 or more; 0 for none."""
     observe_average: bool = False
+    """Whether the average model is formed at each evaluation, for an observer.
+
+    Allowed: true, false.
+    """
     name: str = "run"
+    """Of the run, in the name of its folder."""
 
     @classmethod
     def of(cls, values: Values) -> RunConfig:

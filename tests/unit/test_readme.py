@@ -15,6 +15,7 @@ from support.grid import LocalGrid
 
 from flower_dhb import ConfigError, RunConfig, ServerlessStrategy, Topology, consensus_mod
 from flower_dhb.runs.config import AUTO
+from tests.reference import sections
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -148,9 +149,11 @@ def table_rows(title):
 
 def documented_config():
     """`{key: (default, text of the allowed values)}`"""
+    shared = next(s for s in sections() if s.title == "Run config")
+    rows = [(f"`{key.name}`", key.default, key.allowed) for key in shared.keys]
     return {
         key.strip("`"): (tomllib.loads(f"x = {default.strip('`')}")["x"], allowed)
-        for key, default, allowed in table_rows("## Run config")
+        for key, default, allowed in [*rows, *table_rows("## Run config")]
     }
 
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 from flower_dhb.algorithms import Algorithm, algorithm_from_config, check_relayed
 from flower_dhb.errors import ConfigError, unknown
@@ -20,14 +20,14 @@ from flower_dhb.peer.wire.identity import Identity
 from flower_dhb.peer.wire.tls import TlsFiles
 from flower_dhb.peer.wire.transport import Limits
 
-__all__ = ["PeerSettings", "check_loopback"]
+__all__ = ["KEYS", "TIMES", "NeighborKeys", "PeerKeys", "PeerSettings", "check_loopback"]
 
 T = TypeVar("T")
 
 _TEXTS = (
     "mesh", "run", "graph", "app", "client-app", "start", "state-dir", "listen", "bulletins"
 )  # fmt: skip
-_TIMES = ("ceiling_s", "least_s", "factor", "reconnect_s", "resume_s")
+TIMES = ("ceiling_s", "least_s", "factor", "reconnect_s", "resume_s")
 _INTEGERS = {  # and the least that each can be
     "vertex": 0,
     "rounds": 1,
@@ -41,62 +41,147 @@ _INTEGERS = {  # and the least that each can be
 }
 
 
+class PeerKeys(TypedDict, total=False):
+    """Keys of `peer.toml` beside those that `PeerSettings` has a field for."""
+
+    name: str
+    """The name of this device's vertex, where the graph has names."""
+    own_weight: float
+    """The mixing weight that the agent gives to its own value."""
+    neighbors: list[NeighborKeys]
+    """A table for each neighbor; see `[[neighbors]]`."""
+    plaintext: bool
+    """`true` in place of `[tls]`: no TLS, on loopback addresses only."""
+
+
+class NeighborKeys(TypedDict, total=False):
+    """A `[[neighbors]]` table of `peer.toml`."""
+
+    vertex: int
+    """The neighbor's vertex."""
+    weight: float
+    """The mixing weight of the edge."""
+    name: str
+    """The name of the neighbor's vertex, where the graph has names."""
+    address: str
+    """Where this device dials the neighbor; without it the neighbor dials. Allowed: `host:port`."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PeerSettings:
     """Everything that one peer knows of the mesh: itself and its neighbors.
 
+    It is what `peer.toml` holds, read and checked. What each field says is what its key means.
     weights: mixing weight by vertex, its own and its neighbors'. dial: addresses of the
-    neighbors that it dials; the others dial `listen`. graph: digest of topology and
-    weights. start: file of the initial arrays. node_config, run_config: what the app finds
-    in its context. train_config, evaluate_config: what it finds in its messages' `config`.
-    timing: of a round; how long a peer waits at its start and its end, and what ends a
-    connection, is said by start_timeout_s, linger_s and limits. away_rounds: a peer that missed
-    more rounds takes its neighbors' average.
-    checkpoint_every: rounds between two checkpoints. on_damage: what happens if no file of the
-    state can be used, `stop` or `rejoin`. strict_app: a neighbor whose app's code differs is
-    refused; otherwise that is a warning. record: `off`, `checksums` or `payloads`.
-    metrics_port: of Prometheus, on loopback. names: of those vertices whose graph gave them one,
-    by number; its own and its neighbors'. bulletins: folder that is looked at for what the
-    operator has signed. edition, begins, members_since: of the mesh, which this is, its first
-    round, and since which edition the members are the same; a device that joins later, or takes
-    another's place, has no part in the rounds before.
+    neighbors that it dials; the others dial `listen`. names: of those vertices whose graph gave
+    them one, by number; its own and its neighbors'.
     """
 
     mesh: str
+    """The mesh's random name, which certificates name, too."""
     run: str
+    """The run: peers of another run are refused. A state directory holds one run only."""
     vertex: int
+    """The vertex that this device is. Allowed: an integer, 0 or more."""
     rounds: int
+    """The last round of the run. Unit: rounds. Allowed: 1 or more."""
     weights: Mapping[int, float]
     algorithm: Algorithm
+    """The rule: its `name` and its settings, as in the run config."""
     graph: str
+    """Digest of the graph and its weights, in hexadecimal."""
     app: Path
+    """Directory of the Flower App. A relative path begins at the folder of `peer.toml`."""
     client_app: str
+    """The app's ClientApp. Allowed: `module:name`."""
     start: Path
+    """File of the initial arrays. A relative path begins at the folder of `peer.toml`."""
     state_dir: Path
+    """What the peer must not lose.
+
+    A relative path begins at the folder of `peer.toml`; one process holds the directory at a
+    time.
+    """
     listen: str | None = None
+    """Where the neighbors that dial this device reach it; none do where the key is not there.
+
+    Allowed: `host:port`; port 0 takes a free one.
+    """
     dial: Mapping[int, str] = field(default_factory=dict)
     tls: TlsFiles | None = None
+    """Files that say who the device is and whom it trusts; see `[tls]`."""
     node_config: Mapping[str, Any] = field(default_factory=dict)
+    """A table: what the app finds in `context.node_config`.
+
+    Allowed: numbers, texts, true, false.
+    """
     run_config: Mapping[str, Any] = field(default_factory=dict)
+    """A table: what the app finds in `context.run_config`."""
     train_config: Mapping[str, Any] = field(default_factory=dict)
+    """A table: what the app finds in the `config` of its training messages.
+
+    Allowed: numbers, texts, true, false.
+    """
     evaluate_config: Mapping[str, Any] = field(default_factory=dict)
+    """A table: what the app finds in the `config` of its evaluation messages.
+
+    Allowed: numbers, texts, true, false.
+    """
     timing: Timing = field(default_factory=Timing)
+    """Time limits of a round; see `[timing]`."""
     limits: Limits = field(default_factory=Limits)
+    """Bounds on what neighbors and strangers can do; see `[limits]`."""
     evaluate_every: int = 1
+    """Rounds from one evaluation of the app to the next.
+
+    Unit: rounds. Allowed: 0 or more; 0 for none.
+    """
     checkpoint_every: int = 1
+    """Rounds from one forced write of the state to the next. Unit: rounds. Allowed: 1 or more."""
     away_rounds: int = 10
+    """A peer that missed more rounds takes its neighbors' average.
+
+    Unit: rounds. Allowed: 1 or more.
+    """
     start_timeout_s: float = 120.0
+    """How long a peer waits for its neighbors before its first round. Allowed: 0 or more."""
     linger_s: float = 10.0
+    """How long a finished peer stays for neighbors that have not finished. Allowed: 0 or more."""
     on_damage: str = "stop"
+    """What happens if no file of the state can be used.
+
+    Allowed: `stop` (the peer ends with status 6), `rejoin` (it begins again from its neighbors).
+    """
     strict_app: bool = False
+    """Whether a neighbor whose app has other code is refused; if not, that is a warning.
+
+    Allowed: true, false.
+    """
     record: str = "off"
+    """What the flight recorder writes for `flower-dhb replay`.
+
+    Allowed: `off`, `checksums`, `payloads`.
+    """
     metrics_port: int = 0
+    """Loopback port on which Prometheus finds numbers. Allowed: a port; 0 for none."""
     log: str = "text"
+    """Form of the log's lines. Allowed: `text`, `json`."""
     names: Mapping[int, str] = field(default_factory=dict)
     edition: int = 1
+    """Number of the mesh's edition that this file is of. Allowed: 1 or more."""
     begins: int = 1
+    """The first round of that edition. Unit: rounds. Allowed: 1 or more."""
     members_since: int = 1
+    """Since which edition the members are the same.
+
+    A device that joins later, or takes another's place, has no part in the rounds before. Allowed:
+    1 or more.
+    """
     bulletins: Path | None = None
+    """Folder in which the operator may put bulletins by hand.
+
+    A relative path begins at the folder of `peer.toml`; without the key it is `bulletins`.
+    """
 
     def __post_init__(self) -> None:
         neighbors = set(self.weights) - {self.vertex}
@@ -183,7 +268,7 @@ class PeerSettings:
         """
         if self.vertex not in edition.vertices:
             raise ConfigError(f"vertex {self.vertex} is no member by edition {edition.number}")
-        timing = _settings(Timing, "timing", edition.timing, _TIMES)
+        timing = _settings(Timing, "timing", edition.timing, TIMES)
         near = (self.vertex, *edition.neighbors(self.vertex))
         names = {j: edition.vertices[j].name for j in near}
         return replace(
@@ -236,10 +321,9 @@ class PeerSettings:
             raise ConfigError(
                 "needs a [tls] table, or 'plaintext = true' on loopback addresses; not both"
             )
-        known = {f.name.replace("_", "-") for f in fields(cls)} - {"names"} | {"name"}
         for key in values:
-            if key not in known:
-                raise ConfigError(unknown("key", key, known))
+            if key not in KEYS:
+                raise ConfigError(unknown("key", key, KEYS))
         for key in sorted(_REQUIRED - values.keys()):
             raise KeyError(key)
         for key in _TEXTS:
@@ -248,7 +332,7 @@ class PeerSettings:
         values.setdefault("bulletins", "bulletins")
         for key in ("app", "start", "state-dir", "bulletins"):
             values[key] = home / values[key]
-        values["timing"] = _table(Timing, "timing", values.get("timing", {}), _TIMES)
+        values["timing"] = _table(Timing, "timing", values.get("timing", {}), TIMES)
         values["limits"] = _table(Limits, "limits", values.get("limits", {}))
         values["algorithm"] = algorithm_from_config(values["algorithm"])
         check_relayed(values["algorithm"])
@@ -261,6 +345,12 @@ class PeerSettings:
         )
 
 
+# The keys at the top of a peer.toml.
+KEYS = sorted(
+    key.replace("_", "-")
+    for key in {*PeerKeys.__annotations__, *(f.name for f in fields(PeerSettings))}
+    - {"weights", "dial", "names"}
+)
 _REQUIRED = {
     f.name.replace("_", "-")
     for f in fields(PeerSettings)

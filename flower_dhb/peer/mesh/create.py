@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import tomli_w
@@ -289,6 +289,21 @@ def check_addresses(hosts: Mapping[int, Host]) -> None:
 def n_agents(app: Path, overrides: Mapping[str, Any]) -> int:
     """Number of vertices of the topology that the app's run config names."""
     return RunConfig.of(run_config_of(app, overrides)).topology.n_agents
+
+
+class AppKeys(TypedDict, total=False):
+    """Keys of `[tool.flower-dhb]` in an app's `pyproject.toml`, for `mesh create`."""
+
+    start: str
+    """The initial arrays, where `--start` does not say them.
+
+    Allowed: a `.safetensors` file, or `module:name` of a function (of the run config, or of
+    nothing) that returns arrays by name or a model, or of a model's class.
+    """
+    train_config: Mapping[str, Any]
+    """As `train-config` of `peer.toml`, for all devices."""
+    evaluate_config: Mapping[str, Any]
+    """As `evaluate-config` of `peer.toml`, for all devices."""
 
 
 def run_config_of(app: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,18 +20,27 @@ _TLS = {"key": "key.pem", "certificate": "certificate.pem", "authority": "author
 
 @dataclass(frozen=True)
 class Host:
-    """Where one vertex runs.
-
-    vertex: its number, or its name in a graph whose vertices have names. address: where
-    neighbors reach it, None behind NAT. listen: what it binds. app: directory of the app on
-    that device. node_config: what the app finds there, such as where the data lie.
-    """
+    """Where one vertex runs: a `[[hosts]]` table of `hosts.toml`."""
 
     vertex: int | str
+    """Its number, or its name in a graph whose vertices have names."""
     address: str | None = None
+    """Where neighbors reach it; without it the device dials all of them (behind NAT).
+
+    Allowed: `host:port`.
+    """
     listen: str | None = None
+    """What it binds.
+
+    Without the key: all interfaces with the port of `address`. Allowed: `host:port`.
+    """
     app: str | None = None
+    """Directory of the app on that device, if it is not where `--app` says."""
     node_config: Mapping[str, Any] = field(default_factory=dict)
+    """What the app finds in `context.node_config` there, such as where the data lie.
+
+    Allowed: numbers, texts, true, false.
+    """
 
     @property
     def listens_on(self) -> str | None:

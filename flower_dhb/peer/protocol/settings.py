@@ -13,29 +13,43 @@ __all__ = ["Config", "Timing"]
 class Timing:
     """Time limits, in seconds.
 
-    ceiling_s: longest wait for a neighbor. least_s: shortest deadline of a neighbor that
-    is in good standing. factor: deadline in units of the neighbor's usual round time.
-    reconnect_s: how long a broken connection may take to come back before the round
-    goes on without it. resume_s: the same for an agent that has just been restarted, whose
-    neighbors must notice that first. start_s: how long an agent waits for its neighbors
-    before its first round. linger_s: how long one that has finished stays for those that have
-    not. hello_s: time to say Hello. dead_after_s: silence after which a connection is dead, and a
-    pause after which a payload is no longer waited for beyond its deadline. transfer_s: longest
-    pause in a payload whose sender is alive. least_bytes_s: bytes a second below which a payload
-    is cut off, transfer_s after it began.
+    In `peer.toml` the last six have other places: `start-timeout-s`, `linger-s`, and `[limits]`.
     """
 
     ceiling_s: float = 60.0
+    """Longest wait for a neighbor in a round. Allowed: above 0."""
     least_s: float = 1.0
+    """Shortest deadline of a neighbor that is in good standing. Allowed: above 0."""
     factor: float = 3.0
+    """Deadline of a neighbor, in units of its usual round time.
+
+    Unit: round times. Allowed: above 0.
+    """
     reconnect_s: float = 2.0
+    """How long a broken connection may take to come back before the round goes on.
+
+    Allowed: above 0.
+    """
     resume_s: float = 10.0
+    """The same for an agent that has just been restarted.
+
+    Its neighbors must notice that first. Allowed: above 0.
+    """
     start_s: float = 120.0
+    """How long an agent waits for its neighbors before its first round."""
     linger_s: float = 10.0
+    """How long one that has finished stays for those that have not."""
     hello_s: float = 5.0
+    """Time to say Hello."""
     dead_after_s: float = 8.0
+    """Silence after which a connection is dead.
+
+    After such a pause a payload is no longer waited for beyond its deadline.
+    """
     transfer_s: float = 60.0
+    """Longest pause in a payload whose sender is alive."""
     least_bytes_s: float = 1000.0
+    """Rate below which a payload is cut off, `transfer_s` after it began. Unit: bytes/s."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -73,8 +73,14 @@ class TlsFiles:
 
     identity: Identity
     key: Path
+    """Private key, with mode 0600. A relative path begins at the folder of `peer.toml`."""
     certificate: Path
+    """Certificate of this vertex. A relative path begins at the folder of `peer.toml`."""
     authority: Path
+    """Certificates of the authorities that are trusted.
+
+    A relative path begins at the folder of `peer.toml`.
+    """
     clock: Callable[[], datetime.datetime] = utc_now
     trust: Trust = field(default_factory=Trust, compare=False)
 

@@ -63,26 +63,46 @@ _OPTIONS = [
 class Limits:
     """Bounds on what neighbors and strangers can make a peer do.
 
-    heartbeat_s: pause after which an end says that it is alive. hello_s: time to let a
-    connection in, and then to say Hello. dead_after_s: silence after which a connection is
-    dead. transfer_s: longest pause in a payload; least_bytes_s: slower than that a payload is cut
-    off, once transfer_s has passed. These last four the protocol keeps. retry_s,
-    retry_max_s: first and longest pause before dialing again. idle_s: a connection without a
-    stream is closed after so long. streams, refusals, frames: how
-    many in a row, and per second, from one neighbor.
+    `hello_s`, `dead_after_s`, `transfer_s` and `least_bytes_s` are kept by the protocol.
     """
 
     heartbeat_s: float = 2.0
+    """Pause after which an end says that it is alive. Allowed: above 0."""
     dead_after_s: float = 8.0
+    """Silence after which a connection is dead.
+
+    After such a pause a payload is no longer waited for beyond its deadline. Allowed: above 0.
+    """
     hello_s: float = 5.0
+    """Time to let a connection in, and then to say Hello. Allowed: above 0."""
     transfer_s: float = 60.0
+    """Longest pause in a payload whose sender is alive. Allowed: above 0."""
     least_bytes_s: float = 1000.0
+    """Rate below which a payload is cut off, `transfer-s` after it began.
+
+    Unit: bytes/s. Allowed: above 0.
+    """
     retry_s: float = 0.2
+    """First pause before dialing again; each later one is twice as long. Allowed: above 0."""
     retry_max_s: float = 5.0
+    """Longest pause before dialing again. Allowed: above 0."""
     idle_s: float = 60.0
+    """A connection without a stream is closed after so long. Allowed: above 0."""
     streams: tuple[float, float] = (8.0, 0.5)
+    """Streams that one neighbor may open: in a row, and per second.
+
+    Unit: streams, streams/s. Allowed: two numbers above 0.
+    """
     refusals: tuple[float, float] = (32.0, 1.0)
+    """Frames of one neighbor that may be refused: in a row, and per second.
+
+    Unit: frames, frames/s. Allowed: two numbers above 0.
+    """
     frames: tuple[float, float] = (2000.0, 500.0)
+    """Short messages of one neighbor: in a row, and per second.
+
+    Unit: frames, frames/s. Allowed: two numbers above 0.
+    """
 
 
 @dataclass
@@ -90,8 +110,20 @@ class _Rates:
     """Allowances of one neighbor; they outlive its connections."""
 
     streams: Allowance
+    """Streams that one neighbor may open: in a row, and per second.
+
+    Unit: streams, streams/s. Allowed: two numbers above 0.
+    """
     refusals: Allowance
+    """Frames of one neighbor that may be refused: in a row, and per second.
+
+    Unit: frames, frames/s. Allowed: two numbers above 0.
+    """
     frames: Allowance
+    """Short messages of one neighbor: in a row, and per second.
+
+    Unit: frames, frames/s. Allowed: two numbers above 0.
+    """
 
     def change(self, limits: Limits) -> None:
         """Keep other bounds from now on."""
