@@ -9,6 +9,7 @@ from flower_dhb.cli.mesh_certificates import configure_certificates, renew, revo
 from flower_dhb.cli.mesh_day_two import DAY_TWO, configure_day_two
 from flower_dhb.cli.mesh_status import configure_status, status
 from flower_dhb.cli.mesh_up import configure_up, up
+from flower_dhb.cli.mesh_visits import VISITS, configure_visits
 from flower_dhb.cli.values import AUTHORITY_DAYS, DEVICE_DAYS, check_days, nested, pairs
 
 __all__ = ["configure", "execute"]
@@ -55,6 +56,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     create.add_argument("--force", action="store_true", help="replace the mesh in --out")
     configure_certificates(actions)
     configure_day_two(actions)
+    configure_visits(actions)
     configure_up(actions)
     configure_status(actions)
 
@@ -68,6 +70,7 @@ def execute(arguments: argparse.Namespace) -> int:
         "up": up,
         "status": status,
         **DAY_TWO,
+        **VISITS,
     }
     return int(done[arguments.action](arguments))
 

@@ -7,13 +7,14 @@ import gc
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO, cast
 
 from flower_dhb.peer.device.ending import Ending, ending_of
 
@@ -29,6 +30,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("settings", type=Path, help="the device's peer.toml")
     parser.add_argument("--log", choices=("text", "json"), help="form of the log lines")
+    parser.add_argument(
+        "--log-file",
+        type=Path,
+        help="keep the log lines in this file, too, so that 'mesh fetch' can fetch them; beyond "
+        "10 MiB it becomes FILE.1",
+    )
     parser.add_argument("--state-dir", type=Path, help="where state and history are kept")
     parser.add_argument("--metrics-port", type=int, help="loopback port for Prometheus")
     parser.add_argument(
@@ -56,6 +63,7 @@ def execute(arguments: argparse.Namespace) -> int:
 
         let_native_log_speak()
         from flower_dhb.peer.device.home import Home
+        from flower_dhb.peer.device.log_file import LogFile
         from flower_dhb.peer.device.settings import PeerSettings
 
     settings = PeerSettings.load(arguments.settings)
@@ -63,13 +71,18 @@ def execute(arguments: argparse.Namespace) -> int:
         settings = replace(settings, metrics_port=arguments.metrics_port)
     if arguments.state_dir is not None:
         settings = replace(settings, state_dir=arguments.state_dir)
+    if arguments.log_file is not None:
+        settings = replace(settings, log_file=arguments.log_file)
     monitor = Monitor(settings.vertex, settings.names)
     capture_native_log(monitor)
     # Flower adds a log handler of its own on import, so ours comes after.
     with _no_collecting():
         from flower_dhb.peer.device.daemon import Peer
 
-    set_up_logging(arguments.log or settings.log)
+    log = (
+        None if settings.log_file is None else cast(TextIO, LogFile(settings.log_file, sys.stderr))
+    )
+    set_up_logging(arguments.log or settings.log, log)
     begun, peer, result, trouble = time.monotonic(), None, None, None
     try:
         with Home(settings.state_dir) as home:

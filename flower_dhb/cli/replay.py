@@ -27,6 +27,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = _STATUSES
     parser.add_argument("mesh", type=Path, help="mesh directory with the devices' records")
+    parser.add_argument(
+        "--records", type=Path, help="what 'mesh fetch --what records' wrote, if they lie there"
+    )
     parser.add_argument("--json", action="store_true", help="for machines")
 
 
@@ -36,7 +39,7 @@ def execute(arguments: argparse.Namespace) -> int:
     from flower_dhb.peer.watch.replay import of_mesh
 
     document = read_overview(arguments.mesh)
-    replay = of_mesh(document, arguments.mesh)
+    replay = of_mesh(document, arguments.mesh, arguments.records)
     groups = grouped(replay.findings())
     if arguments.json:
         print(json.dumps(_document(replay, groups), indent=2))

@@ -74,6 +74,7 @@ SENTENCES: Mapping[str, str] = {
     "bulletin-refused": "refused a bulletin[ from {source}] ({reason}): {why!q}",
     "bulletin-failed": "cannot do what the bulletin {kind} {number} says: {why!q}, in {where}",
     "asked-to-stop": "{by} stops this peer in round {round}",
+    "fetched": "the operator fetches its {what}",
     # --- files ---
     "certificate-renewed": "uses its new key and certificate from the next connection on",
     "certificate-not-renewed": "the new key and certificate cannot be used yet, so the old ones "

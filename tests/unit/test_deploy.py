@@ -30,6 +30,8 @@ def test_the_service_calls_the_command_as_it_is():
     assert str(arguments.settings) == "/etc/flower-dhb/%i/peer.toml"
     assert "StateDirectory=flower-dhb/%i" in UNIT.read_text()
     assert str(arguments.state_dir) == "%S/flower-dhb/%i"
+    assert "LogsDirectory=flower-dhb/%i" in UNIT.read_text()
+    assert str(arguments.log_file) == "%L/flower-dhb/%i/peer.log"
 
 
 def test_the_service_knows_the_exit_statuses():

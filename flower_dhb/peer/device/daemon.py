@@ -37,6 +37,7 @@ from flower_dhb.peer.device.journal import Found, Journal
 from flower_dhb.peer.device.judge import Judge
 from flower_dhb.peer.device.model import read_start
 from flower_dhb.peer.device.settings import PeerSettings
+from flower_dhb.peer.device.shelf import Shelf
 from flower_dhb.peer.device.validity import Validity
 from flower_dhb.peer.device.work import Task, Work
 from flower_dhb.peer.monitor import Monitor
@@ -167,7 +168,11 @@ class Peer:
             listen=settings.listen,
             dial=self._dialed(),
             tls=settings.tls,
-            operations=Operations(status=self.progress.reply, stop=self._asked_to_stop),
+            operations=Operations(
+                status=self.progress.reply,
+                stop=self._asked_to_stop,
+                fetch=Shelf(settings.state_dir, settings.log_file, self.monitor).fetch,
+            ),
             limits=self.editions.newest.limits,
             may_differ=frozenset() if settings.strict_app else frozenset({"app"}),
             board=self.bulletins or NO_BOARD,

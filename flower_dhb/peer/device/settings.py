@@ -25,7 +25,8 @@ __all__ = ["KEYS", "TIMES", "NeighborKeys", "PeerKeys", "PeerSettings", "check_l
 T = TypeVar("T")
 
 _TEXTS = (
-    "mesh", "run", "graph", "app", "client-app", "start", "state-dir", "listen", "bulletins"
+    "mesh", "run", "graph", "app", "client-app", "start", "state-dir", "listen", "bulletins",
+    "log-file",
 )  # fmt: skip
 TIMES = ("ceiling_s", "least_s", "factor", "reconnect_s", "resume_s")
 _INTEGERS = {  # and the least that each can be
@@ -182,6 +183,12 @@ class PeerSettings:
 
     A relative path begins at the folder of `peer.toml`; without the key it is `bulletins`.
     """
+    log_file: Path | None = None
+    """File in which log lines are kept beside standard error, for `flower-dhb mesh fetch`.
+
+    A relative path begins at the folder of `peer.toml`; beyond 10 MiB the file becomes `NAME.1`.
+    Without the key there is none.
+    """
 
     def __post_init__(self) -> None:
         neighbors = set(self.weights) - {self.vertex}
@@ -332,6 +339,8 @@ class PeerSettings:
         values.setdefault("bulletins", "bulletins")
         for key in ("app", "start", "state-dir", "bulletins"):
             values[key] = home / values[key]
+        if "log-file" in values:
+            values["log-file"] = home / values["log-file"]
         values["timing"] = _table(Timing, "timing", values.get("timing", {}), TIMES)
         values["limits"] = _table(Limits, "limits", values.get("limits", {}))
         values["algorithm"] = algorithm_from_config(values["algorithm"])

@@ -150,6 +150,9 @@ class Fleet:
         options += [
             ("grpc.initial_reconnect_backoff_ms", 200),
             ("grpc.max_reconnect_backoff_ms", 2000),
+            # A device that is gone in the middle of a file is noticed.
+            ("grpc.keepalive_time_ms", 10_000),
+            ("grpc.keepalive_timeout_ms", 20_000),
         ]
         if self._tls is None:
             return grpc.insecure_channel(address, options)

@@ -58,6 +58,10 @@ def read_about(metadata: Mapping[str, str] | None) -> dict[str, Any]:
 
 def read_ledger(state_dir: Path) -> Ledger | None:
     """The newest whole record in a peer's state directory, None if there is none."""
+    fetched = state_dir / "ledger.json"  # as `flower-dhb mesh fetch` writes it
+    if fetched.exists():
+        found = json.loads(fetched.read_text())["edges"]
+        return Ledger({int(j): edge for j, edge in found.items()})
     newest: tuple[tuple[int, str], Ledger] | None = None
     for path in state_dir.glob("*-*.safetensors"):
         try:

@@ -352,16 +352,17 @@ def _state(arrays: Arrays, prefix: str) -> State:
     )
 
 
-def of_mesh(document: Mapping[str, Any], directory: Path) -> Replay:
+def of_mesh(document: Mapping[str, Any], directory: Path, fetched: Path | None = None) -> Replay:
     """Replay of a mesh whose devices' directories lie beside its `mesh.toml`.
 
-    Among them are those of vertices that were removed, and of devices that were replaced.
+    fetched: where `flower-dhb mesh fetch` has put the records, if they are not there. Among
+    them are those of vertices that were removed, and of devices that were replaced.
     """
     editions = read_editions(directory)
     records: dict[int, list[Record]] = {}
     ledgers = {}
     for v in sorted({v for edition in editions.values() for v in edition.vertices}):
-        state = directory / f"vertex-{v}" / "state"
+        state = directory / f"vertex-{v}" / "state" if fetched is None else fetched / f"vertex-{v}"
         former = sorted((directory / FORMER).glob(f"vertex-{v}-*/state"))
         for each in (*former, state):
             if (each / "record").exists():
@@ -370,6 +371,8 @@ def of_mesh(document: Mapping[str, Any], directory: Path) -> Replay:
         if ledger is not None:
             ledgers[v] = ledger
     if not records:
-        raise ConfigError(f'{directory}: no records; set record = "payloads" in peer.toml')
+        raise ConfigError(
+            f'{fetched or directory}: no records; set record = "payloads" in peer.toml'
+        )
     algorithm = algorithm_from_config(document["algorithm"])
     return Replay(records, editions, algorithm, ledgers)

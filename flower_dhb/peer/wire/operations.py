@@ -8,23 +8,35 @@ from typing import Any
 
 import grpc
 
+from flower_dhb.errors import FlowerDhbError, NotNowError, StateError
 from flower_dhb.peer.wire import relay_pb2 as pb
 from flower_dhb.peer.wire.bulletin import LIMIT_BYTES, Board, BulletinError
 
-__all__ = ["PUBLISH", "SERVICE", "STATUS", "STOP", "Operations"]
+__all__ = ["FETCH", "PUBLISH", "SERVICE", "STATUS", "STOP", "Operations"]
 
 SERVICE = "flower_dhb.peer.v1.Relay"
-STATUS, STOP, PUBLISH = (f"/{SERVICE}/{name}" for name in ("Status", "Stop", "Publish"))
+STATUS, STOP, FETCH, PUBLISH = (
+    f"/{SERVICE}/{name}" for name in ("Status", "Stop", "Fetch", "Publish")
+)
 
 _STORED_S = 5.0  # the operator waits so long to hear that a bulletin is on the disk
 
 
+def _no_files(_: pb.FetchRequest) -> Iterator[pb.FetchPiece]:
+    raise StateError("it hands out no files")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Operations:
-    """Answers to the operator; each is called from a thread of gRPC."""
+    """Answers to the operator; each is called from a thread of gRPC.
+
+    fetch: raises NotNowError while others fetch, another error of this package where there is
+    nothing that could be sent, and OSError if it cannot be read.
+    """
 
     status: Callable[[pb.StatusRequest], pb.StatusReply]
     stop: Callable[[pb.StopRequest], pb.StopReply]
+    fetch: Callable[[pb.FetchRequest], Iterator[pb.FetchPiece]] = _no_files
 
     def handlers(
         self, admit: Callable[[Any, str], None], board: Board
@@ -42,6 +54,17 @@ class Operations:
             admit(context, "asks it to stop")
             return self.stop(request)
 
+        def fetch(request: pb.FetchRequest, context: Any) -> Iterator[pb.FetchPiece]:
+            admit(context, "asks for files")
+            try:
+                yield from self.fetch(request)
+            except NotNowError as error:
+                context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
+            except FlowerDhbError as error:
+                context.abort(grpc.StatusCode.NOT_FOUND, str(error))
+            except OSError as error:
+                context.abort(grpc.StatusCode.DATA_LOSS, error.strerror or str(error))
+
         def publish(requests: Iterator[pb.PublishRequest], context: Any) -> pb.PublishReply:
             admit(context, "publishes a bulletin")
             return _published(requests, board)
@@ -52,6 +75,9 @@ class Operations:
             ),
             "Stop": grpc.unary_unary_rpc_method_handler(
                 stop, pb.StopRequest.FromString, pb.StopReply.SerializeToString
+            ),
+            "Fetch": grpc.unary_stream_rpc_method_handler(
+                fetch, pb.FetchRequest.FromString, pb.FetchPiece.SerializeToString
             ),
             "Publish": grpc.stream_unary_rpc_method_handler(
                 publish, pb.PublishRequest.FromString, pb.PublishReply.SerializeToString
