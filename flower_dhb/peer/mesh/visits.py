@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 
 import grpc
-from google.protobuf.json_format import MessageToDict
 
 from flower_dhb.errors import ConfigError, NotNowError
 from flower_dhb.files import replacing, with_remedy, write_durably
@@ -20,7 +19,7 @@ from flower_dhb.peer.mesh.fleet import Fleet
 from flower_dhb.peer.wire import files
 from flower_dhb.peer.wire import relay_pb2 as pb
 from flower_dhb.peer.wire.files import What
-from flower_dhb.peer.wire.operations import FETCH, STATUS, STOP
+from flower_dhb.peer.wire.operations import FETCH, STATUS, STOP, document_of
 
 __all__ = ["KINDS", "Fetched", "Stopped", "fetch", "stop"]
 
@@ -154,7 +153,7 @@ def _from(channel: grpc.Channel, folder: Path, kinds: list[str]) -> Fetched:
     fetched = Fetched()
     for kind in kinds:
         if kind == "status":
-            text = json.dumps(MessageToDict(_status(channel, 10.0)), indent=1)
+            text = json.dumps(document_of(_status(channel, 10.0)), indent=1)
             write_durably(folder / "status.json", text.encode())
             fetched.names.append("status.json")
             continue

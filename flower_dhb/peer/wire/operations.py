@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
+from google.protobuf.json_format import MessageToDict
 
 from flower_dhb.errors import FlowerDhbError, NotNowError, StateError
 from flower_dhb.peer.wire import relay_pb2 as pb
 from flower_dhb.peer.wire.bulletin import LIMIT_BYTES, Board, BulletinError
 
-__all__ = ["FETCH", "PUBLISH", "SERVICE", "STATUS", "STOP", "Operations"]
+__all__ = ["FETCH", "PUBLISH", "SERVICE", "STATUS", "STOP", "Operations", "document_of"]
 
 SERVICE = "flower_dhb.peer.v1.Relay"
 STATUS, STOP, FETCH, PUBLISH = (
@@ -83,6 +84,12 @@ class Operations:
                 publish, pb.PublishRequest.FromString, pb.PublishReply.SerializeToString
             ),
         }
+
+
+def document_of(reply: pb.StatusReply) -> dict[str, Any]:
+    """All that a peer answered, as a plain document."""
+    document: dict[str, Any] = MessageToDict(reply)
+    return document
 
 
 def _published(requests: Iterator[pb.PublishRequest], board: Board) -> pb.PublishReply:
