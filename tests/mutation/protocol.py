@@ -1,9 +1,9 @@
 """The command `python -m tests.mutation.protocol`: is every rule of the peers' protocol tested?
 
-Each mistake of the four lists beside this module (`protocol_rules`, `_words`, `_payloads`, `_life`)
-is put into a copy of the tree. The unit tests of the protocol run on it, and, if they let it
-pass, schedules of the simulator. A table says what caught it; the exit status is 1 if a mistake
-was not caught and is not argued for in `EQUIVALENT`.
+Each mistake of the lists beside this module (`protocol_rules`, `_words`, `_payloads`, `_life`,
+`_editions`) is put into a copy of the tree. The unit tests of the protocol run on it, and, if they
+let it pass, schedules of the simulator. A table says what caught it; the exit status is 1 if a
+mistake was not caught and is not argued for in `EQUIVALENT`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import pytest
 
 from .calls import MARKS
 from .fork import changed, copy_of, in_child, preload
+from .protocol_editions import EDITIONS
 from .protocol_life import AGENT, PATIENCE
 from .protocol_payloads import PAYLOADS
 from .protocol_rules import EDGE, ROUNDS, Mistake
@@ -35,13 +36,13 @@ TESTS = [
     f"tests/unit/test_protocol_{name}.py"
     for name in (
         *("edge", "settling", "connection", "waiting", "rounds"),
-        *("absence", "following", "restart", "docs", "pair"),
+        *("absence", "following", "restart", "editions", "docs", "pair"),
     )
 ]
 LIMIT_S = 180.0
 BLOCK = 20  # schedules at a time
 
-MISTAKES: tuple[Mistake, ...] = (*EDGE, *ROUNDS, *WORDS, *PAYLOADS, *AGENT, *PATIENCE)
+MISTAKES: tuple[Mistake, ...] = (*EDGE, *ROUNDS, *WORDS, *PAYLOADS, *AGENT, *PATIENCE, *EDITIONS)
 
 # Rules whose mistake nobody can notice, and why: the text is there for the reader or for a shell
 # that does not keep its promises.

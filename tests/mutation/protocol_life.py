@@ -293,25 +293,25 @@ AGENT: tuple[Mistake, ...] = _in(
     ),
     (
         "payloads of those as far behind are not taken",
-        "if newest is not None and newest[0] >= least:",
+        "if newest is not None and newest[0] - edge.held[newest[0]][0].final >= least:",
         "if newest is not None:",
     ),
     (
         "those as far behind are not waited for",
-        "elif edge.up and edge.wants >= least and not edge.seeking:",
+        "elif edge.up and self._comes_from(edge) >= least and not edge.seeking:",
         "elif edge.up and not edge.seeking:",
     ),
     (
         "those that begin again too are not waited for, whatever round they name",
-        "elif edge.up and edge.wants >= least and not edge.seeking:",
+        "elif edge.up and self._comes_from(edge) >= least and not edge.seeking:",
         "elif edge.up and edge.wants >= least:",
     ),
     (
         "who connects meanwhile is asked too",
-        "        if not edge.sought:",
-        "        if False:",
+        "                if not edge.sought:",
+        "                if False:",
     ),
-    ("nobody is asked twice", "        if not edge.sought:", "        if True:"),
+    ("nobody is asked twice", "                if not edge.sought:", "                if True:"),
     (
         "once a payload is here, the others are not waited for long",
         "        if sources:\n            self._until = min(",
@@ -350,7 +350,7 @@ AGENT: tuple[Mistake, ...] = _in(
     # memory
     (
         "who begins again has broken the mean",
-        "near.broken = near.broken or had_part",
+        "near.broken = near.broken or lost",
         "pass",
     ),
     (

@@ -30,7 +30,7 @@ PAYLOADS: tuple[Mistake, ...] = _in(
         "            edge.broken = round\n",
         "            pass\n",
     ),
-    ("payloads are of rounds of the run", "elif not 0 < r <= rounds:", "elif not 0 < r:"),
+    ("payloads are of rounds of the run", "elif r < 1 or (r > rounds and not self._knows_more(offer)):", "elif not 0 < r:"),
     (
         "an epoch is heard of in a header",
         "            self._see_epoch(offer.epoch)\n",
@@ -191,10 +191,10 @@ PAYLOADS: tuple[Mistake, ...] = _in(
         "if self.kept[round].digest == digest:",
         "if True:",
     ),
-    ("nobody releases a round after the last", "if r > self.rounds:", "if False:"),
+    ("nobody releases a round after the last", "if r > self.last:", "if False:"),
     (
         "who fails is not followed",
-        "            edge.wants = min(r + 1, self.rounds)\n",
+        "            edge.wants = min(r + 1, self.last)\n",
         "            edge.wants = max(r + 9, edge.wants)\n",
     ),
     (
@@ -231,7 +231,7 @@ PAYLOADS: tuple[Mistake, ...] = _in(
     ("who has finished is not waited for", "        if event.done and (", "        if False and ("),
     (
         "who finishes says what counted",
-        "            self._learn(edge, rounds, edge.shares, 0, event.counted)\n",
+        "            self._learn(edge, last, edge.shares, 0, event.counted)\n",
         "",
     ),
 )  # fmt: skip

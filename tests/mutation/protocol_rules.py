@@ -400,13 +400,13 @@ ROUNDS = _in(
     ),
     (
         "neighbors that are gone lead nobody",
-        "            if e.up and e.wants > self.closed + 1 and not e.seeking",
-        "            if e.wants > self.closed + 1 and not e.seeking",
+        "due = [e for e in self.due() if e.up]",
+        "due = self.due()",
     ),
     (
         "who begins again itself leads nobody",
-        "            if e.up and e.wants > self.closed + 1 and not e.seeking",
-        "            if e.up and e.wants > self.closed + 1",
+        "            if e.wants > self.closed + 1 and not e.seeking",
+        "            if e.wants > self.closed + 1",
     ),
     (
         "no label is after the last round",

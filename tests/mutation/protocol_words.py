@@ -144,8 +144,8 @@ WORDS: tuple[Mistake, ...] = _in(
     # what a Hello settles
     (
         "a Hello's round is within the run",
-        "edge.wants = min(max(hello.round, hello.closed), self.rounds)",
-        "edge.wants = max(hello.round, hello.closed)",
+        "edge.wants = min(edge.wants, self.last)",
+        "pass",
     ),
     (
         "who has finished looks for no model any more",
@@ -190,12 +190,12 @@ WORDS: tuple[Mistake, ...] = _in(
     ),
     (
         "one-sided rounds are known at both ends",
-        "            if 0 < r <= self.rounds:\n                self._disagree(edge, r)\n",
+        "            if 0 < r <= self.last:\n                self._disagree(edge, r)\n",
         "            pass\n",
     ),
     (
         "there are no one-sided rounds outside the run",
-        "if 0 < r <= self.rounds:",
+        "if 0 < r <= self.last:",
         "if True:",
     ),
     (

@@ -54,6 +54,7 @@ class Faults:
         self.rng = world.rng
         self.exempt_until = [0.0] * world.plan.size
         self.calm_at = world.plan.stop_at
+        self.spread_at = NEVER
         self._at_once: set[int] = set()
         self._revive: set[int] = set()
         if world.plan.liar is not None:
@@ -72,6 +73,34 @@ class Faults:
         for fault in world.plan.faults:
             world.push(fault.at, self._happen, fault, None)
         world.push(world.plan.stop_at, self._settle, None, None)
+        for at, number, told in world.plan.news:
+            self._calm(at)
+            world.push(at, self._announce, number, told)
+        if world.plan.news:
+            self.spread_at = max(world.plan.stop_at, world.plan.news[-1][0])
+            world.push(self.spread_at, self._spread, None, None)
+
+    def _announce(self, number: int, told: list[int]) -> None:
+        """The operator says what changes: those hear it who can be reached, or who are next."""
+        self.world.count("edition announced")
+        for kind in self.world.plan.meshes[number - 1].kinds:
+            self.world.count("mesh: " + kind)
+        for vertex in told:
+            self._publish(self.world.hosts[vertex], number)
+
+    def _spread(self, _a: object, _b: object) -> None:
+        """In the end everybody hears of the newest edition."""
+        for host in self.world.hosts:
+            self._publish(host, len(self.world.plan.meshes))
+
+    def _publish(self, host: Host, number: int) -> None:
+        if host.process is not None:
+            host.process.learn(number)
+        elif host.outcome != "gone" and number > max(host.known):
+            host.known.append(number)
+        if host.outcome == "done" and not host.due and not host.over:
+            self.world.count("goes on after its end")
+            self._again(host, self.world.plan.round_s * 10 ** self.rng.uniform(-2, 0.5))
 
     def _calm(self, at: float) -> None:
         self.calm_at = max(self.calm_at, at)
@@ -134,6 +163,7 @@ class Faults:
         twin.disk, twin.twin = host.disk.copy(), True
         if twin.disk.writes:
             twin.state, twin.closed = twin.disk.writes[-1].state, twin.disk.writes[-1].closed
+        twin.known = list(host.known)
         twin.order = host.order[: twin.state.count]
         twin.verdicts = {r: host.verdicts[r] for r in twin.order}
         twin.due = 1
@@ -177,6 +207,8 @@ class Faults:
     def _lose(self, host: Host, writes: int, kind: str) -> None:
         self.world.count(kind)
         host.disk.turn_back(writes)
+        if not host.disk.writes:  # a new device gets what holds, or what the old one began with
+            host.known = [self.rng.choice((max(host.known), self.world.plan.joined[host.vertex]))]
         self.world.watch.vanished(host)
         highest = max([host.closed, *host.disk.promised])
         self.exempt(host.vertex, highest)
@@ -191,6 +223,8 @@ class Faults:
         world = self.world
         if host.outcome == "stopped" and not host.twin:
             self._again(host, world.plan.round_s * 10 ** self.rng.uniform(-2, 1))
+        elif host.outcome == "done" and not host.over and not host.twin:
+            self._again(host, world.plan.round_s * 10 ** self.rng.uniform(-2, 0.5))
         elif host.outcome == "done" and host.vertex in self._revive and not host.twin:
             self._revive.discard(host.vertex)
             world.count("finished agent started again")
@@ -257,6 +291,7 @@ class Faults:
                 rng.choice((offer.ack, 0, self._digest())),
                 self._epoch(offer.epoch),
                 rng.random() < 0.1,
+                offer.edition,
             ),
             payload,
         )

@@ -103,7 +103,7 @@ class End:
         elif kind is Hello:
             self._put(Greeted(vertex, link, message))
         elif kind is Goodbye:
-            self._put(Left(vertex, link, message.done, message.counted))
+            self._put(Left(vertex, link, message.done, message.counted, message.closed))
         else:
             self._put(Sought(vertex, link))
 
@@ -139,6 +139,17 @@ class End:
             self._put(Completed(vertex, self.other.id, *content))
         back = self.other.path
         self.answer_at = self.last + back.latency_s * (1 + back.jitter)
+
+    def tell(self, number: int) -> None:
+        """Put an edition of the mesh in the pipe."""
+        world = self.world
+        self.last = max(self.last, world.now + self.path.latency_s)
+        world.push(self.last, self.other.hears, number, None)
+
+    def hears(self, number: int, _b: object) -> None:
+        """An edition of the mesh has come through the other end's pipe."""
+        if self.other.cut_at > self.world.now and self.open:
+            self.process.learn(number)
 
     def beat(self) -> None:
         """Put a heartbeat in the pipe."""
@@ -190,6 +201,8 @@ class End:
         process.ends[self.id] = self
         process.current[self.neighbor] = self
         process.handle(Connected(self.neighbor, self.id))
+        if len(self.world.plan.meshes) > 1 and self.open and process.alive:
+            self.tell(max(process.host.known))
 
     # --- endings --------------------------------------------------------------------------
 

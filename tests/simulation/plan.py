@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
-from flower_dhb.peer.protocol.edition import Edition
 from flower_dhb.peer.protocol.settings import Config, Timing
 
 from .field import PRIME
+from .mesh import Mesh, changed
 from .profiles import CAMPAIGN, PROFILES, Profile
 
 __all__ = ["Fault", "Pace", "Path", "Plan", "profile_of"]
@@ -53,7 +53,9 @@ def profile_of(seed: int) -> str:
 class Plan:
     """A schedule before it begins.
 
-    neighbors: by vertex. dialers: for every edge (smaller vertex first), who dials. weights:
+    meshes: the editions of the mesh. neighbors: by vertex, in any of them. joined: by vertex, the
+    edition that it begins with. news: when each edition after the first is announced, and to whom.
+    dialers: for every edge (smaller vertex first), who dials. weights:
     symmetric field elements. hopeless: an agent whose app always fails. groups_writes: a save is
     left to a journal that waits behind it. saves_every: rounds between two saves that are
     written. first_s: more in the first training of a process.
@@ -67,11 +69,16 @@ class Plan:
         self.rng = rng = Random(f"{profile} {seed}")  # noqa: S311
         self.odds = odds = PROFILES[profile]
         self.neighbors = _graph(rng, odds)
-        self.size = len(self.neighbors)
+        self.size = self.began = len(self.neighbors)
         self.edges = [(i, j) for i, others in enumerate(self.neighbors) for j in others if i < j]
         self.dialers = {edge: rng.choice(edge) for edge in self.edges}
         self.weights = {edge: rng.randrange(1, PRIME) for edge in self.edges}
         self.rounds = rng.randint(*odds.rounds)
+        first = Mesh(1, 1, self.rounds, frozenset(range(self.size)), self.weights)
+        self.meshes = [first]
+        self.joined = [1] * self.size
+        if odds.editions:
+            self._draw_editions()
         self.conserves = rng.random() < odds.conserves
         self.early = rng.random() < odds.early and not self.conserves
         unit = 10 ** rng.uniform(*odds.seconds)
@@ -90,13 +97,13 @@ class Plan:
         self.configs = [
             Config(
                 vertex=vertex,
-                editions=(Edition(1, 1, self.rounds, others),),
+                editions=(self.meshes[self.joined[vertex] - 1].row(vertex),),
                 timing=self.timing,
                 away_rounds=self.away_rounds,
                 early=self.early,
                 conserves=self.conserves,
             )
-            for vertex, others in enumerate(self.neighbors)
+            for vertex in range(self.size)
         ]
         self.liar = rng.randrange(self.size) if rng.random() < odds.liar else None
         self.hopeless = rng.randrange(self.size) if rng.random() < odds.failures * 2 else None
@@ -108,7 +115,35 @@ class Plan:
         for vertex in range(self.size):
             if rng.random() < odds.late_start:
                 self.starts[vertex] = rng.uniform(0, 1.2) * self.length_s
+        self.news = self._draw_news() if odds.editions else []
         self.faults = sorted(self._faults(), key=lambda fault: fault.at)
+
+    def _draw_editions(self) -> None:
+        rng = self.rng
+        for _ in range(rng.randint(1, self.odds.editions)):
+            mesh = changed(rng, self.meshes[-1], self.size, self.odds.agents[1] + 2)
+            self.meshes.append(mesh)
+            self.joined += [mesh.number] * (max(mesh.members) + 1 - self.size)
+            self.size = len(self.joined)
+        self.rounds = max(mesh.rounds for mesh in self.meshes)
+        self.edges = sorted({edge for mesh in self.meshes for edge in mesh.weights})
+        self.dialers |= {e: rng.choice(e) for e in self.edges if e not in self.dialers}
+        pairs = [*self.edges, *((j, i) for i, j in self.edges)]
+        self.neighbors = [tuple(sorted(j for i, j in pairs if i == v)) for v in range(self.size)]
+
+    def _draw_news(self) -> list[tuple[float, int, list[int]]]:
+        rng, news, at = self.rng, [], 0.0
+        for mesh in self.meshes[1:]:
+            at = max(at, mesh.begins * self.round_s * rng.uniform(0.1, 1.2))
+            told = [v for v in range(self.size) if rng.random() < 0.3] or [rng.randrange(self.size)]
+            if self.odds.early_news:
+                at, told = self.round_s * 0.01 * mesh.number, list(range(self.size))
+            news.append((at, mesh.number, told))
+            for vertex in (v for v, number in enumerate(self.joined) if number == mesh.number):
+                self.starts[vertex] = max(0.0, at + self.length_s * rng.uniform(-0.2, 0.3))
+                if self.odds.early_news:
+                    self.starts[vertex] = at
+        return news
 
     def _pace(self, unit: float) -> Pace:
         rng = self.rng

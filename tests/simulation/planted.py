@@ -13,14 +13,16 @@ from typing import Any
 
 from flower_dhb.peer.protocol import agent
 from flower_dhb.peer.protocol.agent import Agent
-from flower_dhb.peer.protocol.edge import Edge
+from flower_dhb.peer.protocol.edge import Edge, Stage
 from flower_dhb.peer.protocol.effects import Combine, Reserve, Send
-from flower_dhb.peer.protocol.events import Connected, LinkEvent
+from flower_dhb.peer.protocol.events import Announced, Connected, LinkEvent
 from flower_dhb.peer.protocol.messages import Ack, Hello
 from flower_dhb.peer.protocol.neighborhood import Neighborhood
+from flower_dhb.peer.protocol.rounds import Rounds
 
 from .disk import Disk
-from .process import Host
+from .mesh import Mesh
+from .process import Host, Process
 
 __all__ = ["PLANTED", "Planted", "planted"]
 
@@ -141,12 +143,10 @@ def _older_state(original: Any) -> Any:
 
 
 def _uneven_weights(original: Any) -> Any:
-    def init(self: Host, *args: Any) -> None:
-        original(self, *args)
-        if self.vertex == 0:
-            self.weights = {j: w + 1 for j, w in self.weights.items()}
+    def weights(self: Host, number: int) -> dict[int, int]:
+        return {j: w + (self.vertex == 0) for j, w in original(self, number).items()}
 
-    return init
+    return weights
 
 
 def _raises(original: Any) -> Any:
@@ -167,7 +167,89 @@ def _keeps_no_prefix(original: Any) -> Any:
     return crash
 
 
+def _same_to_all(_original: Any) -> Any:
+    return lambda *_args: False
+
+
+def _newest_weights(original: Any) -> Any:
+    def weights(self: Host, number: int) -> dict[int, int]:
+        return {**original(self, number), **original(self, max(self.known))}
+
+    return weights
+
+
+def _newest_edition(original: Any) -> Any:
+    def restore(self: Agent, record: Any, payload: Any, kept: Any, now: float) -> None:
+        found = record["open"]
+        if found is not None:
+            newest = self.near.editions.newest.number
+            record = {**record, "open": {**found, "edition": newest}}
+        original(self, record, payload, kept, now)
+
+    return restore
+
+
+def _all_are_due(original: Any) -> Any:
+    def share(self: Neighborhood, *args: Any, **options: Any) -> None:
+        original(self, *args, **options)
+        for edge in self.edges.values():
+            if edge.stage is Stage.APART:
+                edge.stage = Stage.IDLE
+
+    return share
+
+
+def _never_stored(_original: Any) -> Any:
+    def learn(self: Process, number: int, _b: object = None) -> None:
+        if self.alive and not self.paused and number > max(self.host.known):
+            self.handle(Announced(self.world.plan.meshes[number - 1].row(self.vertex)))
+
+    return learn
+
+
+def _same_members(original: Any) -> Any:
+    return lambda self, vertex: replace(original(self, vertex), members_since=1)
+
+
 PLANTED = (
+    Planted(
+        "editions of the mesh are not compared",
+        "one edition",
+        "editions",
+        Neighborhood,
+        "_differs",
+        _same_to_all,
+    ),
+    Planted(
+        "weights are those of the newest edition",
+        "network average",
+        "editions",
+        Host,
+        "weights",
+        _newest_weights,
+    ),
+    Planted(
+        "a restart takes the newest edition for that of its payload",
+        "edges agree",
+        "editions",
+        Agent,
+        "_restore",
+        _newest_edition,
+    ),
+    Planted(
+        "edges that are not due are waited for", "due", "growth", Rounds, "share", _all_are_due
+    ),
+    Planted(
+        "an edition is used, and forgotten at a restart",
+        "no exception",
+        "editions",
+        Process,
+        "learn",
+        _never_stored,
+    ),
+    Planted(
+        "no epoch begins where the members change", "memory", "mutable", Mesh, "_row", _same_members
+    ),
     Planted("a doubt is forgotten", "edges agree", "pairs", Edge, "doubt", _nothing),
     Planted(
         "a difference is not counted",
@@ -222,7 +304,7 @@ PLANTED = (
         "network average",
         "calm",
         Host,
-        "__init__",
+        "weights",
         _uneven_weights,
     ),
     Planted(

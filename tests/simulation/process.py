@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from flower_dhb.peer.protocol.edition import Editions
 from flower_dhb.peer.protocol.effects import (
     Close,
     Combine,
@@ -27,6 +29,7 @@ from flower_dhb.peer.protocol.effects import (
     Train,
 )
 from flower_dhb.peer.protocol.events import (
+    Announced,
     Combined,
     Event,
     Finished,
@@ -41,6 +44,7 @@ from flower_dhb.peer.protocol.events import (
     TrainingFailed,
 )
 from flower_dhb.peer.protocol.messages import Ack, Hello
+from flower_dhb.peer.protocol.settings import Config
 
 from .app import State
 from .disk import Disk, Write
@@ -61,8 +65,9 @@ class Host:
     state: the app's, now. closed: the last round with a verdict on the way to it. verdicts: by
     round, the digest of the own payload, and for each neighbor that counted its digest and what
     it moved. order: rounds with a verdict. flux: sum of what neighbors moved, on the way to the
-    newest verdict. past_flux: the same on ways that ended with a lost disk. twin: it is the
-    second instance of an agent that was started twice.
+    newest verdict. known: numbers of the mesh's editions that are on the disk; editions_used: the
+    one that each verdict is of. past_flux: the same on ways that ended with a lost disk. twin: it
+    is the second instance of an agent that was started twice.
     """
 
     def __init__(self, world: World, vertex: int) -> None:
@@ -70,9 +75,8 @@ class Host:
         self.pace = world.plan.paces[vertex]
         self.config = world.plan.configs[vertex]
         self.neighbors = world.plan.neighbors[vertex]
-        self.weights = {
-            j: world.plan.weights[min(vertex, j), max(vertex, j)] for j in self.neighbors
-        }
+        self.known = [world.plan.joined[vertex]]
+        self.editions_used: dict[int, int] = {}
         self.start_x = world.start_x
         self.state = State(self.start_x)
         self.disk = Disk(world, self.pace.disk_s)
@@ -93,9 +97,33 @@ class Host:
             return
         self.lives += 1
         self.outcome = "running"
+        newest = len(self.world.plan.meshes)
+        if self.world.now > self.world.faults.spread_at and newest > max(self.known):
+            self.known.append(newest)
         self.process = Process(self)
         self.world.watch.began(self)
         self.process.start()
+
+    def weights(self, number: int) -> dict[int, int]:
+        """Mixing weights of an edition of the mesh, by neighbor."""
+        mesh = self.world.plan.meshes[number - 1]
+        return {j: mesh.weight(self.vertex, j) for j in mesh.row(self.vertex).neighbors}
+
+    def editions(self) -> Config:
+        """What a process knows when it begins: its disk's editions that are not over."""
+        record = self.disk.read()["record"]
+        known = Editions(self.world.plan.meshes[n - 1].row(self.vertex) for n in self.known)
+        oldest = known.then((record["closed"] if record else 0) + 1).number
+        if record and record["open"]:
+            oldest = min(oldest, record["open"]["edition"])
+        kept = [e for e in known.known if e.number >= oldest or self.world.random() < 0.3]
+        return replace(self.config, editions=tuple(kept))
+
+    @property
+    def over(self) -> bool:
+        """Whether it takes part in no later round, as far as its disk knows."""
+        known = Editions(self.world.plan.meshes[n - 1].row(self.vertex) for n in self.known)
+        return known.next(self.closed) is None
 
     def reload(self) -> None:
         """The state is that of the newest write; verdicts after it were never made."""
@@ -113,6 +141,7 @@ class Process:
     neighbor said, in this life of both, to have ended. fuse: effects until a crash.
     untried: it has not trained yet. waited:
     neighbors that a deadline was for, with nothing under way on a whole connection to them.
+    storing: editions of the mesh on their way to the disk. edition: of the newest own payload.
     left_out: by neighbor, rounds on a connection in which it was sent nothing.
     """
 
@@ -125,6 +154,7 @@ class Process:
         "current",
         "dialing",
         "disk",
+        "edition",
         "ends",
         "fuse",
         "fuse_kind",
@@ -142,6 +172,8 @@ class Process:
         "rejoins",
         "resuming",
         "rings",
+        "stores_at",
+        "storing",
         "tick_at",
         "told",
         "untried",
@@ -174,7 +206,11 @@ class Process:
         self.notes = 0
         self.untried = True
         self.life = host.lives
-        self.core = world.make(host.config, self.clock(), **host.disk.read())
+        config = host.editions() if len(world.plan.meshes) > 1 else host.config
+        self.core = world.make(config, self.clock(), **host.disk.read())
+        self.storing: set[int] = set()
+        self.stores_at = 0.0
+        self.edition = self.core.near.present.number
 
     # --- time -----------------------------------------------------------------------------
 
@@ -228,7 +264,7 @@ class Process:
         world = self.world
         world.live[self.vertex].append(self)
         self.handle(Started())
-        for j in self.host.neighbors:
+        for j in self.core.edges:
             if self._dials(j):
                 world.push(world.now, self.dial, j, None)
         self._beat(None, None)
@@ -255,7 +291,8 @@ class Process:
     def receive(self, end: LinkEnd, event: LinkEvent, sent_at: float) -> None:
         """A frame came; stale ones must change nothing."""
         watch = self.world.watch
-        stale = self.core.edges[event.neighbor].link != end.id
+        edge = self.core.edges.get(event.neighbor)
+        stale = edge is None or edge.link != end.id
         if stale:  # what is due is due now, whatever comes
             self.handle(_TICK)
             if not self.alive:
@@ -316,7 +353,7 @@ class Process:
 
     def dial(self, j: int, _b: object = None) -> None:
         """Try to connect to a neighbor that this end dials, unless it is connected."""
-        if not self.alive or j in self.current:
+        if not self.alive or j in self.current or j not in self.core.edges:
             return
         if self.paused:
             self.inbox.append((self.dial, j, None))
@@ -329,7 +366,55 @@ class Process:
         ):
             self.again(j)
             return
-        connect(world, self, there[0] if len(there) == 1 else world.rng.choice(there))
+        other = there[0] if len(there) == 1 else world.rng.choice(there)
+        if self.vertex not in other.core.edges:  # it takes what is signed, and nothing else
+            lag = world.plan.paths[self.vertex, j].latency_s
+            world.push(world.now + lag, other.learn, max(self.host.known), None)
+            world.push(world.now + 2 * lag, self.learn, max(other.host.known), None)
+            self.again(j)
+            return
+        connect(world, self, other)
+
+    def learn(self, number: int, _b: object = None) -> None:
+        """An edition of the mesh has come from somebody: first of all it goes to the disk."""
+        if not self.alive or number <= max(self.host.known) or number in self.storing:
+            return
+        if self.paused:
+            self.inbox.append((self.learn, number, None))
+            return
+        self.storing.add(number)
+        world = self.world
+        self.stores_at = max(self.stores_at, world.now) + self.disk.seconds * world.random()
+        world.push(self.stores_at, self._stored, number, None)
+
+    def _stored(self, number: int, _b: object) -> None:
+        """It is on the disk: the core hears of it, and then all neighbors."""
+        if not self.alive:
+            return
+        if self.paused:
+            self.inbox.append((self._stored, number, None))
+            return
+        host, world = self.host, self.world
+        self.storing.discard(number)
+        if number <= max(host.known):
+            return
+        host.known.append(number)
+        world.count("edition learned")
+        row = world.plan.meshes[number - 1].row(self.vertex)
+        if row.begins <= self.core.round:
+            world.count("edition learned late")
+        if (self.fuse >= 0 or self.fuse_kind is not None) and world.random() < 0.5:
+            self.crash()
+            return
+        self.handle(Announced(row))
+        if self.alive:
+            for end in list(self.current.values()):
+                end.tell(number)
+
+    def _meet(self, effect: Neighbors) -> None:
+        for j in effect.vertices:
+            if self._dials(j) and j not in self.current:
+                self.world.push(self.world.now, self.dial, j, None)
 
     def again(self, j: int) -> None:
         """Dial once more, after a while that doubles."""
@@ -463,6 +548,7 @@ class Process:
         seen = self.world.seen
         if len(seen) < 100:
             seen.append(payload.digest)
+        self.edition = effect.edition
         self._write(effect.round, effect.record, payload)
 
     def _save(self, effect: Save) -> None:
@@ -472,7 +558,7 @@ class Process:
         else:
             self.world.watch.saved(host, effect.round)
         plan = self.world.plan
-        if effect.round % plan.saves_every == 0 or effect.round == plan.rounds:
+        if effect.round % plan.saves_every == 0 or effect.last:
             self._write(effect.round, effect.record, None)
 
     def _write(self, round: int, record: Any, payload: Payload | None) -> None:
@@ -486,7 +572,7 @@ class Process:
         world.watch.rounds_go_up(host, effect.round)
         world.watch.nobody_is_left_out(self, effect)
         self.ready, moved = host.state.combined(
-            effect.round, host.weights, effect.payloads, early=plan.early
+            effect.round, host.weights(effect.edition), effect.payloads, early=plan.early
         )
         world.watch.combined(self, effect, moved, self.ready)
         seconds = host.pace.combine_s * (0.9 + 0.2 * world.random())
@@ -524,7 +610,7 @@ class Process:
     def _note(self, effect: Note) -> None:
         self.notes += 1
 
-    def _nothing(self, effect: Reserve | Refuse | Neighbors) -> None:
+    def _nothing(self, effect: Reserve | Refuse) -> None:
         pass
 
 
@@ -535,7 +621,7 @@ _DO: dict[type, Callable[[Process, Any], None]] = {
     SendPayload: Process._send_payload,
     Reserve: Process._nothing,
     Refuse: Process._nothing,
-    Neighbors: Process._nothing,
+    Neighbors: Process._meet,
     Close: Process._close,
     Train: Process._train,
     Journal: Process._journal,

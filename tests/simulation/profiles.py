@@ -19,7 +19,9 @@ class Profile:
     of trainings that fail. slow: share of agents that train ten times slower. wild: time
     limits over three decades, whether they make sense or not. dense: chance of 30 neighbors.
     early, conserves: share of runs whose rule is of that kind. revivals: per agent, of those that
-    have finished. agents, rounds: least and most. seconds: of a round, as powers of 10.
+    have finished. editions: of the mesh, at most, that follow the first; early_news: all learn of
+    each long before it begins. agents, rounds: least and most. seconds: of a round, as powers of
+    10.
     """
 
     crashes: float = 0.0
@@ -42,6 +44,8 @@ class Profile:
     early: float = 0.3
     conserves: float = 0.0
     revivals: float = 0.0
+    editions: int = 0
+    early_news: bool = False
     agents: tuple[int, int] = (2, 6)
     rounds: tuple[int, int] = (3, 16)
     seconds: tuple[float, float] = (-2.0, 2.0)
@@ -93,6 +97,28 @@ PROFILES = {
         conserves=0.3,
         revivals=0.1,
         agents=(2, 8),
+    ),
+}
+
+PROFILES |= {
+    "growth": Profile(editions=3, early_news=True, slow=0.0),
+    "editions": Profile(editions=4, crashes=1.0, cuts=1.0, late_return=0.15, revivals=0.1),
+    "mutable": Profile(
+        editions=4,
+        conserves=0.6,
+        crashes=0.7,
+        stops=0.2,
+        pauses=0.2,
+        cuts=0.7,
+        late_start=0.1,
+        late_return=0.2,
+        never=0.04,
+        no_disk=0.1,
+        failures=0.02,
+        broken=0.003,
+        wild=0.1,
+        rounds=(4, 24),
+        agents=(2, 7),
     ),
 }
 

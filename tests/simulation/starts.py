@@ -8,6 +8,7 @@ from flower_dhb.peer.protocol.edition import Edition
 from flower_dhb.peer.protocol.settings import Config, Timing
 from flower_dhb.topology.graph import Topology
 
+from .mesh import Mesh
 from .plan import Pace, Path, Plan
 from .profiles import PROFILES
 
@@ -43,6 +44,8 @@ class Starts(Plan):
         self.dialers = {(i, j): i if (i + j) % 2 else j for i, j in self.edges}
         self.weights = {edge: rng.randrange(1, 1000) for edge in self.edges}
         self.rounds, self.away_rounds = rounds, 10
+        self.meshes = [Mesh(1, 1, rounds, frozenset(range(n)), self.weights)]
+        self.joined, self.news = [1] * n, []
         self.conserves = self.early = self.groups_writes = False
         seconds = train_s if isinstance(train_s, tuple) else (train_s,) * n
         self.paces = [Pace(s, 0.02, 0.01, 1.0, 0.0) for s in seconds]

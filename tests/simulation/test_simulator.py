@@ -85,13 +85,15 @@ def test_plans_are_of_their_profile(profile: str) -> None:
     odds = PROFILES[profile]
     for seed in range(20):
         plan = Plan(seed, profile)
-        assert odds.rounds[0] <= plan.rounds <= odds.rounds[1]
+        assert odds.rounds[0] <= plan.meshes[0].rounds <= odds.rounds[1]
         assert plan.size >= 2
-        reached, border = {0}, [0]
-        while border:
-            border = [j for i in border for j in plan.neighbors[i] if j not in reached]
-            reached.update(border)
-        assert len(reached) == plan.size
+        for mesh in plan.meshes:
+            border = [min(mesh.members)]
+            reached = set(border)
+            while border:
+                border = [j for i in border for j in mesh.row(i).neighbors if j not in reached]
+                reached.update(border)
+            assert reached == mesh.members
         assert all(i in plan.neighbors[j] for i in range(plan.size) for j in plan.neighbors[i])
         assert (plan.liar is not None) <= (odds.liar > 0)
         assert odds.cuts > 0 or not any(fault.kind == "cut" for fault in plan.faults)

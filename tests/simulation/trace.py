@@ -55,9 +55,10 @@ class Trace:
         phase = before.name if before is core.phase else f"{before.name}>{core.phase.name}"
         stages = ""
         if isinstance(event, LinkEvent):
-            edge = core.edges[event.neighbor]
-            stale = "" if edge.link == event.link else " STALE"
-            stages = f" [{edge.connection.name} {edge.stage.name}{stale}]"
+            edge = core.edges.get(event.neighbor)
+            if edge is not None:
+                stale = "" if edge.link == event.link else " STALE"
+                stages = f" [{edge.connection.name} {edge.stage.name}{stale}]"
         self._out.write(
             f"{process.world.now:10.4f} {name:>5} r{core.round}/{core.closed} {phase}{stages} "
             f"{_short(event)}"

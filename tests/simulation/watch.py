@@ -12,6 +12,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from flower_dhb.peer.protocol.agent import Phase
+from flower_dhb.peer.protocol.edge import Stage
 from flower_dhb.peer.protocol.effects import (
     Combine,
     Count,
@@ -23,16 +24,18 @@ from flower_dhb.peer.protocol.effects import (
     Reserve,
 )
 from flower_dhb.peer.protocol.events import (
+    Announced,
     Completed,
     Event,
     Greeted,
+    Journaled,
     Left,
     LinkEvent,
     Offered,
     Tick,
 )
 from flower_dhb.peer.protocol.messages import Hello, Offer
-from flower_dhb.peer.protocol.rounds import EPOCH_BITS
+from flower_dhb.peer.protocol.rounds import round_of
 
 from .app import State
 from .field import PRIME
@@ -103,6 +106,7 @@ class Watch:
             return
         if ua is not None and ub is not None:
             self.same_bytes(a, b, r)
+            self.one_edition(a, b, r)
             return
         used, lost = (a, b) if ua is not None else (b, a)
         self.same_bytes(used, lost, r)
@@ -110,6 +114,16 @@ class Watch:
         self.differences.setdefault(pair, {})[r] = used.vertex
         self.world.count("differences")
         self._in_doubt(used, lost, r)
+
+    def one_edition(self, a: Host, b: Host, r: int) -> None:
+        """What counts at both ends counts with the weights of one edition of the mesh."""
+        here, there = a.editions_used.get(r), b.editions_used.get(r)
+        if here != there:
+            raise ViolationError(
+                "one edition",
+                f"round {r}: agent {a.vertex} used edition {here} of the mesh, agent {b.vertex} "
+                f"edition {there}",
+            )
 
     def _in_doubt(self, used: Host, lost: Host, r: int) -> None:
         doubts, one_sided = self._knows(lost, used.vertex)
@@ -122,12 +136,15 @@ class Watch:
 
     def _knows(self, host: Host, j: int) -> tuple[list[int], list[int]]:
         if host.process is not None:
-            edge = host.process.core.edges[j]
-            return edge.doubts, edge.one_sided
+            near = host.process.core.near
+            if j not in near.edges:
+                past = near.past.get(j, {"doubts": [], "one_sided": []})
+                return past["doubts"], past["one_sided"]
+            return near.edges[j].doubts, near.edges[j].one_sided
         if not host.disk.writes:
             return [], []
         edges = host.disk.writes[-1].record["edges"]
-        found = edges[j] if j in edges else edges[str(j)]
+        found = edges.get(j) or edges.get(str(j)) or {"doubts": [], "one_sided": []}
         return found["doubts"], found["one_sided"]
 
     def differences_are_known(self, process: Process, j: int) -> None:
@@ -137,6 +154,8 @@ class Watch:
         other = self.hosts[j].process
         i = process.vertex
         if other is None:
+            return
+        if j not in process.core.edges or i not in other.core.edges:
             return
         both = min(process.told.get(j, 0), other.told.get(i, 0))
         pair = (min(i, j), max(i, j))
@@ -159,8 +178,8 @@ class Watch:
 
     def nothing_is_one_sided_that_agrees(self, process: Process, j: int) -> None:
         """A round that is one-sided at both ends counts at one end only, in fact."""
-        edge = process.core.edges[j]
-        if not edge.one_sided:
+        edge = process.core.edges.get(j)
+        if edge is None or not edge.one_sided:
             return
         i, host, other = process.vertex, process.host, self.hosts[j]
         _, there = self._knows(other, i)
@@ -266,6 +285,7 @@ class Watch:
         self.used_was_promised(host, effect)
         value = host.state.payload()
         used = {j: (p.digest, *moved[j]) for j, p in effect.payloads.items()}
+        host.editions_used[r] = effect.edition
         self._entry(host, r, value.digest, used)
         if host.twin:
             state.count = len(host.order)
@@ -410,6 +430,9 @@ class Watch:
     def in_time(self) -> None:
         """Once faults have stopped, all agents finish within a bound."""
         if self.world.now > self.world.faults.calm_at + self.bound_s:
+            self.world.check_over()  # whoever is left may have nobody to begin from
+            if self.world.over:
+                return
             raise ViolationError(
                 "liveness",
                 f"{self.bound_s:.0f} s after the last fault: "
@@ -477,13 +500,29 @@ class Watch:
             for j in process.waited:
                 self._waits(process, j, phase, r)
 
+    def nobody_waits_for_what_is_not_due(self, process: Process) -> None:
+        """Only edges of the edition of the open round's payload keep a round open."""
+        core = process.core
+        if core.phase is not Phase.WAITING or core.round <= core.closed:
+            return
+        due = self.world.plan.meshes[process.edition - 1].row(process.vertex).neighbors
+        for j, edge in core.edges.items():
+            if edge.stage.open and j not in due:
+                raise ViolationError(
+                    "due",
+                    f"agent {process.vertex} waits in round {core.round} for {j}, which edition "
+                    f"{process.edition} does not make its neighbor",
+                )
+
     def nobody_is_left_out(self, process: Process, effect: Combine) -> None:
         """A neighbor that is there, on a connection that is whole, and has not left the round, is
         sent the round's payload, but for a few rounds after it was sent again what it lost.
         """
         for j, edge in process.core.edges.items():
             served = edge.sent == effect.round or edge.acked or edge.closed >= effect.round
-            if not edge.up or edge.done or served:
+            other = self.hosts[j].process
+            apart = other is None or other.edition != process.edition or edge.stage is Stage.APART
+            if not edge.up or edge.done or served or apart:
                 process.left_out.pop(j, None)
                 continue
             end = process.current.get(j)
@@ -502,7 +541,8 @@ class Watch:
         if end is None:
             return
         other = end.other.process
-        if other.paused or other.lies or process.lies or not other.core.edges[process.vertex].up:
+        back = other.core.edges.get(process.vertex)
+        if other.paused or other.lies or process.lies or back is None or not back.up:
             return
         core = other.core
         if r is not None and core.closed >= r:
@@ -518,7 +558,7 @@ class Watch:
     def stays_small(self, process: Process, effects: list[Effect]) -> None:
         """An event makes a bounded number of effects and lines; memory is bounded."""
         core = process.core
-        degree = len(core.edges)
+        degree = len(process.host.neighbors)
         if len(effects) > 12 + 8 * degree:
             raise ViolationError("bounds", f"{len(effects)} effects of one event")
         lines = sum(1 for e in effects if type(e) is Note or type(e) is Count)
@@ -543,7 +583,7 @@ class Watch:
         """A final model has a neighbor's part that is a few rounds old at most, or says since
         when it has none.
         """
-        mixed, rounds = process.host.state.mixed, self.world.plan.rounds
+        mixed, rounds = process.host.state.mixed, effect.round - 1
         since = effect.alone_since
         if since >= 0:
             self.world.count("alone at the end")
@@ -590,7 +630,8 @@ class Watch:
             kind = type(effect)
             if (kind is Reserve or kind is Refuse) and effect.link == event.link:
                 return
-        if process.core.edges[event.neighbor].up and process.core.phase is not Phase.STOPPED:
+        edge = process.core.edges.get(event.neighbor)
+        if edge is not None and edge.up and process.core.phase is not Phase.STOPPED:
             raise ViolationError("offers", f"agent {process.vertex} does not answer {event.offer}")
 
     def heard(self, process: Process, event: LinkEvent) -> None:
@@ -604,10 +645,11 @@ class Watch:
                 return
             process.told[j] = max(process.told.get(j, 0), event.offer.closed)
         elif kind is Left and event.done:
-            process.told[j] = self.world.plan.rounds
+            process.told[j] = event.closed or self.world.plan.rounds
         else:
             return
-        if not process.core.edges[j].up or process.host.twin:
+        edge = process.core.edges.get(j)
+        if edge is None or not edge.up or process.host.twin:
             return
         if self._exempt(process.vertex, j, float("inf")):
             return
@@ -620,13 +662,16 @@ class Watch:
             self.stays_small(process, effects)
         if type(event) is Tick:
             self.nobody_waits_in_vain(process, effects)
+        elif type(event) is Journaled or type(event) is Announced:
+            self.nobody_waits_for_what_is_not_due(process)
 
     def at_the_end(self) -> None:
         """All have ended: what is left must be explained."""
         for host in self.hosts:
-            if host.outcome not in ("done", "failed", "gone"):
+            joins = host.process is not None and host.process.core.phase is Phase.JOINING
+            if host.outcome not in ("done", "failed", "gone") and not joins:
                 raise AssertionError(f"agent {host.vertex} ended as {host.outcome}")
-            if host.outcome == "done" and host.closed != self.world.plan.rounds:
+            if host.outcome == "done" and not host.over:
                 raise ViolationError(
                     "liveness", f"agent {host.vertex} is done in round {host.closed}"
                 )
@@ -639,6 +684,24 @@ class Watch:
                 raise ViolationError("network average", f"round {r} of {pair} is open, uncounted")
         if self.world.plan.conserves:
             self.memory_is_kept()
+
+    def only_members_share(self, host: Host) -> None:
+        """Who leaves the mesh has no part in the epoch of those that stay."""
+        rounds = host.order[host.state.memory_from :]
+        if not rounds:
+            return
+        used = [self.world.plan.meshes[host.editions_used.get(r, 1) - 1] for r in rounds[-2:]]
+        mesh = used[-1]
+        if used[0].members_since != mesh.members_since or len(used) < 2:
+            return  # it learned while it trained, and enters the epoch with its next training
+        for r in rounds:
+            gone = host.verdicts[r][1].keys() - mesh.members
+            if gone:
+                raise ViolationError(
+                    "memory",
+                    f"agent {host.vertex} took from {min(gone)} in round {r}, which is no member "
+                    "any more, and no epoch has begun since",
+                )
 
     def memory_is_kept(self) -> None:
         """In an epoch, the trackers' sum is that of the last steps, but for counted differences.
@@ -655,15 +718,20 @@ class Watch:
                 )
         newest = max(host.state.epoch for host in self.hosts)
         plan = self.world.plan
-        if newest and (newest >> EPOCH_BITS) + plan.away_rounds > plan.rounds:
+        last = min(mesh.rounds for mesh in plan.meshes)
+        inside = [h for h in self.hosts if h.state.epoch == newest]
+        begun = [h.order[h.state.memory_from :][:1] for h in inside if newest]
+        entered = max([round_of(newest), *(r for first in begun for r in first)])
+        if newest and entered + plan.away_rounds > last:
             return
         for host in self.hosts:
             if host.state.epoch != newest or host.vertex == self.world.plan.liar:
                 continue
+            self.only_members_share(host)
             for r in host.order[host.state.memory_from :]:
                 for j, (_, _, moved) in host.verdicts[r][1].items():
                     other = self.hosts[j]
-                    if self._exempt(host.vertex, j, r) or other.outcome == "gone":
+                    if self._exempt(host.vertex, j, r) or other.outcome in ("gone", "failed"):
                         continue
                     pair = (min(host.vertex, j), max(host.vertex, j))
                     if r in self.differences.get(pair, ()):
@@ -679,7 +747,7 @@ class Watch:
                     ):
                         raise ViolationError(
                             "memory",
-                            f"epoch {newest >> EPOCH_BITS}: what agent {host.vertex} took from "
+                            f"epoch {round_of(newest)}: what agent {host.vertex} took from "
                             f"{j} in round {r} has no counterpart there",
                         )
 

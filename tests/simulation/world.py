@@ -15,7 +15,7 @@ from collections.abc import Callable
 from heapq import heappop, heappush
 from typing import Any
 
-from flower_dhb.peer.protocol.agent import Agent
+from flower_dhb.peer.protocol.agent import Agent, Phase
 
 from .faults import Faults
 from .field import PRIME
@@ -73,8 +73,12 @@ class World:
         self.counts[name] += 1
 
     def check_over(self) -> None:
-        """Nobody lives, and nobody will."""
-        self.over = not any(self.live) and not any(h.due for h in (*self.hosts, *self.twins))
+        """Nobody lives, and nobody will, but for those that wait for somebody to begin from."""
+        live = [process for there in self.live for process in there]
+        lost = all(process.core.phase is Phase.JOINING for process in live)
+        self.over = lost and not any(h.due for h in (*self.hosts, *self.twins))
+        if self.over and live:
+            self.count("nobody to begin from")
 
     def run(self) -> None:
         """Run until all have ended. Raises `ViolationError` as soon as a promise is broken."""

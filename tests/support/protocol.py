@@ -8,6 +8,8 @@ Agents are letters (`a` is vertex 0), and a payload is named by its agent and it
     payload b3 +                      the same; closed and counted are as both ends know them
     ack b a3, release b 3, seek b, bye b done, heard b, down b
     trained, journaled, combined, saved, wait 2.5
+    announce 2 begins=9 rounds=60 neighbors=bc since=2    an edition of the mesh; without neighbors
+                                                          the agent is no member any more
 """
 
 from __future__ import annotations
@@ -147,6 +149,24 @@ def used(payloads: Mapping[int, ev.Payload]) -> str:
     return " ".join(str(found.handle) for found in payloads.values()) or "nobody"
 
 
+def of_edition(number: int) -> str:
+    return f" edition {number}" if number > 1 else ""
+
+
+def edition_from(number: str, said: list[str]) -> Edition:
+    """`2 begins=9 rounds=60 neighbors=bc since=2` as an edition."""
+    found = dict(part.split("=") for part in said)
+    neighbors = tuple(map(vertex, found.get("neighbors", "")))
+    return Edition(
+        int(number),
+        int(found.get("begins", 1)),
+        int(found.get("rounds", 50)),
+        neighbors,
+        bool(neighbors),
+        int(found.get("since", 1)),
+    )
+
+
 def own(effect: fx.Effect) -> str:
     """An effect on the agent's own app and disk."""
     match effect:
@@ -159,18 +179,24 @@ def own(effect: fx.Effect) -> str:
                 + (f" trained as {effect.trained_as}" if again else "")
                 + (f" epoch {effect.epoch}" if effect.epoch else "")
                 + (" early" if effect.early else "")
+                + of_edition(effect.edition)
             )
         case fx.Combine():
-            return f"combine {effect.round}: {used(effect.payloads)}"
+            by = of_edition(effect.edition)
+            return f"combine {effect.round}{by}: {used(effect.payloads)}"
         case fx.Rejoin():
             sources = " ".join(f"{p.handle}@{k}" for k, p in effect.payloads.values())
-            return f"rejoin {effect.round}: {sources}"
+            return f"rejoin {effect.round}{of_edition(effect.edition)}: {sources}"
         case fx.Save():
-            return f"save {effect.round}" + (f" failed: {effect.failure}" if effect.failure else "")
+            return f"save {effect.round}{of_edition(effect.edition)}" + (
+                f" failed: {effect.failure}" if effect.failure else ""
+            )
         case fx.Free():
             return f"free {effect.round}"
         case fx.Finish():
             alone = effect.alone_since
+            if effect.removed:
+                return f"finish removed after {effect.round - 1}"
             return "finish" + (f" alone since {alone}" if alone >= 0 else "")
         case fx.Neighbors():
             return f"neighbors {''.join(map(letter, effect.vertices))}"
@@ -372,7 +398,8 @@ class End:
 
     def _bye(self, j: str, *said: str) -> None:
         made = fields_from(list(said))
-        self._from(ev.Left, j, made.get("done", False), made.get("counted", NEVER))
+        about = made.get("done", False), made.get("counted", NEVER), made.get("closed", 0)
+        self._from(ev.Left, j, *about)
 
     def _broken(self, j: str) -> None:
         self._from(ev.Broken, j)
@@ -387,6 +414,9 @@ class End:
 
     def _start(self) -> None:
         self.handle(ev.Started())
+
+    def _announce(self, number: str, *said: str) -> None:
+        self.handle(ev.Announced(edition_from(number, list(said))))
 
     def _trained(self) -> None:
         self.handle(ev.Trained())

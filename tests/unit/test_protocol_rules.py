@@ -24,7 +24,7 @@ def test_each_rule_has_its_mistake():
     assert set(EQUIVALENT) <= set(rules)
     assert all(len(why) > 40 for why in EQUIVALENT.values())
     assert {m.file for m in MISTAKES} == {
-        "agent.py", "edge.py", "neighborhood.py", "patience.py", "rounds.py",
+        "agent.py", "edge.py", "edition.py", "neighborhood.py", "patience.py", "rounds.py",
     }  # fmt: skip
 
 

@@ -185,7 +185,7 @@ class Agent:
         if self.phase is not Phase.STOPPED:
             self._watch(now)
             self._progress(now)
-            self.near.tidy(now)
+            self.near.tidy(now, parts=not self.stopped)
         effects = self._out[:]
         self._out.clear()
         return effects
@@ -202,7 +202,7 @@ class Agent:
             at = near.begun + self._pace_s() if self._rests else near.decided_at()
             if at is not None:
                 times.append(at)
-        elif phase in _TIMED or (phase is Phase.JOINING and near.nobody_has_anything()):
+        elif phase in _TIMED:
             times.append(self._until)
         return min(times, default=None)
 
@@ -361,7 +361,8 @@ class Agent:
         near = self.near
         near.final = event.final
         for edge in near.up():
-            goodbye = Goodbye(True, "finished", near.told_counted(edge), self.closed)
+            done = self.closed > 0  # who was in no round has ended none
+            goodbye = Goodbye(done, "finished", near.told_counted(edge), self.closed)
             self._out.append(Send(edge.link, goodbye))
         self.phase, self._until = Phase.LINGERING, now + self.config.timing.linger_s
 
@@ -468,7 +469,7 @@ class Agent:
             self._end_run()
             return
         if self._joins:
-            self.phase, self._until = Phase.JOINING, now + self.config.timing.start_s
+            self.phase = Phase.JOINING
             return
         if self._absent(target):
             self._seek(now)
@@ -527,7 +528,7 @@ class Agent:
         if self._ends:
             return
         self.phase, self._ends = Phase.FINISHING, True
-        removed = not self.near.editions.then(self.closed + 1).member
+        removed = not self.near.editions.newest.member
         self._out.append(Finish(self.alone_since, self.closed + 1, removed))
 
     # --- absence ------------------------------------------------------------------------
@@ -549,18 +550,16 @@ class Agent:
         return self.near.editions.next(self.closed) != self.closed + 1
 
     def _try_join(self, now: float) -> None:
-        """Begin from neighbors that are about to begin the first round that this agent is in."""
+        """Begin from neighbors that are about to begin the first round that this agent is in.
+
+        Without any it waits: what it could begin with would lead the others astray.
+        """
         near = self.near
         first = near.editions.next(self.closed)
         if first is None:
             self._end_run()
-        elif any(max(edge.wants, edge.closed) >= first - 1 for edge in near.up()):
+        elif any(self._comes_from(edge) >= first - 1 for edge in near.up()):
             self._seek(now)
-        elif near.nobody_has_anything():
-            for edge in near.up():
-                self._ask(edge)
-            if now >= self._until and all(edge.seeking for edge in near.up()):
-                self._begin(first, now)  # all of them have lost what they had
 
     def _seek(self, now: float) -> None:
         """Ask for the payloads of those that are ahead."""
@@ -571,10 +570,9 @@ class Agent:
             self._out.append(Send(edge.link, Seek()))
             edge.sought = True
 
-    def _ask(self, edge: Edge) -> None:
-        if not edge.sought:
-            self._out.append(Send(edge.link, Seek()))
-            edge.sought = True
+    def _comes_from(self, edge: Edge) -> int:
+        """The round of which a neighbor has a payload to begin from, as far as it has said."""
+        return max(edge.wants, edge.closed) if self._joins else edge.wants
 
     def _try_rejoin(self, now: float) -> None:
         near, rounds = self.near, self.rounds
@@ -588,10 +586,12 @@ class Agent:
         sources, waiting = {}, []
         for j, edge in sorted(self.edges.items()):
             newest = edge.newest()
-            if newest is not None and newest[0] >= least:
+            if newest is not None and newest[0] - edge.held[newest[0]][0].final >= least:
                 sources[j] = newest
-            elif edge.up and edge.wants >= least and not edge.seeking:
-                self._ask(edge)
+            elif edge.up and self._comes_from(edge) >= least and not edge.seeking:
+                if not edge.sought:
+                    self._out.append(Send(edge.link, Seek()))
+                    edge.sought = True
                 waiting.append(edge)
         if sources:
             self._until = min(self._until, now + self.config.timing.reconnect_s)
@@ -632,14 +632,15 @@ class Agent:
     # --- memory that the law conserves ----------------------------------------------------
 
     def _lose_memory(self, label: int) -> None:
-        """Begin again without memory after a round: who had a part in the epoch has broken it."""
-        near = self.near
-        before, after = near.editions.at(label), near.editions.then(label + 1)
-        had_part = before is not None and before.members_since == after.members_since
-        near.broken = near.broken or had_part
-        self._renew(label, label + 1)
+        """Begin again without memory after a round: who may have had a part has broken the mean."""
+        editions = self.near.editions
+        before, after = editions.at(label), editions.then(label + 1)
+        is_new = after.members_since == after.number
+        if before is not None:
+            is_new = before.members_since != after.members_since
+        self._renew(label, label + 1, lost=not is_new)
 
-    def _renew(self, target: int, label: int) -> None:
+    def _renew(self, target: int, label: int, *, lost: bool = False) -> None:
         """Take the newest epoch; begin one if a mean that the rule conserves was broken.
 
         In an epoch all memory grows from zero, so its mean is right again once all are in it.
@@ -651,6 +652,7 @@ class Agent:
         first = epoch_of(near.editions.then(label))
         if part_of(first) > part_of(near.epoch):
             near.broken = False
+        near.broken = near.broken or lost
         newest = max(first, near.epochs_seen.get(part_of(first), 0))
         if newest > near.epoch:
             near.epoch = newest

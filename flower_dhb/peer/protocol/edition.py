@@ -78,6 +78,11 @@ class Editions:
         """The last round of the run, as far as this agent knows."""
         return self.known[-1].rounds
 
+    @property
+    def longest(self) -> int:
+        """The last round of the run in any edition: not everybody may know a newer one."""
+        return max(edition.rounds for edition in self.known)
+
     def get(self, number: int) -> Edition | None:
         """The edition of a number, None if it is not known."""
         return next((e for e in self.known if e.number == number), None)
@@ -88,7 +93,8 @@ class Editions:
 
     def then(self, round: int) -> Edition:
         """The edition of a round, or the first that is known after it."""
-        return self.at(round) or self.known[0]
+        first = min(edition.begins for edition in self.known)
+        return next(e for e in reversed(self.known) if e.begins <= max(round, first))
 
     def next(self, after: int) -> int | None:
         """The first round after another in which this agent is a member, None if there is none."""

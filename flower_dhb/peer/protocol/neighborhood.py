@@ -101,9 +101,11 @@ class Neighborhood(Rounds):
             self._refuse(edge, Reason.MALFORMED, 0, "a second Hello")
             return
         edge.connection = Connection.UP
-        edge.wants = min(max(hello.round, hello.closed), self.rounds)
+        edge.wants = max(hello.round, hello.closed)
+        if not self._knows_more(hello):
+            edge.wants = min(edge.wants, self.last)
         self._forget(edge, hello)
-        closed = self.rounds if hello.done else hello.closed  # it takes part in no later round
+        closed = self.last if hello.done else hello.closed  # it takes part in no later round
         edge.closed, edge.shares, edge.digest = closed, hello.round, hello.digest
         edge.done = hello.done
         edge.patience.told_s = hello.pace_s
@@ -114,7 +116,7 @@ class Neighborhood(Rounds):
         for r in hello.one_sided[-REMEMBERED:]:
             if r == self.round and edge.stage.open:
                 self._told_lost(edge)
-            if 0 < r <= self.rounds:
+            if 0 < r <= self.last:
                 self._disagree(edge, r)
         self._learn(edge, closed, hello.round, hello.digest, hello.counted, afresh=True)
         for r in hello.doubts[-REMEMBERED:]:
@@ -215,6 +217,10 @@ class Neighborhood(Rounds):
         if undecided and edge.stage.open and over >= self.round != theirs.round:
             self._told_lost(edge)
 
+    def _knows_more(self, said: Hello | Offer) -> bool:
+        """Whether the neighbor is in an edition of the mesh that this agent has yet to hear of."""
+        return said.edition > self.editions.newest.number
+
     def _see_epoch(self, epoch: int) -> None:
         part = part_of(epoch)
         if round_of(epoch) <= self.rounds + 1 and part < self.editions.newest.members_since:
@@ -225,14 +231,14 @@ class Neighborhood(Rounds):
     def offered(self, edge: Edge, event: Offered, now: float) -> None:
         """Decide on a payload before its bytes are taken."""
         offer = event.offer
-        r, rounds = offer.round, self.rounds
+        r, rounds = offer.round, self.last
         who = f"round {r}, neighbor {edge.neighbor}"
         edge.receiving_since = None
         if offer.final:
             if not self.seeking or not self.closed < r <= rounds + 1:
                 self._refuse(edge, Reason.STALE, r, f"{who}: nobody asked for a final model")
                 return
-        elif not 0 < r <= rounds:
+        elif r < 1 or (r > rounds and not self._knows_more(offer)):
             self._refuse(edge, Reason.AHEAD, r, f"{who}: the run has {rounds} rounds")
             return
         else:
@@ -364,13 +370,13 @@ class Neighborhood(Rounds):
     def released(self, edge: Edge, event: Released, now: float) -> None:
         """The neighbor ends a round without our payload."""
         r = event.round
-        if r > self.rounds:
-            why = f"neighbor {edge.neighbor} releases round {r} of {self.rounds}"
+        if r > self.last:
+            why = f"neighbor {edge.neighbor} releases round {r} of {self.last}"
             self._refuse(edge, Reason.AHEAD, r, why)
             return
         # Whoever has left a round without a payload has failed in it: no reason to follow.
         if edge.wants == r:
-            edge.wants = min(r + 1, self.rounds)
+            edge.wants = min(r + 1, self.last)
         edge.closed = max(edge.closed, r)
         if (
             r >= self.round > self.closed
@@ -397,10 +403,10 @@ class Neighborhood(Rounds):
         """The neighbor said goodbye: it takes part in no later round, or is no neighbor then."""
         if event.done and (event.closed or not edge.done):
             edge.done, edge.seeking = True, False
-            rounds = self.rounds
-            self._learn(edge, rounds, edge.shares, 0, event.counted)
-            edge.closed = rounds
-            edge.wants = min(event.closed or rounds, rounds)
+            last = self.last
+            self._learn(edge, last, edge.shares, 0, event.counted)
+            edge.closed = last
+            edge.wants = min(event.closed or last, last)
         elif event.closed:
             self._learn(edge, event.closed, edge.shares, 0, event.counted)
             edge.closed = max(edge.closed, event.closed)

@@ -133,6 +133,11 @@ class Rounds:
         return self.editions.rounds
 
     @property
+    def last(self) -> int:
+        """The last round to speak of: others may not know yet that the run ends before."""
+        return max(self.editions.longest, self.round)
+
+    @property
     def present(self) -> Edition:
         """The edition of the open round, or of the one that comes next."""
         return self.current or self.editions.then(self.closed + 1)
@@ -172,6 +177,8 @@ class Rounds:
             Patience(factor=timing.factor, least_s=timing.least_s, ceiling_s=timing.ceiling_s),
             down_since=now,
         )
+        if self.round > self.closed:
+            edge.stage = Stage.APART  # the open round began without it
         if j in self.past:
             edge.restore(self.past.pop(j))
         self.edges = dict(sorted([*self.edges.items(), (j, edge)]))
@@ -192,7 +199,7 @@ class Rounds:
         for edge in self.parting():
             counted = edge.counted.round
             if edge.up and not edge.parted and self._told.closed >= counted:
-                leaves = self.editions.next(self.closed) is None
+                leaves = self.closed > 0 and self.editions.next(self.closed) is None
                 words = self.told_counted(edge), self._told.closed
                 self._send(edge, Goodbye(leaves, "no neighbor any more", *words))
                 edge.parted = True
@@ -417,11 +424,11 @@ class Rounds:
             self._news.setdefault(edge.neighbor, []).append(round)
             self.out.append(Count("one-sided", edge.neighbor))
 
-    def tidy(self, now: float) -> None:
+    def tidy(self, now: float, *, parts: bool = True) -> None:
         """Say what is new, and let go of own payloads and edges that are of no use any more."""
         if len(self.editions.known) > 1 and self._met is not self.present:
             self.meet(now)
-        if self._parts:
+        if self._parts and parts:
             self._part(now)
         if self._news:
             for j, rounds in self._news.items():
@@ -475,21 +482,21 @@ class Rounds:
 
     # --- where the others are ---------------------------------------------------------
 
-    def nobody_has_anything(self) -> bool:
-        """Whether neighbors are connected, and none of them has ever shared a round."""
-        up = self.up()
-        return bool(up) and not any(edge.wants or edge.closed or edge.done for edge in up)
-
     def up(self) -> list[Edge]:
         """Edges whose neighbor is connected."""
         return [edge for edge in self.edges.values() if edge.up]
 
     def target(self, now: float) -> int:
-        """The round to take part in next: one more, or the one that neighbors are in."""
+        """The round to take part in next: one more, or the one that neighbors are in.
+
+        Who becomes a neighbor later may be some rounds ahead by then, as it is further away in
+        the graph of today: it is followed only where no neighbor of today is there.
+        """
+        due = [e for e in self.due() if e.up]
         ahead = [
             e.wants
-            for e in self.edges.values()
-            if e.up and e.wants > self.closed + 1 and not e.seeking and self._follows(e, now)
+            for e in due or self.up()
+            if e.wants > self.closed + 1 and not e.seeking and self._follows(e, now)
         ]
         return min(max([self.closed + 1, *ahead]), self.rounds)
 
