@@ -305,6 +305,24 @@ def test_what_one_end_alone_knows_is_ignored(events):
         assert [(e["neighbor"], e["there"]) for e in events.named("software")] == [(0, "9.8.7")]
 
 
+def test_who_comes_again_with_the_same_is_told_each_time_and_logged_once(events):
+    with Peer(1, (0,)) as b:
+        for version in (4, 4, 5, 5, 3):
+            with Caller(b.address) as caller:
+                caller.say(hello=hello(version=version))
+                if version != 3:
+                    assert f"version {version}; upgrade" in caller.hear("refusal").text
+                else:
+                    wait_for(b.link)
+        wait_for(lambda: not b.up())
+        with Caller(b.address) as caller:
+            caller.say(hello=hello(version=5))
+            caller.hear("refusal")
+        told = [e["why"].rpartition("version ")[2][:1] for e in events.named("refused")]
+        assert told == ["4", "5", "5"]  # since it did fit meanwhile
+        assert b.count("other-version") == b.count("refused.agreement") == 5
+
+
 def test_who_breaks_off_is_parted_at_once(events):
     with Peer(1, (0,)) as b:
         with Caller(b.address) as caller:

@@ -45,6 +45,7 @@ class Agreement:
     may_differ: frozenset[str]
     monitor: Monitor
     editions: Callable[[], Mapping[str, str]] = dict
+    _refused: dict[int, str] = field(default_factory=dict)  # why, as told in the log
     _software: dict[int, str] = field(default_factory=dict)  # of neighbors, as told in the log
 
     def put(self, neighbor: int, hello: pb.Hello) -> None:
@@ -55,7 +56,19 @@ class Agreement:
             hello.agreement[part] = digest
 
     def check(self, neighbor: int, hello: pb.Hello) -> None:
-        """Hold a neighbor's Hello against it. Raises RefusedError if the two do not fit."""
+        """Hold a neighbor's Hello against it. Raises RefusedError if the two do not fit.
+
+        A neighbor that does not fit comes again and again: the log has each reason once.
+        """
+        try:
+            self._check(neighbor, hello)
+        except RefusedError as error:
+            error.told = self._refused.get(neighbor) == str(error)
+            self._refused[neighbor] = str(error)
+            raise
+        self._refused.pop(neighbor, None)
+
+    def _check(self, neighbor: int, hello: pb.Hello) -> None:
         who = f"neighbor {neighbor}"
         if hello.version != VERSION:
             self.monitor.count("other-version", neighbor)

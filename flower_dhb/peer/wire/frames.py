@@ -51,12 +51,16 @@ Reason = pb.Refusal.Reason
 
 
 class RefusedError(PayloadError):
-    """Something that a neighbor sent is not accepted."""
+    """Something that a neighbor sent is not accepted.
+
+    told: the log has it already, word for word.
+    """
 
     def __init__(self, reason: pb.Refusal.Reason, text: str, round: int = 0) -> None:
         super().__init__(text)
         self.reason = reason
         self.round = round
+        self.told = False
 
     @property
     def kind(self) -> str:

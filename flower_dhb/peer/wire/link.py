@@ -292,9 +292,14 @@ class StreamLink:
     def refuse(self, error: RefusedError) -> None:
         """Count a refusal, log it, and tell the neighbor."""
         self._monitor.count(f"refused.{error.kind}", self.neighbor)
-        self._monitor.warning(
-            "refused", neighbor=self.neighbor, reason=error.kind, round=error.round, why=str(error)
-        )
+        if not error.told:
+            self._monitor.warning(
+                "refused",
+                neighbor=self.neighbor,
+                reason=error.kind,
+                round=error.round,
+                why=str(error),
+            )
         refusal = pb.Refusal(round=error.round, reason=error.reason, text=str(error)[:500])
         self._put(pb.Frame(refusal=refusal))
         if not self.greeted:
