@@ -35,6 +35,11 @@ def configure_certificates(actions: Any) -> None:
         help=f"how long they are valid (default: {DEVICE_DAYS}; an authority {AUTHORITY_DAYS})",
     )
     parser.add_argument(
+        "--online",
+        action="store_true",
+        help="have devices make their keys themselves: nothing is carried",
+    )
+    parser.add_argument(
         "--revoke-old", action="store_true", help="believe the certificates before no longer"
     )
     parser.add_argument(
@@ -60,6 +65,8 @@ def renew(arguments: argparse.Namespace) -> int:
 
     if arguments.days is not None:
         check_days(arguments.days)
+    if arguments.online and (arguments.authority or arguments.operator):
+        raise ConfigError("--online is for devices: --vertex or --all")
     if arguments.authority:
         return _authority(arguments)
     if arguments.force:
@@ -67,13 +74,28 @@ def renew(arguments: argparse.Namespace) -> int:
     vertices = None if arguments.all else [arguments.vertex]
     if arguments.operator:
         vertices = [OPERATOR]
-    renewed = renewal.renew(arguments.mesh, vertices, arguments.days or DEVICE_DAYS)
-    _tell_renewed(renewed)
-    if arguments.revoke_old:
+    days = arguments.days or DEVICE_DAYS
+    failures: dict[int, str] = {}
+    if arguments.online:
+        renewed, failures = renewal.renew_online(arguments.mesh, vertices, days)
+        for new in renewed:
+            print(f"{_called(new.vertex)} has made a new key; {_until(new)}")
+        for vertex, why in failures.items():
+            print(f"! {_called(vertex)} has not: {why}")
+        if failures:
+            print("they get new files from 'mesh renew' without --online")
+        if arguments.all:
+            own = renewal.renew(arguments.mesh, [OPERATOR], days)
+            _tell_renewed(own)
+            renewed += own
+    else:
+        renewed = renewal.renew(arguments.mesh, vertices, days)
+        _tell_renewed(renewed)
+    if arguments.revoke_old and renewed:
         for new in renewed:
             found = renewal.revoke(arguments.mesh, new.vertex, "renewed", keep=[new.serial])
         _tell_published(found, "list of revoked certificates")
-    return 0
+    return 1 if failures else 0
 
 
 def _authority(arguments: argparse.Namespace) -> int:
@@ -132,14 +154,16 @@ def _called(vertex: int) -> str:
 
 def _tell_renewed(renewed: list[Renewed]) -> None:
     for new in renewed:
-        print(
-            f"{_called(new.vertex)}: {new.folder}, valid until {new.ends:%Y-%m-%d} "
-            f"({(new.ends - new.begins).days} days), serial {new.serial}"
-        )
+        print(f"{_called(new.vertex)}: {new.folder}, {_until(new)}")
     print(
         "copy key.pem, certificate.pem and authority.pem over the old ones on the device; a "
         "running peer\nuses them from its next connection on"
     )
+
+
+def _until(new: Renewed) -> str:
+    days = (new.ends - new.begins).days
+    return f"valid until {new.ends:%Y-%m-%d} ({days} days), serial {new.serial}"
 
 
 def _tell_published(found: Published, what: str) -> None:

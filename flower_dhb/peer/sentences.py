@@ -79,6 +79,8 @@ SENTENCES: Mapping[str, str] = {
     "certificate-renewed": "uses its new key and certificate from the next connection on",
     "certificate-not-renewed": "the new key and certificate cannot be used yet, so the old ones "
     "stay: {why}",
+    "certificate-installed": "has made a new key; the operator's certificate for it, {serial}, is "
+    "valid until {ends}",
     "certificate-ends": "its {what} ends in {days_left} days, on {ends}: {what_now}",
     "damaged": "a file of the state is damaged and passed over: {why}",
     "state-set-aside": "no file of the state can be used; they are kept in {kept_in}, and the "

@@ -9,6 +9,7 @@ from flower_dhb.peer.device.settings import PeerSettings
 from flower_dhb.peer.wire import relay_pb2 as pb
 from flower_dhb.peer.wire.bulletin import AUTHORITY, EDITION, REVOCATIONS
 from flower_dhb.peer.wire.operations import Operations
+from flower_dhb.peer.wire.renewing import Renewing
 from flower_dhb.peer.wire.transport import Limits, Transport
 from flower_dhb.peer.wire.trust import check_authority, check_revocations
 from tests.support.agents import Shell
@@ -23,7 +24,8 @@ class Device:
     def __init__(self, settings: PeerSettings, *, full: bool = False, **tls: object) -> None:
         assert settings.tls is not None
         settings.state_dir.mkdir(exist_ok=True)
-        self.tls = dataclasses.replace(settings.tls, **tls)
+        renewed = settings.state_dir / "identity.pem"
+        self.tls = dataclasses.replace(settings.tls, **{"renewed": renewed, **tls})
         self.shell = shell = Shell(settings.vertex, settings.neighbors, lambda k: b"")
         self.board = Bulletins(
             settings.mesh,
@@ -45,7 +47,11 @@ class Device:
             listen=settings.listen,
             dial=settings.dial,
             tls=self.tls,
-            operations=Operations(status=self._status, stop=lambda _: pb.StopReply()),
+            operations=Operations(
+                status=self._status,
+                stop=lambda _: pb.StopReply(),
+                renew=Renewing(self.tls, shell.monitor).answer,
+            ),
             limits=Limits(retry_s=0.02, retry_max_s=0.1),
             board=self.board,
         )

@@ -1,20 +1,36 @@
 """`mesh renew` and `mesh revoke`: what they write and refuse, and that no device is lost."""
 
+import base64
+import dataclasses
 import datetime
+import shutil
+import stat
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.x509.oid import NameOID
 
 from flower_dhb import ConfigError, cli
 from flower_dhb.cli import values as command
 from flower_dhb.peer.mesh import certificates as made
 from flower_dhb.peer.mesh import renewal
-from flower_dhb.peer.mesh.certificates import Authority
+from flower_dhb.peer.mesh.certificates import Authority, write_private
 from flower_dhb.peer.mesh.create import Host, local_hosts
 from flower_dhb.peer.mesh.publish import newest, publish
-from flower_dhb.peer.mesh.renewal import change_authority, renew, revoke, revoke_serials
+from flower_dhb.peer.mesh.renewal import (
+    change_authority,
+    renew,
+    renew_online,
+    revoke,
+    revoke_serials,
+)
+from flower_dhb.peer.wire import relay_pb2 as pb
 from flower_dhb.peer.wire.bulletin import AUTHORITY, EDITION, REVOCATIONS, fingerprint, signers
 from flower_dhb.peer.wire.identity import OPERATOR, Identity, check_own, utc_now
+from flower_dhb.peer.wire.proof import NotBelievedError
 from flower_dhb.peer.wire.trust import serial_text
 from tests.support.board import Device
 from tests.support.events import Events
@@ -77,7 +93,7 @@ def test_what_is_written_is_of_the_same_vertex_and_another_key(mesh):
         check_own(key, pem, authority, Identity(identity, new.vertex))
         assert new.serial == serial_text(certificate(mesh, name))
         assert (new.ends - new.begins).days == 825
-    kept = x509.load_pem_x509_certificates((mesh.out / "authority/replaced.pem").read_bytes())
+    kept = x509.load_pem_x509_certificates((mesh.out / "authority/issued.pem").read_bytes())
     assert len({c.serial_number for c in kept}) == 5
 
 
@@ -142,7 +158,7 @@ def test_the_list_forgets_what_has_ended_by_itself(mesh, at):
     (entry,) = newest(mesh.out, REVOCATIONS).body["certificates"]
     assert entry["serial"] == f"{0xABC:040x}"
     renew(mesh.out, [1], 30)
-    assert (mesh.out / "authority" / "replaced.pem").read_bytes() == b""
+    assert (mesh.out / "authority" / "issued.pem").read_bytes() == b""
 
 
 def test_another_authority_in_three_steps_and_no_device_lost(mesh):
@@ -195,6 +211,87 @@ def test_another_authority_in_three_steps_and_no_device_lost(mesh):
         assert len(zero.board.newest(AUTHORITY).body["retired"]) == 2
 
 
+def test_devices_make_their_keys_themselves(mesh, log):
+    settings = [mesh.settings(v) for v in (0, 1)]
+    before = {name: files(mesh, name) for name in names()}
+    with Device(settings[0]) as zero, Device(settings[1]) as one:
+        wait_for(lambda: 1 in zero.up() and one.up(), "the connection")
+        renewed, failures = renew_online(mesh.out, None, 500, timeout_s=2.0)
+        assert [r.vertex for r in renewed] == [0, 1]
+        assert list(failures) == [2]
+        assert "no address" in failures[2]
+        for device, new in ((zero, renewed[0]), (one, renewed[1])):
+            key, pem, _ = device.tls.read()
+            path = device.tls.renewed
+            assert (stat.S_IMODE(path.stat().st_mode), path.read_bytes()) == (0o600, key + pem)
+            assert device.tls.standing().serial == new.serial
+            assert device.tls.standing().certificate_days == pytest.approx(500, abs=0.1)
+        assert {name: files(mesh, name) for name in names()} == before  # no key has travelled
+        assert {e["serial"] for e in log.named("certificate-installed")} == {
+            r.serial for r in renewed
+        }
+        # The ones before are revoked, and the devices go on with the new ones.
+        revoke(mesh.out, 1, keep=[renewed[1].serial], timeout_s=2.0)
+        wait_for(lambda: zero.monitor.total("cut-off.certificate") == 1, "the end of the old one")
+        wait_for(lambda: 1 in zero.up() and one.up(), "the connection by the new one")
+        # A certificate for another key, or without having been asked for one.
+        key, certificate = Authority.load(mesh.out / "authority").issue(1, 5)
+        for ask, why in [
+            (pb.RenewRequest(certificate=certificate), "no new key waits for a certificate"),
+            (pb.RenewRequest(challenge="ab" * 16), ""),
+            (pb.RenewRequest(certificate=certificate), "does not belong to its key"),
+            (pb.RenewRequest(certificate=b"x"), "unreadable"),
+        ]:
+            assert why in one.transport.operations.renew(ask).refused
+        # Newer files that somebody has brought count, and older ones do not.
+        before = zero.tls.standing()
+        later = utc_now() + datetime.timedelta(minutes=3)
+        key, certificate = Authority.load(mesh.out / "authority").issue(0, 5, later)
+        write_private(zero.tls.key, key)
+        assert zero.tls.standing().serial == before.serial  # they do not fit yet
+        zero.tls.certificate.write_bytes(certificate)
+        assert zero.tls.standing().certificate_days < 6
+        zero.tls.certificate.write_bytes(b"x")
+        assert zero.tls.standing().serial == before.serial
+
+
+def test_a_thief_with_a_revoked_key_gets_no_new_one(mesh, tmp_path):
+    """He sits at the address of vertex 0 and knows nothing of the list."""
+    thief = dataclasses.replace(mesh.settings(0), state_dir=tmp_path / "thief")
+    stolen = {}
+    for name in ("key", "certificate", "authority"):
+        stolen[name] = tmp_path / name
+        shutil.copy(getattr(thief.tls, name), stolen[name])
+    revoke(mesh.out, 0, "stolen", timeout_s=0.1)
+    with Device(thief, **stolen) as there:
+        renewed, failures = renew_online(mesh.out, [0], 500, timeout_s=2.0)
+        assert renewed == []
+        assert ": stolen" in failures[0]
+        assert not there.tls.renewed.exists()
+    with pytest.raises(ConfigError, match="has no vertex-9"):
+        renew_online(mesh.out, [9], 500)
+
+
+def test_a_request_is_for_a_key_that_its_maker_has():
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "x")])
+    made = x509.CertificateSigningRequestBuilder().subject_name(name).sign(key, hashes.SHA256())
+    raw = made.public_bytes(Encoding.PEM)
+    assert renewal._key_in(raw) == key.public_key()
+    other = ec.generate_private_key(ec.SECP256R1()).public_key()
+    forms = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    forged = made.public_bytes(Encoding.DER).replace(
+        key.public_key().public_bytes(*forms), other.public_bytes(*forms)
+    )
+    forged = b"".join(
+        (b"-----BEGIN CERTIFICATE REQUEST-----\n", base64.encodebytes(forged),
+         b"-----END CERTIFICATE REQUEST-----\n")
+    )  # fmt: skip
+    for request, why in [(forged, "a key that it does not have"), (b"x", "asks for no certifi")]:
+        with pytest.raises(NotBelievedError, match=why):
+            renewal._key_in(request)
+
+
 def test_an_authority_that_has_ended_is_replaced_at_once(mesh, at):
     old = Authority.load(mesh.out / "authority")
     publish(mesh.out, EDITION, {"x": 1}, timeout_s=0.1)
@@ -228,6 +325,10 @@ def test_the_commands_say_what_was_done_and_what_is_to_be_done(mesh, capsys):
     assert "the operator: " in text
     assert "list of revoked certificates, number 4, is on the disk of: nobody yet" in text
     assert len(newest(mesh.out, REVOCATIONS).body["certificates"]) == 5
+    status, text = call("renew", mesh.out, "--all", "--online")
+    assert status == 1
+    assert "! vertex 2 has not: it has no address that could be asked" in text
+    assert "the operator: " in text
     status, text = call("revoke", mesh.out, 2, "--reason", "stolen")
     assert status == 0
     assert f"mesh renew {mesh.out} --vertex 2" in text
@@ -251,6 +352,7 @@ def test_the_commands_say_what_was_done_and_what_is_to_be_done(mesh, capsys):
         (["revoke", mesh.out], "say whose certificates to revoke"),
         (["revoke", mesh.out, 1, "--serial", "1"], "say whose certificates to revoke"),
         (["revoke", mesh.out, "x"], "a vertex is a number, or 'operator'; got 'x'"),
+        (["renew", mesh.out, "--operator", "--online"], "--online is for devices"),
         (["renew", mesh.out, "--all", "--force"], "--force is for --authority"),
         (["renew", mesh.out, "--authority", "--revoke-old"], "--revoke-old is for certificates"),
     ]:

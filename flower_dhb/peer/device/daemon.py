@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -83,6 +83,7 @@ from flower_dhb.peer.wire.frames import Outgoing, Reason, RefusedError
 from flower_dhb.peer.wire.identity import ValidityError
 from flower_dhb.peer.wire.link import StreamLink
 from flower_dhb.peer.wire.operations import Operations
+from flower_dhb.peer.wire.renewing import Renewing
 from flower_dhb.peer.wire.transport import Limits, Transport
 from flower_dhb.peer.wire.trust import check_authority, check_revocations
 from flower_dhb.peer.wire.words import reason_of
@@ -119,6 +120,9 @@ class Peer:
     def __init__(
         self, settings: PeerSettings, monitor: Monitor | None = None, home: Home | None = None
     ) -> None:
+        if settings.tls is not None:
+            renewed = settings.state_dir / "identity.pem"
+            settings = replace(settings, tls=replace(settings.tls, renewed=renewed))
         self.settings = settings
         self.monitor = monitor or Monitor(settings.vertex, settings.names)
         self._home, self._home_is_held = home or Home(settings.state_dir), home is not None
@@ -168,11 +172,7 @@ class Peer:
             listen=settings.listen,
             dial=self._dialed(),
             tls=settings.tls,
-            operations=Operations(
-                status=self.progress.reply,
-                stop=self._asked_to_stop,
-                fetch=Shelf(settings.state_dir, settings.log_file, self.monitor).fetch,
-            ),
+            operations=self._operations(),
             limits=self.editions.newest.limits,
             may_differ=frozenset() if settings.strict_app else frozenset({"app"}),
             board=self.bulletins or NO_BOARD,
@@ -209,6 +209,17 @@ class Peer:
             self._judge,
             self.deliver,
         )
+
+    def _operations(self) -> Operations:
+        settings = self.settings
+        answers = Operations(
+            status=self.progress.reply,
+            stop=self._asked_to_stop,
+            fetch=Shelf(settings.state_dir, settings.log_file, self.monitor).fetch,
+        )
+        if settings.tls is None:
+            return answers
+        return replace(answers, renew=Renewing(settings.tls, self.monitor).answer)
 
     def _board(self) -> Bulletins | None:
         """What the operator says. Without TLS there is nobody who could sign it."""

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import grpc
 
+from flower_dhb.errors import ConfigError
 from flower_dhb.peer.mesh.overview import read_overview
 from flower_dhb.peer.mesh.sights import read_sights, seen, write_sights
 from flower_dhb.peer.mesh.status import FleetStatus
@@ -129,6 +130,13 @@ class Fleet:
                 else:
                     replies[vertex] = reply
         return replies, failures
+
+    @property
+    def tls(self) -> TlsFiles:
+        """The operator's key and certificate. Raises ConfigError for a mesh in plaintext."""
+        if self._tls is None:
+            raise ConfigError("a mesh in plaintext has no certificates; create a mesh with TLS")
+        return self._tls
 
     def close(self) -> None:
         """Close the connections."""

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from flower_dhb.errors import ConfigError
 from flower_dhb.peer.mesh.certificates import NEXT_CERTIFICATE, NEXT_KEY, Authority
@@ -26,6 +30,7 @@ from flower_dhb.peer.mesh.publish import (
     publish,
     sign_again,
 )
+from flower_dhb.peer.wire import relay_pb2 as pb
 from flower_dhb.peer.wire.bulletin import (
     AUTHORITY,
     EDITION,
@@ -34,11 +39,21 @@ from flower_dhb.peer.wire.bulletin import (
     fingerprint,
 )
 from flower_dhb.peer.wire.identity import OPERATOR, issuer_of, named_in, utc_now
+from flower_dhb.peer.wire.operations import RENEW
+from flower_dhb.peer.wire.proof import NotBelievedError, as_metadata, believe, new_challenge
 from flower_dhb.peer.wire.trust import authorities_of, serial_text
 
-__all__ = ["AuthorityStep", "Renewed", "change_authority", "renew", "revoke", "revoke_serials"]
+__all__ = [
+    "AuthorityStep",
+    "Renewed",
+    "change_authority",
+    "renew",
+    "renew_online",
+    "revoke",
+    "revoke_serials",
+]
 
-_FOLDER, _REPLACED = "authority", "authority/replaced.pem"
+_FOLDER, _ISSUED = "authority", "authority/issued.pem"
 _SLACK = datetime.timedelta(days=1)  # between the clocks of two machines of an operator
 _FORGET = datetime.timedelta(days=30)  # after its end a revoked certificate needs no entry
 
@@ -66,9 +81,101 @@ def renew(directory: Path, vertices: Iterable[int] | None, days: int) -> list[Re
         authority = load_authority(directory)
         _check_time(directory, authority)
         renewed = [_renew(directory, change, authority, vertex, days) for vertex in vertices]
-        _keep_replaced(directory, change, [r.vertex for r in renewed])
+        _remember(directory, change, [r.vertex for r in renewed])
         change.commit()
     return renewed
+
+
+def renew_online(
+    directory: Path, vertices: Iterable[int] | None, days: int, *, timeout_s: float = 10.0
+) -> tuple[list[Renewed], dict[int, str]]:
+    """Have devices make new keys by themselves, and give them certificates for these.
+
+    vertices: all, if not given. Nothing is carried, and no private key travels. A device must
+    prove first that it has the key of a certificate which is believed, so that a thief with a
+    revoked one gets nothing. Returns what was done, and why it was not, by vertex. Raises
+    ConfigError, as `renew` does.
+    """
+    fleet = Fleet(directory)
+    with changing(directory) as change, closing(fleet):
+        authority = load_authority(directory)
+        _check_time(directory, authority)
+        tls = fleet.tls
+        revoked = newest(directory, REVOCATIONS)
+        if revoked is not None:
+            tls.trust.take_revocations(revoked)
+        wanted = sorted(fleet.hosts) if vertices is None else list(vertices)
+        for vertex in wanted:
+            if vertex not in fleet.hosts:
+                raise ConfigError(f"{directory}: has no {_name(vertex)}")
+        challenges = {vertex: new_challenge() for vertex in wanted}
+        made, failures = _ask_each(
+            fleet, {v: pb.RenewRequest(challenge=c) for v, c in challenges.items()}, timeout_s
+        )
+        issued: dict[int, bytes] = {}
+        for vertex, reply in made.items():
+            try:
+                shown = as_metadata(reply.certificate, reply.proof)
+                believe(tls, shown, challenges[vertex], vertex)
+                issued[vertex] = authority.certify(vertex, _key_in(reply.request), days)
+            except NotBelievedError as error:
+                failures[vertex] = str(error)
+        own = {v: x509.load_pem_x509_certificate(pem) for v, pem in issued.items()}
+        _remember(directory, change, issued=list(own.values()))
+        change.commit()  # before a device has one that nobody could revoke
+        done, failed = _ask_each(
+            fleet, {v: pb.RenewRequest(certificate=pem) for v, pem in issued.items()}, timeout_s
+        )
+    failures |= failed | {v: reply.refused for v, reply in done.items() if reply.refused}
+    renewed = [
+        Renewed(
+            v,
+            directory / _name(v),
+            serial_text(own[v]),
+            own[v].not_valid_before_utc,
+            own[v].not_valid_after_utc,
+        )
+        for v in sorted(done.keys() - failures.keys())
+    ]
+    return renewed, dict(sorted(failures.items()))
+
+
+def _ask_each(
+    fleet: Fleet, requests: Mapping[int, pb.RenewRequest], timeout_s: float
+) -> tuple[dict[int, pb.RenewReply], dict[int, str]]:
+    """Ask each device something of its own, all at the same time."""
+
+    def one(vertex: int) -> tuple[dict[int, pb.RenewReply], dict[int, str]]:
+        def ask(channel: grpc.Channel) -> pb.RenewReply:
+            call = channel.unary_unary(
+                RENEW,
+                request_serializer=pb.RenewRequest.SerializeToString,
+                response_deserializer=pb.RenewReply.FromString,
+            )
+            reply: pb.RenewReply = call(requests[vertex], timeout=timeout_s)
+            return reply
+
+        return fleet.ask_all(ask, {vertex})
+
+    replies: dict[int, pb.RenewReply] = {}
+    failures: dict[int, str] = {}
+    with ThreadPoolExecutor(max(1, min(32, len(requests)))) as pool:
+        for found, failed in pool.map(one, requests):
+            replies |= found
+            failures |= failed
+    return replies, failures
+
+
+def _key_in(request: bytes) -> ec.EllipticCurvePublicKey:
+    """The key for which a certificate is asked, by whoever has it. Raises NotBelievedError."""
+    try:
+        found = x509.load_pem_x509_csr(request)
+        key, has_it = found.public_key(), found.is_signature_valid
+    except ValueError as error:
+        raise NotBelievedError(f"it asks for no certificate: {error}") from None
+    if not has_it or not isinstance(key, ec.EllipticCurvePublicKey):
+        raise NotBelievedError("it asks for a certificate of a key that it does not have")
+    return key
 
 
 def _renew(
@@ -121,7 +228,7 @@ def _name(vertex: int) -> str:
 
 def _certificates(directory: Path) -> list[x509.Certificate]:
     """All of the mesh's that lie in its folder, those that were replaced among them."""
-    paths = [*sorted(directory.rglob("certificate.pem")), directory / _REPLACED]
+    paths = [*sorted(directory.rglob("certificate.pem")), directory / _ISSUED]
     return list({c.serial_number: c for path in paths for c in _read(path)}.values())
 
 
@@ -137,13 +244,22 @@ def _read(path: Path) -> list[x509.Certificate]:
     return [c for c in chain if named_in(c) is not None]  # not what makes an authority known
 
 
-def _keep_replaced(directory: Path, change: Change, vertices: Sequence[int]) -> None:
-    """Remember certificates that are about to be replaced, for whoever has to revoke them."""
+def _remember(
+    directory: Path,
+    change: Change,
+    vertices: Sequence[int] = (),
+    issued: Sequence[x509.Certificate] = (),
+) -> None:
+    """Keep certificates that lie in no folder, for whoever has to revoke them.
+
+    vertices: whose certificates are about to be replaced. issued: for keys of devices' own.
+    """
     now = utc_now()
     paths = [directory / _name(vertex) / "certificate.pem" for vertex in vertices]
-    kept = {c.serial_number: c for path in [directory / _REPLACED, *paths] for c in _read(path)}
+    before = [c for path in [directory / _ISSUED, *paths] for c in _read(path)]
+    kept = {c.serial_number: c for c in [*before, *issued]}
     left = [c for c in kept.values() if c.not_valid_after_utc > now - _FORGET]
-    change.write(_REPLACED, b"".join(c.public_bytes(_PEM) for c in left))
+    change.write(_ISSUED, b"".join(c.public_bytes(_PEM) for c in left))
 
 
 # --- revocation -----------------------------------------------------------------------------

@@ -13,11 +13,11 @@ from flower_dhb.errors import FlowerDhbError, NotNowError, StateError
 from flower_dhb.peer.wire import relay_pb2 as pb
 from flower_dhb.peer.wire.bulletin import LIMIT_BYTES, Board, BulletinError
 
-__all__ = ["FETCH", "PUBLISH", "SERVICE", "STATUS", "STOP", "Operations", "document_of"]
+__all__ = ["FETCH", "PUBLISH", "RENEW", "SERVICE", "STATUS", "STOP", "Operations", "document_of"]
 
 SERVICE = "flower_dhb.peer.v1.Relay"
-STATUS, STOP, FETCH, PUBLISH = (
-    f"/{SERVICE}/{name}" for name in ("Status", "Stop", "Fetch", "Publish")
+STATUS, STOP, FETCH, PUBLISH, RENEW = (
+    f"/{SERVICE}/{name}" for name in ("Status", "Stop", "Fetch", "Publish", "Renew")
 )
 
 _STORED_S = 5.0  # the operator waits so long to hear that a bulletin is on the disk
@@ -38,6 +38,9 @@ class Operations:
     status: Callable[[pb.StatusRequest], pb.StatusReply]
     stop: Callable[[pb.StopRequest], pb.StopReply]
     fetch: Callable[[pb.FetchRequest], Iterator[pb.FetchPiece]] = _no_files
+    renew: Callable[[pb.RenewRequest], pb.RenewReply] = lambda _: pb.RenewReply(
+        refused="a mesh in plaintext has no certificates"
+    )
 
     def handlers(
         self, admit: Callable[[Any, str], None], board: Board
@@ -70,7 +73,14 @@ class Operations:
             admit(context, "publishes a bulletin")
             return _published(requests, board)
 
+        def renew(request: pb.RenewRequest, context: Any) -> pb.RenewReply:
+            admit(context, "renews its certificate")
+            return self.renew(request)
+
         return {
+            "Renew": grpc.unary_unary_rpc_method_handler(
+                renew, pb.RenewRequest.FromString, pb.RenewReply.SerializeToString
+            ),
             "Status": grpc.unary_unary_rpc_method_handler(
                 status, pb.StatusRequest.FromString, pb.StatusReply.SerializeToString
             ),

@@ -22,7 +22,15 @@ from flower_dhb.errors import ConfigError, FlowerDhbError
 from flower_dhb.peer.wire.identity import Identity, named_in
 from flower_dhb.peer.wire.tls import TlsFiles
 
-__all__ = ["CHALLENGE", "NotBelievedError", "believe", "new_challenge", "prove"]
+__all__ = [
+    "CHALLENGE",
+    "NotBelievedError",
+    "as_metadata",
+    "believe",
+    "new_challenge",
+    "proof_of",
+    "prove",
+]
 
 CHALLENGE, _CERTIFICATE, _PROOF = "challenge", "certificate-bin", "proof-bin"
 _FORM = re.compile(r"[0-9a-f]{32}")
@@ -46,17 +54,28 @@ def prove(tls: TlsFiles, challenge: str, dialing: int) -> Metadata:
 
     dialing: vertex at the other end.
     """
+    certificate, proof = proof_of(tls, challenge, dialing)
+    return as_metadata(certificate, proof) if proof else ()
+
+
+def as_metadata(certificate: bytes, proof: bytes) -> Metadata:
+    """A certificate and a proof in the form in which they travel with a stream."""
+    return ((_CERTIFICATE, certificate), (_PROOF, proof))
+
+
+def proof_of(tls: TlsFiles, challenge: str, dialing: int) -> tuple[bytes, bytes]:
+    """The certificate that is shown, and the proof; both empty to what is no challenge."""
     if not _FORM.fullmatch(challenge):
-        return ()
+        return b"", b""
     try:
         key, certificate, _ = tls.read()
     except ConfigError:  # files that are being replaced; the other end tries again
-        return ()
+        return b"", b""
     secret = serialization.load_pem_private_key(key, password=None)
     if not isinstance(secret, ec.EllipticCurvePrivateKey):
-        return ()
-    proof = secret.sign(_text(tls.identity, dialing, challenge), ec.ECDSA(hashes.SHA256()))
-    return ((_CERTIFICATE, certificate), (_PROOF, proof))
+        return b"", b""
+    text = _text(tls.identity, dialing, challenge)
+    return certificate, secret.sign(text, ec.ECDSA(hashes.SHA256()))
 
 
 def believe(

@@ -250,6 +250,26 @@ class PublishReply(_message.Message):
     refused: str
     def __init__(self, kind: _Optional[str] = ..., number: _Optional[int] = ..., refused: _Optional[str] = ...) -> None: ...
 
+class RenewRequest(_message.Message):
+    __slots__ = ("challenge", "certificate")
+    CHALLENGE_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    challenge: str
+    certificate: bytes
+    def __init__(self, challenge: _Optional[str] = ..., certificate: _Optional[bytes] = ...) -> None: ...
+
+class RenewReply(_message.Message):
+    __slots__ = ("request", "certificate", "proof", "refused")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    PROOF_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    request: bytes
+    certificate: bytes
+    proof: bytes
+    refused: str
+    def __init__(self, request: _Optional[bytes] = ..., certificate: _Optional[bytes] = ..., proof: _Optional[bytes] = ..., refused: _Optional[str] = ...) -> None: ...
+
 class StatusRequest(_message.Message):
     __slots__ = ("sketch",)
     SKETCH_FIELD_NUMBER: _ClassVar[int]

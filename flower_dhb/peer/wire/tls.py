@@ -13,6 +13,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from flower_dhb.errors import ConfigError
+from flower_dhb.files import write_durably
 from flower_dhb.peer.monitor import Monitor
 from flower_dhb.peer.wire.bulletin import fingerprint
 from flower_dhb.peer.wire.identity import (
@@ -68,7 +69,8 @@ class TlsFiles:
     """A device's key, certificate and authority, as files that may be replaced at any time.
 
     clock: says the time by which certificates are judged. trust: what bulletins have said since
-    the files were written.
+    the files were written. renewed: a file with a key that the device has made by itself and the
+    certificate for it; it counts if it is the newer one of the two.
     """
 
     identity: Identity
@@ -83,6 +85,7 @@ class TlsFiles:
     """
     clock: Callable[[], datetime.datetime] = utc_now
     trust: Trust = field(default_factory=Trust, compare=False)
+    renewed: Path | None = None
 
     def read(self) -> tuple[bytes, bytes, bytes]:
         """Key, certificate and authorities, checked. Raises ConfigError, as `check_own` does."""
@@ -95,6 +98,21 @@ class TlsFiles:
                 "connection without key and certificate"
             ) from None
         authority = self._authorities(file)
+        own, renewed = (key, certificate), self._renewed()
+        shown = [own] if renewed is None else [renewed, own]
+        shown.sort(key=lambda pair: _begins(pair[1]), reverse=True)
+        why: dict[tuple[bytes, bytes], ConfigError] = {}
+        for pair in shown:  # the newest that is believed
+            try:
+                self.check(*pair, authority)
+            except ConfigError as error:
+                why[pair] = error
+            else:
+                return (*pair, authority)
+        raise why[own]
+
+    def check(self, key: bytes, certificate: bytes, authority: bytes) -> None:
+        """Refuse a key and a certificate that are not this device's, or that nobody believes."""
         check_own(key, certificate, authority, self.identity, self.clock())
         own = x509.load_pem_x509_certificate(certificate)
         revoked = self.trust.why_revoked(own)
@@ -104,7 +122,28 @@ class TlsFiles:
                 "over the old ones; the peer goes on by itself then",
                 "revoked",
             )
-        return key, certificate, authority
+
+    def keep_renewed(self, key: bytes, certificate: bytes) -> None:
+        """Use another key and certificate from the next connection on.
+
+        Raises ConfigError if they are not this device's or nobody would believe them, and OSError
+        if they cannot be stored.
+        """
+        if self.renewed is None:
+            raise ConfigError(f"{self.identity} has no place for a key that it makes by itself")
+        roots = b"".join(root.public_bytes(serialization.Encoding.PEM) for root in self.roots())
+        self.check(key, certificate, roots)
+        write_durably(self.renewed, key + certificate, private=True, make_folder=False)
+
+    def _renewed(self) -> tuple[bytes, bytes] | None:
+        """Key and certificate that the device has made by itself, if there are any."""
+        if self.renewed is None:
+            return None
+        try:
+            key, begin, rest = private_bytes(self.renewed).partition(_BEGIN)
+        except (OSError, ConfigError):
+            return None
+        return key, begin + rest
 
     def _authorities(self, file: bytes) -> bytes:
         try:
@@ -114,11 +153,14 @@ class TlsFiles:
         return b"".join(root.public_bytes(serialization.Encoding.PEM) for root in roots)
 
     def roots(self) -> tuple[x509.Certificate, ...]:
-        """The authorities that are believed now; without a readable file, those of bulletins."""
+        """The authorities that are believed now.
+
+        A file that cannot be read at the moment counts as it was when it could.
+        """
         try:
             file = x509.load_pem_x509_certificates(self.authority.read_bytes())
         except (OSError, ValueError):
-            file = []
+            return self.trust.roots()
         return self.trust.roots(file)
 
     def why_not(self, chain: Sequence[x509.Certificate]) -> str | None:
@@ -128,8 +170,15 @@ class TlsFiles:
     def standing(self) -> Standing | None:
         """What this device shows and believes; None if its files cannot be read."""
         try:
-            chain = x509.load_pem_x509_certificates(self.certificate.read_bytes())
-        except (OSError, ValueError):
+            _, own, _ = self.read()
+        except ConfigError:  # what does not fit or is not valid is shown all the same
+            try:
+                own = self.certificate.read_bytes()
+            except OSError:
+                return None
+        try:
+            chain = x509.load_pem_x509_certificates(own)
+        except ValueError:
             return None
         roots = self.roots()
         issuer = issuer_of(chain, roots)
@@ -177,16 +226,30 @@ class TlsFiles:
                 # Files are replaced one after the other; until they fit, the old ones serve.
                 monitor.warning("certificate-not-renewed", why=str(error))
                 return None
+            if now[1:] != last[1:]:
+                monitor.event("certificate-renewed")
             last = now
-            monitor.event("certificate-renewed")
             return configuration
 
         return fetch
 
     def _stamps(self) -> tuple[int, ...]:
-        files = (self.key, self.certificate, self.authority)
+        """What changes with what is believed, first, and with the files."""
+        files = [self.key, self.certificate, self.authority]
+        files += [] if self.renewed is None else [self.renewed]
         stamps = (f.stat().st_mtime_ns if f.exists() else 0 for f in files)
-        return (*stamps, self.trust.version)
+        return (self.trust.version, *stamps)
+
+
+_BEGIN = b"-----BEGIN CERTIFICATE-----"
+
+
+def _begins(certificate: bytes) -> datetime.datetime:
+    """From when on a certificate is valid; longest ago for what is none."""
+    try:
+        return x509.load_pem_x509_certificate(certificate).not_valid_before_utc
+    except ValueError:
+        return datetime.datetime.min.replace(tzinfo=datetime.UTC)
 
 
 def peer_identity(context: Mapping[str, Any], mesh: str) -> Identity | None:

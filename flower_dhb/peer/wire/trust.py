@@ -31,6 +31,7 @@ class Trust:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._file: tuple[Root, ...] = ()
         self._added: tuple[Root, ...] = ()
         self._retired: frozenset[str] = frozenset()
         self._revoked: Mapping[int, _Revoked] = {}
@@ -50,10 +51,15 @@ class Trust:
             self._revoked = revoked
             self.version += 1
 
-    def roots(self, file: Sequence[Root]) -> tuple[Root, ...]:
-        """The authorities that are believed, if the device's file has these."""
+    def roots(self, file: Sequence[Root] | None = None) -> tuple[Root, ...]:
+        """The authorities that are believed, if the device's file has these.
+
+        file: those of the last time, if not given.
+        """
         with self._lock:
-            found = {fingerprint(root): root for root in (*file, *self._added)}
+            if file is not None:
+                self._file = tuple(file)
+            found = {fingerprint(root): root for root in (*self._file, *self._added)}
             return tuple(root for name, root in found.items() if name not in self._retired)
 
     def why_revoked(self, certificate: x509.Certificate) -> str | None:
