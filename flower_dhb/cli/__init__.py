@@ -54,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             except ConfigError as error:  # an extra that the whole command needs
                 return _fail(name, error, status=2)
             modules[name].configure(command)
+            _say_defaults(command)
     parsed = parser.parse_args(words)
     if parsed.command is None:
         parser.print_help(sys.stderr)
@@ -73,6 +74,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (FlowerDhbError, OSError, ModuleNotFoundError, KeyboardInterrupt) as error:
         return _fail(parsed.command, _words(error), status=int(status_of(error)))
     return status
+
+
+def _say_defaults(parser: argparse.ArgumentParser) -> None:
+    """Have the help of a command say what holds where an option is left out."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for each in action.choices.values():
+                _say_defaults(each)
+        elif _has_default(action) and "default" not in (words := action.help or ""):
+            action.help = f"{words} (default %(default)s)".strip()
+
+
+def _has_default(action: argparse.Action) -> bool:
+    value = action.default
+    return not (value is None or value is False or value in ("", [], argparse.SUPPRESS))
 
 
 def _status_of(error: BaseException) -> int:

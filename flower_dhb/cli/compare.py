@@ -43,16 +43,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--tune", action="store_true", help="best learning rate of the grid, on validation data")
     add("--learning-rates", default="", metavar="A,B", help="the grid; without --tune, one rate")
     add("--targets", default="", metavar="A,B", help="scores to reach, such as 0.9,0.95")
-    add("--evaluate-every", type=int, default=5, metavar="ROUNDS")
-    add("--batch-size", type=int, default=32)
-    add("--local-steps", type=int, default=1)
+    add(
+        "--evaluate-every", type=int, default=5, metavar="ROUNDS", help="from one score to the next"
+    )
+    add("--batch-size", type=int, default=32, help="examples of a step")
+    add("--local-steps", type=int, default=1, help="of an agent, in a round")
     add("--failures", type=float, default=0.0, help="probability that a link fails in a round")
     add("--attack", default="", metavar="KIND", help=f"of the last agents: {', '.join(ATTACKS)}")
     add("--attackers", type=int, default=1, help="how many agents lie (default 1)")
     add("--attack-from", type=int, default=1, metavar="ROUND", help="their first lie")
     add("--jobs", type=int, default=0, help="processes (default: one per processor core)")
     add("--out", type=Path, default=Path("runs/compare"), help="folder of results and pictures")
-    add("--no-pictures", action="store_true")
+    add("--no-pictures", action="store_true", help="write tables only")
     add("--json", action="store_true", help="print the results as JSON instead of tables")
 
 

@@ -54,7 +54,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the subcommands and their arguments."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     show = _action(actions, "show", "spectrum, traffic, stability limits, predicted rates")
-    show.add_argument("--momentum", type=float, default=0.9)
+    show.add_argument("--momentum", type=float, default=0.9, help="of the rule, for predictions")
     show.add_argument("--momentum-mixing", type=float, default=None, help="default: the form's own")
     size = show.add_mutually_exclusive_group()
     size.add_argument("--model", default="mlp", help="model of the digits app, for the traffic")

@@ -1,8 +1,10 @@
 """The command line's door: usage, exit statuses, and one message for whatever goes wrong."""
 
+import argparse
 import builtins
 import errno
 import gc
+import re
 import subprocess
 import sys
 
@@ -134,6 +136,38 @@ def test_files_that_cannot_be_read_or_written_are_one_line(words, capsys):
     assert error.startswith(f"flower-dhb {words[0]}: ")
     assert "/dev/null" in error
     assert error.count("\n") == 1
+
+
+def options_of(parser):
+    """All options of a command, and of its actions."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for each in action.choices.values():
+                yield from options_of(each)
+        elif action.option_strings and "--help" not in action.option_strings:
+            yield action
+
+
+@pytest.mark.parametrize("command", ["compare", "topology", "run", "peer", "mesh", "replay"])
+def test_the_help_of_each_option_says_what_it_does_and_its_default(command, capsys, monkeypatch):
+    pytest.importorskip("grpc")
+    kept = []
+    monkeypatch.setattr(cli, "_say_defaults", spy(cli._say_defaults, kept))
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    capsys.readouterr()
+    for option in options_of(kept[0]):
+        assert re.sub(r"\(default.*", "", option.help or ""), option
+        if option.default is not False and option.default not in (None, "", []):
+            assert "default" in option.help, option
+
+
+def spy(function, kept):
+    def called(parser):
+        kept.append(parser)
+        function(parser)
+
+    return called
 
 
 @pytest.fixture

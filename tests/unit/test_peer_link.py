@@ -635,6 +635,18 @@ def test_chunks_are_no_short_frames():
 
 
 @pytest.mark.parametrize(
+    ("reason", "level"),
+    [(pb.Refusal.REPEATED, "info"), (pb.Refusal.STALE, "info"), (pb.Refusal.CHECKSUM, "warning")],
+)
+def test_payloads_that_crossed_on_their_way_ask_for_no_attention(log, reason, level):
+    end = End()
+    end.link.refuse(RefusedError(reason, "x", 3))
+    end.hear(refusal=pb.Refusal(round=5, reason=reason, text="x"))
+    levels = {name: found for found, name, _ in log.all}
+    assert levels == {"refused": level, "refused-there": level}
+
+
+@pytest.mark.parametrize(
     ("reason", "name"), [(pb.Refusal.CHECKSUM, "checksum"), (0, "other"), (99, "other")]
 )
 def test_what_the_neighbor_refuses_is_counted_and_told(log, reason, name):

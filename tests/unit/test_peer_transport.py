@@ -746,18 +746,20 @@ def test_a_proxy_of_the_web_is_not_asked(monkeypatch):
         wait_for(lambda: a.up() and b.up())
 
 
-def test_an_ipv6_address_needs_ipv6_on_the_loopback_interface(monkeypatch):
-    """gRPC would listen on IPv4 only, and say nothing."""
+def test_an_ipv6_address_that_is_dialed_needs_ipv6_on_the_loopback_interface(monkeypatch):
+    """gRPC would not dial it, and not say why; what listens asks the system itself."""
 
     class Machine(socket.socket):
         def bind(self, address):
             raise OSError(99, "Cannot assign requested address")
 
     monkeypatch.setattr(socket, "socket", Machine)
-    for changes in ({"listen": "[::]:0"}, {"listen": None, "dial": {1: "[fd00::10]:9440"}}):
-        peer = Peer(0, (1,), **changes)
-        with pytest.raises(ConfigError, match=r"is an IPv6 address.*::1: Cannot assign.*lo up"):
-            peer.transport.start()
+    peer = Peer(0, (1,), listen=None, dial={1: "[fd00::10]:9440"})
+    with pytest.raises(ConfigError, match=r"is an IPv6 address.*::1: Cannot assign.*lo up"):
+        peer.transport.start()
+    peer = Peer(0, (1,), listen="[::]:0")
+    with pytest.raises(NotNowError, match=r"cannot listen on \[::\]:0: .*Cannot assign"):
+        peer.transport.start()
 
 
 @pytest.mark.parametrize("accepting", [True, False])

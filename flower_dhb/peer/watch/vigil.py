@@ -37,6 +37,9 @@ def wait_of(agent: Agent, now: float, monitor: Monitor) -> Wait:
         case Phase.CONNECTING:
             waited = [e for e in edges.values() if not e.up]
             what = "waits to begin, for neighbors that are not connected,"
+        case Phase.JOINING:
+            waited = [e for e in edges.values() if e.newest() is None]
+            what = "waits to join its neighbors, whose payloads it begins from,"
         case Phase.WAITING:
             waited = [e for e in edges.values() if near.wait_s(e, now) > 0.0]
             what = f"waits in round {k} for neighbors' payloads"

@@ -6,6 +6,7 @@ in line. The connection itself decides nothing about a round.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -293,8 +294,9 @@ class StreamLink:
         """Count a refusal, log it, and tell the neighbor."""
         self._monitor.count(f"refused.{error.kind}", self.neighbor)
         if not error.told:
-            self._monitor.warning(
+            self._monitor.event(
                 "refused",
+                logging.INFO if error.reason in _HARMLESS else logging.WARNING,
                 neighbor=self.neighbor,
                 reason=error.kind,
                 round=error.round,
@@ -426,8 +428,9 @@ class StreamLink:
         reason = pb.Refusal.Reason.Name(refusal.reason).lower() if known else "other"
         self._abandon(refusal.round)
         self._monitor.count(f"refused-there.{reason}", self.neighbor)
-        self._monitor.warning(
+        self._monitor.event(
             "refused-there",
+            logging.INFO if refusal.reason in _HARMLESS else logging.WARNING,
             neighbor=self.neighbor,
             reason=reason,
             round=refusal.round,
@@ -435,4 +438,6 @@ class StreamLink:
         )
 
 
+# Two payloads that crossed each other on their way, as after a restart: nobody has to do anything.
+_HARMLESS = (Reason.REPEATED, Reason.STALE)
 _HEARTBEAT = pb.Frame(heartbeat=pb.Heartbeat()).SerializeToString()

@@ -181,7 +181,7 @@ class Transport:
 
     def start(self) -> None:
         """Listen and dial. Raises ConfigError, and NotNowError if the address is taken."""
-        for address in [*([self.listen] if self.listen else []), *self.dial.values()]:
+        for address in self.dial.values():
             _check_ipv6(address)
         self._descriptors = raise_limit()
         if self.listen is not None:
@@ -682,10 +682,10 @@ class Transport:
 
 
 def _check_ipv6(address: str) -> None:
-    """Raise ConfigError where gRPC would take an IPv6 address for one of IPv4, or fail.
+    """Raise ConfigError where gRPC would not dial an IPv6 address, and not say why.
 
-    It holds a machine whose loopback interface has no `::1` for one without IPv6, and then
-    listens on IPv4 only without a word.
+    It holds a machine whose loopback interface has no `::1` for one without IPv6. What listens
+    is this package's own gate, which asks the system.
     """
     if not address.startswith("["):
         return
