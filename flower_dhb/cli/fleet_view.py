@@ -21,10 +21,14 @@ __all__ = ["View", "draw"]
 
 _NEEDS, _NOTE, _DIM = "bold yellow", "cyan", "dim"
 _LEAST_ROWS = 4  # of the table, as long as findings can be folded instead
+# Phases that take turns in every round.
+_WORK = dict.fromkeys(("waiting", "journaling", "combining"), "training")
+_WEIGHT = "num-examples"  # of an app's metrics the one that Flower asks for
 _STYLES = {
     "silent": "red",
     "ended": "red",
     "failing": "red",
+    "no disk": "red",
     "stalled": "red",
     "alone": "yellow",
     "starting": "dim",
@@ -76,7 +80,7 @@ def _chosen(fleet: FleetStatus, needy: set[int], n: int) -> list[int]:
 
 
 def _head(fleet: FleetStatus, width: int) -> list[Text]:
-    states = Counter(fleet.state(v) for v in fleet.vertices)
+    states = Counter(_WORK.get(s := fleet.state(v), s) for v in fleet.vertices)
     counted = ", ".join(f"{n} {state}" for state, n in states.most_common())
     known = (fleet.round(v) for v in fleet.vertices)
     rounds = [k for k in known if k is not None]
@@ -158,8 +162,7 @@ def _at(
         elif level[kind] == 2 or len(group) == 1:
             lines += _told(group, width)
         else:
-            remedy = Counter(f.remedy for f in group).most_common(1)[0][0]
-            text = f"{KINDS[kind].title}: {_places(group)}. {remedy}"
+            text = f"{KINDS[kind].title}: {_places(group)}. {KINDS[kind].remedy}".rstrip()
             lines += _wrapped(text, needs, width)
     for text in _joined(short, width - 2):
         lines += _wrapped(text, needs, width)
@@ -245,7 +248,7 @@ def _more(fleet: FleetStatus, vertex: int, chosen: tuple[str, ...]) -> str:
     parts = []
     if reply.waits_for and reply.phase not in OVER:
         parts.append("waits for " + ", ".join(map(str, reply.waits_for)))
-    names = chosen or tuple(reply.evaluated) or tuple(sorted(reply.metrics))
+    names = chosen or [name for name in reply.evaluated or sorted(reply.metrics) if name != _WEIGHT]
     parts += [f"{name} {reply.metrics[name]:.3g}" for name in names if name in reply.metrics]
     return "  ".join(parts)
 
@@ -253,12 +256,12 @@ def _more(fleet: FleetStatus, vertex: int, chosen: tuple[str, ...]) -> str:
 def _rest(fleet: FleetStatus, rest: Sequence[int], needy: set[int], width: int) -> Text:
     """Those that have no line of their own, counted."""
     well = [v for v in rest if v not in needy]
-    states = Counter(fleet.state(v) for v in well)
-    parts = []
-    if well:
-        counted = ", ".join(f"{n} {state}" for state, n in states.most_common())
-        parts.append(f"{len(well)} more that are well ({counted})")
-    if len(rest) > len(well):
-        parts.append(f"{len(rest) - len(well)} more that are told of above")
-    line = "… " + ", ".join(parts) + ": --all"
-    return Text(line if len(line) <= width else line[: width - 1] + "…", _DIM)
+    states = Counter(_WORK.get(s := fleet.state(v), s) for v in well)
+    counted = ", ".join(f"{n} {state}" for state, n in states.most_common())
+    told = f"{len(rest) - len(well)} more are told of above" if len(rest) > len(well) else ""
+    for about in (f" ({counted})", ""):
+        parts = [f"{len(well)} more are well{about}" if well else "", told]
+        line = f"… {', '.join(filter(None, parts))}: --all shows them"
+        if len(line) <= width:
+            break
+    return Text(line[:width], _DIM)

@@ -98,7 +98,7 @@ class Proxies:
                 if "address" in neighbor and (v in self.first) != (
                     neighbor["vertex"] in self.first
                 ):
-                    neighbor["address"] = self._proxy(neighbor["address"])
+                    neighbor["address"] = self.before(neighbor["address"])
             Path(path).write_text(tomli_w.dumps(document))
 
     def prefix(self, vertex: int) -> list[str]:
@@ -119,7 +119,8 @@ class Proxies:
             _shut(listener)
         self.heal()
 
-    def _proxy(self, address: str) -> str:
+    def before(self, address: str) -> str:
+        """The address of a proxy before one."""
         host, _, port = address.rpartition(":")
         listener = socket.create_server(("127.0.0.1", 0))
         self._listeners.append(listener)

@@ -257,6 +257,17 @@ def test_a_device_of_which_nobody_could_know_is_no_fault_of_its_own():
     assert fleet.status().state(0) == "unknown"
 
 
+def test_one_trouble_of_a_device_is_told_once():
+    """Whose disk is full stalls, and takes part in nothing; whoever lies is left alone."""
+    fleet = Troubled(9)
+    fleet[3].disk, fleet[3].stalled_s, fleet[3].took_part = "full", 99.0, 0
+    fleet[5].failures, fleet[5].took_part = 5, 0
+    fleet[7].alone_since, fleet[7].took_part = 90, 0
+    fleet.end(6, 7).quarantined_until = 140
+    kinds = [(f.kind, f.vertices) for f in findings(fleet.status())]
+    assert kinds == [("app-failing", (5,)), ("disk", (3,)), ("liar", (7,))]
+
+
 def test_who_has_finished_and_gone_is_no_fault():
     fleet = Troubled(7)
     fleet[2].phase = "finished"
@@ -355,6 +366,7 @@ def test_time_left_is_that_of_the_slowest_who_trains():
         ({}, "training"),
         ({"failures": 2}, "failing"),
         ({"stalled_s": 99.0}, "stalled"),
+        ({"stalled_s": 99.0, "disk": "full"}, "no disk"),
         ({"alone_since": 0}, "alone"),
         ({"phase": "removed", "alone_since": 3}, "removed"),
         ({"phase": "finished", "failures": 1}, "finished"),

@@ -97,11 +97,12 @@ def test_devices_that_are_well_are_folded_and_the_others_are_not():
     fleet[77].disk = "full"
     shown = lines(fleet.status(), height=23)
     assert len(shown) == 23
-    devices = [line.split()[0] for line in shown[7:-1]]
+    top = next(i for i, line in enumerate(shown) if line.startswith("device"))
+    devices = [line.split()[0] for line in shown[top + 1 : -1]]
     assert {"40", "77", "0", "1"} <= set(devices)
     assert devices == sorted(devices, key=int)
     left = 100 - len(devices)
-    assert shown[-1] == f"… {left} more that are well ({left} training): --all"
+    assert shown[-1] == f"… {left} more are well ({left} training): --all shows them"
     assert len(lines(fleet.status())) > 100
 
 
@@ -111,7 +112,7 @@ def test_who_needs_somebody_and_has_no_line_is_counted():
         fleet[v].failures, fleet[v].last_error = 1, "boom"
     shown = lines(fleet.status(), height=15)
     assert any(line.startswith("! the app fails: 0, 1, 2, 3") for line in shown)
-    assert "more that are told of above: --all" in shown[-1]
+    assert "more are told of above: --all shows them" in shown[-1]
 
 
 def test_silent_devices_have_lines_with_their_last_sight():
@@ -135,6 +136,9 @@ def test_metrics_are_those_of_the_evaluation_unless_others_are_asked_for():
     fleet[0].evaluated[:] = ["eval_acc"]
     fleet[0].metrics["eval_acc"] = 0.93
     fleet[1].evaluated[:] = []
+    for v in (0, 2):
+        fleet[v].evaluated.append("num-examples")
+        fleet[v].metrics["num-examples"] = 7
     shown = lines(fleet.status())
     assert shown[4].endswith("364 d  eval_acc 0.93")
     assert shown[5].endswith("364 d  loss 0.123  train_loss…")

@@ -141,3 +141,14 @@ def test_when_a_neighbor_was_heard_last():
     assert seen.lately.heard_s(B, seen.now) == 7.0
     seen.do("heard b")
     assert seen.lately.heard_s(B, seen.now) == 0.0
+
+
+def test_an_attempt_to_connect_is_no_sign_of_life_and_no_end_of_an_absence():
+    seen = Seen()
+    seen.do("later 3")
+    assert seen.lately.down_s(B, seen.now) == 3.0  # since the process began
+    seen.do("up b", "later 2")
+    assert seen.lately.down_s(B, seen.now) == 0.0
+    seen.do("down b", "later 4", "dial b", "later 1", "down b", "later 1")
+    assert seen.lately.down_s(B, seen.now) == 6.0
+    assert seen.lately.heard_s(B, seen.now) == 8.0

@@ -29,30 +29,34 @@ _SLOW_LINK_S, _SLOW_SHARE, _SLOW_TIMES = 0.1, 0.3, 3.0
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of finding. title: in few words. needs: whether it needs somebody."""
+    """A kind of finding. title: in few words. needs: whether it needs somebody.
+
+    remedy: what to do about several of the kind, where each has a reason of its own.
+    """
 
     title: str
+    remedy: str = ""
     needs: bool = True
 
 
 # By gravity.
 KINDS: dict[str, Kind] = {
-    "split": Kind("the network is split"),
-    "ended": Kind("ended"),
-    "silent": Kind("silent"),
-    "double": Kind("two devices with one certificate"),
-    "app-failing": Kind("the app fails"),
-    "disk": Kind("the disk takes nothing"),
-    "stalled": Kind("stalled"),
-    "alone": Kind("alone"),
-    "edge-down": Kind("edges down"),
-    "certificate": Kind("the certificate ends"),
-    "authority": Kind("the authority ends"),
-    "clock": Kind("the clock is wrong"),
-    "liar": Kind("sends what nobody believes"),
-    "evaluation-failing": Kind("the app's evaluation fails"),
-    "too-slow": Kind("links too slow for any round"),
-    "left-out": Kind("left out of most rounds"),
+    "split": Kind("the network is split", "Mend the edges between the parts."),
+    "ended": Kind("ended", "Their logs say why."),
+    "silent": Kind("silent", "See whether they have power and network, then their logs."),
+    "double": Kind("two devices with one certificate", "Stop one of each two."),
+    "app-failing": Kind("the app fails", "Mend it there; after 10 rounds in a row a peer ends."),
+    "disk": Kind("the disk takes nothing", "Free space, or mount or replace it."),
+    "stalled": Kind("stalled", "See whom they wait for; if nobody, their apps hang."),
+    "alone": Kind("alone", "See to their edges."),
+    "edge-down": Kind("edges down", "See to the network between them, and to both logs."),
+    "certificate": Kind("the certificate ends", "flower-dhb mesh renew MESH --all."),
+    "authority": Kind("the authority ends", "flower-dhb mesh renew MESH --authority."),
+    "clock": Kind("the clock is wrong", "Set it (NTP): certificates are judged by it."),
+    "liar": Kind("sends what nobody believes", "See whether the app diverges there."),
+    "evaluation-failing": Kind("the app's evaluation fails", "Mend the app's evaluate."),
+    "too-slow": Kind("links too slow for any round", "Set a larger timing.ceiling-s."),
+    "left-out": Kind("left out of most rounds", "Give them fewer local steps."),
     "edge-lost": Kind("edges that have just broken", needs=False),
     "gone": Kind("just gone", needs=False),
     "unreachable": Kind("not reachable from here", needs=False),
@@ -191,28 +195,40 @@ def _troubled(fleet: FleetStatus) -> Iterator[Finding]:
                 fleet, "disk", v, f"its disk takes nothing, so it sends nothing: {reply.disk}",
                 "It goes on by itself then.",
             )  # fmt: skip
-        if reply.stalled_s and not reply.failures:
+        if reply.stalled_s and not (reply.failures or reply.disk):
             yield _stalled(fleet, reply)
-        if reply.HasField("alone_since") and reply.phase not in OVER:
-            since = reply.alone_since
-            when = f"since round {since}" if since else "from its first round on"
-            yield _one(
-                fleet, "alone", v, f"trains alone {when}: no neighbor has a part in its rounds",
-                "See to its edges.",
-            )  # fmt: skip
         if reply.evaluation_error:
             yield _one(
                 fleet, "evaluation-failing", v,
                 f"the app's evaluation fails: “{reply.evaluation_error}”",
                 f"It trains on; mend the app's evaluate ({_log_of(v)}).",
             )  # fmt: skip
-        if reply.lately >= _ENOUGH and 2 * reply.took_part < reply.lately:
-            yield _left_out(fleet, reply)
         if _recent(reply, "damaged"):
             yield _one(
                 fleet, "damaged", v, "a file of its state was damaged and passed over",
                 "If that comes again, replace its disk or card.",
             )  # fmt: skip
+
+
+def _apart(fleet: FleetStatus) -> Iterator[Finding]:
+    """Whoever has no part, or little, in what the others do."""
+    for v, reply in fleet.replies.items():
+        if _is_left_aside(fleet, v) or reply.phase in OVER:
+            continue  # that is said of it
+        if reply.HasField("alone_since"):
+            since = reply.alone_since
+            when = f"since round {since}" if since else "from its first round on"
+            yield _one(
+                fleet, "alone", v, f"trains alone {when}: no neighbor has a part in its rounds",
+                "See to its edges.",
+            )  # fmt: skip
+        told = reply.failures or reply.disk or reply.stalled_s or reply.HasField("alone_since")
+        if not told and reply.lately >= _ENOUGH and 2 * reply.took_part < reply.lately:
+            yield _left_out(fleet, reply)
+
+
+def _is_left_aside(fleet: FleetStatus, vertex: int) -> bool:
+    return any(n.quarantined_until for n in fleet.told_of(vertex).values())
 
 
 def _stalled(fleet: FleetStatus, reply: pb.StatusReply) -> Finding:
@@ -252,7 +268,7 @@ def _clocks(fleet: FleetStatus) -> Iterator[Finding]:
     for v, reply in fleet.replies.items():
         off = reply.clock_s - fleet.now_s
         if fleet.now_s and reply.clock_s and abs(off) > _CLOCK_S:
-            way = "ahead of" if off > 0 else "behind"
+            way, off = "ahead of" if off > 0 else "behind", round(off, -1)
             yield _one(
                 fleet, "clock", v, f"its clock is {in_words(abs(off))} {way} this computer's",
                 "Set it (NTP): certificates are judged by it.",
@@ -308,7 +324,7 @@ _EDGE_REMEDIES: tuple[tuple[str, str], ...] = (
     ),
     (r"nothing listens|refused", "Start the peer of vertex {b}, or correct its address."),
     (
-        r"no answer|no network|DNS|host name|timed? ?out|unreachable|firewall",
+        r"no answer|says nothing|no network|DNS|host name|timed? ?out|unreachable|firewall",
         "See to the network between the two: address and port of vertex {b}, firewall, power.",
     ),
     (r"version", "Bring both ends to versions that go together."),
@@ -479,6 +495,7 @@ def _behind(fleet: FleetStatus) -> Iterator[Finding]:
 _JUDGES: tuple[Callable[[FleetStatus], Iterator[Finding]], ...] = (
     _absent,
     _troubled,
+    _apart,
     _clocks,
     _certificates,
     _split,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,7 @@ SKETCH = 1024
 _PIECE_BYTES = 256 * 1024
 _WRITES_S = 5.0  # between two writes of last sights, while somebody watches
 _PROBE_S = 1.0
+_NO_ANSWER = r"Endpoint closing|[Tt]imed? ?out|[Dd]eadline [Ee]xceeded"
 
 
 class Fleet:
@@ -173,7 +175,7 @@ def _reason(error: grpc.RpcError, address: str) -> str:
     details = str(error.details())
     if "onnection refused" in details:
         return f"nothing listens at {address}"
-    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and _takes_connections(address):
+    if re.search(_NO_ANSWER, details) and _takes_connections(address):
         return f"{address} takes connections and does not answer"
     return f"{address}: {cause_of(details)}"[:200]
 

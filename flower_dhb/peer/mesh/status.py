@@ -72,8 +72,10 @@ class FleetStatus:
 
     def called(self, vertex: int) -> str:
         """A device in a sentence: its number, and its name if it has one."""
-        name = self.names.get(vertex)
-        return f"vertex {vertex} ({name})" if name else f"vertex {vertex}"
+        name = self.names.get(vertex, "")
+        if name and not name.startswith("("):
+            name = f"({name})"
+        return f"vertex {vertex} {name}".rstrip()
 
     @property
     def consensus_distance(self) -> float | None:
@@ -109,8 +111,8 @@ class FleetStatus:
     def state(self, vertex: int) -> str:
         """What a device does, in one word: the phase that it tells, or what is worse.
 
-        `failing`, `stalled`, `alone`; of one that does not answer: `starting`, `finished`,
-        `heard` (by its neighbors), `silent`, or `unknown` if nobody could hear it.
+        `failing`, `no disk`, `stalled`, `alone`; of one that does not answer: `starting`,
+        `finished`, `heard` (by its neighbors), `silent`, or `unknown` if nobody could hear it.
         """
         reply = self.replies.get(vertex)
         if vertex in self.gone:
@@ -120,6 +122,8 @@ class FleetStatus:
                 return reply.phase
             if reply.failures:
                 return "failing"
+            if reply.disk:
+                return "no disk"
             if reply.stalled_s:
                 return "stalled"
             return "alone" if reply.HasField("alone_since") else reply.phase

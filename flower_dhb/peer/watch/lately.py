@@ -12,7 +12,14 @@ from statistics import median
 
 from flower_dhb.peer.protocol.agent import Agent, Phase
 from flower_dhb.peer.protocol.effects import Combine, Effect, Rejoin
-from flower_dhb.peer.protocol.events import Event, LinkEvent, Trained, TrainingFailed
+from flower_dhb.peer.protocol.events import (
+    Connected,
+    Disconnected,
+    Event,
+    LinkEvent,
+    Trained,
+    TrainingFailed,
+)
 
 __all__ = ["ROUNDS", "Lately"]
 
@@ -41,6 +48,7 @@ class Lately:
         self._agreed: dict[int, deque[float]] = {}
         self._noted: set[int] = set()  # neighbors that could count in the open round
         self._heard: dict[int, float] = {}
+        self._lost = dict.fromkeys(agent.edges, now)  # since when neighbors are not connected
 
     def saw(self, event: Event, effects: Iterable[Effect], now: float) -> None:
         """The agent has taken an event, and wants these things done."""
@@ -49,10 +57,7 @@ class Lately:
             self._round, self._shared_at = agent.round, now
             self._noted.clear()
         if isinstance(event, LinkEvent):
-            self._heard[event.neighbor] = now
-            edge = agent.edges.get(event.neighbor)
-            if edge is not None and edge.agreed:
-                self._note(event.neighbor, now)
+            self._listen(event, now)
         elif isinstance(event, TrainingFailed):
             self.failures += 1
             self.last_error = event.why
@@ -70,6 +75,21 @@ class Lately:
             self._closed, self._ended_at = agent.closed, now
             for old in [r for r in self._parts if r <= self._closed - ROUNDS]:
                 del self._parts[old]
+
+    def _listen(self, event: LinkEvent, now: float) -> None:
+        j = event.neighbor
+        edge = self._agent.edges.get(j)
+        if edge is None:
+            return
+        if edge.up:
+            self._lost.pop(j, None)
+        else:
+            self._lost.setdefault(j, now)
+        # That a connection is tried is no sign of life.
+        if not isinstance(event, Connected | Disconnected):
+            self._heard[j] = now
+        if edge.agreed:
+            self._note(j, now)
 
     def _note(self, neighbor: int, now: float) -> None:
         """An edge can count in the open round; the first moment is the one to remember."""
@@ -123,6 +143,10 @@ class Lately:
         """Median seconds from sharing an own payload until an edge could count."""
         times = self._agreed.get(neighbor)
         return float(median(times)) if times else None
+
+    def down_s(self, neighbor: int, now: float) -> float:
+        """Seconds since a neighbor was connected and had greeted last, 0 if it is and has."""
+        return now - self._lost.get(neighbor, now)
 
     def heard_s(self, neighbor: int, now: float) -> float | None:
         """Seconds since anything came from a neighbor, None if nothing has."""

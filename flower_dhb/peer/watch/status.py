@@ -165,7 +165,7 @@ class Progress:
             done=edge.done,
             pace_s=edge.patience.usual_s or edge.patience.told_s,
             heard_s=lately.heard_s(j, now),
-            down_s=0.0 if edge.up else now - edge.down_since,
+            down_s=lately.down_s(j, now),
             why_down=self._why_down(edge),
             dials=j in self.dials,
             agreed_s=lately.agreed_s(j),

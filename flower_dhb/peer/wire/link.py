@@ -97,6 +97,7 @@ class StreamLink:
     ) -> None:
         self.neighbor = neighbor
         self.greeted = False
+        self.given_up = ""  # why this end ended it before anything was said
         self.chain: tuple[Certificate, ...] = ()  # of the other end; empty without TLS
         self.cancel: Callable[[], object] = lambda: None
         self._deliver = deliver

@@ -581,7 +581,7 @@ class Transport:
         finally:
             self._ended(link)
             channel.close()
-        return why, link.greeted
+        return link.given_up or why, link.greeted
 
     # --- both -------------------------------------------------------------------------
 
@@ -671,6 +671,7 @@ class Transport:
 
     def _half_open(self, link: StreamLink) -> None:
         """The end that was dialed says nothing at all."""
+        link.given_up = "something takes the connection, and says nothing"
         self.monitor.count("cut-off.half-open", link.neighbor)
         self.monitor.warning("cut-off", neighbor=link.neighbor, why="half-open")
         link.abort()

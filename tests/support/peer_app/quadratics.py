@@ -4,6 +4,7 @@ It starts fast, and what it computes can be written in one line of NumPy.
 """
 
 import time
+from pathlib import Path
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
@@ -30,13 +31,29 @@ def local_step(x, vertex, rate):
     return x - rate * (x - target(vertex, len(x)).astype(x.dtype))
 
 
+class Trouble:
+    """What a test wants to go wrong: a number in a file `fails-3` for vertex 3, 0 without one."""
+
+    def __init__(self, folder, vertex):
+        self.folder, self.vertex = folder, vertex
+
+    def __getitem__(self, what):
+        path = Path(self.folder) / f"{what}-{self.vertex}"
+        return float(path.read_text()) if self.folder and path.exists() else 0.0
+
+
 @app.train()
 def train(message, context):
     """One local step, as slow as the run config says."""
     values, vertex = context.run_config, int(context.node_config["vertex"])
     time.sleep(values["slow-s"] if vertex == values["slow-vertex"] else values["step-s"])
+    trouble = Trouble(values.get("trouble", ""), vertex)
+    time.sleep(trouble["slow"])
+    if trouble["fails"]:
+        time.sleep(trouble["fails"])
+        raise OSError("no camera at /dev/video0")
     x = message.content.array_records["arrays"]["x"].numpy()
-    z = local_step(x, vertex, values["rate"])
+    z = local_step(x, vertex, values["rate"]) + trouble["lies"]
     # Never the same twice, as with an app that shuffles: a round that is trained again differs.
     z = z + values["noise"] * np.random.default_rng().standard_normal(len(z)).astype(x.dtype)
     metrics = MetricRecord({"num-examples": 1, "size": len(z)})
