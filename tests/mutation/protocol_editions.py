@@ -346,6 +346,11 @@ EDITIONS = (
             "all(edge.done for edge in up)",
         ),
         (
+            "a final model is not held beyond its use",
+            "            for k in [k for k, (offer, _) in edge.held.items() if offer.final]:\n                del edge.held[k]\n",
+            "",
+        ),
+        (
             "who was no member says so",
             "removed = not self.near.editions.newest.member",
             "removed = False",

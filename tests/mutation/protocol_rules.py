@@ -309,11 +309,6 @@ ROUNDS = _in(
         "",
     ),
     (
-        "a final model is not held beyond its use",
-        "if r <= round or r > self.rounds]:",
-        "if r <= round]:",
-    ),
-    (
         "what is known to have counted there is one-sided, not in doubt",
         "if edge.stage is Stage.DOUBT and edge.theirs.round == self.round:",
         "if False:",

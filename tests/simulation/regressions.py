@@ -53,6 +53,21 @@ _NOBODY_THERE = (
     "an agent that had been sent again what it lacked died before it said so, and nobody noticed "
     "yet that its connection was dead (the promise asked for what no core can do)"
 )
+_EDITION_TO_COME = (
+    "a payload of a round after the last that was known was refused, and not sent again once the "
+    "edition with more rounds was there: both ends waited for each other"
+)
+_ENDS_BEFORE = (
+    "what a neighbor said of a round after the last was not heard, although that neighbor knew of "
+    "no edition with fewer rounds yet: a doubt outlived its word"
+)
+_NO_MODEL = (
+    "an agent that was removed before its first round gave its start as a final model, and others "
+    "began again from it without end"
+)
+_DROPPED = (
+    "who began again where its own edition ended dropped a payload that the next edition needs"
+)
 
 REGRESSIONS = (
     (500042, "pairs", _SAYS_MORE),
@@ -77,6 +92,10 @@ REGRESSIONS = (
     (2154, "loss", _OTHER_EPOCH),
     (2243, "memory", _OTHER_EPOCH),
     (77367, "long", _SEEKS_NO_MORE),
+    (10191, "editions", _EDITION_TO_COME),
+    (101752, "mutable", _ENDS_BEFORE),
+    (103418, "mutable", _NO_MODEL),
+    (302857, "mutable", _DROPPED),
     (3001824, "loss", _ONE_SIDED_ALREADY),
     (3003211, "crashes", _NOBODY_THERE),
 )

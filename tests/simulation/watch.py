@@ -720,8 +720,8 @@ class Watch:
         plan = self.world.plan
         last = min(mesh.rounds for mesh in plan.meshes)
         inside = [h for h in self.hosts if h.state.epoch == newest]
-        begun = [h.order[h.state.memory_from :][:1] for h in inside if newest]
-        entered = max([round_of(newest), *(r for first in begun for r in first)])
+        began = [h.disk.writes[-1].record["epoch_began"] for h in inside if h.disk.writes]
+        entered = max([round_of(newest), *began])
         if newest and entered + plan.away_rounds > last:
             return
         for host in self.hosts:

@@ -511,3 +511,18 @@ def test_who_is_removed_before_it_was_in_a_round_has_no_model_to_give():
     seeking.do("up b round=19 digest=b19 closed=18")
     seeking.do("payload b1 final round=1")
     assert own_rejoins(seeking) == []
+
+
+def test_an_edge_that_comes_in_an_open_round_is_not_waited_for():
+    end = after("share", "announce 2 begins=5 neighbors=bc")
+    assert end.edge("c").stage.value == "apart"
+    assert "combine 1: b1" in end.do("payload b1 + ack=a1")
+
+
+def test_who_has_finished_takes_no_part_in_rounds_that_it_has_not_heard_of():
+    end = after("round", "share", neighbors="bc", rounds=2)
+    end.do("payload b2 + ack=a2", "payload c2 + ack=a2", "combined")
+    end.do("bye b done counted=2:b2:a2 closed=2", "announce 2 begins=2 rounds=4 neighbors=bc")
+    end.do("saved", "trained", "journaled")
+    assert end.edge("b").stage.value == "lost"
+    assert "combine 3 edition 2: c3" in end.do("payload c3 + ack=a3 edition=2")

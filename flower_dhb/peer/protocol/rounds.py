@@ -391,7 +391,7 @@ class Rounds:
     def skip(self, round: int) -> None:
         """End a round in which this agent has nothing to share, or begins again after it."""
         for edge in self.edges.values():
-            for old in [r for r in edge.held if r <= round or r > self.rounds]:
+            for old in [r for r in edge.held if r <= round]:
                 del edge.held[old]
             open_here = self.round > self.closed and edge.stage.open
             if open_here:

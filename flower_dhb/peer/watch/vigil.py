@@ -46,6 +46,9 @@ def wait_of(agent: Agent, now: float, monitor: Monitor) -> Wait:
             if not waited:
                 waited = [e for e in edges.values() if not e.up]
                 what = f"keeps its usual pace after round {agent.closed}, with no neighbor's part,"
+        case Phase.JOINING:
+            waited = list(edges.values())
+            what = f"waits for its first round, {near.editions.next(agent.closed)}, to come near,"
         case Phase.REJOINING:
             waited = [e for e in edges.values() if e.sought]
             what = f"waits for a neighbor's model, since its own of round {agent.closed} is too old"
