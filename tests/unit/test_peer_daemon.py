@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import datetime
+import errno
 import json
 import shutil
 import signal
@@ -31,8 +32,11 @@ from flower_dhb.peer.protocol import events as ev
 from flower_dhb.peer.protocol.messages import Ack, Counted, Goodbye, Hello, Offer, Seek
 from flower_dhb.peer.protocol.settings import Timing
 from flower_dhb.peer.watch.records import read_record
+from flower_dhb.peer.wire import relay_pb2 as pb
+from flower_dhb.peer.wire.bulletin import REVOCATIONS, Bulletin
 from tests.support.events import Events
 from tests.support.peers import Mesh
+from tests.support.waiting import wait_for
 
 SIZE, ROUNDS = 4, 4
 PATIENT = Timing(ceiling_s=60.0, least_s=60.0, reconnect_s=60.0, resume_s=60.0)
@@ -541,6 +545,47 @@ def test_clock_and_certificate_are_waited_for_and_that_is_said_once(
     assert len(told) == (1 if then is not None else 2)
     assert then is not None or "does not belong to its key" in told[1]["why"]
     assert len(log.named("certificate-valid")) == 1
+
+
+def test_what_the_operator_says_is_told_when_the_disk_has_it(certified, log, monkeypatch):
+    """A full disk keeps a bulletin from everybody, until it is there; then it holds at once."""
+    settings, _ = certified
+    full = [True]
+    write = disk.write_durably
+
+    def takes(path, data, **options):
+        if full[0] and path.name.startswith("bulletin-"):
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write(path, data, **options)
+
+    monkeypatch.setattr(disk, "write_durably", takes)
+    peer, told = Peer(settings), []
+    Neighbor(peer, answers=())
+    monkeypatch.setattr(peer.transport, "tell", told.append)
+    authority = Authority.load(settings.tls.key.parent.parent / "authority")
+    serial = peer.settings.tls.standing().serial
+    listed = {"certificates": [{"serial": serial, "since": "2031-05-04"}]}
+    raw = authority.sign(Bulletin(REVOCATIONS, settings.mesh, 3, listed))
+    running = Running(peer)
+    wait_for(lambda: peer.progress.phase != "loading", "the beginning")
+    write_durably(settings.bulletins / "list", raw)  # somebody puts it there
+    peer.bulletins.look()
+    wait_for(lambda: log.named("disk-failed"), "the disk to be full")
+    assert (peer.bulletins.known(), told) == ({}, [])
+    assert peer.settings.tls.read()
+    full[0] = False
+    wait_for(lambda: told, "the list to be told")
+    assert peer.progress.reply(pb.StatusRequest()).bulletins == {REVOCATIONS: 3}
+    with pytest.raises(ConfigError, match="was revoked on 2031-05-04"):
+        peer.settings.tls.read()
+    assert running.end(stop=True) == Result(False)
+    # It is on the disk: the next life knows it from its first moment on, and waits.
+    again = Peer(settings)
+    Neighbor(again)
+    running = Running(again)
+    wait_for(lambda: log.named("waits-for-certificate"), "the next life to wait")
+    assert "was revoked on" in log.named("waits-for-certificate")[0]["why"]
+    assert running.end(stop=True) == Result(False)
 
 
 def test_who_waits_for_the_clock_can_be_stopped(certified, log):

@@ -1,11 +1,13 @@
 """Whom a device believes: chains, revoked certificates, authorities that change, and proofs."""
 
+import base64
 import dataclasses
 import datetime
 
+import numpy as np
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
 from flower_dhb import ConfigError
 from flower_dhb.peer.device import validity
@@ -14,7 +16,14 @@ from flower_dhb.peer.mesh.certificates import Authority, write_private
 from flower_dhb.peer.monitor import Monitor
 from flower_dhb.peer.wire.bulletin import AUTHORITY, REVOCATIONS, Bulletin, fingerprint
 from flower_dhb.peer.wire.identity import OPERATOR, Identity, ValidityError, issuer_of, utc_now
-from flower_dhb.peer.wire.proof import NotBelievedError, believe, new_challenge, prove
+from flower_dhb.peer.wire.proof import (
+    NotBelievedError,
+    as_metadata,
+    believe,
+    new_challenge,
+    proof_of,
+    prove,
+)
 from flower_dhb.peer.wire.tls import TlsFiles
 from flower_dhb.peer.wire.trust import Trust, check_authority, check_revocations, serial_text
 from tests.support.board import Device
@@ -77,8 +86,12 @@ def test_a_new_authority_is_believed_by_whoever_knows_only_the_old_one(old, chan
     for roots in ([new.certificate], [old.certificate, new.certificate]):
         assert issuer_of(after, roots) == new.certificate
     assert issuer_of(after[:1], [old.certificate]) is None
-    # A device's certificate makes nobody an authority.
-    assert issuer_of([after[0], own[0]], [old.certificate]) is None
+    # A device's certificate makes nobody an authority, whatever its key signs.
+    key, certificate = old.issue(3, 5)
+    (device,) = chain(certificate)
+    forged = chain(Authority("m1", load_pem_private_key(key, None), device).issue(0, 2)[1])
+    forged[0].verify_directly_issued_by(device)
+    assert issuer_of([forged[0], device], [old.certificate]) is None
 
 
 def test_authorities_of_file_and_bulletin_are_believed_less_the_retired(old, changing):
@@ -189,6 +202,26 @@ def test_what_is_no_proof(files, old):
     late = dataclasses.replace(dialing, clock=lambda: NOW + 6 * DAY)
     with pytest.raises(NotBelievedError, match="is valid from"):
         believe(late, good, challenge, 1)
+
+
+def test_whatever_a_hostile_end_shows_is_no_accident(files):
+    """It changes bytes of its certificate, which nobody has vouched for when they are read."""
+    dialing, accepting = files(0), files(1)
+    challenge, rng = new_challenge(), np.random.default_rng(7)
+    pem, proof = proof_of(accepting, challenge, 0)
+    good = chain(pem)[0].public_bytes(Encoding.DER)
+    for n in range(600):
+        der = bytearray(good)
+        for _ in range(1 + n % 3):
+            at = int(rng.integers(len(der)))
+            if rng.random() < 0.7:
+                der[at] ^= int(rng.integers(1, 256))
+            else:
+                del der[at : at + int(rng.integers(1, 9))]
+        begin, end = b"-----BEGIN CERTIFICATE-----\n", b"-----END CERTIFICATE-----\n"
+        shown = begin + base64.encodebytes(der) + end
+        with pytest.raises(NotBelievedError):
+            believe(dialing, as_metadata(shown, proof), challenge, 1)
 
 
 def test_a_device_knows_that_its_own_certificate_is_revoked(files):

@@ -171,7 +171,7 @@ def _key_in(request: bytes) -> ec.EllipticCurvePublicKey:
     try:
         found = x509.load_pem_x509_csr(request)
         key, has_it = found.public_key(), found.is_signature_valid
-    except ValueError as error:
+    except Exception as error:  # the library has more kinds of them than it says
         raise NotBelievedError(f"it asks for no certificate: {error}") from None
     if not has_it or not isinstance(key, ec.EllipticCurvePublicKey):
         raise NotBelievedError("it asks for a certificate of a key that it does not have")

@@ -90,13 +90,13 @@ def believe(
     other = Identity(tls.identity.mesh, accepting)
     if not (pem and proof) or len(pem) > _LIMIT_BYTES:
         raise NotBelievedError(f"{other} does not prove whose certificate it shows")
-    try:
+    try:  # nobody has vouched for these bytes yet
         chain = tuple(x509.load_pem_x509_certificates(pem))[:_LINKS]
-    except ValueError as error:
+        key, named = chain[0].public_key(), named_in(chain[0])
+    except Exception as error:  # the library has more kinds of them than it says
         raise NotBelievedError(f"{other} shows no certificate: {error}") from None
-    key = chain[0].public_key()
-    if named_in(chain[0]) != other or not isinstance(key, ec.EllipticCurvePublicKey):
-        raise NotBelievedError(f"{other} shows the certificate of {named_in(chain[0])}")
+    if named != other or not isinstance(key, ec.EllipticCurvePublicKey):
+        raise NotBelievedError(f"{other} shows the certificate of {named}")
     try:
         key.verify(proof, _text(other, tls.identity.vertex, challenge), ec.ECDSA(hashes.SHA256()))
     except InvalidSignature:
