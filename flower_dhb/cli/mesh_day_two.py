@@ -175,7 +175,7 @@ def _change(
     from flower_dhb.peer.mesh.changes import desk, moment_of
     from flower_dhb.peer.mesh.editions import Moment, beginning
     from flower_dhb.peer.mesh.publish import hand_out
-    from flower_dhb.peer.wire.bulletin import EDITION
+    from flower_dhb.peer.wire.bulletin import EDITION, REVOCATIONS
 
     if arguments.offline and arguments.at_round is None:
         raise ConfigError("--offline asks nobody which round it is: say --at-round N")
@@ -194,6 +194,8 @@ def _change(
         published = hand_out(
             arguments.mesh, EDITION, former=former, timeout_s=2.0 * arguments.timeout_s
         )
+        if written.revoked:
+            hand_out(arguments.mesh, REVOCATIONS, timeout_s=2.0 * arguments.timeout_s)
     _tell(arguments.mesh, written, moment, published)
     return 0 if published is None or not published.refused else 1
 
@@ -230,6 +232,11 @@ def _tell(mesh: Path, written: Written, moment: Moment, published: Published | N
         print(
             f"carry {written.folder} to the device of vertex {new}, with the app, and start it: "
             f"flower-dhb peer {written.folder.name if written.folder else ''}/peer.toml"
+        )
+    if written.revoked:
+        print(
+            f"revoked: {len(written.revoked)} certificate(s) of the device that was vertex {new} "
+            f"({', '.join(written.revoked)}); nobody lets it in any more"
         )
     if written.settings is not None:
         print(

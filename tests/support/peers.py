@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -10,12 +11,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Container, Mapping
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file
 
+from flower_dhb.cli import main
 from flower_dhb.peer.device.ending import Ending
 from flower_dhb.peer.device.settings import PeerSettings
 from flower_dhb.peer.mesh.create import Host, MeshPlan, create_mesh, local_hosts
@@ -125,11 +128,13 @@ class Mesh:
     def change(self, name: str, *words: object, at_round: int | None = None) -> str:
         """A command of day two, such as `add`, on the running mesh. Returns what it said."""
         when = [] if at_round is None else ["--at-round", at_round]
-        done = run_cli("mesh", name, self.out, *words, *when)
-        assert done.returncode == 0, (done.stdout, done.stderr)
+        said, wrong = io.StringIO(), io.StringIO()
+        with redirect_stdout(said), redirect_stderr(wrong):
+            status = main(["mesh", name, str(self.out), *map(str, [*words, *when])])
+        assert status == 0, (said.getvalue(), wrong.getvalue(), self.tail())
         for path in self.out.glob("vertex-*/peer.toml"):
             self.paths[int(path.parent.name.removeprefix("vertex-"))] = path
-        return done.stdout
+        return said.getvalue()
 
     def start(self, *vertices: int, prefix: Callable[[int], list[str]] | None = None) -> None:
         for v in vertices or self.paths:

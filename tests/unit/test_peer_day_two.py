@@ -9,6 +9,7 @@ import sys
 import tomllib
 
 import pytest
+from cryptography import x509
 from safetensors.numpy import load_file
 
 from flower_dhb import ConfigError, Topology
@@ -22,8 +23,9 @@ from flower_dhb.peer.mesh.folder import changing
 from flower_dhb.peer.mesh.overview import read_overview
 from flower_dhb.peer.mesh.publish import newest
 from flower_dhb.peer.watch.editions import read_editions
-from flower_dhb.peer.wire.bulletin import EDITION
+from flower_dhb.peer.wire.bulletin import EDITION, REVOCATIONS
 from flower_dhb.peer.wire.edition import MeshEdge, MeshEdition, MeshVertex
+from flower_dhb.peer.wire.trust import serial_text
 from tests.support.editions import edition
 from tests.support.peers import APP
 
@@ -243,6 +245,11 @@ def test_a_device_in_the_place_of_another(mesh, capsys):
     (aside,) = (mesh / "former").iterdir()
     assert aside.name == "vertex-1-until-edition-2"
     assert (aside / "key.pem").read_bytes() == before["key.pem"]
+    old = x509.load_pem_x509_certificate((aside / "certificate.pem").read_bytes())
+    (entry,) = newest(mesh, REVOCATIONS).body["certificates"]
+    assert (entry["serial"], entry["who"]) == (serial_text(old), "vertex 1")
+    lists = {p.read_bytes() for p in mesh.rglob("revocations.bulletin")}
+    assert (len(lists), len(list(mesh.glob("vertex-*/bulletins/revocations.bulletin")))) == (1, 5)
     assert f"carry {mesh}/vertex-1 to the device of vertex 1" in capsys.readouterr().out
 
 

@@ -709,6 +709,27 @@ def test_dialing_goes_on_until_somebody_listens(events):
         wait_for(lambda: a.count("disconnected") >= 1)
 
 
+def test_neighbors_change_while_it_runs(events):
+    """One is dialed elsewhere from the next time on, one goes, and one comes."""
+    quick = {"retry_s": 0.01, "retry_max_s": 0.02}
+    with Peer(1, (0,)) as b, Peer(2, (0,)) as c, Peer(1, (0,)) as moved:
+        dial = {1: b.address}
+        with Peer(0, (1, 2), listen=None, dial=dial, limits=quick) as a:
+            wait_for(lambda: a.link(1) is not None)
+            first = a.link(1)
+            limits = dataclasses.replace(a.transport.limits, frames=(7.0, 3.0))
+            a.transport.meet({1: moved.address, 2: c.address}, limits)
+            wait_for(lambda: a.link(2) is not None and c.up())
+            assert a.link(1) is first  # what stands stays
+            assert (first._short_frames._burst, first._short_frames._per_s) == (7.0, 3.0)
+            b.transport.stop(1.0)
+            wait_for(lambda: a.link(1) not in (None, first) and moved.up())
+            a.transport.meet({1: moved.address})
+            wait_for(lambda: not c.up())
+            wait_for(lambda: list(a.transport._dialers) == [1])
+            assert a.link(1) is not None
+
+
 def test_files_that_do_not_fit_are_an_attempt_that_failed(files, events, tmp_path):
     home = tmp_path
     broken = TlsFiles(Identity("m1", 0), home / "key.pem", home / "c.pem", home / "a.pem")

@@ -7,9 +7,17 @@ import pytest
 from flower_dhb.peer.monitor import Monitor
 from flower_dhb.peer.protocol.agent import Agent, Phase
 from flower_dhb.peer.protocol.edition import Edition
-from flower_dhb.peer.protocol.events import Connected, Greeted, Journaled, Payload, Started, Trained
+from flower_dhb.peer.protocol.events import (
+    Announced,
+    Connected,
+    Greeted,
+    Journaled,
+    Payload,
+    Started,
+    Trained,
+)
 from flower_dhb.peer.protocol.messages import Hello
-from flower_dhb.peer.protocol.settings import Config
+from flower_dhb.peer.protocol.settings import Config, Timing
 from flower_dhb.peer.watch.vigil import Vigil, Wait, wait_of
 from flower_dhb.peer.wire.causes import cause_of
 
@@ -108,3 +116,23 @@ def test_a_line_for_each_minute_of_the_same_wait(caplog):
     waits[0] = None
     look(590, 900)
     assert not caplog.records
+
+
+def test_nobody_waits_for_an_edge_that_a_later_edition_brings():
+    """It comes while a round is open in which it has no part."""
+    agent = Agent(Config(vertex=0, editions=(Edition(1, 1, 9, (1,)),)), 0.0)
+    agent.handle(Started(), 0.0)
+    greet(agent, 1, 0.0)
+    agent.handle(Trained(), 1.0)
+    agent.handle(Journaled(Payload(7, "own")), 1.0)
+    before = agent.next_deadline()
+    slower = Timing(ceiling_s=7.0)
+    agent.handle(Announced(Edition(2, 5, 9, (1, 2)), slower), 1.0)
+    greet(agent, 2, 1.0)
+    assert not agent.edges[2].stage.open
+    assert agent.near.wait_s(agent.edges[2], 1.0) == 0.0
+    assert agent.near.wait_s(agent.edges[1], 1.0) > 0.0
+    # And the time limits are those that came along, for edges that were there as well.
+    assert agent.config.timing == agent.near.config.timing == slower
+    assert {edge.patience.deadline_s for edge in agent.edges.values()} <= {3.0, 7.0}
+    assert before is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +19,11 @@ from flower_dhb.peer.mesh.fleet import Fleet
 from flower_dhb.peer.mesh.folder import Change, changing
 from flower_dhb.peer.mesh.overview import overview_of
 from flower_dhb.peer.mesh.publish import FOLDER, bulletin_path, signed
+from flower_dhb.peer.mesh.renewal import revocations_with, serials_of
 from flower_dhb.peer.watch.editions import FOLDER as EDITIONS
 from flower_dhb.peer.watch.editions import FORMER, edition_name
 from flower_dhb.peer.watch.status import FINISHED
-from flower_dhb.peer.wire.bulletin import EDITION, KINDS
+from flower_dhb.peer.wire.bulletin import EDITION, KINDS, REVOCATIONS
 
 __all__ = ["Desk", "Written", "desk", "moment_of"]
 
@@ -31,12 +32,14 @@ __all__ = ["Desk", "Written", "desk", "moment_of"]
 class Written:
     """What a change has left in the mesh's folder, and what is to be carried from there.
 
-    folder: of a new device, to be carried whole. settings: a `peer.toml` that changed.
+    folder: of a new device, to be carried whole. settings: a `peer.toml` that changed. revoked:
+    certificates of the device whose place another takes.
     """
 
     draft: Draft
     folder: Path | None = None
     settings: Path | None = None
+    revoked: tuple[str, ...] = ()
 
 
 def moment_of(directory: Path, timeout_s: float = 5.0) -> Moment:
@@ -71,25 +74,35 @@ class Desk:
         changed then.
         """
         edition, change = draft.edition, self._change
-        bulletin = signed(self._directory, EDITION, edition.body(), number=edition.number)
-        name = bulletin_path(self._directory, EDITION).name
+        bulletins = {
+            EDITION: signed(self._directory, EDITION, edition.body(), number=edition.number)
+        }
+        revoked = [] if draft.new is None else serials_of(self._directory, draft.new)
+        if revoked:
+            why = f"replaced by another device in edition {edition.number}"
+            listed = revocations_with(self._directory, revoked, why)
+            bulletins[REVOCATIONS] = signed(self._directory, REVOCATIONS, listed)
         body = json.dumps(edition.body(), indent=1).encode()
         change.write(f"{EDITIONS}/{edition_name(edition.number)}", body)
-        change.write(f"{FOLDER}/{name}", bulletin)
-        for home in sorted(self._directory.glob("vertex-*")):
-            if draft.new is None or home.name != folder_of(draft.new):
-                change.write(f"{home.name}/{FOLDER}/{name}", bulletin)
+        homes = [path.name for path in sorted(self._directory.glob("vertex-*"))]
+        for kind, bulletin in bulletins.items():
+            name = f"{FOLDER}/{bulletin_path(self._directory, kind).name}"
+            change.write(name, bulletin)
+            for home in homes:
+                if draft.new is None or home != folder_of(draft.new):
+                    change.write(f"{home}/{name}", bulletin)
         common = {**self.folder.document, "weights": draft.weights}
         change.write("mesh.toml", overview_of(common, edition, draft.hosts, draft.next_vertex))
         written = Written(
             draft,
-            self._new_device(draft, bulletin, days),
+            self._new_device(draft, bulletins, days),
             self._new_address(draft),
+            tuple(revoked),
         )
         change.commit()
         return written
 
-    def _new_device(self, draft: Draft, bulletin: bytes, days: int) -> Path | None:
+    def _new_device(self, draft: Draft, bulletins: Mapping[str, bytes], days: int) -> Path | None:
         """A folder for a device that comes. What its vertex had before is put aside."""
         vertex, change = draft.new, self._change
         if vertex is None:
@@ -112,9 +125,11 @@ class Desk:
             ) from None
         for kind in KINDS:
             path = bulletin_path(self._directory, kind)
-            if kind == EDITION or path.exists():
-                data = bulletin if kind == EDITION else path.read_bytes()
-                change.write(f"{home}/{FOLDER}/{path.name}", data)
+            said = bulletins.get(kind)
+            if said is None and path.exists():
+                said = path.read_bytes()
+            if said is not None:
+                change.write(f"{home}/{FOLDER}/{path.name}", said)
         return self._directory / home
 
     def _new_address(self, draft: Draft) -> Path | None:

@@ -49,8 +49,10 @@ __all__ = [
     "change_authority",
     "renew",
     "renew_online",
+    "revocations_with",
     "revoke",
     "revoke_serials",
+    "serials_of",
 ]
 
 _FOLDER, _ISSUED = "authority", "authority/issued.pem"
@@ -277,16 +279,8 @@ def revoke(
 
     Raises ConfigError if there is none.
     """
-    now, kept = utc_now(), set(keep)
-    mesh = load_authority(directory).mesh
-    found = [
-        serial_text(certificate)
-        for certificate in _certificates(directory)
-        if (who := named_in(certificate)) is not None
-        and (who.mesh, who.vertex) == (mesh, vertex)
-        and certificate.not_valid_after_utc > now
-        and serial_text(certificate) not in kept
-    ]
+    kept = set(keep)
+    found = [serial for serial in serials_of(directory, vertex) if serial not in kept]
     if not found:
         raise ConfigError(
             f"{directory}: there is no valid certificate of {_name(vertex)} to revoke; one that "
@@ -295,10 +289,31 @@ def revoke(
     return revoke_serials(directory, found, reason, timeout_s=timeout_s)
 
 
+def serials_of(directory: Path, vertex: int) -> list[str]:
+    """Serial numbers of all certificates of a vertex that are valid."""
+    now = utc_now()
+    mesh = load_authority(directory).mesh
+    return [
+        serial_text(certificate)
+        for certificate in _certificates(directory)
+        if (who := named_in(certificate)) is not None
+        and (who.mesh, who.vertex) == (mesh, vertex)
+        and certificate.not_valid_after_utc > now
+    ]
+
+
 def revoke_serials(
     directory: Path, serials: Iterable[str], reason: str = "", *, timeout_s: float = 10.0
 ) -> Published:
     """Publish the list of revoked certificates with these among them, by serial number."""
+    body = revocations_with(directory, serials, reason)
+    return publish(directory, REVOCATIONS, body, timeout_s=timeout_s)
+
+
+def revocations_with(
+    directory: Path, serials: Iterable[str], reason: str = ""
+) -> dict[str, list[Mapping[str, str]]]:
+    """The next list of revoked certificates, with these among them. Raises ConfigError."""
     now = utc_now()
     load_authority(directory)
     known = {c.serial_number: c for c in _certificates(directory)}
@@ -322,8 +337,7 @@ def revoke_serials(
             entry["who"] = str(named_in(certificate))
             entry["ends"] = certificate.not_valid_after_utc.isoformat()
         entries.setdefault(serial, entry)
-    body = {"certificates": [entries[serial] for serial in sorted(entries)]}
-    return publish(directory, REVOCATIONS, body, timeout_s=timeout_s)
+    return {"certificates": [entries[serial] for serial in sorted(entries)]}
 
 
 # --- another authority ----------------------------------------------------------------------

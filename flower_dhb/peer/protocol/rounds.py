@@ -181,6 +181,8 @@ class Rounds:
             edge.stage = Stage.APART  # the open round began without it
         if j in self.past:
             edge.restore(self.past.pop(j))
+        if self.current is not None and j not in self.current.neighbors:
+            edge.stage = Stage.APART  # it has no part in the round that is open
         self.edges = dict(sorted([*self.edges.items(), (j, edge)]))
 
     def remember(self, records: Mapping[int, Mapping[str, Any]], now: float) -> None:

@@ -8,22 +8,34 @@ from flower_dhb.peer.wire import relay_pb2 as pb
 from flower_dhb.peer.wire.bulletin import KINDS, LIMIT_BYTES, Board, BulletinError, Notice
 from flower_dhb.peer.wire.frames import Reason, RefusedError
 
-__all__ = ["Arrivals", "InLine", "frames_of"]
+__all__ = ["Arrivals", "InLine", "frames_of", "pieces_of"]
+
+_PIECE_BYTES = 64 * 1024
 
 
 def frames_of(notice: Notice, chunk_bytes: Callable[[], int]) -> Iterator[bytes]:
     """Serialized frames of a bulletin. chunk_bytes is asked for the size of each piece."""
+    for piece in _pieces(notice, chunk_bytes):
+        yield pb.Frame(bulletin=piece).SerializeToString()
+
+
+def pieces_of(notice: Notice) -> Iterator[bytes]:
+    """Serialized pieces of a bulletin, outside of a stream of frames."""
+    for piece in _pieces(notice, lambda: _PIECE_BYTES):
+        yield piece.SerializeToString()
+
+
+def _pieces(notice: Notice, chunk_bytes: Callable[[], int]) -> Iterator[pb.Bulletin]:
     start = 0
     while start < len(notice.raw):
         end = start + chunk_bytes()
-        piece = pb.Bulletin(
+        yield pb.Bulletin(
             kind=notice.kind,
             number=notice.number,
             total_bytes=len(notice.raw),
             offset=start,
             data=notice.raw[start:end],
         )
-        yield pb.Frame(bulletin=piece).SerializeToString()
         start = end
 
 

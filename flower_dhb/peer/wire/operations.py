@@ -13,9 +13,20 @@ from flower_dhb.errors import FlowerDhbError, NotNowError, StateError
 from flower_dhb.peer.wire import relay_pb2 as pb
 from flower_dhb.peer.wire.bulletin import LIMIT_BYTES, Board, BulletinError
 
-__all__ = ["FETCH", "PUBLISH", "RENEW", "SERVICE", "STATUS", "STOP", "Operations", "document_of"]
+__all__ = [
+    "FETCH",
+    "NEWS",
+    "PUBLISH",
+    "RENEW",
+    "SERVICE",
+    "STATUS",
+    "STOP",
+    "Operations",
+    "document_of",
+]
 
 SERVICE = "flower_dhb.peer.v1.Relay"
+NEWS = f"/{SERVICE}/News"
 STATUS, STOP, FETCH, PUBLISH, RENEW = (
     f"/{SERVICE}/{name}" for name in ("Status", "Stop", "Fetch", "Publish", "Renew")
 )

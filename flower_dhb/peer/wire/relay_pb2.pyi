@@ -234,6 +234,19 @@ class Bulletin(_message.Message):
     data: bytes
     def __init__(self, kind: _Optional[str] = ..., number: _Optional[int] = ..., total_bytes: _Optional[int] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
+class NewsRequest(_message.Message):
+    __slots__ = ("bulletins",)
+    class BulletinsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    BULLETINS_FIELD_NUMBER: _ClassVar[int]
+    bulletins: _containers.ScalarMap[str, int]
+    def __init__(self, bulletins: _Optional[_Mapping[str, int]] = ...) -> None: ...
+
 class PublishRequest(_message.Message):
     __slots__ = ("data",)
     DATA_FIELD_NUMBER: _ClassVar[int]

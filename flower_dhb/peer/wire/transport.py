@@ -31,11 +31,13 @@ from flower_dhb.peer.wire.frames import (
     CHUNK_BYTES,
     MESSAGE_LIMIT_BYTES,
     Assembler,
+    RefusedError,
 )
 from flower_dhb.peer.wire.gate import Gate
+from flower_dhb.peer.wire.gossip import Arrivals, pieces_of
 from flower_dhb.peer.wire.identity import OPERATOR, Identity, host_name
 from flower_dhb.peer.wire.link import Allowance, StreamLink
-from flower_dhb.peer.wire.operations import SERVICE, Operations
+from flower_dhb.peer.wire.operations import NEWS, SERVICE, Operations
 from flower_dhb.peer.wire.proof import CHALLENGE, NotBelievedError, believe, new_challenge, prove
 from flower_dhb.peer.wire.tls import TlsFiles, peer_chain, peer_identity
 
@@ -43,6 +45,7 @@ __all__ = ["EXCHANGE", "Limits", "Transport"]
 
 EXCHANGE = f"/{SERVICE}/Exchange"
 
+_NEWS = 16.0, 1.0  # times in a row, and a second, that devices may ask for bulletins
 _TO_COME = 64  # neighbors that later editions of the mesh may add
 
 _OPTIONS = [
@@ -177,6 +180,7 @@ class Transport:
         self._rates = {j: self._new_rates() for j in self.neighbors}
         self._dialers: dict[int, threading.Event] = {}  # each wakes its thread
         self._started = False
+        self._news_allowance = Allowance(*_NEWS)
         self.port: int | None = None
 
     def start(self) -> None:
@@ -328,6 +332,9 @@ class Transport:
         )
         handlers = {
             "Exchange": grpc.stream_stream_rpc_method_handler(self._exchange),
+            "News": grpc.unary_stream_rpc_method_handler(
+                self._news, pb.NewsRequest.FromString, lambda piece: piece
+            ),
             **self.operations.handlers(self._require_operator, self.board),
         }
         self._server.add_generic_rpc_handlers(
@@ -460,6 +467,28 @@ class Transport:
         self._admit(context, identity.vertex, CONNECTIONS)
         return identity.vertex
 
+    def _news(self, request: pb.NewsRequest, context: Any) -> Iterator[bytes]:
+        """Give a device of the mesh the bulletins that it lacks, neighbor or not."""
+        who = None
+        if self.tls is not None:
+            who = peer_identity(context.auth_context(), self.tls.identity.mesh)
+        if who is None or who.vertex == OPERATOR:
+            self._turn_away(
+                context,
+                grpc.StatusCode.UNAUTHENTICATED,
+                "identity",
+                f"{who or 'somebody'} at {self._caller(context)} asks for news, which is for "
+                "devices of this mesh",
+            )
+        self._require_believed(context, who.vertex)
+        if not self._news_allowance.take():
+            self._turn_away(
+                context, grpc.StatusCode.RESOURCE_EXHAUSTED, "busy", f"{who} asks for news too soon"
+            )
+        self._admit(context, who.vertex, CONNECTIONS)
+        for notice in self.board.newer_than(dict(request.bulletins)):
+            yield from pieces_of(notice)
+
     def _require_believed(self, context: Any, who: int) -> None:
         """Turn away a certificate that TLS let in and that is revoked, or not trusted any more."""
         if self.tls is None:
@@ -578,10 +607,23 @@ class Transport:
                 self._see(neighbor, str(dict(told).get("instance", "")), address)
                 self._opened(link)
             why = self._read(link, call)
+            if not link.greeted and call.code() is grpc.StatusCode.PERMISSION_DENIED:
+                self._ask_for_news(neighbor, channel)
         finally:
             self._ended(link)
             channel.close()
         return link.given_up or why, link.greeted
+
+    def _ask_for_news(self, neighbor: int, channel: grpc.Channel) -> None:
+        """A neighbor does not let this device in: the mesh may have changed while it was away."""
+        news = channel.unary_stream(NEWS, pb.NewsRequest.SerializeToString, pb.Bulletin.FromString)
+        arrivals = Arrivals(neighbor, self.board, lambda: True)
+        request = pb.NewsRequest(bulletins=self.board.known())
+        try:
+            for piece in news(request, timeout=self.limits.transfer_s):
+                arrivals.piece(piece)
+        except (grpc.RpcError, RefusedError):
+            self.monitor.count("no-news", neighbor)
 
     # --- both -------------------------------------------------------------------------
 
