@@ -73,7 +73,9 @@ def up(arguments: argparse.Namespace) -> int:
             log.close()
         fleet.close()
     alone = [v for v, p in processes.items() if p.returncode == Ending.ALONE]
-    failed = [v for v, p in processes.items() if p.returncode not in (0, Ending.ALONE)]
+    stopped = [v for v, p in processes.items() if p.returncode == Ending.STOPPED]
+    fine = (0, Ending.ALONE, Ending.STOPPED)
+    failed = [v for v, p in processes.items() if p.returncode not in fine]
     for vertex in alone:
         print(
             f"vertex {vertex} finished alone: no neighbor had a part in its last rounds; see "
@@ -86,9 +88,11 @@ def up(arguments: argparse.Namespace) -> int:
             f"{arguments.mesh / f'vertex-{vertex}' / 'peer.log'}",
             file=sys.stderr,
         )
-    if not failed:
+    if stopped:
+        print(f"{len(stopped)} peers were stopped; 'mesh up' goes on where they were")
+    elif not failed:
         print(_summary(arguments.mesh, sorted(fleet.hosts)))
-    return 1 if failed else Ending.ALONE if alone else 0
+    return 1 if failed else Ending.STOPPED if stopped else Ending.ALONE if alone else 0
 
 
 class Local:

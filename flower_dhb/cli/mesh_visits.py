@@ -64,7 +64,11 @@ def _stop(arguments: argparse.Namespace) -> int:
         print(
             f"vertex {vertex}: will stop (round {k} is over, and its app still computes); ask again"
         )
-    _tell(done.failures, fleet, "stop it there: systemctl stop flower-dhb-peer@…, or SIGTERM")
+    _tell(
+        done.failures,
+        fleet,
+        "stop it there: systemctl stop flower-dhb-peer@vertex-{vertex}, or SIGTERM",
+    )
     if done.stopped:
         print("a stopped device is started there again: systemctl start flower-dhb-peer@vertex-…")
     return 1 if done.failures or done.ending else 0
@@ -105,5 +109,5 @@ def _chosen(fleet: Fleet, vertices: list[int] | None) -> set[int] | None:
 
 def _tell(failures: Mapping[int, str], fleet: Fleet, remedy: str) -> None:
     for vertex, why in sorted(failures.items()):
-        hint = f"; {remedy}" if fleet.hosts[vertex] is None else ""
+        hint = f"; {remedy.format(vertex=vertex)}" if fleet.hosts[vertex] is None else ""
         print(f"vertex {vertex}: not reached: {why}{hint}", file=sys.stderr)

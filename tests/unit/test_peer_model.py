@@ -19,6 +19,8 @@ from flower_dhb.peer.device.daemon import Peer, Result
 from flower_dhb.peer.device.journal import Journal
 from flower_dhb.peer.device.model import Model, current_model, read_start
 from flower_dhb.peer.mesh.create import MeshPlan, create_mesh, local_hosts
+from flower_dhb.peer.watch.ledger import FORMAT, read_ledger
+from flower_dhb.peer.watch.records import RECORD_FORMAT, read_record
 from flower_dhb.types import Layout
 from tests.support.events import Events
 from tests.support.peers import APP, Mesh
@@ -167,8 +169,8 @@ def test_files_that_go_while_they_are_read_are_those_of_a_running_peer(state, mo
 
     monkeypatch.setattr(model, "_model_in", one_that_goes)
     told = []
-    assert current_model(state, told.append).round in (2, 3)
-    assert told == []
+    assert current_model(state, told.append).round == 3
+    assert (told, len(calls)) == ([], 4)
 
 
 def test_where_there_is_no_model_it_is_said_which_one_counts(state, tmp_path):
@@ -227,6 +229,8 @@ def test_what_is_no_start_is_refused_where_it_enters(state, tmp_path):
     assert origin.startswith("round 1 of vertex 0")
     np.testing.assert_array_equal(arrays["x"], current_model(tmp_path, print).parameters)
     (tmp_path / "round-1.safetensors").unlink()  # the file that it grew from
+    with pytest.raises(DamageError, match=r"payload-2.safetensors lacks round-1.safetensors"):
+        current_model(tmp_path, print)
     with pytest.raises(ConfigError, match=r"no readable initial arrays: No such file"):
         read_start(tmp_path / "payload-2.safetensors")
     cut.write_bytes((state / "round-3.safetensors").read_bytes()[:-3])
@@ -253,28 +257,42 @@ def test_a_state_of_the_release_before_goes_on(tmp_path):
         assert [e["round"] for e in heard.named("resumed") if e["vertex"] == 0] == [1]
         assert heard.named("damaged") == []
     about = metadata(settings[0].state_dir / "round-4.safetensors")["about"]
-    assert json.loads(about)["format"] == journal.FORMAT
+    assert json.loads(about)["format"] == FORMAT
     assert current_model(settings[0].state_dir, print).round == 4
 
 
 def test_a_state_of_a_later_release_is_refused_by_name_and_not_as_damaged(state, over):
     def later(about):
-        about["format"], about["software"] = journal.FORMAT + 1, "9.8.7"
+        about["format"], about["software"] = FORMAT + 1, "9.8.7"
         about.pop("record")
 
     told = []
     edited(state / "round-3.safetensors", later)
     found = Journal(state, over[0].run, told.append)
     why = (
-        rf"round-3.safetensors: is of format {journal.FORMAT + 1}, written by flower_dhb 9.8.7; "
-        rf"this is flower_dhb {__version__}, which reads formats up to {journal.FORMAT}"
+        rf"round-3.safetensors: is of format {FORMAT + 1}, written by flower_dhb 9.8.7; "
+        rf"this is flower_dhb {__version__}, which reads formats up to {FORMAT}"
     )
     with pytest.raises(ConfigError, match=why):
         found.load()
     with pytest.raises(ConfigError, match=why):
         current_model(state, told.append)
+    with pytest.raises(ConfigError, match=why):
+        read_ledger(state)
     assert told == []
     one = dataclasses.replace(over[0], state_dir=state, on_damage="rejoin")
     with pytest.raises(ConfigError, match=why):
         Peer(one)
     assert not (state / "damaged-1").exists()
+
+
+def test_a_record_of_a_later_release_is_refused_by_name(tmp_path):
+    path = tmp_path / "record.jsonl"
+    line = {"format": RECORD_FORMAT, "software": __version__, "round": 1, "sent": "a"}
+    path.write_text(json.dumps(line) + "\n" + json.dumps({**line, "round": 2})[:-9])
+    assert list(read_record(tmp_path, 0).lines) == [1]
+    path.write_text(json.dumps({"round": 1, "sent": "a"}) + "\n")  # up to release 0.1
+    assert list(read_record(tmp_path, 0).lines) == [1]
+    path.write_text(json.dumps({**line, "format": RECORD_FORMAT + 1, "software": "9.8.7"}) + "\n")
+    with pytest.raises(ConfigError, match=r"record.jsonl: is of format 2, written by flower_dhb 9"):
+        read_record(tmp_path, 0)

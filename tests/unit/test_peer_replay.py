@@ -11,14 +11,14 @@ import tomli_w
 import xxhash
 from safetensors.numpy import load_file, save_file
 
-from flower_dhb import ConfigError, HeavyBall, Topology
+from flower_dhb import ConfigError, HeavyBall, Topology, __version__
 from flower_dhb.agent import codec
 from flower_dhb.agent.node import Node
 from flower_dhb.cli import main
 from flower_dhb.cli.replay import grouped
 from flower_dhb.peer.device.journal import Contents, Journal
 from flower_dhb.peer.watch.recorder import Recorder, fingerprint
-from flower_dhb.peer.watch.records import Spans, read_record
+from flower_dhb.peer.watch.records import RECORD_FORMAT, Spans, read_record
 from flower_dhb.peer.watch.replay import Finding, of_mesh
 from flower_dhb.types import Layout
 from tests.support.editions import edition, write_editions
@@ -182,7 +182,9 @@ def test_who_began_again_from_its_neighbors_says_so(tmp_path):
     recorder.close()
     (line,) = (tmp_path / "here" / "record.jsonl").read_text().splitlines()
     to = fingerprint({"x": node.parameters})
-    assert json.loads(line) == {"round": 3, "rejoined": True, "to": to, "left_epoch": 0}
+    by_whom = {"format": RECORD_FORMAT, "software": __version__}
+    told = {"round": 3, "rejoined": True, "to": to, "left_epoch": 0}
+    assert json.loads(line) == by_whom | told
 
 
 @pytest.mark.parametrize("joins", ["before training", "at the end of a round"])

@@ -4,12 +4,16 @@ import errno
 import io
 import json
 import re
+import tracemalloc
 
 import grpc
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from flower_dhb.errors import ConfigError, NotNowError, StateError
 from flower_dhb.peer.device import shelf
+from flower_dhb.peer.device.journal import Contents, Journal
 from flower_dhb.peer.device.log_file import LogFile
 from flower_dhb.peer.device.shelf import Shelf
 from flower_dhb.peer.mesh import visits
@@ -18,6 +22,7 @@ from flower_dhb.peer.watch.ledger import read_ledger
 from flower_dhb.peer.wire import files
 from flower_dhb.peer.wire import relay_pb2 as pb
 from flower_dhb.peer.wire.files import What
+from flower_dhb.types import Layout
 
 
 @pytest.fixture
@@ -111,6 +116,37 @@ def test_a_log_file_is_bounded_and_ends_no_peer(tmp_path):
     path.mkdir()  # no disk takes a line there
     log.write("last\n")
     assert beside.getvalue().endswith("line 8\nlast\n")
+
+
+def test_a_model_is_handed_out_in_pieces_in_twice_its_size(tmp_path):
+    n = 2**20
+    vectors = {"parameters": np.arange(n, dtype=np.float32), "memory/m": np.ones(n, np.float32)}
+    raw = {f"flower_dhb.state/{k}": v.view(np.uint8) for k, v in vectors.items()}
+    about = [[name, "float32", [n], ""] for name in vectors]
+    document = {"records": {"flower_dhb.state": {"arrays": about}}}
+    layout = Layout.of({"w": vectors["parameters"]}).to_config()
+    whose = {"mesh": "m", "vertex": 3, "layout": layout}
+    journal = Journal(tmp_path, "r", print, whose=whose)
+    journal.save(7, Contents(raw, document), {"closed": 7, "kept": []})
+    del raw, vectors
+    tracemalloc.start()
+    there = Shelf(tmp_path, None, Monitor(3))
+    size = longest = 0
+    with (tmp_path / "fetched").open("wb") as file:
+        for found in there.fetch(pb.FetchRequest(what=What.MODEL)):
+            if found.WhichOneof("kind") == "file":
+                assert found.file.name == "model.safetensors"
+                size = found.file.bytes
+                with pytest.raises(NotNowError, match="fetching the model"):
+                    next(there.fetch(pb.FetchRequest(what=What.MODEL)))
+            longest = max(longest, len(found.data))
+            file.write(found.data)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (tmp_path / "fetched").stat().st_size == size
+    assert longest == 256 * 1024
+    assert peak < 2 * 4 * n  # the vector of parameters, and pieces
+    np.testing.assert_array_equal(load_file(tmp_path / "fetched")["w"], np.arange(n))
 
 
 # --- the operator -------------------------------------------------------------------------

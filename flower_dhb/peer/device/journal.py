@@ -30,11 +30,10 @@ from safetensors.numpy import load, save
 from flower_dhb import __version__
 from flower_dhb.errors import ConfigError, DamageError, NotNowError
 from flower_dhb.files import make_folder, with_remedy, write_durably
-from flower_dhb.peer.watch.ledger import read_about
+from flower_dhb.peer.watch.ledger import FORMAT, read_about
 
 __all__ = [
     "DAMAGE",
-    "FORMAT",
     "Contents",
     "File",
     "Found",
@@ -43,8 +42,6 @@ __all__ = [
     "within_payload",
 ]
 
-# 1: up to release 0.1, which wrote no number. 2: `format`, `software`, and whose state it is.
-FORMAT = 2
 _KEEP = 2
 _STATE, _PAYLOAD = "round", "payload"
 _FRAME = "payload"  # the array that holds a payload's bytes
@@ -291,7 +288,7 @@ class Journal:
     def _open(self, entry: _Entry) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         # Read, not mapped: a bad place of the disk is then an error, and not the process's end.
         data = self._path(entry).read_bytes()
-        document = _known(read_about(_header(data)["__metadata__"]), self._path(entry))
+        document = read_about(_header(data)["__metadata__"], self._path(entry))
         arrays = load(data)
         if document["run"] != self._run:
             raise ConfigError(
@@ -334,7 +331,7 @@ class File:
 
     def about(self) -> dict[str, Any]:
         """What the journal wrote about it. Raises ConfigError for a later format."""
-        return _known(read_about(self.metadata), self._path)
+        return read_about(self.metadata, self._path)
 
     def array(self, name: str) -> NDArray[np.uint8] | None:
         """The bytes of an array, None if it is not in this file."""
@@ -382,18 +379,6 @@ def _header(data: bytes) -> dict[str, Any]:
     size = int.from_bytes(data[:8], "little")
     found: dict[str, Any] = json.loads(data[8 : 8 + size])
     return found
-
-
-def _known(about: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Refuse a file that a later release has written: it is not damaged."""
-    found = about.get("format", 1)
-    if not (isinstance(found, int) and found <= FORMAT):
-        raise ConfigError(
-            f"{path}: is of format {found}, written by flower_dhb {about.get('software', '')}; "
-            f"this is flower_dhb {__version__}, which reads formats up to {FORMAT}. Install that "
-            "release again, or a later one"
-        )
-    return about
 
 
 def _digest(array: NDArray[Any]) -> str:

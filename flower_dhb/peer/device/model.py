@@ -113,7 +113,7 @@ def current_model(state_dir: Path, report: Callable[[str], None]) -> Model:
     report: called with a text for each file that is damaged. Raises StateError if there is none,
     DamageError if no file can be used, and ConfigError for one of a later release.
     """
-    for _ in range(_TRIES):
+    for left in reversed(range(_TRIES)):
         paths = entries_of(state_dir)
         if not paths:
             raise StateError(
@@ -124,8 +124,11 @@ def current_model(state_dir: Path, report: Callable[[str], None]) -> Model:
         for path in reversed(paths):
             try:
                 found = _model_in(path)
-            except FileNotFoundError:
-                gone = True  # the peer runs, and has removed what it needs no more
+            except FileNotFoundError as error:
+                if left:  # the peer runs, and has removed what it needs no more: look again
+                    gone = True
+                    break
+                damaged.append(f"{path.name} lacks {Path(error.filename or '').name}")
             except (ConfigError, StateError):
                 raise
             except DAMAGE as error:

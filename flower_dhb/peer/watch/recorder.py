@@ -16,12 +16,17 @@ import xxhash
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
+from flower_dhb import __version__
 from flower_dhb.agent import codec
 from flower_dhb.agent.node import Snapshot
 from flower_dhb.peer.watch.history import History, keep_until
+from flower_dhb.peer.watch.records import RECORD_FORMAT
 from flower_dhb.peer.wire.frames import Bytes
 
 __all__ = ["Recorder", "fingerprint"]
+
+
+_WRITTEN = {"format": RECORD_FORMAT, "software": __version__}  # each line says by whom
 
 
 class Recorder:
@@ -60,6 +65,7 @@ class Recorder:
                 self._save(label, "shared", arrays)
             self._save(label, "combined", _state(after))
         line = {
+            **_WRITTEN,
             "round": label,
             "trained_as": trained_as,
             "edition": edition,
@@ -75,7 +81,13 @@ class Recorder:
     def rejoined(self, label: int, snapshot: Snapshot) -> None:
         """The state was lost, or too old, and taken from the neighbors."""
         to = fingerprint({"x": snapshot.state.parameters})
-        line = {"round": label, "rejoined": True, "to": to, "left_epoch": snapshot.epoch}
+        line = {
+            **_WRITTEN,
+            "round": label,
+            "rejoined": True,
+            "to": to,
+            "left_epoch": snapshot.epoch,
+        }
         self._lines.append(line, durable=False)
 
     def close(self) -> None:

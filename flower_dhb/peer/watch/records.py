@@ -16,8 +16,11 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from flower_dhb.errors import ConfigError
+from flower_dhb.peer.watch.ledger import check_format
 
-__all__ = ["Lines", "Record", "Spans", "read_record"]
+__all__ = ["RECORD_FORMAT", "Lines", "Record", "Spans", "read_record"]
+
+RECORD_FORMAT = 1  # of a line, and of the files beside it
 
 _BLOCK = 256  # lines that are read at once
 
@@ -55,7 +58,8 @@ class Lines(Mapping[int, Mapping[str, Any]]):
     """The lines of a record by round, in ascending order; only the block in use is in memory.
 
     Of two lines of one round the later one holds: the round was done again. Lines that a crash
-    cut off are passed over. Raises OSError if the file cannot be read.
+    cut off are passed over. Raises OSError if the file cannot be read, and ConfigError for a line
+    that a later release has written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -64,8 +68,12 @@ class Lines(Mapping[int, Mapping[str, Any]]):
         with path.open("rb") as file:
             at = 0
             for line in file:
+                document: dict[str, Any] = {}
                 with suppress(ValueError, KeyError, TypeError):
-                    places[int(json.loads(line)["round"])] = (at, len(line))
+                    document = json.loads(line)
+                    places[int(document["round"])] = (at, len(line))
+                if isinstance(document, dict):
+                    check_format(document, path, RECORD_FORMAT)
                 at += len(line)
         self._rounds = array("q", sorted(places))
         self._places = [array("q", (places[k][i] for k in self._rounds)) for i in (0, 1)]
