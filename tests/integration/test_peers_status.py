@@ -182,3 +182,26 @@ def look_at(mesh):
     assert document["devices"][str(STOPPED)]["state"] == "silent"
     assert document["devices"][str(HIDDEN)]["heard_by"]
     assert document["devices"][str(KILLED)]["seen_s"] > 10.0
+
+
+def test_who_has_finished_is_no_fault_and_who_never_came_is(tmp_path):
+    """Through a neighbor that stays, and after that one is gone, too, by the last sight."""
+    with Mesh(
+        tmp_path / "m", n=3, topology="path:3", rounds=5,
+        peer={"start-timeout-s": 1.0, "linger-s": 8.0},
+    ) as mesh:  # fmt: skip
+        mesh.start(0, 1)
+        mesh.wait_event(0, "ended", 60)
+        found = run_cli("mesh", "status", mesh.out, "--json")
+        document = json.loads(found.stdout)
+        states = {v: about["state"] for v, about in document["devices"].items()}
+        assert states == {"0": "finished", "1": "finished", "2": "silent"}
+        (finding,) = document["findings"]
+        assert finding["vertices"] == [2]
+        assert "never seen" in finding["what"]
+        mesh.finish(60)
+        found = run_cli("mesh", "status", mesh.out)
+        shown = {line.split()[0]: line for line in found.stdout.splitlines()}
+        assert "finished" in shown["0"]
+        assert "finished" in shown["1"]
+        assert "never seen" in shown["2"]

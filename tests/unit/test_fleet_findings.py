@@ -285,6 +285,17 @@ def test_who_has_finished_and_gone_is_no_fault():
     assert lost.status().state(0) == "silent"
 
 
+def test_who_may_have_finished_while_nobody_looked():
+    fleet = Troubled(7)
+    sights = seen({}, fleet.replies, NOW)
+    for v in range(7):
+        fleet.silence(v)
+    for after_s, may in ((100.0, False), (200.0, True)):
+        found = findings(fleet.status(sights=sights, now_s=NOW + after_s))
+        assert [f.kind for f in found] == ["silent"] * 7
+        assert ("so it may have finished" in found[0].text) == may
+
+
 def test_an_edge_to_somebody_who_is_gone_is_told_of_once():
     fleet = Troubled(7)
     fleet.silence(3)
@@ -387,7 +398,7 @@ def test_last_sights_are_of_devices_themselves_or_of_whom_a_neighbor_heard(tmp_p
     fleet.end(2, 3).heard_s, fleet.end(4, 3).heard_s = 3.0, 2.5
     fleet.end(2, 3).closed = 120
     sights = seen({}, fleet.replies, NOW)
-    assert sights[0] == Sight(NOW, 118, 500, "training", "0.1.0")
+    assert sights[0] == Sight(NOW, 118, 500, "training", "0.1.0", left_s=160.0)
     assert sights[3] == Sight(NOW - 3.0, 120, 500, "heard", "", (2, 4))
     write_sights(tmp_path, sights)
     assert read_sights(tmp_path) == sights

@@ -1,6 +1,8 @@
 """What an operator sees in a terminal: nothing wider than it, and no warning lost."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 from rich.text import Text
@@ -169,6 +171,33 @@ def test_before_anybody_has_answered():
     fleet = Troubled(3)
     shown = lines(fleet.status(replies={}, starting=frozenset(range(3))), height=23)
     assert shown[:2] == ["3 devices: 3 starting", "nothing needs anybody"]
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "peers.md").read_text(encoding="utf-8")
+
+
+def test_the_page_names_every_kind_of_finding_and_every_part_of_the_document():
+    needs, _, rest = PAGE.partition("### What needs somebody")[2].partition("Worth knowing:")
+    named = re.findall(r"^\| (`[^|]*`) \|", needs, re.MULTILINE)
+    kinds = [kind for cell in named for kind in re.findall(r"`([\w-]+)`", cell)]
+    assert kinds == [kind for kind, about in KINDS.items() if about.needs]
+    notes = rest.partition("###")[0]
+    assert set(re.findall(r"`([\w-]+)`", notes)) == KINDS.keys() - set(kinds)
+    table = PAGE.partition("### For machines")[2].partition("###")[0]
+    found = document(in_trouble(20).status())
+    cells = re.findall(r"^\| (`[^|]*`) \|", table, re.MULTILINE)
+    assert {name for cell in cells for name in re.findall(r"`(\w+)`", cell)} == found.keys()
+    devices = next(line for line in table.splitlines() if line.startswith("| `devices`"))
+    said = set(re.findall(r"`(\w+)`", devices))
+    assert said == {"devices"} | found["devices"][0].keys()
+
+
+def test_the_page_shows_what_the_command_shows():
+    fleet = Troubled(5)
+    fleet[1].failures, fleet[1].last_error = 4, "OSError: no camera at /dev/video0"
+    fleet.silence(2, "nothing listens at 10.0.0.2:9440")
+    shown = "\n".join(lines(fleet.status(), height=23))
+    assert f"```text\n{shown}\n```" in PAGE
 
 
 def test_the_document_is_whole():

@@ -165,6 +165,9 @@ def _silent(fleet: FleetStatus, vertex: int, why: str) -> Finding:
     seen_s = fleet.seen_s(vertex)
     ago = "never seen" if seen_s is None else f"last seen {in_words(seen_s)} ago"
     heard = f"; {_vertices(sorted(told))} cannot hear it either" if told else ""
+    sight = fleet.sights.get(vertex)
+    if sight is not None and sight.left_s is not None and fleet.now_s > sight.at + sight.left_s:
+        heard += "; at its pace its run would be over by now, so it may have finished"
     kind = "gone" if told and max(n.down_s for n in told.values()) < _SETTLES_S else "silent"
     if "nothing listens" in why:
         remedy = f"Look at its log there ({_log_of(vertex)}), and start its peer."

@@ -20,7 +20,8 @@ SIGHTS = "last-sights.json"
 class Sight:
     """A device as it was seen last. at: seconds since 1970, by the operator's clock.
 
-    by: neighbors that heard it then, none where it answered itself.
+    by: neighbors that heard it then, none where it answered itself. left_s: until its last
+    round, None if unknown.
     """
 
     at: float
@@ -29,6 +30,7 @@ class Sight:
     phase: str
     software: str = ""
     by: tuple[int, ...] = ()
+    left_s: float | None = None
 
 
 def read_sights(directory: Path) -> dict[int, Sight]:
@@ -68,5 +70,6 @@ def seen(
                 by = tuple(sorted({*found.by, reply.vertex}))
                 after[n.vertex] = replace(found, round=max(found.round, n.closed), by=by)
     for v, r in replies.items():
-        after[v] = Sight(now, r.round, r.rounds, r.phase, r.software)
+        left_s = r.left_s if r.HasField("left_s") else None
+        after[v] = Sight(now, r.round, r.rounds, r.phase, r.software, left_s=left_s)
     return after
