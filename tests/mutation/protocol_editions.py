@@ -120,6 +120,11 @@ EDITIONS = (
             "                pass\n",
         ),
         (
+            "who is a neighbor again says so by new Hellos",
+            "                if edge.parted and edge.link is not None:\n",
+            "                if False:\n",
+        ),
+        (
             "who parts says what its disk says",
             "if edge.up and not edge.parted and self._told.closed >= counted:",
             "if edge.up and not edge.parted:",
@@ -176,13 +181,8 @@ EDITIONS = (
         ),
         (
             "others may not have heard that the run ends before",
-            "return max(self.editions.longest, self.round)",
-            "return max(self.editions.rounds, self.round)",
-        ),
-        (
-            "a shared round is spoken of although the run's last is earlier",
-            "return max(self.editions.longest, self.round)",
             "return self.editions.longest",
+            "return self.editions.rounds",
         ),
         (
             "the part of an epoch is that of its members",
@@ -272,8 +272,8 @@ EDITIONS = (
         ),
         (
             "who goes on says so by new Hellos",
-            "            if edge.link is not None:\n                self._out.append(Close(edge.link, \"the run goes on\"))\n",
-            "            if False:\n                self._out.append(Close(edge.link, \"the run goes on\"))\n",
+            "                self.near.greet_anew(edge, \"the run goes on\", now)\n",
+            "                pass\n",
         ),
         (
             "more rounds end a linger",

@@ -68,6 +68,10 @@ _NO_MODEL = (
 _DROPPED = (
     "who began again where its own edition ended dropped a payload that the next edition needs"
 )
+_NEIGHBORS_AGAIN = (
+    "an agent that was removed and at once a member again went on, on a connection on which it had "
+    "said goodbye: its neighbor gave it nothing more"
+)
 
 REGRESSIONS = (
     (500042, "pairs", _SAYS_MORE),
@@ -96,6 +100,7 @@ REGRESSIONS = (
     (101752, "mutable", _ENDS_BEFORE),
     (103418, "mutable", _NO_MODEL),
     (302857, "mutable", _DROPPED),
+    (500024, "mutable", _NEIGHBORS_AGAIN),
     (3001824, "loss", _ONE_SIDED_ALREADY),
     (3003211, "crashes", _NOBODY_THERE),
 )

@@ -5,7 +5,7 @@ import pytest
 from .campaign import run_seeds
 from .profiles import PROFILES
 
-_EACH = 24
+_EACH = 20
 _LARGE = {"dense": 1, "sprint": 3}
 
 

@@ -561,7 +561,8 @@ class Watch:
         degree = len(process.host.neighbors)
         if len(effects) > 12 + 8 * degree:
             raise ViolationError("bounds", f"{len(effects)} effects of one event")
-        lines = sum(1 for e in effects if type(e) is Note or type(e) is Count)
+        lines = sum(1 for e in effects if type(e) is Note)
+        lines += len({(e.name, e.neighbor) for e in effects if type(e) is Count})
         liar = 2 * self.world.plan.rounds * (self.world.plan.liar is not None)
         if lines > 4 + 4 * degree + liar:
             raise ViolationError("bounds", f"{lines} lines of one event")

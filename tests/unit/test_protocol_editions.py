@@ -344,6 +344,7 @@ def test_who_learns_while_it_trains_that_it_is_no_member_does_not_share():
         (True, True),
     ]
     assert end.do("saved")[0] == "finish removed after 2"
+    assert end.do("saved") == []  # both saves of it were answered
 
 
 def test_who_is_no_member_where_the_others_are_ends_there():
@@ -423,10 +424,10 @@ def test_fewer_rounds_that_are_over_already_end_the_run_after_the_open_round():
 
 
 def test_a_late_save_does_not_end_a_run_with_an_open_round():
-    end = after("round", "share", "payload b2 + ack=a2", "combined", "share")
+    end = after("round", "share", "payload b2 + ack=a2", "combined", "trained")
     end.do("announce 2 begins=2 rounds=2 neighbors=b", "saved 2")
-    assert end.phase == "waiting"
-    assert end.agent.round == 3
+    assert end.phase == "journaling"
+    assert end.do("journaled")[0].startswith("b: payload a3")
 
 
 def test_finished_neighbors_that_know_of_fewer_rounds_are_no_reason_to_begin_again():
@@ -526,3 +527,83 @@ def test_who_has_finished_takes_no_part_in_rounds_that_it_has_not_heard_of():
     end.do("saved", "trained", "journaled")
     assert end.edge("b").stage.value == "lost"
     assert "combine 3 edition 2: c3" in end.do("payload c3 + ack=a3 edition=2")
+
+
+def test_who_is_a_neighbor_again_greets_anew():
+    """It has said goodbye on the connection: for its neighbor it takes part in no later round."""
+    end = after("round", "announce 2 begins=2")
+    assert end.said()[-1] == "b: goodbye done counted=1:a1:b1"
+    assert "b: close: neighbors again" in end.do("announce 3 begins=2 neighbors=b")
+    assert end.edge().parted_at is None
+    assert end.do("dial b") == ["b: hello closed=1 counted=1:a1:b1"]
+    assert end.do("hello b closed=1 counted=1:b1:a1", "trained") == ["journal 2 edition 3"]
+
+
+def test_an_edge_is_kept_until_the_other_end_was_told():
+    end = parting()
+    end.do("bye b counted=1:b1:a1 closed=1")
+    assert end.edge().settled
+    end.do("combined")
+    assert list(end.agent.edges) == [1, 2]  # it waits for this end's word, which the disk lacks
+    assert "b: close: no neighbor any more" in end.do("saved")
+
+
+def test_a_new_connection_is_told_again_that_the_edge_parts():
+    end = parting()
+    end.do("next", "down b", "dial b")
+    assert "b: goodbye counted=1:a1:b1" in end.do("hello b round=1 digest=b1 closed=0")
+
+
+def test_what_others_say_of_rounds_after_the_last_is_heard():
+    end = after("round", "announce 2 begins=2 rounds=2 neighbors=b")
+    assert "b: reserve b7" in end.do("offer b7 closed=6")  # it does not know that the run ends
+    end = after("round", "share", "down b", rounds=2)
+    end.do("up b round=3 digest=b3 closed=2 counted=1:b1:a1 edition=2")
+    assert end.edge().wants == 3
+
+
+def test_an_epoch_of_members_that_are_not_known_is_not_noted():
+    epoch = epoch_of(of(2, "neighbors=b", "since=2"))
+    end = after("round", f"payload b2 + epoch={epoch}", conserves=True)
+    assert list(end.agent.near.epochs_seen) == [0]
+
+
+def test_a_final_model_that_comes_too_late_is_dropped():
+    end = joining(connected=False)
+    end.do("up b closed=50 done", "up c round=45 digest=c45 closed=44 edition=2")
+    end.do("offer b51 final round=51", "payload c45 closed=44 edition=2", "wait 20")
+    assert end.agent.phase.value == "combining"
+    end.do("whole b51 final round=51")
+    assert end.edge("b").held == {}
+
+
+def test_the_goodbye_of_a_connection_takes_nothing_back():
+    end = after("round", "bye b done counted=1:b1:a1 closed=1", "bye b done", neighbors="bc")
+    assert end.edge("b").wants == 1
+
+
+def test_nobody_waits_to_begin_for_an_edge_that_is_not_due():
+    editions = (of(1, "neighbors=b"), of(2, "begins=9", "neighbors=bc"))
+    end = End("b", editions=editions, connected=False)
+    assert end.do("up b")[-1] == "train 1"
+
+
+def test_who_begins_again_as_the_members_change_has_broken_nothing():
+    editions = (of(1, "neighbors=b"), of(2, "begins=20", "neighbors=b", "since=2"))
+    end = End("b", editions=editions, connected=False, conserves=True)
+    end.do("up b round=19 digest=b19 closed=18", "payload b19 closed=18")
+    (rejoin,) = own_rejoins(end)
+    assert (rejoin.epoch, end.agent.near.broken) == (epoch_of(editions[1]), False)
+
+
+def test_what_was_broken_before_the_members_changed_is_mended():
+    end = after("round", "announce 2 begins=3 neighbors=b since=2", "share", conserves=True)
+    end.agent.near.broken, end.agent._epoch_began = True, 2
+    end.do("payload b2 + ack=a2", "next")
+    assert not end.agent.near.broken
+
+
+def test_a_final_model_is_of_the_last_round_that_its_sender_knew_of():
+    end = End(connected=False, rounds=60)
+    end.do("up b closed=50 done")
+    assert end.do("payload b51 final round=51")[-1] == "rejoin 50: b51@51"

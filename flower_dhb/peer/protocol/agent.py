@@ -375,8 +375,7 @@ class Agent:
         self.near.final, self._ends = None, False
         for edge in self.edges.values():
             if edge.link is not None:
-                self._out.append(Close(edge.link, "the run goes on"))
-                self.near.disconnected(edge, Disconnected(edge.neighbor, edge.link), now)
+                self.near.greet_anew(edge, "the run goes on", now)
         self._out.append(Note("goes-on", {"rounds": self.rounds}, warning=False))
         self.phase, self._until = Phase.CONNECTING, now + self.config.timing.start_s
 

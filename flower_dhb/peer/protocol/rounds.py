@@ -135,7 +135,7 @@ class Rounds:
     @property
     def last(self) -> int:
         """The last round to speak of: others may not know yet that the run ends before."""
-        return max(self.editions.longest, self.round)
+        return self.editions.longest
 
     @property
     def present(self) -> Edition:
@@ -155,12 +155,20 @@ class Rounds:
             self._add(j, now)
         for j, edge in self.edges.items():
             if j in partners:
+                if edge.parted and edge.link is not None:
+                    self.greet_anew(edge, "neighbors again", now)
                 edge.parted_at, edge.parted = None, False
             elif edge.parted_at is None:
                 edge.parted_at = now
         self._parts = self.edges.keys() != partners
         if new and announced:
             self.out.append(Neighbors(tuple(self.edges)))
+
+    def greet_anew(self, edge: Edge, why: str, now: float) -> None:
+        """End a connection on which goodbye was said: Hellos on the next say what holds now."""
+        self.out.append(Close(edge.link, why))
+        edge.link, edge.connection = None, Connection.DOWN
+        edge.receiving_since, edge.down_since = None, now
 
     def retime(self, config: Config) -> None:
         """Keep other time limits from now on."""
