@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["configure", "execute"]
 
+_VERTICES = re.compile(r"vertex (\d+)|edge (\d+)–(\d+)|edge to (\d+)|payload of (\d+)")
 _STATUSES = """exit status:
   0  everything was checked, and is as the law says
   1  something is not as the law says
@@ -91,8 +93,8 @@ def _text(replay: Replay, groups: Sequence[Group], names: dict[int, str]) -> lis
     for title, entries in parts:
         if entries:
             lines += [f"{title}:", *(f"  {entry}" for entry in entries)]
-    shown = {v for v in names if any(f"vertex {v}" in line for line in lines)}
-    if shown:
+    found = {int(v) for line in lines for each in _VERTICES.findall(line) for v in each if v}
+    if shown := found & names.keys():
         lines.append("names: " + ", ".join(f"{v} is {names[v]}" for v in sorted(shown)))
     devices = len(replay.records)
     deviations = sum(len(group.rounds) for group in groups)

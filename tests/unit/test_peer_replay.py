@@ -429,7 +429,7 @@ def command(directory, *words):
         "mesh": "m", "run": "r", "topology": "path:3", "plaintext": True, "edges": [],
         "weights": "metropolis", "edition": 1, "next-vertex": 3, "device": {},
         "algorithm": RULE.to_config(),
-        "hosts": [{"vertex": 0, "name": "arm"}, {"vertex": 1}, {"vertex": 2}],
+        "hosts": [{"vertex": 0, "name": "arm"}, {"vertex": 1, "name": "eye"}, {"vertex": 2}],
     }  # fmt: skip
     (directory / "mesh.toml").write_text(tomli_w.dumps(overview))
     return main(["replay", str(directory), *words])
@@ -465,7 +465,7 @@ def test_the_command_sums_up_and_its_status_says_which_of_three_it_is(tmp_path, 
         "  vertex 1, rounds 1–4: not computed again: its record has no vectors of it\n"
         "  vertex 2, rounds 1–4: not computed again: its record has no vectors of it\n"
         "  vertex 0, round 3: not computed again: there are no vectors of vertex 1\n"
-        "names: 0 is arm\n"
+        "names: 0 is arm, 1 is eye\n"
         "12 rounds of 3 devices checked, 0 of them computed again: 2 not as the law says\n"
         "1 edges of a round counted in doubt, 0 unknown\n"
     )
