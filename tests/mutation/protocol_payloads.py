@@ -48,6 +48,16 @@ PAYLOADS: tuple[Mistake, ...] = _in(
         "",
     ),
     (
+        "who is asked while it begins again says that it does",
+        "        if self.seeking and not edge.sought:\n            edge.sought = True\n",
+        "        if False:\n            edge.sought = True\n",
+    ),
+    (
+        "and says so once",
+        "        if self.seeking and not edge.sought:\n            edge.sought = True\n",
+        "        if self.seeking:\n            edge.sought = True\n",
+    ),
+    (
         "who gives an old payload while it seeks has not begun again",
         "            edge.seeking = edge.seeking and r <= self.closed\n",
         "            edge.seeking = False\n",

@@ -116,6 +116,15 @@ def test_who_is_as_far_behind_is_not_waited_for():
     assert end.do("payload b30 closed=29") == ["rejoin 30: b30@30"]
 
 
+def test_who_is_asked_while_it_begins_again_says_that_it_does():
+    """It may have counted a round with the one that asks, which would else wait for its next."""
+    end = End("bc", connected=False)
+    end.do("up c round=2 digest=c2 closed=1", "up b round=30 digest=b30 closed=29")
+    end.do("up c round=2 digest=c2 closed=1")  # it knows nothing of what was asked before
+    assert end.do("seek c") == ["c: seek"]
+    assert end.do("seek c") == []
+
+
 def test_who_begins_again_too_is_not_waited_for_and_leads_nobody():
     """It says that it is in round 30, and has nothing to give."""
     end = away()

@@ -21,7 +21,16 @@ from flower_dhb.peer.protocol.events import (
     Released,
     Sought,
 )
-from flower_dhb.peer.protocol.messages import Ack, Counted, Goodbye, Hello, Offer, Reason, Release
+from flower_dhb.peer.protocol.messages import (
+    Ack,
+    Counted,
+    Goodbye,
+    Hello,
+    Offer,
+    Reason,
+    Release,
+    Seek,
+)
 from flower_dhb.peer.protocol.rounds import Rounds, part_of, round_of
 
 __all__ = ["Neighborhood"]
@@ -389,8 +398,14 @@ class Neighborhood(Rounds):
         self._serve(edge)
 
     def sought(self, edge: Edge, event: Sought, now: float) -> None:
-        """The neighbor begins again: give it the model, or else the newest payload."""
+        """The neighbor begins again: give it the model, or else the newest payload.
+
+        Who begins again, too, says so in turn: neither is to wait for the other.
+        """
         edge.seeking = True
+        if self.seeking and not edge.sought:
+            edge.sought = True
+            self._send(edge, Seek())
         if self.final is not None:
             r = self.closed + 1
             offer = Offer(r, self.final.digest, self._told.closed, final=True)

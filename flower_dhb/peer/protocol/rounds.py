@@ -43,6 +43,7 @@ from flower_dhb.peer.protocol.messages import (
     Offer,
     Reason,
     Release,
+    Seek,
 )
 from flower_dhb.peer.protocol.patience import Patience
 from flower_dhb.peer.protocol.settings import Config
@@ -454,7 +455,7 @@ class Rounds:
 
     # --- sending ----------------------------------------------------------------------
 
-    def _send(self, edge: Edge, message: Ack | Release | Goodbye) -> None:
+    def _send(self, edge: Edge, message: Ack | Release | Seek | Goodbye) -> None:
         if edge.up:
             self.out.append(Send(edge.link, message))
 
