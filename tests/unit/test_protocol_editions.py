@@ -389,6 +389,12 @@ def test_more_rounds_take_an_agent_out_of_its_linger():
     assert [e.round for e in end.effects if isinstance(e, fx.Finish)] == [3, 5]
 
 
+def test_a_payload_of_a_round_that_is_not_known_yet_is_kept():
+    """Its sender knows of more rounds, and will not send it again on this connection."""
+    end = after("round", "payload b3 closed=2 edition=2", "failed", rounds=2)
+    assert sorted(end.edge().held) == [3]
+
+
 def test_more_rounds_while_the_model_is_written():
     end = at_the_end()
     assert end.phase == "finishing"
