@@ -20,6 +20,7 @@ from flower_dhb.peer.protocol.messages import (
     Seek,
 )
 from flower_dhb.peer.wire import relay_pb2 as pb
+from flower_dhb.peer.wire.bulletin import Notice
 from flower_dhb.peer.wire.frames import WHOLE_BYTES, Assembler, Outgoing, RefusedError, parse
 from flower_dhb.peer.wire.link import Allowance, StreamLink
 from tests.support.events import Events
@@ -133,6 +134,30 @@ def test_an_allowance_fills_up_with_time_to_its_burst_and_no_further():
 
 
 # --- out ----------------------------------------------------------------------------------
+
+
+def test_a_bulletin_goes_before_a_payload_and_takes_turns_with_one_that_has_begun():
+    for begun in (False, True):
+        end, kinds, n_bytes = End(size=LARGE), [], 0
+        end.link.send_payload(*own(5, LARGE))
+        if begun:
+            assert len(end.out(1)) == 1
+        end.link.send_bulletin(Notice("edition", 1, bytes(30_000)))
+        for raw in end.pieces:
+            found = parse(raw)
+            kind = "chunk" if isinstance(found, memoryview) else found.WhichOneof("kind")
+            if kind in ("chunk", "header", "bulletin"):
+                kinds.append(kind)
+            n_bytes += len(raw)
+            end.hear(receipt=pb.Receipt(bytes=n_bytes + 1000, clock_us=n_bytes))
+            if kinds[-3:] == ["chunk"] * 3:
+                break
+        n = kinds.count("bulletin")
+        assert n >= 2
+        if begun:
+            assert kinds[: 2 * n] == ["bulletin", "chunk"] * n
+        else:
+            assert kinds[: n + 1] == ["bulletin"] * n + ["header"]
 
 
 def test_short_frames_go_first_and_in_order_then_the_payload_then_heartbeats():

@@ -169,7 +169,8 @@ def check_own(
         f"authority of mesh {identity.mesh}",
         issuer,
         now,
-        "an expired authority signs nothing: create the mesh anew for all devices",
+        "make another authority with 'flower-dhb mesh renew --authority --force' and copy the new "
+        "files to all devices",
     )
 
 

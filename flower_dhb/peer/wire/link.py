@@ -112,6 +112,7 @@ class StreamLink:
         self._control: deque[bytes] = deque()
         self._payload: Iterator[bytes] | None = None
         self._payload_round = 0
+        self._begun_payload = self._payload_is_next = False
         self._flow, self._receipts = Flow(), Receipts()
         self._board = board
         self._bulletins = InLine(lambda: self._flow.chunk_bytes)
@@ -150,6 +151,7 @@ class StreamLink:
         with self._ready:
             self._payload = outgoing.pieces(offer, lambda: self._flow.chunk_bytes)
             self._payload_round = offer.round
+            self._begun_payload = False
             self._ready.notify()
 
     def send_bulletin(self, notice: Notice) -> None:
@@ -217,17 +219,29 @@ class StreamLink:
         now = time.monotonic()
         if self._receipts.due_s(now) == 0.0:
             return self._receipt(now)
-        if self._flow.ready:
-            piece = None if self._closing else self._bulletins.next()
-            if piece is None and self._payload is not None:
-                piece = next(self._payload, None)
-                if piece is None:
-                    self._payload = None
-            if piece is not None:
-                self._flow.sent(len(piece), now)
-                return piece
+        if self._flow.ready and (piece := self._piece()) is not None:
+            self._flow.sent(len(piece), now)
+            return piece
         beats = not self._closing and now - self._spoke_at >= self._heartbeat_s
         return _HEARTBEAT if beats else None
+
+    def _piece(self) -> bytes | None:
+        """The next piece of a bulletin or a payload.
+
+        Bulletins go before a payload, and take turns with one that has begun: that must not pause.
+        """
+        if not (self._begun_payload and self._payload is not None and self._payload_is_next):
+            piece = None if self._closing else self._bulletins.next()
+            if piece is not None:
+                self._payload_is_next = True
+                return piece
+        if self._payload is not None:
+            piece = next(self._payload, None)
+            if piece is not None:
+                self._begun_payload, self._payload_is_next = True, False
+                return piece
+            self._payload = None
+        return None if self._closing else self._bulletins.next()
 
     def _receipt(self, now: float) -> bytes:
         self._receipts.tell(now)
