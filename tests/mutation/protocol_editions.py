@@ -317,8 +317,13 @@ EDITIONS = (
         ),
         (
             "a release says how far a neighbor is for one that joins",
-            "return max(edge.wants, edge.closed) if self._joins else edge.wants",
-            "return edge.wants",
+            "            return max(edge.wants, edge.closed)\n",
+            "            return edge.wants\n",
+        ),
+        (
+            "who has left early is nobody to begin from",
+            "if self._joins and not edge.done:",
+            "if self._joins:",
         ),
         (
             "a state that was not saved as the last is saved again",

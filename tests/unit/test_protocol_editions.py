@@ -613,3 +613,11 @@ def test_a_final_model_is_of_the_last_round_that_its_sender_knew_of():
     end = End(connected=False, rounds=60)
     end.do("up b closed=50 done")
     assert end.do("payload b51 final round=51")[-1] == "rejoin 50: b51@51"
+
+
+def test_who_has_left_early_is_nobody_to_begin_from():
+    end = joining(connected=False)
+    end.do("up b closed=9 done")
+    assert end.phase == "joining"
+    end.do("up c round=7 digest=c7 closed=6", "bye c done closed=7")
+    assert end.phase == "joining"

@@ -571,7 +571,9 @@ class Agent:
 
     def _comes_from(self, edge: Edge) -> int:
         """The round of which a neighbor has a payload to begin from, as far as it has said."""
-        return max(edge.wants, edge.closed) if self._joins else edge.wants
+        if self._joins and not edge.done:
+            return max(edge.wants, edge.closed)
+        return edge.wants
 
     def _try_rejoin(self, now: float) -> None:
         near, rounds = self.near, self.rounds
