@@ -229,7 +229,7 @@ ROUNDS = _in(
     ),
     (
         "a neighbor that is gone is not waited for as one that is here",
-        "left = min(left, until - now)",
+        "until = min(until, again)",
         "pass",
     ),
     (
@@ -244,18 +244,18 @@ ROUNDS = _in(
     ),
     (
         "after a restart the others have time to notice",
-        "until = max(until, self._resumes_until)",
+        "again = max(again, self._resumes_until)",
         "pass",
     ),
     (
         "who greets has the time for it",
-        "until = max(until, edge.opened_at + timing.hello_s)",
+        "again = max(again, edge.opened_at + timing.hello_s)",
         "pass",
     ),
     (
         "a round is open until the last edge is decided",
-        "longest = max((self.wait_s(edge, at)",
-        "longest = min((self.wait_s(edge, at)",
+        "at = max((self._waited_until(edge)",
+        "at = min((self._waited_until(edge)",
     ),
     (
         "what counts is in the order of the vertices",

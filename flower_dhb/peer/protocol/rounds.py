@@ -332,8 +332,12 @@ class Rounds:
 
     def wait_s(self, edge: Edge, now: float) -> float:
         """Seconds that an edge may still keep the round open; 0 if it is decided."""
+        return max(self._waited_until(edge) - now, 0.0)
+
+    def _waited_until(self, edge: Edge) -> float:
+        """Until when an edge may keep the round open."""
         if not edge.stage.open or edge.agreed:
-            return 0.0
+            return self._shared_at
         timing = self.config.timing
         bound = edge.stage in (Stage.BOUND, Stage.VOTED)  # not ours alone to give up
         limit_s = timing.ceiling_s if bound else edge.patience.deadline_s
@@ -343,16 +347,15 @@ class Rounds:
             until = max(until, min(late, self._shared_at + timing.ceiling_s))
         if edge.receiving_since is not None and edge.shares == self.round:
             until = max(until, self._arrives_until(edge))
-        left = until - now
         if not edge.up:
             back = max(edge.down_since, self._shared_at) if bound else edge.down_since
-            until = back + timing.reconnect_s
+            again = back + timing.reconnect_s
             if edge.stage is Stage.BOUND:
-                until = max(until, self._resumes_until)
+                again = max(again, self._resumes_until)
             if edge.connection is Connection.GREETING:
-                until = max(until, edge.opened_at + timing.hello_s)
-            left = min(left, until - now)
-        return max(left, 0.0)
+                again = max(again, edge.opened_at + timing.hello_s)
+            until = min(until, again)
+        return until
 
     def _arrives_until(self, edge: Edge) -> float:
         """How long a payload that is coming is waited for, past its deadline.
@@ -372,9 +375,9 @@ class Rounds:
 
     def decided_at(self) -> float | None:
         """When the open round ends if nobody says anything more. None: it is decided."""
-        at = self._shared_at
-        longest = max((self.wait_s(edge, at) for edge in self.edges.values()), default=0.0)
-        return at + longest if longest > 0.0 else None
+        # No sum of differences: rounded, it could be a time at which an edge still waits.
+        at = max((self._waited_until(edge) for edge in self.edges.values()), default=0.0)
+        return at if at > self._shared_at else None
 
     def close(self, round: int, now: float) -> dict[int, Payload]:
         """End the round. Returns the payloads that count, by neighbor."""
