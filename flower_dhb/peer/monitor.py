@@ -28,7 +28,8 @@ __all__ = ["LOGGER", "Folding", "Monitor", "Trouble", "plain", "set_up_logging"]
 LOGGER = logging.getLogger("flower_dhb.peer")
 
 _LIMIT = 500  # characters of a text in a line
-_EVERY = frozenset({"round", "waits", "begins", "ends"})  # events whose every line is written
+# Events whose every line is written: no stranger can bring them about, and each is news.
+_EVERY = frozenset({"round", "waits", "begins", "ends", "rejoined", "bulletin", "edition"})
 _WINDOW_S, _WINDOW_MAX_S = 10.0, 86400.0  # from a line to the count of those that followed
 _QUIET_S = 600.0  # after so long without it, what comes again is news
 _NEWS, _NEWS_S = 4.0, 600.0  # lines of a kind that are news again at once, and one more in each
