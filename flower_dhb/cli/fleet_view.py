@@ -20,7 +20,7 @@ from flower_dhb.peer.sentences import in_words
 __all__ = ["View", "draw"]
 
 _NEEDS, _NOTE, _DIM = "bold yellow", "cyan", "dim"
-_LEAST_ROWS = 4  # of the table, as long as findings can be folded instead
+_LEAST_ROWS = 2  # of the table, as long as findings can be folded instead
 # Phases that take turns in every round.
 _WORK = dict.fromkeys(("waiting", "journaling", "combining"), "training")
 _WEIGHT = "num-examples"  # of an app's metrics the one that Flower asks for

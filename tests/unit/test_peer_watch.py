@@ -409,6 +409,13 @@ def test_finished_is_whose_model_is_on_the_disk(phase, final, word):
     assert here.reply(pb.StatusRequest()).phase == word
 
 
+def test_removed_is_who_is_no_member_any_more():
+    here, agent, _ = progress()
+    agent.near.editions.learn(Edition(2, 5, 50, (), member=False, members_since=2))
+    agent.phase, agent.near.final = Phase.LINGERING, Payload(1, None)
+    assert here.reply(pb.StatusRequest()).phase == "removed"
+
+
 @pytest.mark.parametrize(("asked", "given"), [(0, 0), (1, 1), (4096, 4096), (2**31, 4096)])
 def test_a_sketch_is_as_long_as_asked_for_within_a_limit(asked, given):
     here, _, _ = progress()

@@ -22,7 +22,7 @@ from flower_dhb.peer.mesh.publish import FOLDER, bulletin_path, signed
 from flower_dhb.peer.mesh.renewal import revocations_with, serials_of
 from flower_dhb.peer.watch.editions import FOLDER as EDITIONS
 from flower_dhb.peer.watch.editions import FORMER, edition_name
-from flower_dhb.peer.watch.status import FINISHED
+from flower_dhb.peer.watch.status import FINISHED, REMOVED
 from flower_dhb.peer.wire.bulletin import EDITION, KINDS, REVOCATIONS
 
 __all__ = ["Desk", "Written", "desk", "moment_of"]
@@ -51,7 +51,7 @@ def moment_of(directory: Path, timeout_s: float = 5.0) -> Moment:
         fleet.close()
     newest, paces = [], []
     for reply in found.replies.values():
-        over = reply.phase == FINISHED or reply.round >= reply.rounds
+        over = reply.phase in (FINISHED, REMOVED) or reply.round >= reply.rounds
         newest.append(reply.round if over else reply.round + 1)
         newest += [neighbor.round for neighbor in reply.neighbors]
         if reply.seconds_per_round > 0.0 and not over:

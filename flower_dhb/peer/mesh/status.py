@@ -13,12 +13,12 @@ import numpy as np
 
 from flower_dhb.metrics import consensus_distance
 from flower_dhb.peer.mesh.sights import Sight
-from flower_dhb.peer.watch.status import FINISHED
+from flower_dhb.peer.watch.status import FINISHED, REMOVED
 from flower_dhb.peer.wire import relay_pb2 as pb
 
 __all__ = ["OVER", "FleetStatus", "Link", "Pace"]
 
-OVER = (FINISHED, "removed", "stopped")  # phases of who takes part in no later round
+OVER = (FINISHED, REMOVED, "stopped")  # phases of who takes part in no later round
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,9 @@ class Lately:
         self._agreed: dict[int, deque[float]] = {}
         self._noted: set[int] = set()  # neighbors that could count in the open round
         self._heard: dict[int, float] = {}
-        self._lost = dict.fromkeys(agent.edges, now)  # since when neighbors are not connected
+        self._known: set[int] = set()
+        self._lost: dict[int, float] = {}  # since when neighbors are not connected
+        self._meet(now)
 
     def saw(self, event: Event, effects: Iterable[Effect], now: float) -> None:
         """The agent has taken an event, and wants these things done."""
@@ -56,6 +58,7 @@ class Lately:
         if agent.round != self._round:
             self._round, self._shared_at = agent.round, now
             self._noted.clear()
+        self._meet(now)
         if isinstance(event, LinkEvent):
             self._listen(event, now)
         elif isinstance(event, TrainingFailed):
@@ -75,6 +78,12 @@ class Lately:
             self._closed, self._ended_at = agent.closed, now
             for old in [r for r in self._parts if r <= self._closed - ROUNDS]:
                 del self._parts[old]
+
+    def _meet(self, now: float) -> None:
+        """Know all neighbors; an edition of the mesh may bring more."""
+        for j in self._agent.edges.keys() - self._known:
+            self._known.add(j)
+            self._lost[j] = now
 
     def _listen(self, event: LinkEvent, now: float) -> None:
         j = event.neighbor

@@ -22,10 +22,11 @@ from flower_dhb.peer.wire import relay_pb2 as pb
 from flower_dhb.peer.wire.identity import utc_now
 from flower_dhb.peer.wire.tls import Standing
 
-__all__ = ["FINISHED", "Progress", "sketch"]
+__all__ = ["FINISHED", "REMOVED", "Progress", "sketch"]
 
 SKETCH_LIMIT = 4096
 FINISHED = "finished"  # the phase of a peer whose last round is over
+REMOVED = "removed"  # the same of one that is no member of the mesh any more
 
 
 class Progress:
@@ -64,8 +65,9 @@ class Progress:
     def phase(self) -> str:
         """What it does, in one word."""
         phase = self._agent.phase
-        if self._agent.near.final is not None and phase in (Phase.LINGERING, Phase.STOPPED):
-            return FINISHED
+        near = self._agent.near
+        if near.final is not None and phase in (Phase.LINGERING, Phase.STOPPED):
+            return FINISHED if near.editions.newest.member else REMOVED
         return phase.value
 
     @property
