@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -32,6 +33,7 @@ from flower_dhb.peer.protocol import events as ev
 from flower_dhb.peer.protocol.messages import Ack, Counted, Goodbye, Hello, Offer, Seek
 from flower_dhb.peer.protocol.settings import Timing
 from flower_dhb.peer.watch.records import read_record
+from flower_dhb.peer.watch.vigil import Vigil
 from flower_dhb.peer.wire import relay_pb2 as pb
 from flower_dhb.peer.wire.bulletin import REVOCATIONS, Bulletin
 from tests.support.events import Events
@@ -703,3 +705,19 @@ def test_the_exit_status_says_how_it_ended(settings, monkeypatch, result, status
     command.configure(parser)
     path = settings.state_dir.parent / "peer.toml"
     assert command.execute(parser.parse_args([str(path)])) == status
+
+
+def test_a_peer_that_waits_says_for_whom_and_why(settings, log, monkeypatch):
+    """Its only neighbor is dialed, and nothing listens there."""
+    monkeypatch.setattr(daemon, "Vigil", partial(Vigil, every_s=0.2))
+    running = Running(Peer(settings))
+    wait_for(lambda: len(log.named("waits")) >= 2, seconds=20)
+    running.end(stop=True)
+    first = log.all[0]
+    assert first[1] == "begins"
+    assert first[2]["dials"] == [1]
+    wait = log.named("waits")[-1]
+    assert wait["what"] == "waits to begin, for neighbors that are not connected,"
+    assert wait["neighbors"] == [1]
+    address = settings.dial[1]
+    assert wait["why"].startswith(f"cannot reach vertex 1 at {address}: nothing listens there")
