@@ -699,7 +699,7 @@ def test_the_exit_status_says_how_it_ended(settings, monkeypatch, result, status
 
     monkeypatch.setattr(daemon, "Peer", Ended)
     monkeypatch.setattr("flower_dhb.peer.wire.native_log.capture_native_log", lambda monitor: None)
-    monkeypatch.setattr("flower_dhb.peer.monitor.set_up_logging", lambda form: None)
+    monkeypatch.setattr("flower_dhb.peer.monitor.set_up_logging", lambda *_: None)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     parser = argparse.ArgumentParser()
     command.configure(parser)
