@@ -256,7 +256,9 @@ class Work:
         path = self._settings.state_dir / "model.safetensors"
 
         def done() -> None:
-            fields = {"round": task.round - 1} | ({"removed": True} if task.removed else {})
+            fields: dict[str, Any] = {"round": task.round - 1}
+            if task.removed:
+                fields["removed"] = f"from round {task.round} on"
             if task.alone_since >= 0:
                 self._monitor.warning("finished", **fields, alone_since=task.alone_since)
             else:
