@@ -548,7 +548,7 @@ def test_a_stream_that_nobody_reads_makes_way_for_the_third():
                 links[n]._put(pb.Frame(refusal=pb.Refusal(text="x" * 50_000)))
             wait_for(lambda n=n: 0 < len(links[n]._control) < 40)
             wait_for(lambda n=n: b.transport._serving[0] == links[max(0, n - 1) :])
-        assert [link.ended.is_set() for link in links] == [True, True, False, False]
+        wait_for(lambda: [link.ended.is_set() for link in links] == [True, True, False, False])
         assert b.count("turned-away.busy") == 0
         for line in lines:
             line.put(None)
