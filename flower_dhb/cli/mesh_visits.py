@@ -89,8 +89,11 @@ def _fetch(arguments: argparse.Namespace) -> int:
         fleet.close()
     for vertex, fetched in found.items():
         where = arguments.out / f"vertex-{vertex}"
-        names = fetched.names if len(fetched.names) <= 6 else [*fetched.names[:5], "…"]
-        print(f"vertex {vertex}: {fetched.n_bytes:,} bytes in {where}: {', '.join(names)}")
+        names = [*fetched.sizes]
+        names = names if len(names) <= 6 else [*names[:5], "…"]
+        print(
+            f"vertex {vertex}: {sum(fetched.sizes.values()):,} bytes in {where}: {', '.join(names)}"
+        )
         for kind, why in fetched.absent.items():
             print(f"vertex {vertex}: no {kind}: {why}")
     _tell(failures, fleet, "copy the files of its state directory there")

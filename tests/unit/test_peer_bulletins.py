@@ -121,6 +121,7 @@ def test_what_was_signed_is_read_and_nothing_else_is():
         (b"flower-dhb bulletin 1\n" + b"\n".join([b"s"] * 5) + b"\n\n{}", "garbage", "5 sig"),
         (made() + b" " * LIMIT_BYTES, "size", f"expected at most {LIMIT_BYTES}"),
     ],
+    ids=range(10),  # keys are new in each process, and names of tests are not
 )
 def test_what_is_not_believed_is_refused_by_its_cause(raw, cause, why, monkeypatch):
     if cause != "mesh":  # nobody reads the text of what is not signed

@@ -165,13 +165,13 @@ def test_what_is_sent_is_stored_and_read_again(tmp_path):
         piece("round-3-combined.safetensors", 1), piece(data=b"d"),
         piece("ledger.json", 13), piece(data=b'{"edges": {}}'),
     ]  # fmt: skip
-    fetched = visits.Fetched()
-    visits._store(pieces, What.RECORD, tmp_path / "record", fetched)
+    sizes: dict[str, int] = {}
+    visits._store(pieces, What.RECORD, tmp_path / "record", sizes)
     assert (tmp_path / "record" / "record.jsonl").read_bytes() == b"abc"
     assert (tmp_path / "record" / "round-3-shared.safetensors").read_bytes() == b""
     assert json.loads((tmp_path / "ledger.json").read_text()) == {"edges": {}}
     assert read_ledger(tmp_path).edges == {}
-    assert (len(fetched.names), fetched.n_bytes) == (4, 17)
+    assert (len(sizes), sum(sizes.values())) == (4, 17)
     assert visits._complete_until(tmp_path / "record") == 2
     assert visits._complete_until(tmp_path) == 0
 
@@ -191,7 +191,7 @@ def test_what_is_sent_is_stored_and_read_again(tmp_path):
 def test_a_device_that_sends_what_no_peer_sends_leaves_nothing(tmp_path, pieces, why):
     """A device that was stolen has its own keys, and may answer anything."""
     with pytest.raises(grpc.RpcError) as error:
-        visits._store(pieces, What.RECORD, tmp_path / "a" / "record", visits.Fetched())
+        visits._store(pieces, What.RECORD, tmp_path / "a" / "record", {})
     assert re.search(re.escape(why), error.value.details())
     assert error.value.code() is grpc.StatusCode.DATA_LOSS
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == []

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -49,13 +49,12 @@ class Stopped:
     failures: dict[int, str]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Fetched:
-    """What came from one device. names: of files. absent: why a kind is not there."""
+    """What came from one device. sizes: of its files, in bytes. absent: why a kind is not there."""
 
-    names: list[str] = field(default_factory=list)
-    n_bytes: int = 0
-    absent: dict[str, str] = field(default_factory=dict)
+    sizes: Mapping[str, int]
+    absent: Mapping[str, str]
 
 
 def stop(fleet: Fleet, vertices: set[int] | None, timeout_s: float, wait_s: float) -> Stopped:
@@ -150,12 +149,13 @@ def _is_there(channel: grpc.Channel, timeout_s: float) -> bool:
 
 
 def _from(channel: grpc.Channel, folder: Path, kinds: list[str]) -> Fetched:
-    fetched = Fetched()
+    sizes: dict[str, int] = {}
+    absent: dict[str, str] = {}
     for kind in kinds:
         if kind == "status":
-            text = json.dumps(document_of(_status(channel, 10.0)), indent=1)
-            write_durably(folder / "status.json", text.encode())
-            fetched.names.append("status.json")
+            text = json.dumps(document_of(_status(channel, 10.0)), indent=1).encode()
+            write_durably(folder / "status.json", text)
+            sizes["status.json"] = len(text)
             continue
         what = KINDS[kind]
         home = folder / "record" if what == What.RECORD else folder
@@ -167,18 +167,18 @@ def _from(channel: grpc.Channel, folder: Path, kinds: list[str]) -> Fetched:
         after = _complete_until(home) if what == What.RECORD else 0
         call = ask(pb.FetchRequest(what=what, after=after))
         try:
-            _store(call, what, home, fetched)
+            _store(call, what, home, sizes)
         except grpc.RpcError as error:
             if error.code() not in _ABSENT:
                 raise
-            fetched.absent[kind] = str(error.details())
+            absent[kind] = str(error.details())
         finally:
             call.cancel()
-    return fetched
+    return Fetched(sizes, absent)
 
 
-def _store(pieces: Iterable[pb.FetchPiece], what: int, home: Path, fetched: Fetched) -> None:
-    """Write the files of one call; one that is not whole leaves nothing."""
+def _store(pieces: Iterable[pb.FetchPiece], what: int, home: Path, sizes: dict[str, int]) -> None:
+    """Write the files of one call, and note their sizes; one that is not whole leaves nothing."""
     with ExitStack() as stack:  # of the file under way, which is discarded if anything is raised
         left = 0
         write: Callable[[bytes | memoryview], None] | None = None
@@ -192,13 +192,12 @@ def _store(pieces: Iterable[pb.FetchPiece], what: int, home: Path, fetched: Fetc
                     raise _Misbehaved(f"it sends a file of the name {name[:80]!r}")
                 where = home.parent if name == files.LEDGER else home
                 write = stack.enter_context(replacing(where / name))
-                fetched.names.append(name)
+                sizes[name] = left
             else:
                 left -= len(piece.data)
                 if left < 0 or write is None:
                     raise _Misbehaved("it sends more bytes than it said")
                 write(piece.data)
-                fetched.n_bytes += len(piece.data)
         if left:
             raise _Misbehaved("its last file is not whole")
 
