@@ -54,6 +54,7 @@ GROW = {
     *("Agents", "RoundRecord", "Session", "ServerlessResult", "Health", "DigitsTask"),
     *("Attackers", "Guards"),
     *("AnalyticTask", "Edge", "PeerStatus", "Round", "RunLog", "Transport", "Watch"),
+    *("Group", "Replay", "Spans"),
 }
 
 
