@@ -1,6 +1,7 @@
 """A mesh that changes while it runs: real processes on loopback, with real certificates."""
 
 import signal
+import sys
 
 import numpy as np
 import pytest
@@ -68,15 +69,21 @@ def test_twenty_devices_and_all_that_befalls_them(tmp_path):
         mesh.change("set-address", "5", moved, at_round=at)
         mesh.signal(5, signal.SIGTERM)
         assert mesh.processes[5].popen.wait(20) == 3
-        mesh.start(5)
+        upgraded = [sys.executable, "-m", "tests.support.later", "minor"]
+        mesh.start(5, prefix=lambda _: upgraded)
         assert newest(mesh) < at, "the machine was too busy for the plan"
 
         members = [v for v in range(21) if v != 7]
         for v in members:
             mesh.wait_round(v, at)
-        stopped = [newest(mesh, v) for v in members]
+        named = [word for v in members for word in ("--vertex", v)]
+        mesh.change("fetch", tmp_path / "visit", *named)
         for v in members:
-            mesh.signal(v, signal.SIGTERM)
+            with safe_open(tmp_path / f"visit/vertex-{v}/model.safetensors", "numpy") as model:
+                assert int(model.metadata()["round"]) >= at
+            assert (tmp_path / f"visit/vertex-{v}/history.jsonl").stat().st_size > 0
+        stopped = [newest(mesh, v) for v in members]
+        mesh.change("stop", *named)
         for v in members:
             assert mesh.processes[v].popen.wait(20) == 3, mesh.tail()
 
