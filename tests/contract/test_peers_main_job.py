@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from flower_dhb.runs.superlink import local_superlink
-from tests.support.peers import Mesh
+from tests.support.peers import PATIENT, Mesh
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -18,8 +18,7 @@ SETTINGS = {"topology": "ring:8", "split": "classes:2", "rounds": 30, "seed": 4,
 
 def test_same_accuracy_as_under_flwr_run(tmp_path):
     overrides = {key.replace("-", "_"): value for key, value in SETTINGS.items()}
-    peer = {"timing": {"least-s": 10.0}}  # nothing is to be missing because this machine is busy
-    with Mesh(tmp_path / "mesh", app=ROOT, evaluate_every=10, peer=peer, **overrides) as mesh:
+    with Mesh(tmp_path / "mesh", app=ROOT, evaluate_every=10, peer=PATIENT, **overrides) as mesh:
         mesh.start()
         mesh.finish(200)
         peers = [mesh.model(v) for v in range(8)]

@@ -7,7 +7,7 @@ import pytest
 
 from flower_dhb import Topology, simulate
 from flower_dhb.algorithms import algorithm_from_config
-from tests.support.peers import APP, Mesh
+from tests.support.peers import APP, PATIENT, Mesh
 
 sys.path.insert(0, str(APP))
 import quadratics
@@ -40,6 +40,7 @@ def test_peers_give_the_numbers_of_simulate(rule, tmp_path):
         size=SIZE,
         rate=RATE,
         evaluate_every=7,
+        peer=PATIENT,
         **settings,
     ) as mesh:
         algorithm = mesh.settings(0).algorithm

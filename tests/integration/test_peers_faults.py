@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.support.net import CUTS
-from tests.support.peers import APP, ROOT, Mesh
+from tests.support.peers import APP, PATIENT, ROOT, Mesh
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(110)]
 
@@ -131,7 +131,9 @@ def test_clocks_may_jump(tmp_path):
         "    phase = int((time.monotonic() - _begin) * 5) % 3\n"
         "    return _real() + (0, 86400, -86400)[phase]\n"
     )
-    with recorded(tmp_path / "m", app=app, n=4, topology="ring:4", rounds=40, step_s=0.05) as mesh:
+    with recorded(
+        tmp_path / "m", app=app, n=4, topology="ring:4", rounds=40, step_s=0.05, peer=PATIENT
+    ) as mesh:
         mesh.start()
         mesh.finish(60)
         mesh.replay()

@@ -5,7 +5,7 @@ import textwrap
 import numpy as np
 import pytest
 
-from tests.support.peers import APP, Mesh
+from tests.support.peers import APP, PATIENT, Mesh
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(90)]
 
@@ -44,7 +44,7 @@ def test_a_device_that_lies_takes_nobody_with_it_and_is_named(tmp_path):
     )
     with Mesh(
         tmp_path / "mesh", app=app, n=4, topology="ring:4", rounds=25, rate=0.1, evaluate_every=0,
-        peer={"record": "payloads"},
+        peer={"record": "payloads", **PATIENT},
     ) as mesh:  # fmt: skip
         mesh.start()
         mesh.finish(75, alone=(LIAR,))

@@ -8,7 +8,7 @@ import pytest
 from flower_dhb import __version__
 from flower_dhb.peer.wire.frames import VERSION
 from tests.support.later import SOFTWARE
-from tests.support.peers import Mesh, run_cli
+from tests.support.peers import PATIENT, Mesh, run_cli
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 def test_a_minor_release_takes_part_and_a_major_one_is_refused_by_name(tmp_path):
     with Mesh(
         tmp_path / "m", n=4, topology="ring:4", rounds=100_000, step_s=0.05, evaluate_every=0,
-        peer={"record": "checksums", "timing": {"reconnect-s": 1.0}},
+        peer={"record": "checksums", "timing": {"reconnect-s": 1.0, **PATIENT["timing"]}},
     ) as mesh:  # fmt: skip
 
         def start_as(kind):
