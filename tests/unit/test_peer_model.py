@@ -218,6 +218,16 @@ def test_whatever_a_peer_leaves_is_a_start_for_another_mesh(state, tmp_path, nam
         np.testing.assert_array_equal(made["x"], current_model(state, print).arrays()["x"])
 
 
+def test_the_order_of_a_start_is_that_of_its_file(tmp_path):
+    """All devices flatten a model alike. The library's own reader shuffles names each time."""
+    arrays = {f"layer-{i}": np.zeros(i + 1, (np.float32, np.int64)[i % 2]) for i in range(20)}
+    save_file(arrays, tmp_path / "start.safetensors")
+    in_place = list(load_file(tmp_path / "start.safetensors"))
+    assert sorted(in_place) == sorted(arrays)
+    for _ in range(5):
+        assert list(read_start(tmp_path / "start.safetensors")[0]) == in_place
+
+
 def test_what_is_no_start_is_refused_where_it_enters(state, tmp_path):
     cut = tmp_path / "round-3.safetensors"
     for name in ("round-1", "payload-2"):

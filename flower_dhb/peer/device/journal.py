@@ -329,6 +329,14 @@ class File:
         self._begin = 8 + size
         self.metadata: dict[str, str] = self._arrays.pop("__metadata__", {})
 
+    @property
+    def names(self) -> list[str]:
+        """Of its arrays, in the order in which they lie in the file.
+
+        safetensors' own `load` gives them in another order each time.
+        """
+        return sorted(self._arrays, key=lambda name: (self._arrays[name]["data_offsets"], name))
+
     def about(self) -> dict[str, Any]:
         """What the journal wrote about it. Raises ConfigError for a later format."""
         return read_about(self.metadata, self._path)

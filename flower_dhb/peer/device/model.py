@@ -160,7 +160,8 @@ def read_start(path: Path) -> tuple[NDArrays, str]:
                 "model's arrays; a run's folder has each agent's model as agent-000.safetensors"
             )
         else:
-            arrays, origin = dict(load(path.read_bytes())), ""
+            found = load(path.read_bytes())
+            arrays, origin = {name: found[name] for name in file.names}, ""
             if "round" in metadata and "vertex" in metadata:
                 origin = (
                     f"round {metadata['round']} of vertex {metadata['vertex']} in run "
