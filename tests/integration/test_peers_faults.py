@@ -107,8 +107,8 @@ def test_a_slow_peer_does_not_hold_up_the_others(tmp_path):
     # The deadline is 0.5 s and the slow one comes 2.7 s late; a busy machine lies between.
     for v in (2, 4):  # its neighbors
         assert max(waits[v]) < 0.5 + 1.0
-    for v in (0, 1, 5, 6, 7):
-        assert np.median(waits[v]) < 0.4
+    for v in (0, 1, 5, 6, 7):  # they wait for those, who wait for it until the deadline
+        assert np.median(waits[v]) < 0.5 + 0.1
     assert len(slow) < 20
     assert any(not e.get("missing") for e in slow)  # it took part now and then
 
