@@ -522,7 +522,8 @@ class Watch:
             served = edge.sent == effect.round or edge.acked or edge.closed >= effect.round
             other = self.hosts[j].process
             apart = other is None or other.edition != process.edition or edge.stage is Stage.APART
-            apart = apart or self.world.plan.liar == j  # whatever it says it is or has
+            # Whatever it says it is or has; and what it announces is refused.
+            apart = apart or self.world.plan.liar in (j, process.vertex)
             if not edge.up or edge.done or served or apart:
                 process.left_out.pop(j, None)
                 continue
