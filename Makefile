@@ -29,10 +29,10 @@ demo: install
 	@$(BIN)/flower-dhb run . --run-config 'topology="ring:$(AGENTS)" observe-average=true name="demo"'
 
 # Fast tests share the cores. Runs of Flower mostly wait, for each other and for programs to
-# start, so they go three at a time. Peers that must keep short deadlines have the machine to
+# start, so they go two at a time. Peers that must keep short deadlines have the machine to
 # themselves.
 FAST := $(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile
-SLOW := $(BIN)/python -m pytest -m "slow and not alone" -n 3 --dist loadgroup
+SLOW := $(BIN)/python -m pytest -m "slow and not alone" -n 2 --dist loadgroup
 ALONE := $(BIN)/python -m pytest -m "slow and alone"
 
 test: install
