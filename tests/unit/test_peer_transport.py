@@ -544,9 +544,9 @@ def test_a_stream_that_nobody_reads_makes_way_for_the_third():
             line.put(pb.Frame(hello=hello()).SerializeToString())
             wait_for(lambda: b.link() not in (None, *links))
             links.append(b.link())
-            for _ in range(40):  # more than the window of a stream that is not read
+            for _ in range(400):  # more than the window of a stream that is not read, grown or not
                 links[n]._put(pb.Frame(refusal=pb.Refusal(text="x" * 50_000)))
-            wait_for(lambda n=n: 0 < len(links[n]._control) < 40)
+            wait_for(lambda n=n: 0 < len(links[n]._control) < 400)
             wait_for(lambda n=n: b.transport._serving[0] == links[max(0, n - 1) :])
         wait_for(lambda: [link.ended.is_set() for link in links] == [True, True, False, False])
         assert b.count("turned-away.busy") == 0
