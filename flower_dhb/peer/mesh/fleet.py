@@ -22,15 +22,29 @@ from flower_dhb.peer.wire.identity import OPERATOR, Identity, utc_now
 from flower_dhb.peer.wire.operations import PUBLISH, STATUS
 from flower_dhb.peer.wire.tls import TlsFiles
 
-__all__ = ["Fleet"]
+__all__ = ["Fleet", "call"]
 
 T = TypeVar("T")
+Reply = TypeVar("Reply", pb.StatusReply, pb.StopReply, pb.RenewReply)
 
 SKETCH = 1024
 _PIECE_BYTES = 256 * 1024
 _WRITES_S = 5.0  # between two writes of last sights, while somebody watches
 _PROBE_S = 1.0
 _NO_ANSWER = r"Endpoint closing|[Tt]imed? ?out|[Dd]eadline [Ee]xceeded"
+
+
+def call(
+    channel: grpc.Channel, method: str, request: Any, reply: type[Reply], timeout_s: float
+) -> Reply:
+    """Ask one peer one thing. Raises grpc.RpcError if it does not answer."""
+    ask = channel.unary_unary(
+        method,
+        request_serializer=type(request).SerializeToString,
+        response_deserializer=reply.FromString,
+    )
+    answer: Reply = ask(request, timeout=timeout_s)
+    return answer
 
 
 class Fleet:
@@ -64,17 +78,10 @@ class Fleet:
 
     def status(self, timeout_s: float = 5.0, sketch: int = SKETCH) -> FleetStatus:
         """Ask every peer at the same time."""
-
-        def ask(channel: grpc.Channel) -> pb.StatusReply:
-            call = channel.unary_unary(
-                STATUS,
-                request_serializer=pb.StatusRequest.SerializeToString,
-                response_deserializer=pb.StatusReply.FromString,
-            )
-            reply: pb.StatusReply = call(pb.StatusRequest(sketch=sketch), timeout=timeout_s)
-            return reply
-
-        replies, failures = self.ask_all(ask)
+        request = pb.StatusRequest(sketch=sketch)
+        replies, failures = self.ask_all(
+            lambda channel: call(channel, STATUS, request, pb.StatusReply, timeout_s)
+        )
         now = utc_now().timestamp()
         before, self._sights = self._sights, seen(self._sights, replies, now)
         if now - self._written_at > _WRITES_S and self._sights != before:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -18,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from flower_dhb.errors import ConfigError
 from flower_dhb.peer.mesh.certificates import NEXT_CERTIFICATE, NEXT_KEY, Authority
 from flower_dhb.peer.mesh.devices import device_files, folder_of
-from flower_dhb.peer.mesh.fleet import Fleet
+from flower_dhb.peer.mesh.fleet import Fleet, call
 from flower_dhb.peer.mesh.folder import Change, changing
 from flower_dhb.peer.mesh.overview import read_overview
 from flower_dhb.peer.mesh.publish import (
@@ -148,16 +147,10 @@ def _ask_each(
     """Ask each device something of its own, all at the same time."""
 
     def one(vertex: int) -> tuple[dict[int, pb.RenewReply], dict[int, str]]:
-        def ask(channel: grpc.Channel) -> pb.RenewReply:
-            call = channel.unary_unary(
-                RENEW,
-                request_serializer=pb.RenewRequest.SerializeToString,
-                response_deserializer=pb.RenewReply.FromString,
-            )
-            reply: pb.RenewReply = call(requests[vertex], timeout=timeout_s)
-            return reply
-
-        return fleet.ask_all(ask, {vertex})
+        return fleet.ask_all(
+            lambda channel: call(channel, RENEW, requests[vertex], pb.RenewReply, timeout_s),
+            {vertex},
+        )
 
     replies: dict[int, pb.RenewReply] = {}
     failures: dict[int, str] = {}

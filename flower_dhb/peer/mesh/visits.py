@@ -15,7 +15,7 @@ import grpc
 
 from flower_dhb.errors import ConfigError, NotNowError
 from flower_dhb.files import replacing, with_remedy, write_durably
-from flower_dhb.peer.mesh.fleet import Fleet
+from flower_dhb.peer.mesh.fleet import Fleet, call
 from flower_dhb.peer.wire import files
 from flower_dhb.peer.wire import relay_pb2 as pb
 from flower_dhb.peer.wire.files import What
@@ -63,7 +63,9 @@ def stop(fleet: Fleet, vertices: set[int] | None, timeout_s: float, wait_s: floa
     vertices: which, if not all. timeout_s: for an answer. wait_s: for a peer to end, which it does
     after the current call of its app.
     """
-    heard, failures = fleet.ask_all(lambda channel: _ask_to_stop(channel, timeout_s), vertices)
+    heard, failures = fleet.ask_all(
+        lambda channel: call(channel, STOP, pb.StopRequest(), pb.StopReply, timeout_s), vertices
+    )
     rounds = {v: reply.round for v, reply in heard.items()}
     ending, end = dict(rounds), time.monotonic() + wait_s
     while ending and time.monotonic() < end:
@@ -119,24 +121,8 @@ def fetch(
     return dict(sorted(found.items())), dict(sorted(failures.items()))
 
 
-def _ask_to_stop(channel: grpc.Channel, timeout_s: float) -> pb.StopReply:
-    ask = channel.unary_unary(
-        STOP,
-        request_serializer=pb.StopRequest.SerializeToString,
-        response_deserializer=pb.StopReply.FromString,
-    )
-    reply: pb.StopReply = ask(pb.StopRequest(), timeout=timeout_s)
-    return reply
-
-
 def _status(channel: grpc.Channel, timeout_s: float) -> pb.StatusReply:
-    ask = channel.unary_unary(
-        STATUS,
-        request_serializer=pb.StatusRequest.SerializeToString,
-        response_deserializer=pb.StatusReply.FromString,
-    )
-    reply: pb.StatusReply = ask(pb.StatusRequest(), timeout=timeout_s)
-    return reply
+    return call(channel, STATUS, pb.StatusRequest(), pb.StatusReply, timeout_s)
 
 
 def _is_there(channel: grpc.Channel, timeout_s: float) -> bool:
@@ -165,15 +151,15 @@ def _from(channel: grpc.Channel, folder: Path, kinds: list[str]) -> Fetched:
             response_deserializer=pb.FetchPiece.FromString,
         )
         after = _complete_until(home) if what == What.RECORD else 0
-        call = ask(pb.FetchRequest(what=what, after=after))
+        pieces = ask(pb.FetchRequest(what=what, after=after))
         try:
-            _store(call, what, home, sizes)
+            _store(pieces, what, home, sizes)
         except grpc.RpcError as error:
             if error.code() not in _ABSENT:
                 raise
             absent[kind] = str(error.details())
         finally:
-            call.cancel()
+            pieces.cancel()
     return Fetched(sizes, absent)
 
 
