@@ -31,12 +31,12 @@ if TYPE_CHECKING:
         StateError,
     )
     from flower_dhb.figures.topologies import draw
-    from flower_dhb.flower.mod import consensus_mod, decentralize
     from flower_dhb.flower.result import ServerlessResult
     from flower_dhb.flower.strategy import ServerlessStrategy
     from flower_dhb.metrics import consensus_distance
     from flower_dhb.runs.config import RunConfig
     from flower_dhb.runs.folder import RunFolder
+    from flower_dhb.site.mod import consensus_mod, decentralize
     from flower_dhb.topology.graph import Topology
     from flower_dhb.topology.weights import lazy
 
@@ -61,8 +61,8 @@ _HOMES = {
     "Topology": "topology.graph",
     "algorithm_from_config": "algorithms",
     "consensus_distance": "metrics",
-    "consensus_mod": "flower.mod",
-    "decentralize": "flower.mod",
+    "consensus_mod": "site.mod",
+    "decentralize": "site.mod",
     "draw": "figures.topologies",
     "lazy": "topology.weights",
     "simulate": "engine.reference",

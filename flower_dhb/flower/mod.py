@@ -1,4 +1,4 @@
-"""The client side: a Flower Mod that does consensus and momentum around an app's own train.
+"""One turn of an agent in the relay: consensus and momentum around an app's own train.
 
 The app inside sees what it would see under FedAvg: one ArrayRecord to train from and
 one ConfigRecord. It knows neither the graph nor the rule.
@@ -22,7 +22,6 @@ from flwr.app import (
     MetricRecord,
     RecordDict,
 )
-from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
 from flwr.common import log
 
@@ -36,69 +35,42 @@ from flower_dhb.flower.records import (
     Answer,
     Farewell,
     Instruction,
-    Question,
     failure_text,
-    read_request,
     records_of,
 )
 from flower_dhb.flower.store import STATE_DIR, open_store
 from flower_dhb.types import NDArrays, Payload
 
-__all__ = ["consensus_mod", "decentralize"]
+__all__ = ["pass_on", "take_turn", "who"]
 
 _PASSED = f"{PROTOCOL}.passed"
 
 
-def consensus_mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    """Make a ClientApp an agent of a communication graph.
+def take_turn(
+    request: Farewell | Instruction,
+    message: Message,
+    context: Context,
+    call_next: ClientAppCallable,
+) -> Answer:
+    """Do what the relay asks of an agent, with the app's own train or evaluate.
 
-    Use it as the first mod, so that other mods (Flower's differential-privacy mods among
-    them) see the plain records: `ClientApp(mods=[consensus_mod])`. On each message the
-    agent combines its neighbors' payloads, lets the app train or evaluate, and answers
-    with its own payload. Messages of another strategy pass through untouched.
-
-    An app that raises or returns unusable arrays costs its agent the round, not its
-    state: the answer says what happened.
+    message: what the request came in; the user's config lies beside it. Whatever goes wrong ends
+    up in the answer.
     """
-    try:
-        request = read_request(message.content)
-    except FlowerDhbError as error:
-        answer = Answer(ask="vertex", vertex=-1, failure=str(error))
-        return Message(answer.to_records(), reply_to=message)
-    if request is None:
-        with _hidden(context):
-            reply = call_next(message, context)
-        _say_that_it_passed(context)
-        return reply
-    if isinstance(request, Question):
-        answer = _who(context)
-    elif isinstance(request, Farewell):
-        answer = _let_go(request, context)
-    else:
-        answer = _Turn(request, context).take(message, call_next)
-    return Message(answer.to_records(), reply_to=message)
+    if isinstance(request, Farewell):
+        return _let_go(request, context)
+    return _Turn(request, context).take(message, call_next)
 
 
-def decentralize(client_app: ClientApp) -> ClientApp:
-    """Wrap a ClientApp that must not be touched: the same as `consensus_mod` in its mods.
-
-    Example: `app = decentralize(their_package.client_app.app)`.
-    """
-    if not isinstance(client_app, ClientApp):
-        raise ConfigError(f"decentralize wraps a flwr ClientApp, got {type(client_app).__name__}")
-    return _Decentralized(client_app)
+def pass_on(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Let the app answer a message that is none of ours, and say once that it was."""
+    with _hidden(context):
+        reply = call_next(message, context)
+    _say_that_it_passed(context)
+    return reply
 
 
-class _Decentralized(ClientApp):
-    def __init__(self, inner: ClientApp) -> None:
-        super().__init__()
-        self._inner = inner
-
-    def __call__(self, message: Message, context: Context) -> Message:
-        return consensus_mod(message, context, self._inner)
-
-
-def _who(context: Context) -> Answer:
+def who(context: Context) -> Answer:
     """Answer the question which vertex this node is."""
     try:
         vertex = _vertex(context)

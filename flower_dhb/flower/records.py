@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 PROTOCOL = "flower_dhb"
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 _COMMON = "flower_dhb.common"
 _PAYLOADS, _REJOIN = "flower_dhb.payloads", "flower_dhb.rejoin"
 _START, _LOCAL = "flower_dhb.start", "flower_dhb.local"

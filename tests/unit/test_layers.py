@@ -39,6 +39,7 @@ EXTERNAL = {
     "peer.device.": {"flwr", "safetensors", "xxhash"},
     "peer.watch.": {"prometheus_client", "safetensors", "xxhash"},
     "peer.wire.": {"cryptography", "google", "grpc"},
+    "site.": {"cryptography", "flwr", "numpy"},
     "runs.": {"numpy", "safetensors"},
     "runs.superlink": {"click", "flwr", "psutil", "tomli_w"},
     "figures.": {"numpy", "matplotlib"},
@@ -209,7 +210,7 @@ from flower_dhb.agent import mixing
 from . import codec
 from ..types import State
 def later():
-    from flower_dhb.flower.mod import consensus_mod
+    from flower_dhb.site.mod import consensus_mod
 if TYPE_CHECKING:
     import torch
 """
@@ -218,7 +219,7 @@ if TYPE_CHECKING:
         "flower_dhb.agent.mixing",
         "flower_dhb.peer.codec",
         "flower_dhb.types",
-        "flower_dhb.flower.mod",
+        "flower_dhb.site.mod",
         "torch",
     } <= set(imports(source, "flower_dhb.peer"))
 

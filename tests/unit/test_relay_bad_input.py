@@ -167,9 +167,9 @@ def test_relay_and_agent_of_different_versions(monkeypatch: pytest.MonkeyPatch) 
     def from_the_future(self: object) -> RecordDict:
         content = to_records(self)  # type: ignore[arg-type]
         text = str(content.config_records["flower_dhb"]["json"])
-        content.config_records["flower_dhb"]["json"] = text.replace('"version": 4', '"version": 9')
+        content.config_records["flower_dhb"]["json"] = text.replace('"version": 5', '"version": 9')
         return content
 
     monkeypatch.setattr(records.Question, "to_records", from_the_future)
-    with pytest.raises(ConfigError, match="protocol version 9, expected 4"):
+    with pytest.raises(ConfigError, match="protocol version 9, expected 5"):
         start(LocalGrid(numpy_app(3, D, mods=[consensus_mod]), 3), Topology.ring(3))

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import xxhash
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
@@ -23,7 +23,7 @@ from flower_dhb.agent.node import STATISTICS_VECTOR, Node, Snapshot
 from flower_dhb.algorithms import Algorithm
 from flower_dhb.errors import StateError
 from flower_dhb.flower.arrays import array_record, start_frame
-from flower_dhb.flower.mod import decentralize
+from flower_dhb.flower.mod import take_turn
 from flower_dhb.flower.records import Answer, Ask, Instruction
 from flower_dhb.flower.store import open_store
 from flower_dhb.peer.device.flwr_adapter import (
@@ -82,7 +82,7 @@ class Agent:
         self.vertex, self.run, self.algorithm = vertex, run, algorithm
         self.layout = Layout.of(arrays)
         self.vectors: tuple[VectorSpec, ...] = Node.vectors_of(algorithm, self.layout)
-        self._app = decentralize(app)  # where the app has the mod itself, that one only passes on
+        self._app = app  # where it has the mod itself, that one only passes on
         self._configs = {"train": train_config or {}, "evaluate": evaluate_config or {}}
         self._weights = dict(weights)
         self._local = dict(array_record(self.layout.local(arrays)).items())
@@ -237,17 +237,8 @@ class Agent:
         )
         kind = "evaluate" if ask == "evaluate" else "train"
         config = ConfigRecord({**self._configs[kind], "server-round": round})
-        content = instruction.to_records(config)
-        message = make_message(content, kind, round, self._node)
-        reply: Message = self._app(message, self._context)
-        if reply.has_error():
-            raise StateError(f"round {round}, agent {self.vertex}: {reply.error.reason}")
-        answer = Answer.from_records(reply.content)
-        if answer is None:
-            raise StateError(
-                f"round {round}, agent {self.vertex}: the ClientApp did not answer as an agent"
-            )
-        return answer
+        message = make_message(RecordDict({"config": config}), kind, round, self._node)
+        return take_turn(instruction, message, self._context, self._app)
 
 
 def _outcome(answer: Answer) -> Outcome:

@@ -1,0 +1,1 @@
+"""What a node of a Flower deployment brings: the mod that answers for it."""

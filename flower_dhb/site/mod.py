@@ -1,0 +1,61 @@
+"""The Flower Mod of a node: it reads what a message asks, and hands it to what answers that.
+
+Nothing heavy is loaded before a message asks for it, so that a relayed round starts as fast as
+without it.
+"""
+
+from __future__ import annotations
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import ClientAppCallable
+
+from flower_dhb.errors import ConfigError, FlowerDhbError
+from flower_dhb.flower.mod import pass_on, take_turn, who
+from flower_dhb.flower.records import Answer, Question, read_request
+
+__all__ = ["consensus_mod", "decentralize"]
+
+
+def consensus_mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Make a ClientApp an agent of a communication graph.
+
+    Use it as the first mod, so that other mods (Flower's differential-privacy mods among
+    them) see the plain records: `ClientApp(mods=[consensus_mod])`. On each message the
+    agent combines its neighbors' payloads, lets the app train or evaluate, and answers
+    with its own payload. Messages of another strategy pass through untouched.
+
+    An app that raises or returns unusable arrays costs its agent the round, not its
+    state: the answer says what happened.
+    """
+    try:
+        request = read_request(message.content)
+    except FlowerDhbError as error:
+        answer = Answer(ask="vertex", vertex=-1, failure=str(error))
+        return Message(answer.to_records(), reply_to=message)
+    if request is None:
+        return pass_on(message, context, call_next)
+    if isinstance(request, Question):
+        answer = who(context)
+    else:
+        answer = take_turn(request, message, context, call_next)
+    return Message(answer.to_records(), reply_to=message)
+
+
+def decentralize(client_app: ClientApp) -> ClientApp:
+    """Wrap a ClientApp that must not be touched: the same as `consensus_mod` in its mods.
+
+    Example: `app = decentralize(their_package.client_app.app)`.
+    """
+    if not isinstance(client_app, ClientApp):
+        raise ConfigError(f"decentralize wraps a flwr ClientApp, got {type(client_app).__name__}")
+    return _Decentralized(client_app)
+
+
+class _Decentralized(ClientApp):
+    def __init__(self, inner: ClientApp) -> None:
+        super().__init__()
+        self._inner = inner
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        return consensus_mod(message, context, self._inner)
