@@ -9,12 +9,14 @@ from math import inf, isnan
 from typing import Any, TypeAlias
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from flower_dhb.errors import PayloadError
 
 __all__ = [
     "LOWER_IS_BETTER",
+    "SKETCH",
     "Events",
     "Metrics",
     "RoundRecord",
@@ -24,6 +26,7 @@ __all__ = [
     "distance_from",
     "grouped",
     "is_better_when_lower",
+    "sketch",
     "summarize",
     "weights_of",
 ]
@@ -36,6 +39,8 @@ Events: TypeAlias = list[tuple[int, str]]
 LOWER_IS_BETTER = ("*loss*", "*error*", "*perplexity*", "*mse*", "*mae*", "*rmse*", "*distance*")
 
 _BLOCK = 2**16  # elements; the stack of a block stays in the cache
+
+SKETCH = 1024  # numbers of a projection: distances within a few percent
 
 
 def consensus_distance(parameters: Sequence[NDArray[Any]]) -> float:
@@ -73,6 +78,26 @@ def distance_from(parameters: Sequence[NDArray[Any]], origin: NDArray[Any]) -> f
             away = np.asarray(x[start : start + _BLOCK], np.float64) - center
             total += float(np.vdot(away, away))
     return float(np.sqrt(total / len(parameters))) if len(parameters) else float("nan")
+
+
+def sketch(parameters: NDArray[Any], buckets: int, seed: str) -> NDArray[np.float64]:
+    """Random projection of `(d,)` to `(min(d, buckets),)` that keeps distances.
+
+    Each element is added to one bucket with a random sign, both drawn from `seed`; the
+    squared distance of two sketches has the mean of the true one and a relative standard
+    deviation of `sqrt(2 / buckets)`. A vector that is no longer than that is its own sketch.
+    Source: Charikar, Chen & Farach-Colton, ICALP 2002 (count sketch).
+    """
+    if len(parameters) <= buckets:
+        return np.array(parameters, np.float64)
+    rng = np.random.default_rng(xxhash.xxh3_64_intdigest(seed.encode()))
+    sums = np.zeros(2 * buckets)
+    for start in range(0, len(parameters), _BLOCK):
+        part = parameters[start : start + _BLOCK]
+        # One draw tells bucket and sign: the second half of the buckets counts negatively.
+        drawn = rng.integers(0, 2 * buckets, len(part), dtype=np.uint16)
+        sums += np.bincount(drawn, weights=part, minlength=2 * buckets)
+    return sums[:buckets] - sums[buckets:]
 
 
 @dataclass(frozen=True)

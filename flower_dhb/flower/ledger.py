@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from flwr.app import Array
 from numpy.typing import NDArray
 
@@ -16,6 +17,7 @@ from flower_dhb.algorithms import Algorithm
 from flower_dhb.errors import PayloadError
 from flower_dhb.flower.arrays import frame_of, npy_array, start_frame
 from flower_dhb.flower.records import Answer, Ask, Instruction
+from flower_dhb.metrics import SKETCH
 from flower_dhb.topology.graph import Topology
 from flower_dhb.types import Layout
 
@@ -69,7 +71,9 @@ class Ledger:
         self._due = {v: _Due() for v in range(topology.n_agents)}
         self._newest: dict[int, tuple[int, Array]] = {}
 
-    def instruction(self, vertex: int, ask: Ask, round: int, *, report: bool) -> Instruction:
+    def instruction(
+        self, vertex: int, ask: Ask, round: int, *, report: bool, measure: bool = False
+    ) -> Instruction:
         """What to tell an agent now; payloads of its graph neighbors and of nobody else."""
         due = self._due[vertex]
         neighbors = self._topology.neighbors(vertex)
@@ -91,6 +95,7 @@ class Ledger:
             start=self._start if due.round == 0 else None,
             local=self._local,
             report=report,
+            measure=measure,
             epoch=self.epoch,
             **self._keys,
         )
@@ -116,6 +121,18 @@ class Ledger:
         specs = parameter_vectors(self._layout)
         header = Header(self.run, answer.state_round, answer.vertex, specs)
         return codec.decode(frame_of(answer.parameters), header)
+
+    def sketch(self, answer: Answer) -> NDArray[np.float64] | None:
+        """Projection in a report. Raises PayloadError if it is not as it should be."""
+        if not answer.sketch:
+            return None
+        found, expected = np.array(answer.sketch), min(self._layout.size, SKETCH)
+        if not (len(found) == expected and np.isfinite(found).all()):
+            raise PayloadError(
+                f"the projection of its parameters has {len(found)} numbers, expected {expected} "
+                "finite ones"
+            )
+        return found
 
     def acknowledge(self, answer: Answer) -> None:
         """Note that an agent has combined what it was due.

@@ -39,6 +39,7 @@ from flower_dhb.flower.records import (
     records_of,
 )
 from flower_dhb.flower.store import STATE_DIR, open_store
+from flower_dhb.metrics import SKETCH, sketch
 from flower_dhb.types import NDArrays, Payload
 
 __all__ = ["pass_on", "take_turn", "who"]
@@ -283,8 +284,9 @@ class _Turn:
     def _act(self, node: Node, message: Message, call_next: ClientAppCallable) -> Answer:
         ask = self.instruction
         failure, detail, metrics, payload = "", "", RecordDict(), None
-        # Framed before training, since training may take the node a round further.
+        # Taken before training, since training may take the node a round further.
         parameters = self._parameters(node) if ask.report else None
+        projection = tuple(sketch(node.parameters, SKETCH, ask.run).tolist()) if ask.measure else ()
         if ask.ask in ("train", "evaluate"):
             try:
                 content = self._call_app(node, message, call_next)
@@ -316,6 +318,7 @@ class _Turn:
             quarantined=node.snapshot.screen.quarantined(ask.round),
             payload=payload,
             parameters=parameters,
+            sketch=projection,
             metrics=metrics,
             epoch=node.epoch,
         )

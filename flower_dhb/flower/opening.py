@@ -76,11 +76,11 @@ class Opening:
             relay,
             members,
             ledger,
-            Reports(layout, layout.local(initial), layout.flatten(initial)[0]),
+            Reports(layout, layout.local(initial), layout.flatten(initial)[0], ledger.run),
             self.topology,
             weighted_by_key=self.weighted_by_key,
             lower_is_better=self.lower_is_better,
-            wants_parameters=self.measure_consensus,
+            wants_distance=self.measure_consensus,
         )
 
 

@@ -13,12 +13,14 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal, TypeVar, cast, get_args
 
+import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from flower_dhb.algorithms import Algorithm, algorithm_from_config
 from flower_dhb.errors import FlowerDhbError, PayloadError, StateError
 from flower_dhb.flower.arrays import record_of
 from flower_dhb.flower.fields import MOST, Fields
+from flower_dhb.metrics import SKETCH
 from flower_dhb.types import Entry, Layout
 
 __all__ = [
@@ -39,6 +41,7 @@ _COMMON = "flower_dhb.common"
 _PAYLOADS, _REJOIN = "flower_dhb.payloads", "flower_dhb.rejoin"
 _START, _LOCAL = "flower_dhb.start", "flower_dhb.local"
 _PAYLOAD, _PARAMETERS = "flower_dhb.payload", "flower_dhb.parameters"
+_SKETCH = "sketch"  # beside the document: its numbers would be long as text
 
 # Characters of a document that are read at most: an agent's is short, a large model's layout
 # is long.
@@ -79,7 +82,8 @@ class Instruction:
     are of once it has combined. payloads: frames of that round, by neighbor. rejoin: the
     newest (round, frame) of each neighbor, for an agent that has lost its state. start:
     initial vectors as a frame, before round 1 only. local: initial values of the arrays
-    that stay with the agent. report: whether the answer shall hold the parameters. screen:
+    that stay with the agent. report: whether the answer shall hold the parameters. measure:
+    whether it shall hold their projection, for the consensus distance. screen:
     whether the agent is to screen the payloads, as its rule says; not where that was done
     before. epoch: the newest that is known of; an agent that trains joins it.
     """
@@ -97,6 +101,7 @@ class Instruction:
     start: Array | None = None
     local: Mapping[str, Array] = field(default_factory=dict)
     report: bool = False
+    measure: bool = False
     screen: bool = True
     epoch: int = 0
     arrays_key: str = "arrays"
@@ -113,6 +118,7 @@ class Instruction:
             "weights": sorted(self.weights.items()),
             "rejoin_rounds": [[j, r] for j, (r, _) in sorted(self.rejoin.items())],
             "report": self.report,
+            "measure": self.measure,
             "screen": self.screen,
             "epoch": self.epoch,
             "arrays_key": self.arrays_key,
@@ -157,6 +163,7 @@ class Instruction:
             start=_arrays(records, _START).get("start"),
             local=_arrays(records, _LOCAL),
             report=fields.flag("report"),
+            measure=fields.flag("measure"),
             screen=fields.flag("screen"),
             epoch=fields.integer("epoch", 0),
             arrays_key=fields.text("arrays_key"),
@@ -173,7 +180,8 @@ class Answer:
     combined parameters, -1 if it could not combine or keep its state. rejoined: it had
     lost its state. refused: payloads that it did not accept, a text each. quarantined:
     neighbors whose payload of this round it will not use. payload: frame
-    of the trained round. parameters: frame of its parameters, if asked for. metrics: the
+    of the trained round. parameters: frame of its parameters, if asked for. sketch: their
+    projection, if asked for, at most SKETCH numbers. metrics: the
     app's own. keeps_file: its state lies in a file, which is to go when the run is over.
     epoch: of its memory and of the payload.
     """
@@ -189,6 +197,7 @@ class Answer:
     quarantined: tuple[int, ...] = ()
     payload: Array | None = None
     parameters: Array | None = None
+    sketch: tuple[float, ...] = ()
     metrics: RecordDict = field(default_factory=RecordDict)
     keeps_file: bool = False
     epoch: int = 0
@@ -211,6 +220,8 @@ class Answer:
         records = RecordDict(dict(self.metrics.items()))
         # Ours come last: a record of the app that has one of our keys must not replace it.
         records[PROTOCOL] = _records(document)[PROTOCOL]
+        if self.sketch:
+            cast(ConfigRecord, records[PROTOCOL])[_SKETCH] = np.array(self.sketch, "<f8").tobytes()
         if self.payload is not None:
             records[_PAYLOAD] = record_of({"payload": self.payload})
         if self.parameters is not None:
@@ -249,6 +260,7 @@ class Answer:
             quarantined=fields.vertices("quarantined"),
             payload=_arrays(records, _PAYLOAD).get("payload"),
             parameters=_arrays(records, _PARAMETERS).get("parameters"),
+            sketch=_sketch(records),
             metrics=RecordDict(dict(metrics)),
             keeps_file=fields.flag("keeps_file"),
             epoch=fields.integer("epoch", 0),
@@ -285,6 +297,16 @@ def records_of(records: RecordDict, kind: type[R]) -> dict[str, R]:
 def _arrays(records: RecordDict, key: str) -> dict[str, Array]:
     record = records.get(key)
     return dict(record.items()) if isinstance(record, ArrayRecord) else {}
+
+
+def _sketch(records: RecordDict) -> tuple[float, ...]:
+    value = cast(ConfigRecord, records[PROTOCOL]).get(_SKETCH, b"")
+    if not isinstance(value, bytes) or len(value) % 8 or len(value) > 8 * SKETCH:
+        raise PayloadError(
+            f"unreadable message: '{_SKETCH}' is of type {type(value).__name__}, expected the "
+            f"bytes of at most {SKETCH} numbers"
+        )
+    return tuple(np.frombuffer(value, "<f8").tolist())
 
 
 def _by_vertex(records: RecordDict, key: str) -> dict[int, Array]:

@@ -1,17 +1,18 @@
-"""What agents report of their parameters: an agent's model, the average, how far apart they are."""
+"""What agents report of their parameters: models, their average, and how far apart they are."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import numpy as np
 from flwr.app import ArrayRecord
 from numpy.typing import NDArray
 
 from flower_dhb.agent.mixing import weighted_sum
 from flower_dhb.agent.node import STATISTICS_VECTOR
 from flower_dhb.flower.arrays import array_record
-from flower_dhb.metrics import consensus_distance, distance_from
+from flower_dhb.metrics import SKETCH, consensus_distance, distance_from, sketch
 from flower_dhb.types import Layout, NDArrays
 
 __all__ = ["Reports"]
@@ -21,28 +22,36 @@ class Reports:
     """The newest reports, all of one round.
 
     local: arrays that never leave an agent, as they were at the start. start: the parameters
-    from which all agents began, `(d,)`.
+    from which all agents began, `(d,)`. run: from whose name the projection is drawn.
     """
 
-    def __init__(self, layout: Layout, local: NDArrays, start: NDArray[Any]) -> None:
-        self._layout, self._local, self._start = layout, local, start
+    def __init__(self, layout: Layout, local: NDArrays, start: NDArray[Any], run: str) -> None:
+        self._layout, self._local = layout, local
+        self._start = sketch(start, SKETCH, run)
         self._vectors: dict[int, dict[str, NDArray[Any]]] = {}
+        self._sketches: dict[int, NDArray[np.float64]] = {}
         self._round = 0
 
     @property
     def vertices(self) -> Collection[int]:
-        """Whose report is there."""
+        """Whose model is there."""
         return self._vectors.keys()
 
     def of(self, round: int) -> Collection[int]:
         """Who has reported its parameters of a round."""
         return self._vectors.keys() if self._round == round else ()
 
-    def take(self, round: int, reports: Mapping[int, dict[str, NDArray[Any]]]) -> None:
+    def take(
+        self,
+        round: int,
+        models: Mapping[int, dict[str, NDArray[Any]]],
+        sketches: Mapping[int, NDArray[np.float64]],
+    ) -> None:
         """Keep reports beside those of the same round; those of another round go."""
         if self._round != round:
-            self._vectors, self._round = {}, round
-        self._vectors.update(reports)
+            self._vectors, self._sketches, self._round = {}, {}, round
+        self._vectors.update(models)
+        self._sketches.update(sketches)
 
     def average(self) -> ArrayRecord:
         """The network average, as the model's arrays."""
@@ -63,10 +72,14 @@ class Reports:
         arrays = self._layout.unflatten(vectors["parameters"], statistics, self._local)
         return array_record(arrays)
 
-    def distances(self) -> tuple[float, float]:
+    def distances(self) -> tuple[float, float] | None:
         """How far the agents are apart, and how far they have come: root mean squares.
 
-        Of `||x_i - mean x||` and of `||x_i - x(0)||`, over the agents that have reported.
+        Of `||x_i - mean x||` and of `||x_i - x(0)||`, over the agents that have reported;
+        estimated from the projections of their parameters, within a few percent, or exact
+        where a model has no more parameters than a projection has numbers. None without any.
         """
-        parameters = [vectors["parameters"] for vectors in self._vectors.values()]
-        return consensus_distance(parameters), distance_from(parameters, self._start)
+        if not self._sketches:
+            return None
+        sketches = list(self._sketches.values())
+        return consensus_distance(sketches), distance_from(sketches, self._start)

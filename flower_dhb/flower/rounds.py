@@ -103,7 +103,7 @@ class Rounds:
             self._keep_metrics(k, steps.aggregate_train(k, replies))
             failures.look(k, run.now.delivered, run.now.failures)
             last = k == rounds
-            run.wants_parameters = wishes.measure_consensus or (last and wishes.models)
+            run.wants_parameters = last and wishes.models
             if wishes.evaluate_every and (k % wishes.evaluate_every == 0 or last):
                 run.wants_parameters |= self._evaluate_fn is not None
                 replies = run.exchange(
@@ -200,7 +200,10 @@ class Rounds:
             result.history.append(record)
         result.lacks_arrays(f"the run ended with an error in round {record.round}: {error!r}")
         last = record.round
-        if isinstance(error, Exception) and not isinstance(error, RoundError) and last > 0:
+        there = not isinstance(error, RoundError) or any(
+            len(r.missing) < run.topology.n_agents for r in result.history
+        )
+        if isinstance(error, Exception) and there and last > 0:
             try:
                 self.finish(last, min(self._limit, _LAST_REPORT_S))
             except Exception as another:

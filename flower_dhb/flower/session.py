@@ -42,6 +42,7 @@ class Session:
     weighted_by_key: str = "num-examples"
     lower_is_better: tuple[str, ...] = LOWER_IS_BETTER
     wants_parameters: bool = False
+    wants_distance: bool = False
     now: Round = field(init=False)
 
     def __post_init__(self) -> None:
@@ -104,8 +105,13 @@ class Session:
             elif vertex in busy and not moved and not self._gives_up(vertex, round):
                 self.now.note(vertex, "still busy with an earlier message")
             else:
-                report = self.wants_parameters and ask != "train"
-                instruction = self.ledger.instruction(vertex, ask, round, report=report)
+                instruction = self.ledger.instruction(
+                    vertex,
+                    ask,
+                    round,
+                    report=self.wants_parameters and ask != "train",
+                    measure=self.wants_distance and ask != "train",
+                )
                 kind = "evaluate" if ask == "evaluate" else "train"
                 message = Message(instruction.to_records(config), node, kind, group_id=str(round))
                 self.relay.address(message, Sent(node, vertex, ask, round))
@@ -215,18 +221,20 @@ class Session:
             frames[vertex] = answer.payload
         self.now.close(frames.keys(), self.ledger.deliver(round, frames), self.topology.n_agents)
 
-    def take_parameters(self, answers: Mapping[int, Answer], round: int) -> None:
-        """Keep the parameters that agents report, beside those of the same round."""
-        found = {}
+    def take_reports(self, answers: Mapping[int, Answer], round: int) -> None:
+        """Keep what agents report of their parameters, beside reports of the same round."""
+        models, sketches = {}, {}
         for vertex, answer in answers.items():
             try:
-                vectors = self.ledger.parameters(answer)
+                vectors, sketch = self.ledger.parameters(answer), self.ledger.sketch(answer)
             except PayloadError as error:
                 self.now.note(vertex, f"report refused: {error}")
                 continue
             if vectors:
-                found[vertex] = vectors
-        self.reports.take(round, found)
+                models[vertex] = vectors
+            if sketch is not None:
+                sketches[vertex] = sketch
+        self.reports.take(round, models, sketches)
 
     def report(self, round: int, limit: float) -> None:
         """Ask those agents for their parameters of a round that have not reported them."""
@@ -236,7 +244,7 @@ class Session:
             return
         self.wants_parameters = True
         replies = self.exchange(self.messages("report", round, ConfigRecord(), asked), limit)
-        self.take_parameters(self.sort(replies, "report"), round)
+        self.take_reports(self.sort(replies, "report"), round)
         self.now.flush()
 
     def dismiss(self) -> None:

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+import xxhash
 
 from flower_dhb import PayloadError, consensus_distance
 from flower_dhb.metrics import (
@@ -12,6 +13,7 @@ from flower_dhb.metrics import (
     Summary,
     agents_text,
     distance_from,
+    sketch,
     summarize,
     weights_of,
 )
@@ -208,3 +210,33 @@ def test_a_record_sums_up_with_its_own_weights():
     assert record.train_summary == {"loss": Summary(4.0, worst=1.0, best=5.0)}
     assert record.evaluate_summary == {"loss": Summary(5.0, worst=5.0, best=5.0)}
     assert RoundRecord(1, train=metrics).train_summary["n"].mean == 2.0, "no weight, a metric"
+
+
+# --- random projections -----------------------------------------------------------------
+
+
+def test_a_sketch_adds_each_element_to_one_bucket_with_one_sign() -> None:
+    """Written out: one draw for each element of a block of 2**16, from a seed that is a name."""
+    x = np.random.default_rng(2).standard_normal(2**16 + 3)
+    rng = np.random.default_rng(xxhash.xxh3_64_intdigest(b"run"))
+    want = np.zeros(8)
+    for part in (x[: 2**16], x[2**16 :]):
+        drawn = rng.integers(0, 16, len(part), dtype=np.uint16)
+        for b in range(8):
+            want[b] += part[drawn == b].sum() - part[drawn == b + 8].sum()
+    np.testing.assert_allclose(sketch(x, 8, "run"), want, rtol=1e-9, atol=1e-9)
+    assert not np.allclose(sketch(x, 8, "another run"), want)
+
+
+def test_a_short_vector_is_its_own_sketch() -> None:
+    x = np.arange(8.0)
+    np.testing.assert_array_equal(sketch(x, 8, "run"), x)
+    assert sketch(x, 8, "run") is not x, "what becomes of the vector does not change it"
+    assert len(sketch(np.arange(9.0), 8, "run")) == 8
+
+
+def test_differences_are_projected_to_the_difference_of_projections() -> None:
+    """So the way from the start is measured with projections of its two ends."""
+    one, other = np.random.default_rng(3).standard_normal((2, 5000))
+    apart = sketch(one, 64, "run") - sketch(other, 64, "run")
+    np.testing.assert_allclose(apart, sketch(one - other, 64, "run"), atol=1e-12)

@@ -16,7 +16,7 @@ from flwr.clientapp import ClientApp
 import flower_dhb.peer
 from flower_dhb import ConfigError, Topology
 from flower_dhb.cli.mesh_up import Local
-from flower_dhb.metrics import consensus_distance
+from flower_dhb.metrics import consensus_distance, sketch
 from flower_dhb.peer.device import flwr_adapter
 from flower_dhb.peer.device.app import Agent, _from_plain, _to_plain
 from flower_dhb.peer.device.ending import Ending
@@ -25,7 +25,6 @@ from flower_dhb.peer.mesh.certificates import Authority, write_private
 from flower_dhb.peer.mesh.create import Host, check_empty, dialing_ends, local_hosts, read_hosts
 from flower_dhb.peer.mesh.findings import findings
 from flower_dhb.peer.protocol.patience import Patience
-from flower_dhb.peer.watch.status import sketch
 from flower_dhb.peer.wire.identity import (
     OPERATOR,
     Identity,

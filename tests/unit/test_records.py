@@ -71,6 +71,7 @@ def test_the_shortest_instruction_and_the_longest_come_back():
             start=FRAMES[0],
             local={"n": npy_array(np.array(1))},
             report=True,
+            measure=True,
             epoch=4,
             arrays_key="a",
             config_key="c",
@@ -129,6 +130,7 @@ BAD_REQUESTS = {
     "vertex": ({"vertex": -1}, "'vertex' is -1"),
     "state_round": ({"state_round": -1}, "'state_round' is -1"),
     "report": ({"report": 1}, "'report' is of type int, expected a flag"),
+    "measure": ({"measure": 0}, "'measure' is of type int, expected a flag"),
     "keys": ({"arrays_key": 1}, "'arrays_key' is of type int, expected text"),
     "config key": ({"config_key": 1}, "'config_key' is of type int, expected text"),
     "weights": ({"weights": {"3": 1}}, "'weights' is of type dict"),
@@ -228,12 +230,21 @@ def test_the_shortest_answer_and_the_longest_come_back():
             quarantined=(4, 7),
             payload=FRAMES[1],
             parameters=FRAMES[2],
+            sketch=(0.5, -1.0),
             metrics=RecordDict({"m": MetricRecord({"loss": 0.5})}),
             keeps_file=True,
             epoch=3,
         ),
     ):
         assert Answer.from_records(made.to_records()) == made
+
+
+@pytest.mark.parametrize("value", ["text", 0.5, b"1234567", b"12345678" * 1025, [1.0]])
+def test_a_projection_that_is_none(value):
+    records = Answer(ask="report", vertex=0, sketch=(1.0,)).to_records()
+    records["flower_dhb"]["sketch"] = value
+    with pytest.raises(PayloadError, match=r"'sketch' is of type \w+, expected the bytes of at mo"):
+        Answer.from_records(records)
 
 
 def test_the_apps_metrics_of_all_records_in_one():

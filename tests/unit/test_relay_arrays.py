@@ -176,16 +176,22 @@ def test_parameters_and_statistics_are_those_of_the_law_with_an_agent_out_in_one
         np.testing.assert_allclose(reported, totals, rtol=1e-12)
 
 
-def test_only_evaluate_and_report_answers_carry_parameters() -> None:
+def test_only_the_last_evaluation_carries_parameters_and_all_carry_their_projection() -> None:
     """Else every round's traffic would be twice what the payloads take."""
     grid = LocalGrid(app_of(lambda a, _: {k: 0.9 * v for k, v in a.items()}), N)
     start(app_of(lambda a, _: a), {"w": np.ones(3)}, grid=grid, evaluate_every=2)
-    carried: dict[str, set[bool]] = {}
+    carried: dict[tuple[str, str], set[bool]] = {}
     for _, reply in grid.replies:
-        kind = reply.metadata.message_type
-        carried.setdefault(kind, set()).add("flower_dhb.parameters" in reply.content)
+        kind = (reply.metadata.message_type, reply.metadata.group_id)
+        if kind[1]:
+            carried.setdefault(kind, set()).add("flower_dhb.parameters" in reply.content)
+            assert ("sketch" in reply.content["flower_dhb"]) == (kind[0] == "evaluate")
         assert not ({"flower_dhb.parameters", "flower_dhb.payload"} <= set(reply.content))
-    assert carried == {"train": {False}, "evaluate": {True}}
+    rounds = sorted({int(k) for what, k in carried if what == "evaluate"})
+    assert {key for key, found in carried.items() if True in found} == {
+        ("evaluate", str(rounds[-1]))
+    }
+    assert len(rounds) > 1
 
 
 # --- dtypes and forms ---------------------------------------------------------------

@@ -104,8 +104,11 @@ def test_what_there_is_by_then_is_kept(kind: type[BaseException], where: str) ->
     assert [record.round for record in kept.history] == [1, 2, 3]
     assert set(kept.evaluate_metrics_clientapp) == {1, 2, 3}
     assert kept.history[2].consensus_distance > 0
-    _, go = start(rounds=3)
-    assert np.array_equal(flat(kept.arrays), flat(go().arrays))
+    # Ctrl-C waits for nobody: there is an average then if one was formed to be observed.
+    assert kept.has_arrays == (kind is ZeroDivisionError or where == "evaluate_fn")
+    if kept.has_arrays:
+        _, go = start(rounds=3)
+        assert np.array_equal(flat(kept.arrays), flat(go().arrays))
     (note,) = caught.value.__notes__
     assert note.startswith("3 rounds are kept in strategy.result")
     assert len(kept.models) == (0 if kind is KeyboardInterrupt else N)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from flwr.app import ArrayRecord, MetricRecord
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
 from support.apps import flat, numpy_app, start_arrays
 from support.grid import LocalGrid
 
 from flower_dhb import ServerlessStrategy, Topology, consensus_mod
 from flower_dhb.flower import reports as reports_module
+from flower_dhb.metrics import consensus_distance, distance_from
 
 N, D = 6, 4
 STAR_AND_TAIL = Topology.from_edges([(0, 1), (0, 2), (0, 3), (3, 4), (4, 5)])
@@ -81,6 +83,70 @@ def test_parameters_are_reported_only_if_something_needs_them() -> None:
 
     assert reports(average=False) == []
     assert reports() == ["4"] * N, "for the average, once, in the last round"
+
+
+def test_how_far_agents_are_apart_is_known_from_projections_of_their_parameters() -> None:
+    """The models that are collected at the end tell what is true of the last round."""
+    d = 3000
+    grid = LocalGrid(diagonal_app(N), N)
+    start_record, origin = start_arrays(d)
+    strategy = ServerlessStrategy(STAR_AND_TAIL, collect_models=True)
+    result = strategy.start(grid, start_record, 3)
+    models = [flat(result.models[v]) for v in range(N)]
+    last = result.history[-1]
+    # The squares have a relative standard deviation of sqrt(2 / 1024), the roots half of it.
+    assert last.consensus_distance == pytest.approx(consensus_distance(models), rel=0.09)
+    assert last.distance_from_start == pytest.approx(distance_from(models, origin), rel=0.09)
+    assert last.consensus_distance != pytest.approx(consensus_distance(models), rel=1e-6)
+    sizes = {len(r.content["flower_dhb"].get("sketch", b"")) for _, r in grid.replies}
+    assert sizes == {0, 8 * 1024}
+
+
+@pytest.mark.parametrize("numbers", [D - 1, D + 1, float("nan")])
+def test_a_wrong_projection_costs_its_agent_a_part_in_the_distance_and_nothing_else(
+    numbers: float,
+) -> None:
+    app = numpy_app(N, D, mods=[consensus_mod])
+
+    class Liar(ClientApp):
+        def __call__(self, message: Message, context: Context) -> Message:
+            reply = app(message, context)
+            if "sketch" in reply.content["flower_dhb"]:
+                told = [numbers] * D if np.isnan(numbers) else [0.5] * int(numbers)
+                reply.content["flower_dhb"]["sketch"] = np.array(told).tobytes()
+            return reply
+
+    liar = Liar()
+    grid = LocalGrid(lambda vertex: liar if vertex == 1 else app, N)
+    result = ServerlessStrategy(STAR_AND_TAIL).start(grid, start_arrays(D)[0], 2)
+    for record in result.history:
+        ((vertex, text),) = record.events
+        assert vertex == 1
+        assert "report refused: the projection of its parameters has" in text
+        assert f"expected {D} finite ones" in text
+        assert record.missing == []
+        assert sorted(record.evaluate) == list(range(N))
+        assert record.consensus_distance > 0
+
+
+def diagonal_app(n: int) -> ClientApp:
+    """Each agent goes to a point of its own."""
+    app = ClientApp(mods=[consensus_mod])
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        i = int(context.node_config["partition-id"])
+        arrays = message.content["arrays"].to_numpy_ndarrays()
+        center = np.random.default_rng(i)
+        moved = ArrayRecord([a + 0.1 * (center.normal(size=a.shape) - a) for a in arrays])
+        content = {"arrays": moved, "metrics": MetricRecord({"num-examples": n})}
+        return Message(RecordDict(content), reply_to=message)
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        return Message(RecordDict({"m": MetricRecord({"num-examples": 1})}), reply_to=message)
+
+    return app
 
 
 def test_the_observer_sees_the_average_of_each_evaluated_round() -> None:

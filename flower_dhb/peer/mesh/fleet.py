@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import grpc
 
 from flower_dhb.errors import ConfigError
+from flower_dhb.metrics import SKETCH
 from flower_dhb.peer.mesh.overview import read_overview
 from flower_dhb.peer.mesh.sights import read_sights, seen, write_sights
 from flower_dhb.peer.mesh.status import FleetStatus
@@ -27,7 +28,6 @@ __all__ = ["Fleet", "call"]
 T = TypeVar("T")
 Reply = TypeVar("Reply", pb.StatusReply, pb.StopReply, pb.RenewReply)
 
-SKETCH = 1024
 _PIECE_BYTES = 256 * 1024
 _WRITES_S = 5.0  # between two writes of last sights, while somebody watches
 _PROBE_S = 1.0

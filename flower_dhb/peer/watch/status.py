@@ -9,11 +9,10 @@ from contextlib import AbstractContextManager, nullcontext
 from statistics import median
 from typing import Any
 
-import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
 from flower_dhb import __version__
+from flower_dhb.metrics import sketch
 from flower_dhb.peer.monitor import Monitor, plain
 from flower_dhb.peer.protocol.agent import Agent, Phase
 from flower_dhb.peer.protocol.edge import Edge
@@ -22,7 +21,7 @@ from flower_dhb.peer.wire import relay_pb2 as pb
 from flower_dhb.peer.wire.identity import utc_now
 from flower_dhb.peer.wire.tls import Standing
 
-__all__ = ["FINISHED", "REMOVED", "Progress", "sketch"]
+__all__ = ["FINISHED", "REMOVED", "Progress"]
 
 SKETCH_LIMIT = 4096
 FINISHED = "finished"  # the phase of a peer whose last round is over
@@ -188,21 +187,3 @@ class Progress:
             for name, ago in self._monitor.ago_s().items()
             if name.startswith("differs.") and name.endswith(end) and now - ago >= edge.opened_at
         ]
-
-
-def sketch(parameters: NDArray[Any], buckets: int, seed: str) -> NDArray[np.float32]:
-    """Random projection of `(d,)` to `(buckets,)` that keeps distances.
-
-    Each element is added to one bucket with a random sign, both drawn from `seed`; the
-    squared distance of two sketches has the mean of the true one and a relative standard
-    deviation of `sqrt(2 / buckets)`.
-    Source: Charikar, Chen & Farach-Colton, ICALP 2002 (count sketch).
-    """
-    rng = np.random.default_rng(xxhash.xxh3_64_intdigest(seed.encode()))
-    sums = np.zeros(buckets)
-    for start in range(0, len(parameters), 2**20):
-        part = parameters[start : start + 2**20]
-        bucket = rng.integers(0, buckets, len(part))
-        sign = 2.0 * rng.integers(0, 2, len(part)) - 1.0
-        sums += np.bincount(bucket, weights=sign * part, minlength=buckets)
-    return sums.astype(np.float32)
