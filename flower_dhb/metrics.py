@@ -9,7 +9,6 @@ from math import inf, isnan
 from typing import Any, TypeAlias
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
 from flower_dhb.errors import PayloadError
@@ -90,7 +89,7 @@ def sketch(parameters: NDArray[Any], buckets: int, seed: str) -> NDArray[np.floa
     """
     if len(parameters) <= buckets:
         return np.array(parameters, np.float64)
-    rng = np.random.default_rng(xxhash.xxh3_64_intdigest(seed.encode()))
+    rng = np.random.default_rng(list(seed.encode()))
     sums = np.zeros(2 * buckets)
     for start in range(0, len(parameters), _BLOCK):
         part = parameters[start : start + _BLOCK]
