@@ -70,7 +70,7 @@ class SuperLink:
                 path = Path(scratch) / "run-config.toml"
                 path.write_text(toml_text(settings), encoding="utf-8")
                 words += ["--run-config", str(path)]
-            answer = self._flwr(words)
+            answer = self.ask(words)
         if not answer.get("success"):
             raise ConfigError(f"flwr run: {answer.get('error-message') or answer}")
         return str(answer["run-id"])
@@ -99,10 +99,15 @@ class SuperLink:
 
     def status(self, run_id: str) -> tuple[str, str]:
         """Status of a run (such as `finished:completed`), and details."""
-        runs = self._flwr(["list", "--run-id", run_id, "--format", "json"]).get("runs") or [{}]
+        runs = self.ask(["list", "--run-id", run_id, "--format", "json"]).get("runs") or [{}]
         return str(runs[0].get("status")), str(runs[0].get("status-details", ""))
 
-    def _flwr(self, words: Sequence[str]) -> dict[str, Any]:
+    def ask(self, words: Sequence[str]) -> dict[str, Any]:
+        """What a `flwr` command with `--format json` answers.
+
+        Raises ConfigError with Flower's own words where it answers nothing of the kind, RoundError
+        where it takes too long.
+        """
         try:
             done = subprocess.run(
                 [executable("flwr"), *words],

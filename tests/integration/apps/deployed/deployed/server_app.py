@@ -1,6 +1,8 @@
-"""Three agents on a path; agents that do not answer within a few seconds are missing."""
+"""The relay, with the arguments that the run config says; late agents are soon missing."""
 
 from __future__ import annotations
+
+import json
 
 import numpy as np
 from flwr.app import ArrayRecord, Context
@@ -14,17 +16,18 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run all rounds, whoever answers."""
-    topology = Topology.path(3)
-    folder = RunFolder(str(context.run_config["runs-dir"]), "deployed", topology, {})
+    config = context.run_config
+    topology = Topology.parse(str(config["topology"]))
+    folder = RunFolder(str(config["runs-dir"]), str(config["name"]), topology, config)
+    arguments = {
+        "round_timeout_s": 25.0,
+        "evaluate_every": 0,
+        "collect_models": True,
+        **json.loads(str(config["strategy"])),
+    }
     strategy = ServerlessStrategy(
-        topology,
-        HeavyBall(momentum=0.5),
-        round_timeout_s=25.0,
-        evaluate_every=0,
-        collect_models=True,
-        on_round=folder.append,
+        topology, HeavyBall(momentum=float(config["momentum"])), on_round=folder.append, **arguments
     )
-    result = strategy.start(
-        grid, ArrayRecord([np.zeros(8)]), num_rounds=int(context.run_config["rounds"])
-    )
+    start = ArrayRecord([np.zeros(int(config["size"]))])
+    result = strategy.start(grid, start, num_rounds=int(config["rounds"]))
     folder.finish({v: {"x": r["0"].numpy()} for v, r in result.models.items()}, "deployed")

@@ -1,0 +1,270 @@
+"""Flower's deployment on one machine: a SuperLink and SuperNodes as an operator starts them.
+
+TLS with a certificate authority of its own, SuperNodes that log in with registered keys, a
+database on the disk; every process is an ordinary `flower-superlink` or `flower-supernode`. The
+demonstration, the tests and the benchmarks share it. docs/deployment.md says the same for
+several machines.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import psutil
+
+from deploy.keys import write_certificates, write_key
+from deploy.processes import HOME, kill_all, processes_of, runs
+from flower_dhb.peer.mesh.create import MeshPlan, create_mesh, local_hosts
+from flower_dhb.peer.mesh.devices import folder_of
+from flower_dhb.runs.folder import toml_text
+from flower_dhb.runs.superlink import SuperLink, executable, free_ports, wait_until_up
+
+__all__ = ["Deployment"]
+
+ROOT = Path(__file__).resolve().parents[1]
+# Flower takes a second or two to load, and would for each key.
+_REGISTER = """
+import sys
+from flwr.cli.app import app
+for path in sys.argv[1:]:
+    app(["supernode", "register", path], standalone_mode=False)
+"""
+
+
+class Deployment:
+    """A SuperLink and its SuperNodes on loopback; leaving the `with` block ends them all.
+
+    folder: where keys, the database, logs and each node's own files lie. variables: for the
+    environment of all processes. authenticated: whether SuperNodes must show a registered key.
+
+    All that was started ends also if this process is killed.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        variables: Mapping[str, str] | None = None,
+        *,
+        authenticated: bool = True,
+    ) -> None:
+        self.folder = folder.resolve()
+        self.authenticated = authenticated
+        self.port = free_ports(1)[0]
+        self.mesh = self.folder / "mesh"
+        self.addresses: dict[int, str | None] = {}
+        self.nodes: dict[int, subprocess.Popen[bytes]] = {}
+        self.link: subprocess.Popen[bytes] | None = None
+        home = self._fresh("user")
+        self._environment = os.environ | {
+            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "PYTHONUNBUFFERED": "1",
+            "PATH": f"{Path(executable('flwr')).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+            **(variables or {}),
+        }
+        write_certificates(self.folder)
+        (home / "config.toml").write_text(
+            '[superlink]\ndefault = "here"\n\n[superlink.here]\n'
+            f'address = "127.0.0.1:{self.port}"\n'
+            f"root-certificates = {json.dumps(str(self.folder / 'ca.pem'))}\n",
+            encoding="utf-8",
+        )
+        self._watchdog = self._watch()
+
+    def __enter__(self) -> Deployment:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.end()
+
+    @property
+    def flower(self) -> SuperLink:
+        """The SuperLink as `flwr` sees it: its environment, and `status` and `log` of runs."""
+        return SuperLink(self._environment | {HOME: str(self.folder / "user")}, self.log("link"))
+
+    def log(self, name: str) -> Path:
+        """The log of `link`, or of `vertex-3`."""
+        return self.folder / f"{name}.log"
+
+    def start_link(self) -> None:
+        """Start the SuperLink, or start it again on the same port and the same database."""
+        words = ["--host", "127.0.0.1", "--port", str(self.port)]
+        words += ["--database", str(self.folder / "link.db")]
+        words += ["--ssl-ca-certfile", str(self.folder / "ca.pem")]
+        words += ["--ssl-certfile", str(self.folder / "link.pem")]
+        words += ["--ssl-keyfile", str(self.folder / "link.key")]
+        if self.authenticated:
+            words.append("--enable-supernode-auth")
+        home = self._fresh("link")
+        self.link = self._start("flower-superlink", words, home, self.log("link"))
+        wait_until_up(self.link, self.port, self.log("link"))
+
+    def stop_link(self) -> None:
+        """Kill the SuperLink and the ServerApps that it started, as a power failure would."""
+        kill_all(self._processes("link"))
+
+    def make_mesh(
+        self, topology: str, app: Path = ROOT, without_address: Iterable[int] = ()
+    ) -> None:
+        """Give each vertex a mesh identity and an address, for nodes that start from now on.
+
+        without_address: vertices as behind NAT, which can dial only.
+        """
+        from flower_dhb.topology.graph import Topology
+
+        hosts = local_hosts(Topology.parse(topology).n_agents)
+        away = set(without_address)
+        hosts = [replace(host, address=None) if host.vertex in away else host for host in hosts]
+        create_mesh(MeshPlan(app=app, out=self.mesh, hosts=hosts, overrides={"topology": topology}))
+        self.addresses = {int(host.vertex): host.address for host in hosts}
+
+    def start_node(self, vertex: int, *, key: str = "", **config: Any) -> None:
+        """Start the SuperNode of a vertex, and return once it is up.
+
+        key: a name for another key than the vertex's first one; a SuperNode with a new key is
+        a new node for the SuperLink. config: keys of the node config beside `vertex`,
+        `state-dir` and, once there is a mesh, `mesh` and `address`; None leaves a key out.
+        """
+        self.start_nodes([vertex], key=key, **config)
+
+    def start_nodes(self, vertices: Iterable[int], *, key: str = "", **config: Any) -> None:
+        """Start several SuperNodes at once; see `start_node`."""
+        wanted = list(vertices)
+        if self.authenticated:
+            self._register([self._key(vertex, key) for vertex in wanted])
+        starting = {vertex: self._start_node(vertex, key, config) for vertex in wanted}
+        for vertex, port in starting.items():
+            wait_until_up(self.nodes[vertex], port, self.log(f"vertex-{vertex}"))
+
+    def kill_node(self, vertex: int) -> None:
+        """Kill a SuperNode and all that it started, as a power failure would."""
+        kill_all(self._processes(f"vertex-{vertex}"))
+        self.nodes.pop(vertex).wait()
+
+    def app_of(self, vertex: int) -> list[psutil.Process]:
+        """The processes in which a vertex's ClientApp runs at this moment."""
+        return [p for p in self._processes(f"vertex-{vertex}") if runs(p, "flwr-clientapp")]
+
+    def server_app(self) -> list[psutil.Process]:
+        """The processes in which a ServerApp runs at this moment."""
+        return [p for p in self._processes("link") if runs(p, "flwr-serverapp")]
+
+    def submit(self, app: Path, settings: Mapping[str, Any]) -> str:
+        """Start a run of a Flower App; returns its run id."""
+        with tempfile.TemporaryDirectory(prefix="run-", dir=self.folder) as scratch:
+            words = ["run", str(app), "--format", "json"]
+            if settings:
+                path = Path(scratch) / "run-config.toml"
+                path.write_text(toml_text(settings), encoding="utf-8")
+                words += ["--run-config", str(path)]
+            answer = self.flwr(words)
+        if not answer.get("success"):
+            raise RuntimeError(f"flwr run: {answer}")
+        return str(answer["run-id"])
+
+    def flwr(self, words: Sequence[str]) -> dict[str, Any]:
+        """What a `flwr` command with `--format json` answers."""
+        return self.flower.ask(words)
+
+    def end(self) -> None:
+        """End all that was started."""
+        while kill_all(self._processes()):
+            pass
+        for process in [*self.nodes.values(), self.link]:
+            if process is not None:
+                process.wait()
+        if self._watchdog.stdin is not None:
+            self._watchdog.stdin.close()
+        self._watchdog.wait()
+
+    def _start_node(self, vertex: int, key: str, config: Mapping[str, Any]) -> int:
+        port = free_ports(1)[0]
+        home = self._fresh(f"vertex-{vertex}")
+        (home / "state").mkdir(exist_ok=True)
+        values: dict[str, Any] = {"vertex": vertex, "state-dir": str(home / "state")}
+        if vertex in self.addresses:
+            values["mesh"] = str(self.mesh / folder_of(vertex))
+            values["address"] = self.addresses[vertex]
+        values |= {name.replace("_", "-"): value for name, value in config.items()}
+        words = ["--superlink", f"127.0.0.1:{self.port}"]
+        words += ["--root-certificates", str(self.folder / "ca.pem")]
+        words += ["--host", "127.0.0.1", "--port", str(port)]
+        words += ["--node-config", " ".join(_pairs(values))]
+        if self.authenticated:
+            words += ["--auth-supernode-private-key", str(self._key(vertex, key))]
+        log = self.log(f"vertex-{vertex}")
+        self.nodes[vertex] = self._start("flower-supernode", words, home, log)
+        return port
+
+    def _key(self, vertex: int, key: str) -> Path:
+        return self._fresh(f"vertex-{vertex}") / f"node{key}"
+
+    def _register(self, keys: Sequence[Path]) -> None:
+        """Make and register those keys that are new: `flwr supernode register`, in one process."""
+        new = [path for path in keys if not path.exists()]
+        if not new:
+            return
+        for path in new:
+            write_key(path)
+        done = subprocess.run(
+            [sys.executable, "-c", _REGISTER, *(f"{path}.pub" for path in new)],
+            env=self.flower.environment,
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise RuntimeError(f"flwr supernode register: {done.stdout}{done.stderr}")
+
+    def _fresh(self, name: str) -> Path:
+        """The folder of one party, which is also its Flower home."""
+        path = self.folder / name
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def _start(
+        self, program: str, words: Sequence[str], home: Path, log: Path
+    ) -> subprocess.Popen[bytes]:
+        with log.open("ab") as output:
+            return subprocess.Popen(
+                [executable(program), *words],
+                env=self._environment | {HOME: str(home)},
+                cwd=home,
+                stdout=output,
+                stderr=output,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C is for the process that started the deployment
+            )
+
+    def _processes(self, name: str | None = None) -> list[psutil.Process]:
+        return processes_of(self.folder if name is None else self.folder / name)
+
+    def _watch(self) -> subprocess.Popen[bytes]:
+        """A process that outlives this one for a moment, and ends what it has left."""
+        return subprocess.Popen(
+            [sys.executable, str(ROOT / "deploy" / "processes.py"), str(self.folder)],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+        )
+
+
+def _pairs(values: Mapping[str, Any]) -> Iterator[str]:
+    for key, value in values.items():
+        if value is not None:
+            yield f"{key}={json.dumps(value)}"
