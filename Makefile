@@ -11,6 +11,8 @@ JOBS ?= $(shell nproc)
 export FLWR_HOME := $(CURDIR)/.flwr
 export FLWR_TELEMETRY_ENABLED := 0
 export OMP_NUM_THREADS ?= 1
+# Hundreds of processes load the same modules: let the first of them keep what it compiled.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test test-families test-small simulate check lint mutants reference install help
 

@@ -93,7 +93,7 @@ class Field:
         for v in vertices or self.devices:
             if v in self.running:
                 self.running[v].end()
-            self.running[v] = Process(self.devices[v] / "peer.toml", self.changed, [])
+            self.running[v] = Process(self.devices[v] / "peer.toml", self.changed)
 
     def carry(self, vertex: int) -> None:
         """A new key and certificate to one device."""

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,12 @@ from flower_dhb.peer.device.settings import PeerSettings
 from flower_dhb.peer.mesh.create import Host, MeshPlan, create_mesh, local_hosts
 from flower_dhb.peer.mesh.overview import read_overview
 from flower_dhb.peer.watch.replay import Replay, of_mesh
+from tests.support.forks import AVAILABLE, Fork
 
 ROOT = Path(__file__).resolve().parents[2]
 APP = Path(__file__).resolve().parent / "peer_app"
+# What the app at the root imports.
+DIGITS = ("sklearn.datasets", "torch.func")
 COMMAND = "from flower_dhb.cli import main; raise SystemExit(main())"
 
 # Of peers of which nothing is to be missing because this machine is busy.
@@ -37,14 +40,24 @@ Event = dict[str, Any]
 
 def run_cli(*arguments: object, timeout: float = 60.0) -> subprocess.CompletedProcess[str]:
     """One command of the command line, as a process."""
-    return subprocess.run(
-        [sys.executable, "-c", COMMAND, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        env=environment(),
-        check=False,
-    )
+    words = list(map(str, arguments))
+    if not may_fork():
+        return subprocess.run(
+            [sys.executable, "-c", COMMAND, *words],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            env=environment(),
+            check=False,
+        )
+    process = Fork(words, environment())
+    out, err = process.communicate(timeout)
+    return subprocess.CompletedProcess(words, process.wait(), out, err)
+
+
+def may_fork() -> bool:
+    """Whether a new process may be a fork: not if something is to be loaded before all else."""
+    return AVAILABLE and "LD_PRELOAD" not in os.environ
 
 
 def environment() -> dict[str, str]:
@@ -55,16 +68,27 @@ def environment() -> dict[str, str]:
 class Process:
     """One peer: its process and everything that it has logged."""
 
-    def __init__(self, settings: Path, changed: threading.Condition, prefix: list[str]) -> None:
+    def __init__(
+        self,
+        settings: Path,
+        changed: threading.Condition,
+        prefix: Sequence[str] = (),
+        load: Sequence[str] = (),
+    ) -> None:
         self.events: list[Event] = []
         self._changed = changed
-        self.popen = subprocess.Popen(
-            [*prefix, sys.executable, "-c", COMMAND, "peer", str(settings), "--log", "json"],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment(),
-        )
+        words = ["peer", str(settings), "--log", "json"]
+        self.popen: subprocess.Popen[str] | Fork
+        if may_fork() and not prefix:
+            self.popen = Fork(words, environment(), load=load, output=False)
+        else:
+            self.popen = subprocess.Popen(
+                [*prefix, sys.executable, "-c", COMMAND, *words],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=environment(),
+            )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -118,6 +142,7 @@ class Mesh:
             peer=peer,
         )
         self.paths = dict(enumerate(create_mesh(plan)))
+        self._load = DIGITS if app == ROOT else ()
 
     def __enter__(self) -> Mesh:
         return self
@@ -143,7 +168,8 @@ class Mesh:
         for v in vertices or self.paths:
             if v in self.processes:
                 self.processes[v].end()
-            self.processes[v] = Process(self.paths[v], self.changed, prefix(v) if prefix else [])
+            before = prefix(v) if prefix else []
+            self.processes[v] = Process(self.paths[v], self.changed, before, self._load)
 
     def kill(self, vertex: int) -> None:
         """As `kill -9` does."""
