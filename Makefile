@@ -14,11 +14,12 @@ export OMP_NUM_THREADS ?= 1
 # Hundreds of processes load the same modules: let the first of them keep what it compiled.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test test-families test-small simulate check lint mutants reference install help
+.PHONY: demo demo-deployment test test-families test-small simulate check lint mutants reference install help
 
 help:
 	@echo "make demo         train 16 agents on a ring with no aggregating server"
 	@echo "make demo-peers   the same with 8 peers and no server at all"
+	@echo "make demo-deployment  a SuperLink with TLS and 8 SuperNodes with keys of their own"
 	@echo "make test         run all tests"
 	@echo "make test-families  apps of JAX, Keras, Lightning and others (installs them)"
 	@echo "make test-small   a bare environment with the extra peer, and two peers in it: sizes"
@@ -29,6 +30,9 @@ help:
 
 demo: install
 	@$(BIN)/flower-dhb run . --run-config 'topology="ring:$(AGENTS)" observe-average=true name="demo"'
+
+demo-deployment: install
+	@$(BIN)/python -m deploy.demo
 
 # Fast tests share the cores. Runs of Flower mostly wait, for each other and for programs to
 # start, so they go two at a time. Peers that must keep short deadlines have the machine to
