@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives import serialization as forms
 from cryptography.hazmat.primitives.asymmetric import ec
 
-__all__ = ["write_certificates", "write_key"]
+__all__ = ["write_certificates", "write_key", "write_private"]
 
 _DAYS = 30
 
@@ -39,7 +39,7 @@ def write_certificates(folder: Path) -> None:
     )
     (folder / "ca.pem").write_bytes(root.public_bytes(forms.Encoding.PEM))
     (folder / "link.pem").write_bytes(signed.public_bytes(forms.Encoding.PEM))
-    _write_private(
+    write_private(
         folder / "link.key",
         link.private_bytes(forms.Encoding.PEM, forms.PrivateFormat.PKCS8, forms.NoEncryption()),
     )
@@ -48,7 +48,7 @@ def write_certificates(folder: Path) -> None:
 def write_key(path: Path) -> None:
     """A key pair as `ssh-keygen -t ecdsa -b 384` makes one: `path`, and `path.pub`."""
     key = ec.generate_private_key(ec.SECP384R1())
-    _write_private(
+    write_private(
         path,
         key.private_bytes(forms.Encoding.PEM, forms.PrivateFormat.OpenSSH, forms.NoEncryption()),
     )
@@ -71,6 +71,7 @@ def _certificate(
     )
 
 
-def _write_private(path: Path, content: bytes) -> None:
+def write_private(path: Path, content: bytes) -> None:
+    """Write a file that its owner alone may read."""
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
         file.write(content)

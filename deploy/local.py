@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import subprocess
 import sys
 import tempfile
@@ -21,7 +22,7 @@ from typing import Any
 
 import psutil
 
-from deploy.keys import write_certificates, write_key
+from deploy.keys import write_certificates, write_key, write_private
 from deploy.processes import HOME, kill_all, processes_of, runs
 from flower_dhb.peer.mesh.create import MeshPlan, create_mesh, local_hosts
 from flower_dhb.peer.mesh.devices import folder_of
@@ -45,6 +46,8 @@ class Deployment:
 
     folder: where keys, the database, logs and each node's own files lie. variables: for the
     environment of all processes. authenticated: whether SuperNodes must show a registered key.
+    executor: whether a service of its own runs the ServerApps, so that they outlive a SuperLink
+    that is started again; otherwise the SuperLink does.
 
     All that was started ends also if this process is killed.
     """
@@ -55,9 +58,11 @@ class Deployment:
         variables: Mapping[str, str] | None = None,
         *,
         authenticated: bool = True,
+        executor: bool = False,
     ) -> None:
         self.folder = folder.resolve()
         self.authenticated = authenticated
+        self.executor = executor
         self.port = free_ports(1)[0]
         self.mesh = self.folder / "mesh"
         self.addresses: dict[int, str | None] = {}
@@ -110,12 +115,18 @@ class Deployment:
         words += ["--ssl-keyfile", str(self.folder / "link.key")]
         if self.authenticated:
             words.append("--enable-supernode-auth")
+        if self.executor:
+            words += ["--isolation", "process", *self._secret()]
         home = self._fresh("link")
         self.link = self._start("flower-superlink", words, home, self.log("link"))
         wait_until_up(self.link, self.port, self.log("link"))
+        if self.executor and not self._processes("executor"):
+            words = ["--runtime-api-address", f"127.0.0.1:{self.port}", *self._secret()]
+            words += ["--root-certificates", str(self.folder / "ca.pem")]
+            self._start("flower-superexec", words, self._fresh("executor"), self.log("executor"))
 
     def stop_link(self) -> None:
-        """Kill the SuperLink and the ServerApps that it started, as a power failure would."""
+        """Kill the SuperLink and all that it started, as a power failure would."""
         kill_all(self._processes("link"))
 
     def make_mesh(
@@ -162,7 +173,8 @@ class Deployment:
 
     def server_app(self) -> list[psutil.Process]:
         """The processes in which a ServerApp runs at this moment."""
-        return [p for p in self._processes("link") if runs(p, "flwr-serverapp")]
+        home = "executor" if self.executor else "link"
+        return [p for p in self._processes(home) if runs(p, "flwr-serverapp")]
 
     def submit(self, app: Path, settings: Mapping[str, Any]) -> str:
         """Start a run of a Flower App; returns its run id."""
@@ -210,6 +222,13 @@ class Deployment:
         log = self.log(f"vertex-{vertex}")
         self.nodes[vertex] = self._start("flower-supernode", words, home, log)
         return port
+
+    def _secret(self) -> list[str]:
+        """What the SuperLink and the service that runs its ServerApps have in common."""
+        path = self.folder / "executor.secret"
+        if not path.exists():
+            write_private(path, secrets.token_bytes(32))
+        return ["--superexec-auth-secret-file", str(path)]
 
     def _key(self, vertex: int, key: str) -> Path:
         return self._fresh(f"vertex-{vertex}") / f"node{key}"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from flwr.common.config import parse_config_args
+from flwr.supercore.cli.flower_superexec import _parse_args as parse_args_superexec
 from flwr.superlink.cli.flower_superlink import _parse_args_run_superlink
 from flwr.supernode.cli.flower_supernode import _parse_args_run_supernode
 
@@ -78,6 +79,8 @@ def test_flower_knows_the_options_of_the_page():
     link = _parse_args_run_superlink().parse_args(words("flower-superlink"))
     assert (link.port, link.enable_supernode_auth) == (8000, True)
     assert str(link.database) == "/var/lib/flower/link.db"
+    executor = parse_args_superexec().parse_args(words("flower-superexec"))
+    assert executor.runtime_api_address == f"127.0.0.1:{link.port}"
     node = _parse_args_run_supernode().parse_args(words("flower-supernode"))
     assert node.superlink == "link.example.org:8000"
     config = parse_config_args([node.node_config])
