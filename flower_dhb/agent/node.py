@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from flower_dhb.agent import mixing
 from flower_dhb.agent.codec import VectorSpec
+from flower_dhb.agent.policy import Policy
 from flower_dhb.agent.screening import Own, Screen, believable, clip_factors, clipped, distance
 from flower_dhb.algorithms.base import Algorithm
 from flower_dhb.algorithms.measurement import measured
@@ -150,11 +151,14 @@ class Node:
 
     # --- a round --------------------------------------------------------------------
 
-    def adapt(self, round: int, arrays: Mapping[str, NDArray[Any]]) -> Payload:
+    def adapt(
+        self, round: int, arrays: Mapping[str, NDArray[Any]], policy: Policy | None = None
+    ) -> Payload:
         """Take the locally trained arrays of a round and return the payload to send.
 
-        Raises PayloadError if the arrays are not the model's or not finite, RoundError
-        if the round before has not been combined.
+        policy: of whoever runs the node; it bounds the update before anything is made of it.
+        Raises PayloadError if the arrays are not the model's, not finite, or not what the policy
+        can bound, RoundError if the round before has not been combined.
         """
         s = self._snapshot
         if s.pending is not None:
@@ -168,6 +172,9 @@ class Node:
             )
         try:
             trained, statistics = self.layout.flatten(arrays)
+            if policy is not None:
+                before = (s.state.parameters, s.statistics)
+                trained, statistics = policy.bounded(self.layout, before, (trained, statistics))
         except PayloadError as error:
             raise PayloadError(f"round {round}, agent {self.vertex}: {error}") from None
         pending = Pending(round, trained, statistics)

@@ -9,6 +9,7 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar
 
+from flower_dhb.agent.policy import Policy
 from flower_dhb.algorithms import Algorithm, algorithm_from_config, check_relayed
 from flower_dhb.errors import ConfigError, unknown
 from flower_dhb.files import read_toml
@@ -132,6 +133,8 @@ class PeerSettings:
     """Time limits of a round; see `[timing]`."""
     limits: Limits = field(default_factory=Limits)
     """Bounds on what neighbors and strangers can do; see `[limits]`."""
+    policy: Policy = field(default_factory=Policy)
+    """What may leave this device, whatever the app does; see `[policy]`."""
     evaluate_every: int = 1
     """Rounds from one evaluation of the app to the next.
 
@@ -343,6 +346,7 @@ class PeerSettings:
             values["log-file"] = home / values["log-file"]
         values["timing"] = _table(Timing, "timing", values.get("timing", {}), TIMES)
         values["limits"] = _table(Limits, "limits", values.get("limits", {}))
+        values["policy"] = Policy.of_table(values.get("policy", {}))
         values["algorithm"] = algorithm_from_config(values["algorithm"])
         check_relayed(values["algorithm"])
         return cls(
@@ -392,6 +396,11 @@ def _check_values(table: str, config: object) -> None:
 
 def _check_node_config(config: Mapping[str, Any], vertex: int) -> None:
     for key, value in config.items():
+        if key.startswith("policy-"):
+            raise ConfigError(
+                f"[node-config] {key} is for Flower's SuperNodes; a peer's policy is the table "
+                "[policy] of its peer.toml"
+            )
         if key == "state-dir":
             raise ConfigError(
                 "[node-config] state-dir is for Flower's SuperNodes; a peer keeps its state where "
