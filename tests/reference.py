@@ -16,6 +16,7 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from flower_dhb.agent.policy import Policy
 from flower_dhb.flower.store import NodeKeys
 from flower_dhb.peer.device.settings import TIMES, NeighborKeys, PeerKeys, PeerSettings
 from flower_dhb.peer.mesh.create import AppKeys
@@ -150,6 +151,13 @@ def sections() -> list[Section]:
             "`[limits]` of `peer.toml`",
             "Bounds on what neighbors and strangers can make a peer do.",
             tuple(keys_of(Limits)),
+        ),
+        Section(
+            "`[policy]` of `peer.toml`",
+            "What may leave a node, whatever its app does; [policy.md](policy.md) explains it. In a "
+            "SuperNode's node config the same keys begin with `policy-`, and a list is a text with "
+            'commas: `policy-metrics = "num-examples, accuracy"`.',
+            tuple(keys_of(Policy)),
         ),
         Section(
             "Run config",

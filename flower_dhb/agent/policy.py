@@ -40,9 +40,10 @@ class Policy:
     Longer ones are shortened. Allowed: a number above 0.
     """
     noise: float = 0.0
-    """Standard deviation of the Gaussian noise on each element of the update, in units of `clip`.
+    """Standard deviation of the Gaussian noise on each element of the update.
 
-    It comes from the system's randomness, never from a seed. Needs `clip`. Allowed: 0 or more.
+    It comes from the system's randomness, never from a seed. Needs `clip`. Unit: `clip`. Allowed: 0
+    or more.
     """
     payload_bytes: int | None = None
     """The largest payload, or report of parameters, that leaves the node.

@@ -28,6 +28,7 @@ from flwr.common import log
 from flower_dhb.agent import codec
 from flower_dhb.agent.codec import Header, VectorSpec
 from flower_dhb.agent.node import STATISTICS_VECTOR, Node, Snapshot, parameter_vectors
+from flower_dhb.agent.policy import Policy
 from flower_dhb.errors import ConfigError, FlowerDhbError, PayloadError, RoundError, StateError
 from flower_dhb.flower.arrays import START_VERTEX, array_record, frame_array, frame_of, named_arrays
 from flower_dhb.flower.records import (
@@ -52,30 +53,46 @@ def take_turn(
     message: Message,
     context: Context,
     call_next: ClientAppCallable,
+    policy: Policy,
 ) -> Answer:
     """Do what the relay asks of an agent, with the app's own train or evaluate.
 
-    message: what the request came in; the user's config lies beside it. Whatever goes wrong ends
-    up in the answer.
+    message: what the request came in; the user's config lies beside it. policy: of whoever runs
+    the node. Whatever goes wrong ends up in the answer.
     """
     if isinstance(request, Farewell):
         return _let_go(request, context)
-    return _Turn(request, context).take(message, call_next)
+    return _Turn(request, context, policy).take(message, call_next)
 
 
-def pass_on(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    """Let the app answer a message that is none of ours, and say once that it was."""
+def pass_on(
+    message: Message, context: Context, call_next: ClientAppCallable, policy: Policy
+) -> Message:
+    """Let the app answer a message that is none of ours, and say once that it was.
+
+    Raises ConfigError if the node has a policy, which nothing would hold the app to.
+    """
+    if policy.on and not _inside.get():
+        raise ConfigError(
+            f"this node's policy ({policy}) holds for messages of a ServerlessStrategy, and this "
+            "one is of another strategy: the app is not called. Use ServerlessStrategy in the "
+            "ServerApp"
+        )
     with _hidden(context):
         reply = call_next(message, context)
     _say_that_it_passed(context)
     return reply
 
 
-def who(context: Context) -> Answer:
-    """Answer the question which vertex this node is."""
+def who(context: Context, policy: Policy) -> Answer:
+    """Answer the question which vertex this node is, and what its policy is."""
     try:
-        vertex = _vertex(context)
-        return Answer(ask="vertex", vertex=vertex, keeps_file=STATE_DIR in context.node_config)
+        return Answer(
+            ask="vertex",
+            vertex=_vertex(context),
+            keeps_file=STATE_DIR in context.node_config,
+            policy=str(policy),
+        )
     except FlowerDhbError as error:
         return Answer(ask="vertex", vertex=-1, failure=str(error))
 
@@ -107,6 +124,7 @@ class _Turn:
 
     instruction: Instruction
     context: Context
+    policy: Policy
     refused: list[str] = field(default_factory=list)
     rejoined: bool = False
 
@@ -120,6 +138,8 @@ class _Turn:
                 return Answer(ask="vertex", vertex=vertex, failure=told)
             self.store = open_store(self.context, ask.run, vertex)
             node = self._restore()
+            size = sum(vector.n_bytes for vector in node.vectors)
+            self.policy.check_payload(size, f"round {ask.round}: a payload of this model and rule")
             if node.pending_round is not None:
                 self._combine(node)
             if ask.ask == "train":
@@ -133,6 +153,7 @@ class _Turn:
                 state_round=-1,
                 failure=str(error),
                 refused=tuple(self.refused),
+                policy=str(self.policy),
             )
         return self._act(node, message, call_next)
 
@@ -290,9 +311,10 @@ class _Turn:
         if ask.ask in ("train", "evaluate"):
             try:
                 content = self._call_app(node, message, call_next)
-                metrics = RecordDict(dict(records_of(content, MetricRecord)))
+                metrics = self._let_out(content)
                 if ask.ask == "train":
-                    trained = node.adapt(ask.round, named_arrays(_only_arrays(content)))
+                    arrays = named_arrays(_only_arrays(content))
+                    trained = node.adapt(ask.round, arrays, self.policy)
                     payload = self._frame(trained, ask.round)
             except Exception as error:  # the app's own code: anything may come out of it
                 failure = failure_text(error)
@@ -300,6 +322,8 @@ class _Turn:
                 if not isinstance(error, FlowerDhbError):
                     detail = traceback.format_exc()
                     log(ERROR, "%s", detail)
+                if self.policy.metrics is not None:
+                    failure, detail = _without_words(error), ""
         state_round = node.round
         try:
             self.store.save(node.snapshot, node.algorithm)
@@ -321,7 +345,19 @@ class _Turn:
             sketch=projection,
             metrics=metrics,
             epoch=node.epoch,
+            policy=str(self.policy),
         )
+
+    def _let_out(self, content: RecordDict) -> RecordDict:
+        """The app's metrics, those that may leave the node."""
+        found = records_of(content, MetricRecord)
+        if self.policy.metrics is None:
+            return RecordDict(dict(found))
+        kept = {
+            key: MetricRecord({n: v for n, v in record.items() if self.policy.lets_out(n)})
+            for key, record in found.items()
+        }
+        return RecordDict({key: record for key, record in kept.items() if record})
 
     def _call_app(self, node: Node, message: Message, call_next: ClientAppCallable) -> RecordDict:
         """What the app answers to the message that FedAvg would have sent."""
@@ -368,10 +404,11 @@ def _hidden(context: Context) -> Iterator[None]:
     """Keep the agent's own records out of the app's sight while it runs.
 
     They are there again afterwards, whatever the app has made of its state: changed it,
-    cleared it, or put another in its place. Raises StateError if that is no RecordDict;
-    the state before it then stays.
+    cleared it, or put another in its place. So is the node config, which is the operator's:
+    Flower keeps what a context holds for the messages to come. Raises StateError if the state is
+    no RecordDict; the state before it then stays.
     """
-    before = context.state
+    before, node_config = context.state, dict(context.node_config)
     ours = {key: before.pop(key) for key in list(before) if key.startswith(f"{PROTOCOL}.")}
     try:
         yield
@@ -381,8 +418,15 @@ def _hidden(context: Context) -> Iterator[None]:
             context.state = before
         for key, record in ours.items():
             context.state[key] = record
+        context.node_config = node_config
     if not isinstance(left, RecordDict):
         raise StateError(f"the app set context.state to {left!r:.100}, expected a RecordDict")
+
+
+def _without_words(error: Exception) -> str:
+    """What is said of an error of an app that may not say anything itself."""
+    name = type(error).__name__ if type(error).__module__ == "builtins" else "an error"
+    return f"{name} in the app; its text stays in the log of the node, by the node's policy"
 
 
 # Set while an agent's own app runs: `decentralize` may wrap an app that has the mod, too.

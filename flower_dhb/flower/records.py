@@ -183,7 +183,8 @@ class Answer:
     of the trained round. parameters: frame of its parameters, if asked for. sketch: their
     projection, if asked for, at most SKETCH numbers. metrics: the
     app's own. keeps_file: its state lies in a file, which is to go when the run is over.
-    epoch: of its memory and of the payload.
+    epoch: of its memory and of the payload. policy: of whoever runs the node, in words; empty if
+    there is none.
     """
 
     ask: Ask
@@ -201,6 +202,7 @@ class Answer:
     metrics: RecordDict = field(default_factory=RecordDict)
     keeps_file: bool = False
     epoch: int = 0
+    policy: str = ""
 
     def to_records(self) -> RecordDict:
         """As the content of a reply; the app's metrics keep their keys."""
@@ -216,6 +218,7 @@ class Answer:
             "quarantined": list(self.quarantined),
             "keeps_file": self.keeps_file,
             "epoch": self.epoch,
+            "policy": self.policy,
         }
         records = RecordDict(dict(self.metrics.items()))
         # Ours come last: a record of the app that has one of our keys must not replace it.
@@ -264,6 +267,7 @@ class Answer:
             metrics=RecordDict(dict(metrics)),
             keeps_file=fields.flag("keeps_file"),
             epoch=fields.integer("epoch", 0),
+            policy=fields.text("policy"),
         )
 
 

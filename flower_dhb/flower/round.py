@@ -44,6 +44,11 @@ class Round:
         self.note(vertex, failure.text)
         self.failures[vertex] = failure
 
+    def bound_by(self, vertex: int, policy: str) -> None:
+        """What an agent sent is what its node's policy lets out; empty if that has none."""
+        if policy:
+            self.record.policies[vertex] = policy
+
     def rejoined(self, vertex: int, state_round: int) -> None:
         """An agent had lost its state and has begun again from its neighbors'."""
         self.record.rejoined.append(vertex)

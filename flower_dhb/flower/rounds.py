@@ -19,7 +19,7 @@ from flower_dhb.flower.health import Health
 from flower_dhb.flower.progress import round_line, tell_round
 from flower_dhb.flower.result import ServerlessResult
 from flower_dhb.flower.session import Session
-from flower_dhb.metrics import RoundRecord, agents_text
+from flower_dhb.metrics import RoundRecord, agents_text, grouped
 
 __all__ = ["EvaluateFn", "OnRound", "Rounds"]
 
@@ -86,6 +86,7 @@ class Rounds:
     ) -> None:
         self._steps, self._run, self._result, self._wishes = steps, run, result, wishes
         self._limit, self._configs, self._evaluate_fn = limit, configs, evaluate_fn
+        self._policies: dict[int, str] = {}  # by vertex, as told in the log
 
     def go(self, rounds: int) -> int:
         """All rounds, or fewer if `on_round` says so. Returns the last."""
@@ -135,6 +136,7 @@ class Rounds:
         for finding in found:
             self._result.warn(f"round {record.round}: {finding}")
         log(INFO, "%s", round_line(record, rounds))
+        self._tell_policies(record)
         tell_round(record)
         if self._wishes.on_round is None:
             return False
@@ -143,6 +145,13 @@ class Rounds:
             log(INFO, "on_round ends the run after round %d of %d", record.round, rounds)
             return True
         return False
+
+    def _tell_policies(self, record: RoundRecord) -> None:
+        """Say of each node once, and when it changes, what its operator's policy is."""
+        new = [(v, p) for v, p in record.policies.items() if self._policies.get(v) != p]
+        self._policies |= dict(new)
+        for vertices, policy in grouped(new):
+            log(INFO, "%s: the node's policy is: %s", agents_text(vertices), policy)
 
     def observe(self, k: int, arrays: ArrayRecord) -> None:
         """Let the observer have the average model."""

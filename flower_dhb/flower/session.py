@@ -166,6 +166,7 @@ class Session:
             self.members.answered(sent.vertex)
             epoch = self.ledger.epoch
             self.ledger.acknowledge(answer)
+            self.now.bound_by(sent.vertex, answer.policy)
             for text in answer.refused:
                 self.now.note(sent.vertex, f"refused a payload: {text}")
             if answer.failure:

@@ -18,7 +18,7 @@ from flower_dhb.extras import installed
 from flower_dhb.figures.topologies import draw
 from flower_dhb.files import sync, write_durably
 from flower_dhb.flower.progress import round_facts, tell, watched
-from flower_dhb.metrics import RoundRecord, Summary
+from flower_dhb.metrics import RoundRecord, Summary, grouped
 from flower_dhb.runs.table import Row, table
 from flower_dhb.topology.graph import Topology
 from flower_dhb.types import NDArrays
@@ -110,6 +110,10 @@ def history_row(record: RoundRecord, n_agents: int) -> dict[str, Any]:
         "rejoined": record.rejoined,
         "events": [{"agent": vertex, "what": what} for vertex, what in record.events],
         "seconds": round(record.seconds, 6),
+        "policies": [
+            {"agents": vertices, "policy": policy}
+            for vertices, policy in grouped([*record.policies.items()])
+        ],
     }
 
 

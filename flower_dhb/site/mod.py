@@ -10,6 +10,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
 
+from flower_dhb.agent.policy import Policy
 from flower_dhb.errors import ConfigError, FlowerDhbError
 from flower_dhb.flower.mod import pass_on, take_turn, who
 from flower_dhb.flower.records import Answer, Question, read_request
@@ -26,19 +27,21 @@ def consensus_mod(message: Message, context: Context, call_next: ClientAppCallab
     with its own payload. Messages of another strategy pass through untouched.
 
     An app that raises or returns unusable arrays costs its agent the round, not its
-    state: the answer says what happened.
+    state: the answer says what happened. What whoever runs the node has said in its node config
+    (`policy-…`) holds for all that leaves it.
     """
     try:
+        policy = Policy.of_node_config(context.node_config)
         request = read_request(message.content)
     except FlowerDhbError as error:
         answer = Answer(ask="vertex", vertex=-1, failure=str(error))
         return Message(answer.to_records(), reply_to=message)
     if request is None:
-        return pass_on(message, context, call_next)
+        return pass_on(message, context, call_next, policy)
     if isinstance(request, Question):
-        answer = who(context)
+        answer = who(context, policy)
     else:
-        answer = take_turn(request, message, context, call_next)
+        answer = take_turn(request, message, context, call_next, policy)
     return Message(answer.to_records(), reply_to=message)
 
 

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from flower_dhb import ConfigError, HeavyBall, RoundError, Topology
+from flower_dhb import ConfigError, HeavyBall, PayloadError, RoundError, Topology
 from flower_dhb.agent import codec
 from flower_dhb.agent.node import Node
-from flower_dhb.peer.device.code import digest_of_code
+from flower_dhb.agent.policy import Policy
+from flower_dhb.peer.device.code import digest_of_code, digest_of_folder
 from flower_dhb.peer.device.daemon import Peer, Result
 from flower_dhb.peer.device.journal import Journal
 from flower_dhb.peer.mesh.fleet import Fleet
@@ -485,3 +486,63 @@ def test_a_start_that_cannot_be_read(tmp_path):
     settings[0].start.unlink()
     with pytest.raises(ConfigError, match=r"start.safetensors: no readable initial arrays: "):
         Peer(settings[0])
+
+
+# --- the policy of whoever runs a device ----------------------------------------------------
+
+
+def test_a_policy_bounds_what_a_device_sends_and_its_history_says_so(tmp_path, events):
+    _, settings = made(tmp_path, rounds=1)
+    allowed = (digest_of_folder(settings[0].app),)
+    policy = Policy(clip=0.125, metrics=("num-examples",), apps=allowed)
+    settings[0] = dataclasses.replace(settings[0], policy=policy)
+    _, ends = run(settings)
+    assert ends == [Result(True)] * 2
+    lines = [
+        json.loads((one.state_dir / "history.jsonl").read_text().splitlines()[0])
+        for one in settings
+    ]
+    assert lines[0]["policy"] == "clip 0.125; metrics num-examples; 1 allowed app"
+    assert "policy" not in lines[1]
+    assert set(lines[0]["train"]) == {"num-examples"} < set(lines[1]["train"])
+    models = [load_file(one.state_dir / "model.safetensors")["x"] for one in settings]
+    start = load_file(settings[0].start)["x"]
+    steps = [local_step(start, v, RATE) - start for v in (0, 1)]
+    assert np.linalg.norm(steps[0]) > 0.125, "the clip must be reached"
+    steps[0] *= 0.125 / np.linalg.norm(steps[0])
+    np.testing.assert_allclose(models[0], start + (steps[0] + steps[1]) / 2, rtol=1e-12)
+    (begins,) = [e for e in events.named("begins") if e["vertex"] == 0]
+    assert begins["policy"] == str(policy)
+
+
+def test_code_that_is_not_allowed_is_refused_before_any_of_it_runs(tmp_path):
+    _, (settings, _) = made(tmp_path)
+    app = tmp_path / "app"
+    app.mkdir()
+    (app / "tells.py").write_text("raise SystemExit('this code has run')")
+    before = digest_of_folder(app)
+    policy = Policy(apps=("0" * 64,))
+    foreign = dataclasses.replace(settings, app=app, client_app="tells:app", policy=policy)
+    with pytest.raises(ConfigError, match=f"does not allow the app with the digest {before}"):
+        Peer(foreign)
+    for change, counts in (
+        (lambda: (app / "notes.txt").write_text("x"), False),
+        (lambda: (app / ".hidden").mkdir() or (app / ".hidden" / "a.py").write_text("x"), False),
+        (lambda: (app / "below").mkdir() or (app / "below" / "a.py").write_text("x"), True),
+        (lambda: (app / "fast.so").write_bytes(b"x"), True),
+        (lambda: (app / "fast.so").rename(app / "slow.so"), True),
+        (lambda: (app / "tells.py").write_text("pass"), True),
+    ):
+        change()
+        assert (digest_of_folder(app) != before) == counts
+        before = digest_of_folder(app)
+    (app / "link").symlink_to(tmp_path)
+    with pytest.raises(ConfigError, match="link is a link to a folder"):
+        digest_of_folder(app)
+
+
+def test_a_model_that_is_larger_than_the_policy_lets_out_does_not_begin(tmp_path):
+    _, (settings, _) = made(tmp_path)
+    Peer(dataclasses.replace(settings, policy=Policy(payload_bytes=8 * SIZE)))
+    with pytest.raises(PayloadError, match="has 32 bytes, and this node's policy lets out 31"):
+        Peer(dataclasses.replace(settings, policy=Policy(payload_bytes=8 * SIZE - 1)))

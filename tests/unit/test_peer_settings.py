@@ -7,6 +7,7 @@ import pytest
 import tomli_w
 
 from flower_dhb import ConfigError, HeavyBall
+from flower_dhb.agent.policy import Policy
 from flower_dhb.algorithms import algorithm_from_config
 from flower_dhb.algorithms.gradient_tracking import GradientTracking
 from flower_dhb.peer.device.settings import PeerSettings, check_loopback
@@ -121,6 +122,7 @@ def test_all_that_a_file_can_say(tmp_path):
                 "resume-s": 8,
             },
             "limits": {"heartbeat-s": 3, "streams": [4, 0.25]},
+            "policy": {"clip": 2, "metrics": ["loss"]},
             "plaintext": None,
             "listen": "0.0.0.0:1",
             "tls": {"key": "k", "certificate": "c", "authority": "a"},
@@ -149,6 +151,7 @@ def test_all_that_a_file_can_say(tmp_path):
     timing = dataclasses.replace(found, limits=quick).all_timing
     assert (timing.hello_s, timing.dead_after_s, timing.transfer_s) == (1.0, 2.0, 3.0)
     assert found.limits == dataclasses.replace(Limits(), heartbeat_s=3.0, streams=(4, 0.25))
+    assert found.policy == Policy(clip=2, metrics=("loss",))
     home = tmp_path.resolve()
     assert found.tls == TlsFiles(Identity("m", 1), home / "k", home / "c", home / "a")
 
@@ -223,6 +226,11 @@ BAD = {
     ),
     "other vertex": ({"node-config": {"vertex": 0}}, "vertex is 0, this is vertex 1"),
     "state-dir": ({"node-config": {"state-dir": "x"}}, "a peer keeps its state where the key"),
+    "policy": ({"policy": {"noise": 1.0}}, "policy: noise is measured in units of clip"),
+    "policy of a SuperNode": (
+        {"node-config": {"policy-clip": 1.0}},
+        r"policy is the table \[policy",
+    ),
     "weight": ({"own-weight": "much"}, "peer.toml: could not convert"),
 }
 

@@ -20,7 +20,7 @@ REQUIRED = {
     *("round", "accuracy_mean", "accuracy_worst", "accuracy_best", "accuracy_average_model"),
     *("loss_mean", "loss_worst", "loss_best", "accuracy", "loss", "consensus_distance"),
     *("bytes_sent", "bytes_sent_by_agent", "missing", "rejoined", "events", "seconds"),
-    *("distance_from_start", "warnings"),
+    *("distance_from_start", "warnings", "policies"),
 }
 
 

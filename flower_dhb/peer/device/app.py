@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from flower_dhb.agent import codec
 from flower_dhb.agent.codec import VectorSpec
 from flower_dhb.agent.node import STATISTICS_VECTOR, Node, Snapshot
+from flower_dhb.agent.policy import Policy
 from flower_dhb.algorithms import Algorithm
 from flower_dhb.errors import StateError
 from flower_dhb.flower.arrays import array_record, start_frame
@@ -62,7 +63,8 @@ class Agent:
     """One vertex's ClientApp with its Context, which stays in the process.
 
     arrays: the initial arrays that all agents share. train_config, evaluate_config: what the
-    app finds in its messages' `config`. Calls are made from one thread.
+    app finds in its messages' `config`. policy: of whoever runs the device. Calls
+    are made from one thread.
     """
 
     def __init__(
@@ -78,10 +80,12 @@ class Agent:
         run_config: Mapping[str, Any],
         train_config: Mapping[str, Any] | None = None,
         evaluate_config: Mapping[str, Any] | None = None,
+        policy: Policy | None = None,
     ) -> None:
         self.vertex, self.run, self.algorithm = vertex, run, algorithm
         self.layout = Layout.of(arrays)
         self.vectors: tuple[VectorSpec, ...] = Node.vectors_of(algorithm, self.layout)
+        self._policy = policy or Policy()
         self._app = app  # where it has the mod itself, that one only passes on
         self._configs = {"train": train_config or {}, "evaluate": evaluate_config or {}}
         self._weights = dict(weights)
@@ -238,7 +242,7 @@ class Agent:
         kind = "evaluate" if ask == "evaluate" else "train"
         config = ConfigRecord({**self._configs[kind], "server-round": round})
         message = make_message(RecordDict({"config": config}), kind, round, self._node)
-        return take_turn(instruction, message, self._context, self._app)
+        return take_turn(instruction, message, self._context, self._app, self._policy)
 
 
 def _outcome(answer: Answer) -> Outcome:

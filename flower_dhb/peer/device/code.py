@@ -1,7 +1,8 @@
-"""A digest of the app's code, so that neighbors notice when they run different versions of it."""
+"""Digests of the app's code: neighbors notice other versions of it, an operator allows some."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from functools import cache
@@ -9,7 +10,11 @@ from pathlib import Path
 
 import xxhash
 
-__all__ = ["digest_of_code"]
+from flower_dhb.errors import ConfigError
+
+__all__ = ["digest_of_code", "digest_of_folder"]
+
+_IMPORTABLE = (".py", ".pyc", ".pyd", ".so")
 
 
 def digest_of_code(directory: Path) -> str:
@@ -35,4 +40,29 @@ def digest_of_code(directory: Path) -> str:
         except OSError:  # a module of an archive, or one that is gone
             continue
         digest.update(f"{name}\0".encode() + source.replace(b"\r\n", b"\n") + b"\0")
+    return digest.hexdigest()
+
+
+def digest_of_folder(directory: Path) -> str:
+    """SHA-256 digest of all that can be imported from an app's directory, loaded or not.
+
+    Files are told by their paths and contents; hidden folders and `__pycache__` are left out.
+    Raises ConfigError if a folder in it is a link, behind which other code may come to lie.
+    """
+    root = directory.resolve()
+    digest = hashlib.sha256()
+    for folder, below, files in os.walk(root):
+        below[:] = sorted(b for b in below if not b.startswith(".") and b != "__pycache__")
+        for name in below:
+            if Path(folder, name).is_symlink():
+                raise ConfigError(
+                    f"{Path(folder, name)} is a link to a folder: put the folder itself there, "
+                    "since the policy's digest is of the files in the app's directory"
+                )
+        for name in sorted(files):
+            if not name.endswith(_IMPORTABLE):
+                continue
+            path = Path(folder, name)
+            content = hashlib.sha256(path.read_bytes()).hexdigest()
+            digest.update(f"{path.relative_to(root).as_posix()}\0{content}\n".encode())
     return digest.hexdigest()

@@ -28,7 +28,7 @@ from flower_dhb.errors import ConfigError, DamageError, NotNowError, RoundError
 from flower_dhb.files import write_durably
 from flower_dhb.peer.device.app import Agent as App
 from flower_dhb.peer.device.bulletins import Bulletins
-from flower_dhb.peer.device.code import digest_of_code
+from flower_dhb.peer.device.code import digest_of_code, digest_of_folder
 from flower_dhb.peer.device.disk import Disk, Model
 from flower_dhb.peer.device.editions import Editions
 from flower_dhb.peer.device.flwr_adapter import load_client_app
@@ -127,6 +127,8 @@ class Peer:
         self.monitor = monitor or Monitor(settings.vertex, settings.names)
         self._home, self._home_is_held = home or Home(settings.state_dir), home is not None
         arrays, _ = read_start(settings.start)
+        if settings.policy.apps is not None:  # before any of its code runs
+            settings.policy.check_app(digest_of_folder(settings.app))
         client_app = load_client_app(settings.app, settings.client_app)
         self.app = App(
             client_app,
@@ -139,7 +141,10 @@ class Peer:
             run_config=settings.run_config,
             train_config=settings.train_config,
             evaluate_config=settings.evaluate_config,
+            policy=settings.policy,
         )
+        size = sum(vector.n_bytes for vector in self.app.vectors)
+        settings.policy.check_payload(size, "a payload of this model and rule")
         journal = Journal(
             settings.state_dir,
             settings.run,
@@ -376,6 +381,7 @@ class Peer:
             listen=settings.listen,
             dials=sorted(self._dialed()),
             rounds=self.agent.rounds,
+            policy=str(settings.policy) or None,
             **where,
         )
 

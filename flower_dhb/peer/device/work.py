@@ -192,6 +192,8 @@ class Work:
             "missing": missing,
             **metrics,
         }
+        if self._settings.policy.on:
+            self._line["policy"] = str(self._settings.policy)
         self._deliver(Combined(refused=bool(combined.refused)))
 
     def _rejoin(self, task: Rejoin) -> None:
