@@ -154,9 +154,9 @@ def sections() -> list[Section]:
         ),
         Section(
             "`[policy]` of `peer.toml`",
-            "What may leave a node, whatever its app does; [policy.md](policy.md) explains it. In a "
-            "SuperNode's node config the same keys begin with `policy-`, and a list is a text with "
-            'commas: `policy-metrics = "num-examples, accuracy"`.',
+            "What may leave a node, whatever its app does; [policy.md](policy.md) explains it. In "
+            "a SuperNode's node config the same keys begin with `policy-`, and a list is a text "
+            'with commas: `policy-metrics = "num-examples, accuracy"`.',
             tuple(keys_of(Policy)),
         ),
         Section(

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeAlias
 
 from numpy.typing import NDArray
 
 from flower_dhb.agent import mixing
 from flower_dhb.agent.codec import VectorSpec
-from flower_dhb.agent.policy import Policy
 from flower_dhb.agent.screening import Own, Screen, believable, clip_factors, clipped, distance
 from flower_dhb.algorithms.base import Algorithm
 from flower_dhb.algorithms.measurement import measured
@@ -21,6 +20,10 @@ from flower_dhb.types import Layout, NDArrays, Payload, State, dtype_name
 __all__ = ["STATISTICS_VECTOR", "Node", "Pending", "Snapshot", "parameter_vectors"]
 
 STATISTICS_VECTOR = "statistics"
+
+Vectors: TypeAlias = tuple[NDArray[Any], NDArray[Any]]  # parameters and running statistics
+# Of the model, what training began with, and what it led to, to what the agent goes on with.
+Bound: TypeAlias = Callable[[Layout, Vectors, Vectors], Vectors]
 
 
 @dataclass(frozen=True)
@@ -152,11 +155,11 @@ class Node:
     # --- a round --------------------------------------------------------------------
 
     def adapt(
-        self, round: int, arrays: Mapping[str, NDArray[Any]], policy: Policy | None = None
+        self, round: int, arrays: Mapping[str, NDArray[Any]], bound: Bound | None = None
     ) -> Payload:
         """Take the locally trained arrays of a round and return the payload to send.
 
-        policy: of whoever runs the node; it bounds the update before anything is made of it.
+        bound: what the operator's policy makes of the update, before anything else is made of it.
         Raises PayloadError if the arrays are not the model's, not finite, or not what the policy
         can bound, RoundError if the round before has not been combined.
         """
@@ -172,9 +175,9 @@ class Node:
             )
         try:
             trained, statistics = self.layout.flatten(arrays)
-            if policy is not None:
+            if bound is not None:
                 before = (s.state.parameters, s.statistics)
-                trained, statistics = policy.bounded(self.layout, before, (trained, statistics))
+                trained, statistics = bound(self.layout, before, (trained, statistics))
         except PayloadError as error:
             raise PayloadError(f"round {round}, agent {self.vertex}: {error}") from None
         pending = Pending(round, trained, statistics)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -15,12 +14,11 @@ from numpy.typing import NDArray
 from flower_dhb.errors import ConfigError, PayloadError, unknown
 from flower_dhb.types import Layout
 
-__all__ = ["POLICY_KEYS", "Policy", "gaussian"]
+__all__ = ["POLICY_KEYS", "Policy"]
 
 _PREFIX = "policy-"  # of the keys of a node config, which is flat
 _BLOCK = 2**16  # elements; a block's temporaries stay in the cache
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_SPARE = 2**-53
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,13 +161,13 @@ class Policy:
         layout: Layout,
         before: Sequence[NDArray[Any]],
         trained: Sequence[NDArray[Any]],
-        noise: Callable[[int], NDArray[np.float64]] | None = None,
+        draw: Callable[[int], NDArray[np.float64]],
     ) -> tuple[NDArray[Any], NDArray[Any]]:
         """What a node keeps and sends in place of what the app trained.
 
-        before, trained: parameters `(d,)` and running statistics `(s,)`. noise: so many standard
-        normal values; `gaussian` unless a test says otherwise. An update that is short enough comes
-        back as it is where there is no noise. Variances stay above 0. Raises PayloadError if the
+        before, trained: parameters `(d,)` and running statistics `(s,)`. draw: gives so many
+        standard normal values, that nobody can foresee. An update that is short enough comes back
+        as it is where there is no noise. Variances stay above 0. Raises PayloadError if the
         update has no finite length, or if it cannot be told which statistics are variances.
         """
         parameters, statistics = trained
@@ -182,7 +180,7 @@ class Policy:
         if factor == 1.0 and not self.noise:
             return parameters, statistics
         variances = _variances(layout) if self.noise and statistics.size else None
-        draw, sigma = noise or gaussian, self.noise * self.clip
+        sigma = self.noise * self.clip
         made = [_moved(x, z, factor, sigma, draw) for z, x in zip(trained, before, strict=True)]
         if variances is not None:
             np.maximum(made[1], 0, out=made[1], where=variances)
@@ -210,16 +208,6 @@ class Policy:
 
 
 POLICY_KEYS = tuple(f.name.replace("_", "-") for f in fields(Policy))
-
-
-def gaussian(n: int) -> NDArray[np.float64]:
-    """So many standard normal values, `(n,)`, from the system's randomness (Box & Muller, 1958)."""
-    half = (n + 1) // 2
-    bits = np.frombuffer(os.urandom(16 * half), np.uint64).reshape(2, half) >> np.uint64(11)
-    uniform = bits.astype(np.float64) * _SPARE
-    radius = np.sqrt(-2.0 * np.log(uniform[0] + _SPARE))  # of (0, 1]
-    angle = 2.0 * np.pi * uniform[1]
-    return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:n]
 
 
 def _blocks(size: int) -> list[slice]:

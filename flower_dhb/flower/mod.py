@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from logging import ERROR, WARNING
 
 from flwr.app import (
@@ -31,6 +32,7 @@ from flower_dhb.agent.node import STATISTICS_VECTOR, Node, Snapshot, parameter_v
 from flower_dhb.agent.policy import Policy
 from flower_dhb.errors import ConfigError, FlowerDhbError, PayloadError, RoundError, StateError
 from flower_dhb.flower.arrays import START_VERTEX, array_record, frame_array, frame_of, named_arrays
+from flower_dhb.flower.noise import gaussian
 from flower_dhb.flower.records import (
     PROTOCOL,
     Answer,
@@ -314,7 +316,8 @@ class _Turn:
                 metrics = self._let_out(content)
                 if ask.ask == "train":
                     arrays = named_arrays(_only_arrays(content))
-                    trained = node.adapt(ask.round, arrays, self.policy)
+                    bound = partial(self.policy.bounded, draw=gaussian)
+                    trained = node.adapt(ask.round, arrays, bound)
                     payload = self._frame(trained, ask.round)
             except Exception as error:  # the app's own code: anything may come out of it
                 failure = failure_text(error)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 
 import numpy as np
 import pytest
 
 from flower_dhb import ConfigError, HeavyBall, PayloadError
 from flower_dhb.agent.node import Node
-from flower_dhb.agent.policy import Policy, gaussian
+from flower_dhb.agent.policy import Policy
+from flower_dhb.flower.noise import gaussian
 from flower_dhb.types import Layout
 
 LAYOUT = Layout.of({"w": np.zeros(3, np.float32)})
@@ -23,9 +25,9 @@ WITH_STATISTICS = Layout.of(
 NOTHING = np.zeros(0, np.float32)
 
 
-def bounded(policy, before, trained, **options):
+def bounded(policy, before, trained, draw=gaussian):
     x, z = (np.array(vector, np.float32) for vector in (before, trained))
-    return policy.bounded(LAYOUT, (x, NOTHING), (z, NOTHING), **options)[0]
+    return policy.bounded(LAYOUT, (x, NOTHING), (z, NOTHING), draw)[0]
 
 
 def test_a_long_update_is_shortened_to_the_norm_and_keeps_its_direction():
@@ -36,13 +38,13 @@ def test_a_long_update_is_shortened_to_the_norm_and_keeps_its_direction():
 def test_what_is_short_enough_comes_back_to_the_bit():
     z = np.array([0.1, 0.2, 0.3], np.float32)
     for x in (z, np.zeros(3, np.float32)):  # an app that does nothing among them
-        found, _ = Policy(clip=1.0).bounded(LAYOUT, (x, NOTHING), (z, NOTHING))
+        found, _ = Policy(clip=1.0).bounded(LAYOUT, (x, NOTHING), (z, NOTHING), gaussian)
         assert found is z
 
 
 def test_noise_is_added_after_clipping_in_units_of_the_norm():
     policy = Policy(clip=2.0, noise=0.25)
-    found = bounded(policy, [0, 0, 0], [6, 0, 8], noise=lambda n: np.arange(n, dtype=float))
+    found = bounded(policy, [0, 0, 0], [6, 0, 8], draw=lambda n: np.arange(n, dtype=float))
     np.testing.assert_allclose(found, [1.2, 0.5, 1.6 + 2 * 0.5], rtol=1e-6)  # float32
 
 
@@ -56,15 +58,17 @@ def test_statistics_count_and_are_noised_and_a_variance_stays_above_zero():
     layout = Layout.of({"0": np.zeros(2), "1": np.ones(2)}, [1])
     one = np.ones(2)
     with pytest.raises(PayloadError, match="array '1' has a number for its name"):
-        policy.bounded(layout, (one, one), (one, one))
-    Policy(clip=1.0).bounded(layout, (one, one), (one, 9 * one))  # a mean of two needs no name
+        policy.bounded(layout, (one, one), (one, one), gaussian)
+    Policy(clip=1.0).bounded(
+        layout, (one, one), (one, 9 * one), gaussian
+    )  # a mean of two needs no name
 
 
 def test_an_update_beyond_all_numbers_is_refused():
     layout = Layout.of({"w": np.zeros(2)})
     far = np.full(2, 1e300)
     with pytest.raises(PayloadError, match="too long to be clipped"):
-        Policy(clip=1.0).bounded(layout, (-far, np.zeros(0)), (far, np.zeros(0)))
+        Policy(clip=1.0).bounded(layout, (-far, np.zeros(0)), (far, np.zeros(0)), gaussian)
 
 
 def test_the_noise_is_normal_new_each_time_and_never_from_a_seed():
@@ -86,12 +90,13 @@ def test_the_noise_is_normal_new_each_time_and_never_from_a_seed():
 def test_a_node_keeps_and_sends_the_bounded_update_alone():
     arrays = {"w": np.zeros(2)}
     node = Node.start(0, HeavyBall(), {0: 0.5, 1: 0.5}, Layout.of(arrays), arrays)
-    payload = node.adapt(1, {"w": np.array([30.0, 40.0])}, Policy(clip=5.0))
+    bound = partial(Policy(clip=5.0).bounded, draw=gaussian)
+    payload = node.adapt(1, {"w": np.array([30.0, 40.0])}, bound)
     np.testing.assert_allclose(payload["folded"], [3, 4])
     node.combine()
     np.testing.assert_allclose(node.parameters, [3, 4])
     with pytest.raises(PayloadError, match="round 2, agent 0: 'w' holds"):
-        node.adapt(2, {"w": np.array([np.nan, 0.0])}, Policy(clip=5.0))
+        node.adapt(2, {"w": np.array([np.nan, 0.0])}, bound)
 
 
 # --- how it is written ---------------------------------------------------------------------
