@@ -194,6 +194,15 @@ class Policy:
                 "at most; train a smaller model, or ask whoever runs the node"
             )
 
+    def check_unasked(self) -> None:
+        """Raise ConfigError if it should have been asked before the app was loaded."""
+        if self.apps is not None or not self.installation:
+            raise ConfigError(
+                "this node's policy says which apps run, or that nothing is installed for them, "
+                "and was not asked before this app was loaded; start the SuperNode with "
+                "'flower-dhb supernode -- ...' in place of flower-supernode"
+            )
+
     def lets_out(self, metric: str) -> bool:
         """Whether a metric of the app may leave the node."""
         return self.metrics is None or metric in self.metrics

@@ -23,6 +23,7 @@ _COMMANDS = {
     "topology": "show what a communication graph can do, and make it better",
     "run": "run a Flower App on this machine and watch its agents agree",
     "peer": "take part in a mesh, on one device",
+    "supernode": "run a Flower SuperNode that looks at apps before it loads them",
     "mesh": "create a mesh of peers, renew certificates, run it here, ask how it is",
     "export": "write the current model of a peer's state directory to a file",
     "replay": "compute a recorded run of peers again and say who followed the law",

@@ -15,7 +15,7 @@ from flower_dhb.errors import ConfigError, FlowerDhbError
 from flower_dhb.flower.mod import pass_on, take_turn, who
 from flower_dhb.flower.records import Answer, Question, read_request
 
-__all__ = ["consensus_mod", "decentralize"]
+__all__ = ["consensus_mod", "decentralize", "respond"]
 
 
 def consensus_mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
@@ -30,9 +30,21 @@ def consensus_mod(message: Message, context: Context, call_next: ClientAppCallab
     state: the answer says what happened. What whoever runs the node has said in its node config
     (`policy-…`) holds for all that leaves it.
     """
+    return respond(message, context, call_next)
+
+
+def respond(
+    message: Message,
+    context: Context,
+    call_next: ClientAppCallable,
+    asked: Policy | None = None,
+) -> Message:
+    """What `consensus_mod` does. asked: the node's policy, asked before the app was loaded."""
     try:
-        policy = Policy.of_node_config(context.node_config)
+        policy = asked or Policy.of_node_config(context.node_config)
         request = read_request(message.content)
+        if request is not None and asked is None:
+            policy.check_unasked()
     except FlowerDhbError as error:
         answer = Answer(ask="vertex", vertex=-1, failure=str(error))
         return Message(answer.to_records(), reply_to=message)
