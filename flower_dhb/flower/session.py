@@ -44,6 +44,7 @@ class Session:
     wants_parameters: bool = False
     wants_distance: bool = False
     now: Round = field(init=False)
+    _unheard: set[int] = field(default_factory=set)  # were waited for in vain; nobody waits again
 
     def __post_init__(self) -> None:
         """Begin before the first round."""
@@ -99,6 +100,7 @@ class Session:
             moved = self.members.settle(vertex)
             if moved:
                 self._doubt(vertex, moved)
+                self._unheard.discard(vertex)
             node = self.members.node(vertex)
             if node is None:
                 self._doubt(vertex, "not connected")
@@ -136,14 +138,26 @@ class Session:
         self.members.doubt(vertex)
 
     def exchange(self, messages: Iterable[Message], limit: float) -> list[Message]:
-        """Send messages and wait for their replies until the deadline."""
+        """Send messages and wait for their replies until the deadline.
+
+        An agent that was waited for in vain is not waited for again before it has answered, unless
+        there is nobody else: a node that died costs one deadline.
+        """
         refused, waiting = self.relay.send(list(messages))
         for sent in refused:
             self.now.note(sent.vertex, "Flower did not accept the message for its node")
-        replies = self.relay.collect({sent.vertex for sent in waiting}, limit)
+        asked = {sent.vertex for sent in waiting}
+        awaited = asked - self._unheard or asked
+        replies = self.relay.collect(awaited, limit)
         for sent in waiting:
-            if sent.vertex in self.relay.busy:
+            if sent.vertex not in self.relay.busy:
+                continue
+            if sent.vertex in awaited:
                 self._silent(sent.vertex, f"no answer to '{sent.ask}' within {limit:g} s")
+            else:
+                why = f"no answer to '{sent.ask}' yet, for which no round waits after the last one"
+                self._silent(sent.vertex, why)
+            self._unheard.add(sent.vertex)
         return replies
 
     def sort(self, replies: Iterable[Message], *asks: Ask) -> dict[int, Answer]:
@@ -158,6 +172,8 @@ class Session:
                 if what:
                     self.now.note(vertex, what)
                 continue
+            if not is_unavailable(message):
+                self._unheard.discard(sent.vertex)
             answer = self._answer(sent, message, asks)
             if answer is None:
                 self.ledger.doubt(sent.vertex)

@@ -25,6 +25,7 @@ from flower_dhb import (
     consensus_mod,
 )
 from flower_dhb.flower.records import Answer, Instruction, Question, read_request
+from flower_dhb.metrics import RoundRecord
 
 N, D = 5, 4
 GRAPH = Topology.from_edges([(0, 1), (1, 2), (2, 3), (3, 0), (0, 4)])
@@ -191,3 +192,59 @@ def test_no_round_is_believed_of_which_the_rejoining_agent_has_no_payload() -> N
     content = answers(lambda d: d.update(rejoin_rounds=[[1, 4]]))(content)
     with pytest.raises(PayloadError, match=r"payloads of vertices \[\] to rejoin from, rounds of"):
         read_request(content)
+
+
+JUNK = 99  # in place of a vertex, of a node that comes in mid-run
+KINDS: dict[str, Callable[[RecordDict, np.random.Generator], RecordDict]] = {
+    "mutated": lambda content, rng: mutated(content, rng),
+    "an older version": lambda content, _: answers(lambda d: d.update(version=4))(content),
+    "a newer version": lambda content, _: answers(
+        lambda d: (d.clear(), d.update(version=9, who="x"))
+    )(content),
+    "not even JSON": lambda content, _: no_json(content),
+    "nothing": lambda content, _: RecordDict(),
+    "another app": lambda content, _: RecordDict({"metrics": MetricRecord({"loss": 1.0})}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("free", [False, True], ids=["seat taken", "seat free"])
+def test_a_node_that_joins_in_mid_run_and_answers_junk_is_its_own_failure(
+    kind: str, free: bool
+) -> None:
+    app, rng = numpy_app(N, D, mods=[consensus_mod]), np.random.default_rng(5)
+
+    class Junk(ClientApp):
+        def __call__(self, message: Message, context: Context) -> Message:
+            reply = app(message, context)
+            reply.content = KINDS[kind](reply.content, rng)
+            return reply
+
+    junk = Junk()
+    grid = LocalGrid(
+        lambda vertex: junk if vertex == JUNK else app,
+        N,
+        node_config=lambda v: {"partition-id": VICTIM if v == JUNK else v},
+    )
+
+    def joins(record: RoundRecord) -> None:
+        if record.round == 2:
+            grid.add_node(JUNK, 4242)
+            if free:
+                grid.remove_node(grid.node_of(VICTIM))
+        if record.round == 12 and free:  # and the agent itself returns, under a new id
+            grid.remove_node(4242)
+            grid.add_node(VICTIM, 4243)
+
+    strategy = ServerlessStrategy(GRAPH, HeavyBall(), on_round=joins, collect_models=True)
+    result = strategy.start(grid, start_arrays(D)[0], 20, timeout=5.0)
+    assert len(result.history) == 20
+    assert len(result.models) == N
+    told = {vertex for record in result.history for vertex, _ in record.events}
+    assert told <= {-1, VICTIM}
+    missing = {v for record in result.history for v in record.missing}
+    if free:
+        assert missing == {VICTIM}
+        assert result.history[-1].missing == []
+    else:
+        assert missing == set(), "nobody takes the seat of an agent that is well"

@@ -489,3 +489,60 @@ def test_a_message_is_never_waited_for_longer_than_a_minute(monkeypatch) -> None
     run(grid, rounds=9, round_timeout_s=0.004)
     found = [int(m.metadata.group_id) for v, m in grid.messages if v == VICTIM and late(v, m)]
     assert found == [1, 4]
+
+
+@pytest.fixture
+def awaited(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, set[int]]]:
+    """The round, by its messages, and for whom it waited, each time that there was a deadline."""
+    heard: list[tuple[int, set[int]]] = []
+    collect = relay.Relay.collect
+
+    def spy(self: relay.Relay, wait_for: set[int], timeout_s: float | None) -> list[Message]:
+        if wait_for:
+            newest = max(sent.round for sent in self._waiting.values())
+            heard.append((newest, set(wait_for)))
+        return collect(self, wait_for, timeout_s)
+
+    monkeypatch.setattr(relay.Relay, "collect", spy)
+    return heard
+
+
+def test_a_dead_node_costs_one_deadline_however_often_it_is_asked_anew(
+    awaited: list[tuple[int, set[int]]],
+) -> None:
+    grid = grid_of()
+
+    def at(record) -> None:
+        if record.round == 2:
+            grid.kill(VICTIM)
+        if record.round == 14:  # it is back under its old id, and finds what it was sent
+            (node,) = grid.dead
+            grid.dead.clear()
+            grid.vertex_of[node] = VICTIM
+
+    result = run(grid, rounds=18, on_round=at)
+    asked_anew = [k for k, v, text in events(result) if v == VICTIM and "asked anew" in text]
+    assert asked_anew == [6, 12], "else this shows nothing"
+    waited = {k for k, vertices in awaited if VICTIM in vertices}
+    assert waited == {1, 2, 3, 16, 17, 18}, "the round in which it died was the last to wait"
+    assert result.history[2].seconds >= 0.03
+    assert [k for k, v, text in events(result) if "no round waits after" in text] == [6, 12]
+    assert missing(result) == {k: [VICTIM] for k in range(3, 16)}
+
+
+def test_those_who_are_all_silent_are_waited_for_all_the_same(
+    awaited: list[tuple[int, set[int]]],
+) -> None:
+    grid = grid_of()
+    dead: list[int] = []
+
+    def at(record) -> None:
+        if record.round == 1:
+            dead.extend(grid.kill(vertex) for vertex in range(N))
+        if record.round == 5:
+            grid.dead.clear()
+            grid.vertex_of |= dict(zip(dead, range(N), strict=True))
+
+    result = run(grid, rounds=8, on_round=at)
+    assert (5, set(range(N))) in awaited
+    assert result.history[-1].missing == []
