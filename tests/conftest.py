@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 from collections.abc import Iterator
@@ -12,6 +13,12 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # How long a SuperLink lets a run wait before it starts it; Flower's default is a second.
 os.environ.setdefault("FLWR_SUPEREXEC_TASK_POLL_INTERVAL", "0.25")
+
+
+def pytest_collection_finish() -> None:
+    """Thousands of tests and all libraries stay to the end: no use in walking them again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

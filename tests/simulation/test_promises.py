@@ -1,11 +1,11 @@
-"""Schedules of all profiles: what must hold after every event holds."""
+"""Schedules of all profiles: what must hold after every event holds. `test_many` has thousands."""
 
 import pytest
 
 from .campaign import run_seeds
 from .profiles import PROFILES
 
-_EACH = 20
+_EACH = 10
 _LARGE = {"dense": 1, "sprint": 3}
 
 

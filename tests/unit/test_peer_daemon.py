@@ -493,22 +493,24 @@ def certified(tmp_path):
     return dataclasses.replace(settings, timing=PATIENT, linger_s=0.0), renew
 
 
-NOW = datetime.datetime.now(datetime.UTC)
 DAY = datetime.timedelta(days=1)
 
 
 @pytest.mark.parametrize(
-    ("clock", "says", "then"),
+    ("clock", "says", "corrected"),
     [
-        (datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC), "set the clock", NOW),
-        (NOW + 30 * DAY, "has expired. Issue new files with 'flower-dhb mesh renew", NOW),
-        (NOW + 1.5 * DAY, "and copy them over the old ones, or set the clock", None),
+        (datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC), "set the clock", True),
+        (30 * DAY, "has expired. Issue new files with 'flower-dhb mesh renew", True),
+        (1.5 * DAY, "and copy them over the old ones, or set the clock", False),
     ],
 )
 def test_clock_and_certificate_are_waited_for_and_that_is_said_once(
-    certified, log, monkeypatch, clock, says, then
+    certified, log, monkeypatch, clock, says, corrected
 ):
+    """clock: what it shows, or how far it is ahead. corrected: it is, or there are new files."""
     monkeypatch.setattr(daemon, "_LOOK_AGAIN_S", 0.01)
+    now = datetime.datetime.now(datetime.UTC)
+    clock = now + clock if isinstance(clock, datetime.timedelta) else clock
     settings, renew = certified
     clocks = [clock]
 
@@ -536,16 +538,16 @@ def test_clock_and_certificate_are_waited_for_and_that_is_said_once(
     (warning,) = log.named("waits-for-certificate")
     assert says in warning["why"]
     assert f"clock says {clock:%Y-%m-%d %H:%M}" in warning["why"]
-    if then is not None:
-        clocks[0] = then
+    if corrected:
+        clocks[0] = now
     else:
-        authority_now = NOW + 1.4 * DAY
+        authority_now = now + 1.4 * DAY
         monkeypatch.setattr(certificates, "_now", lambda: authority_now)
         renew(between=lambda: looks(3))  # for a while the files do not fit together
     assert running.end() == Result(True)
     told = log.named("waits-for-certificate")
-    assert len(told) == (1 if then is not None else 2)
-    assert then is not None or "does not belong to its key" in told[1]["why"]
+    assert len(told) == (1 if corrected else 2)
+    assert corrected or "does not belong to its key" in told[1]["why"]
     assert len(log.named("certificate-valid")) == 1
 
 
@@ -592,7 +594,9 @@ def test_what_the_operator_says_is_told_when_the_disk_has_it(certified, log, mon
 
 def test_who_waits_for_the_clock_can_be_stopped(certified, log):
     settings, _ = certified
-    late = dataclasses.replace(settings.tls, clock=lambda: NOW + 30 * DAY)
+    late = dataclasses.replace(
+        settings.tls, clock=lambda: datetime.datetime.now(datetime.UTC) + 30 * DAY
+    )
     peer = Peer(dataclasses.replace(settings, tls=late))
     running = Running(peer)
     while not log.named("waits-for-certificate"):

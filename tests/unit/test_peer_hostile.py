@@ -321,7 +321,7 @@ FRAMES = st.one_of(
 )
 
 
-@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(FRAMES, max_size=12))
 def test_fuzzed_frames_neither_crash_nor_change_anything(frames):
     victim = Victim()
@@ -333,7 +333,7 @@ def test_fuzzed_frames_neither_crash_nor_change_anything(frames):
     assert after[6] == before[6]
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(st.binary(min_size=1, max_size=400), st.integers(0, 60), st.integers(0, 7))
 def test_chunk_frames_are_what_protobuf_writes(data, cut, bit):
     raw = chunk_frame(data)

@@ -213,7 +213,7 @@ def test_an_hour_of_any_flood_costs_less_than_a_megabyte(form):
                 n += 1
                 monitor.warning(
                     names[n % len(names)], neighbor=n % 16, reason=f"reason-{n % 11}",
-                    why=chr(97 + n % 26) * (n % 13) + HOSTILE[i % len(HOSTILE)] * (n % 500),
+                    why=chr(97 + n % 26) * (n % 13) + HOSTILE[i % len(HOSTILE)] * (n % 50),
                 )  # fmt: skip
         assert 100_000 < len(log.text.encode()) < 1_000_000
         assert len(log.handler._folds) <= 512 + len(names)

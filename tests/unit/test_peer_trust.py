@@ -32,7 +32,6 @@ from tests.support.peers import Mesh
 from tests.support.waiting import wait_for
 
 DAY = datetime.timedelta(days=1)
-NOW = utc_now()
 
 
 @pytest.fixture(autouse=True)
@@ -103,23 +102,25 @@ def test_authorities_of_file_and_bulletin_are_believed_less_the_retired(old, cha
     assert trust.roots([old.certificate]) == trust.roots([]) == (new.certificate,)
     assert trust.version == 2
     own = chain(old.issue(3, 5)[1])
-    why = trust.why_not(own, trust.roots([old.certificate]), NOW)
+    why = trust.why_not(own, trust.roots([old.certificate]), utc_now())
     assert why.endswith("of vertex 3 is of an authority that is not believed")
     # Neither by the one that it made known: the old one's signature counts for nothing now.
-    assert trust.why_not(chain(changing.issue(3, 5)[1]), trust.roots([]), NOW) is None
-    assert trust.why_not(chain(changing.issue(3, 5)[1]), [], NOW) is not None
+    assert trust.why_not(chain(changing.issue(3, 5)[1]), trust.roots([]), utc_now()) is None
+    assert trust.why_not(chain(changing.issue(3, 5)[1]), [], utc_now()) is not None
 
 
 def test_why_a_certificate_is_not_believed_is_said_in_words(old):
     trust, own = Trust(), chain(old.issue(3, 5)[1])
     roots = [old.certificate]
-    assert trust.why_not(own, roots, NOW) is None
-    why = trust.why_not(own, roots, NOW + 6 * DAY)
+    assert trust.why_not(own, roots, utc_now()) is None
+    why = trust.why_not(own, roots, utc_now() + 6 * DAY)
     assert f"the certificate {serial_text(own[0])} of vertex 3 is valid from" in why
     trust.take_revocations(revoking(serial_text(own[0])))
-    assert trust.why_not(own, roots, NOW).endswith("of vertex 3 was revoked on 2031-05-04: stolen")
+    assert trust.why_not(own, roots, utc_now()).endswith(
+        "of vertex 3 was revoked on 2031-05-04: stolen"
+    )
     trust.take_revocations(revoking(number=2))  # the newest list says all there is to say
-    assert trust.why_not(own, roots, NOW) is None
+    assert trust.why_not(own, roots, utc_now()) is None
 
 
 @pytest.mark.parametrize(
@@ -199,7 +200,7 @@ def test_what_is_no_proof(files, old):
     dialing.trust.take_revocations(revoking(serial_text(own)))
     refused("was revoked on", good)
     dialing.trust.take_revocations(revoking(number=2))
-    late = dataclasses.replace(dialing, clock=lambda: NOW + 6 * DAY)
+    late = dataclasses.replace(dialing, clock=lambda: utc_now() + 6 * DAY)
     with pytest.raises(NotBelievedError, match="is valid from"):
         believe(late, good, challenge, 1)
 
@@ -311,7 +312,8 @@ def test_an_authority_changes_while_devices_run(mesh):
 
 
 def test_the_end_is_told_from_30_days_on_once_a_day(files, log):
-    clock, judged = [NOW], []
+    now = utc_now() - DAY / 1440  # a minute before the certificate was made
+    clock, judged = [now], []
     own = dataclasses.replace(files(3), clock=lambda: clock[0])
     looks = Validity(own, Monitor(3), lambda: judged.append(1))
     looks.look(0.0)
@@ -323,11 +325,11 @@ def test_the_end_is_told_from_30_days_on_once_a_day(files, log):
     assert told[0]["what"] == "certificate"
     assert "mesh renew MESH --vertex 3' and copy the files" in told[0]["what_now"]
     assert len(judged) == 51
-    clock[0] = NOW + 6 * DAY
+    clock[0] = now + 6 * DAY
     looks.look(9e6)
     assert log.named("certificate-ends")[-1]["days_left"] == -1
     log.all.clear()
-    clock[0] = NOW - 26 * DAY
+    clock[0] = now - 26 * DAY
     looks.look(9e7)
     assert log.all == []
 
