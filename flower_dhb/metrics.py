@@ -241,6 +241,20 @@ class RoundRecord:
         """Plain values, for JSON."""
         return asdict(self)
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RoundRecord:
+        """Inverse of `to_dict`, also after a way through JSON, which knows texts as keys only.
+
+        Raises TypeError, ValueError or KeyError for what it cannot be.
+        """
+        by_vertex = {
+            name: {int(vertex): value for vertex, value in values[name].items()}
+            for name in ("train", "evaluate", "bytes_by_agent")
+        }
+        events = [(int(vertex), str(text)) for vertex, text in values["events"]]
+        lower = tuple(values["lower_is_better"])
+        return cls(**{**values, **by_vertex, "events": events, "lower_is_better": lower})
+
     def _summary(self, per_agent: Mapping[int, Metrics]) -> dict[str, Summary]:
         weights, _ = weights_of(per_agent, self.weighted_by_key)
         key = self.weighted_by_key

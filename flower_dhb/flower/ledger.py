@@ -14,7 +14,7 @@ from flower_dhb.agent import codec
 from flower_dhb.agent.codec import Header
 from flower_dhb.agent.node import Node, parameter_vectors
 from flower_dhb.algorithms import Algorithm
-from flower_dhb.errors import PayloadError
+from flower_dhb.errors import ConfigError, PayloadError
 from flower_dhb.flower.arrays import frame_of, npy_array, start_frame
 from flower_dhb.flower.records import Answer, Ask, Instruction
 from flower_dhb.metrics import SKETCH
@@ -46,7 +46,7 @@ class Ledger:
     has broken the sum opens the next one; the ledger learns of it from the answer, and all
     others join with their next training.
 
-    epoch: the newest that any agent has told of.
+    epoch: the newest that any agent has told of. attempt: how often the run was taken up again.
     """
 
     def __init__(
@@ -64,6 +64,7 @@ class Ledger:
         self._algorithm = algorithm
         self._layout = layout
         self.run = run
+        self.attempt = 0
         self.epoch = 0
         self._keys: dict[str, Any] = {"arrays_key": arrays_key, "config_key": config_key}
         self._start = start_frame(layout, arrays, run)
@@ -97,8 +98,59 @@ class Ledger:
             report=report,
             measure=measure,
             epoch=self.epoch,
+            attempt=self.attempt,
             **self._keys,
         )
+
+    def books(self) -> tuple[dict[str, Any], dict[str, Array]]:
+        """All that must be kept, to go on from here: a plain document, and frames by name."""
+        frames = {f"{j}/{number}": frame for j, (number, frame) in self._newest.items()}
+        for due in self._due.values():
+            frames |= {f"{j}/{due.round}": frame for j, frame in due.payloads.items()}
+        document = {
+            "run": self.run,
+            "topology": self._topology.digest,
+            "algorithm": self._algorithm.to_config(),
+            "layout": self._layout.to_config(),
+            "epoch": self.epoch,
+            "due": [
+                [v, due.round, sorted(due.payloads), due.epoch, list(due.quarantined)]
+                for v, due in self._due.items()
+            ],
+            "newest": [[j, number] for j, (number, _) in self._newest.items()],
+        }
+        return document, frames
+
+    def restore(
+        self, document: Mapping[str, Any], frames: Mapping[str, Array], attempt: int
+    ) -> None:
+        """Go on from `books`, as another attempt: each agent may have lost its state.
+
+        Raises ConfigError if they are of another model, and KeyError, ValueError or TypeError if
+        they are not complete.
+        """
+        if document["layout"] != self._layout.to_config():
+            raise ConfigError(
+                "checkpoint: the run that is to go on divides its model into parameters and "
+                "running statistics in another way; make the strategy with the same 'statistics'"
+            )
+        due = {
+            int(v): _Due(
+                int(number),
+                {int(j): frames[f"{j}/{number}"] for j in senders},
+                uncertain=True,
+                epoch=int(epoch),
+                quarantined=tuple(int(j) for j in quarantined),
+            )
+            for v, number, senders, epoch, quarantined in document["due"]
+        }
+        if sorted(due) != sorted(self._due):
+            raise ValueError(f"books of vertices {sorted(due)}, expected {sorted(self._due)}")
+        self._newest = {
+            int(j): (int(number), frames[f"{j}/{number}"]) for j, number in document["newest"]
+        }
+        self._due = due
+        self.epoch, self.attempt = int(document["epoch"]), attempt
 
     def check(self, vertex: int, round: int, frame: Array) -> None:
         """Raise PayloadError unless the frame is this agent's payload of this round."""

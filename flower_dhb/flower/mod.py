@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from logging import ERROR, WARNING
 
@@ -138,7 +138,7 @@ class _Turn:
             if vertex != ask.vertex:
                 told = f"message is for vertex {ask.vertex}, this node is {vertex}"
                 return Answer(ask="vertex", vertex=vertex, failure=told)
-            self.store = open_store(self.context, ask.run, vertex)
+            self.store = open_store(self.context, ask.run, vertex, ask.attempt)
             node = self._restore()
             size = sum(vector.n_bytes for vector in node.vectors)
             self.policy.check_payload(size, f"round {ask.round}: a payload of this model and rule")
@@ -174,6 +174,7 @@ class _Turn:
         """The stored state, None if it is lost or older than what the relay knows of."""
         ask = self.instruction
         try:
+            attempt = self.store.attempt()
             snapshot = self.store.load(ask.algorithm, ask.layout)
         except StateError as error:
             if ask.start is None:
@@ -186,6 +187,15 @@ class _Turn:
                     "the agent begins again from its neighbors"
                 )
             return None
+        if attempt > ask.attempt:
+            raise RoundError(
+                f"a message of attempt {ask.attempt} at the run came when attempt {attempt} was "
+                "under way; ignored"
+            )
+        if attempt < ask.attempt:
+            snapshot = self._taken_up_again(snapshot)
+            if snapshot is None:
+                return None
         newest = snapshot.pending.round if snapshot.pending else snapshot.round
         trained = ask.ask == "train" and snapshot.pending is not None
         if ask.round < newest or (trained and ask.round == newest):
@@ -197,6 +207,22 @@ class _Turn:
             )
         if newest < ask.state_round:
             self._note(f"state is of round {newest}, expected {ask.state_round}")
+            return None
+        return snapshot
+
+    def _taken_up_again(self, snapshot: Snapshot) -> Snapshot | None:
+        """The state from which the agent goes on with a run whose ServerApp has died.
+
+        A round that it trained, and that nobody has got, is trained again, so the run is what it
+        would have been. An agent that is further than that cannot go back.
+        """
+        ask = self.instruction
+        last = ask.round if ask.ask == "evaluate" else max(ask.round - 1, ask.state_round)
+        if snapshot.pending is not None and snapshot.pending.round > last:
+            self._note(f"trains round {snapshot.pending.round} again, since the run goes on there")
+            snapshot = replace(snapshot, pending=None)
+        if snapshot.round > last:
+            self._note(f"state is of round {snapshot.round}, but the run goes on from {last}")
             return None
         return snapshot
 
@@ -330,7 +356,7 @@ class _Turn:
         state_round = node.round
         try:
             self.store.save(node.snapshot, node.algorithm)
-        except OSError as error:  # a full disk, say: what is not kept must not be sent
+        except (OSError, RoundError) as error:  # a full disk: what is not kept must not be sent
             failure, payload, state_round = f"state cannot be kept: {error}", None, -1
             log(ERROR, "agent %s, round %s: %s", ask.vertex, ask.round, failure)
         return Answer(

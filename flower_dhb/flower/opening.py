@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from flower_dhb.algorithms import Algorithm
 from flower_dhb.errors import PayloadError
 from flower_dhb.flower.arrays import named_arrays
+from flower_dhb.flower.checkpoint import Kept
 from flower_dhb.flower.ledger import Ledger
 from flower_dhb.flower.members import Members
 from flower_dhb.flower.relay import Relay
@@ -45,12 +46,22 @@ class Opening:
     measure_consensus: bool
     node_timeout_s: float | None
 
-    def session(self, grid: Grid, arrays: ArrayRecord, result: ServerlessResult) -> Session:
+    def session(
+        self,
+        grid: Grid,
+        arrays: ArrayRecord,
+        result: ServerlessResult,
+        kept: Kept | None = None,
+    ) -> Session:
         """Begin a run of all agents from `arrays`; waits for a node on every vertex.
 
-        result: takes the warnings. Raises PayloadError if the arrays are not finite, and
-        ConfigError if the nodes do not cover the graph.
+        result: takes the warnings. kept: the run that goes on instead. Raises PayloadError if
+        the arrays are not finite, ConfigError if the nodes do not cover the graph, or if the
+        run that goes on is another one's, and StateError if it is damaged.
         """
+        if kept is not None:
+            kept.check(self.topology, self.algorithm)
+            arrays = kept.initial
         initial = named_arrays(arrays)
         layout = Layout.of(initial, STATISTICS if self.statistics is None else self.statistics)
         if self.statistics is None:
@@ -63,12 +74,14 @@ class Opening:
                 self.algorithm,
                 layout,
                 initial,
-                run=_name(run_id, _starts[run_id]),
+                run=_name(run_id, _starts[run_id]) if kept is None else kept.run,
                 arrays_key=self.arrays_key,
                 config_key=self.config_key,
             )
         except PayloadError as error:
             raise PayloadError(f"initial_arrays: {error}") from None
+        if kept is not None:
+            kept.fill(ledger)
         relay = Relay(grid)
         members = Members(self.topology, relay)
         members.enroll(self.node_timeout_s)

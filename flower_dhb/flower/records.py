@@ -85,7 +85,8 @@ class Instruction:
     that stay with the agent. report: whether the answer shall hold the parameters. measure:
     whether it shall hold their projection, for the consensus distance. screen:
     whether the agent is to screen the payloads, as its rule says; not where that was done
-    before. epoch: the newest that is known of; an agent that trains joins it.
+    before. epoch: the newest that is known of; an agent that trains joins it. attempt: how
+    often the run was taken up again, after its ServerApp had died.
     """
 
     ask: Ask
@@ -104,6 +105,7 @@ class Instruction:
     measure: bool = False
     screen: bool = True
     epoch: int = 0
+    attempt: int = 0
     arrays_key: str = "arrays"
     config_key: str = "config"
 
@@ -121,6 +123,7 @@ class Instruction:
             "measure": self.measure,
             "screen": self.screen,
             "epoch": self.epoch,
+            "attempt": self.attempt,
             "arrays_key": self.arrays_key,
             "config_key": self.config_key,
         }
@@ -166,6 +169,7 @@ class Instruction:
             measure=fields.flag("measure"),
             screen=fields.flag("screen"),
             epoch=fields.integer("epoch", 0),
+            attempt=fields.integer("attempt", 0),
             arrays_key=fields.text("arrays_key"),
             config_key=fields.text("config_key"),
         )

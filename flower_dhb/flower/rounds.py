@@ -14,6 +14,7 @@ from flwr.common import log
 from flwr.serverapp import Grid
 
 from flower_dhb.errors import RoundError
+from flower_dhb.flower.checkpoint import Checkpoint, Kept
 from flower_dhb.flower.failures import Failures
 from flower_dhb.flower.health import Health
 from flower_dhb.flower.progress import round_line, tell_round
@@ -70,7 +71,8 @@ class Rounds:
 
     limit: seconds that a round's training, and its evaluation, may take. configs: of training
     and of evaluation, sent to the app with every message. evaluate_fn: an observer of the
-    network average.
+    network average. checkpoint: where to keep what the run needs to go on. kept: the run that
+    goes on here.
     """
 
     def __init__(
@@ -83,17 +85,25 @@ class Rounds:
         limit: float,
         configs: tuple[ConfigRecord, ConfigRecord],
         evaluate_fn: EvaluateFn | None,
+        checkpoint: Checkpoint | None = None,
+        kept: Kept | None = None,
     ) -> None:
+        self._checkpoint, self._kept = checkpoint, kept
         self._steps, self._run, self._result, self._wishes = steps, run, result, wishes
         self._limit, self._configs, self._evaluate_fn = limit, configs, evaluate_fn
         self._policies: dict[int, str] = {}  # by vertex, as told in the log
 
     def go(self, rounds: int) -> int:
         """All rounds, or fewer if `on_round` says so. Returns the last."""
-        run, steps, wishes, topology = self._run, self._steps, self._wishes, self._run.topology
+        run, steps, topology = self._run, self._steps, self._run.topology
         failures = Failures(topology.n_agents)
         health = Health({v: topology.neighbors(v) for v in range(topology.n_agents)})
-        for k in range(1, rounds + 1):
+        first = 1
+        if self._kept is not None:
+            first = self._kept.round + 1
+            if self._go_on(self._kept, rounds, health):
+                return self._kept.round
+        for k in range(first, rounds + 1):
             begin = time.monotonic()
             run.begin(k)
             run.wait(self._limit)
@@ -103,28 +113,52 @@ class Rounds:
             )
             self._keep_metrics(k, steps.aggregate_train(k, replies))
             failures.look(k, run.now.delivered, run.now.failures)
-            last = k == rounds
-            run.wants_parameters = last and wishes.models
-            if wishes.evaluate_every and (k % wishes.evaluate_every == 0 or last):
-                run.wants_parameters |= self._evaluate_fn is not None
-                replies = run.exchange(
-                    steps.configure_evaluate(k, ArrayRecord(), self._configs[1], run.relay.grid),
-                    self._limit,
-                )
-                metrics = steps.aggregate_evaluate(k, replies)
-                if metrics is not None:
-                    self._result.evaluate_metrics_clientapp[k] = metrics
-            if self._evaluate_fn is not None and (
-                not wishes.evaluate_every or k % wishes.evaluate_every == 0 or last
-            ):
-                if not wishes.evaluate_every:
-                    run.report(k, self._limit)
-                if run.reports.of(k):
-                    self.observe(k, run.reports.average())
+            if self._checkpoint is not None:
+                self._checkpoint.keep(run.ledger, run.record, self._result)
+            self._evaluate(k, rounds)
             if self._close(rounds, time.monotonic() - begin, health):
                 return k
         failures.end()
-        return rounds
+        return max(rounds, first - 1)
+
+    def _go_on(self, kept: Kept, rounds: int, health: Health) -> bool:
+        """Take up a run whose ServerApp has died. Returns whether it is to end at once."""
+        for line in kept.lines:
+            line.give(self._result)
+            if line.record.round > 0:
+                self._result.history.append(line.record)
+                health.observe(line.record)
+                tell_round(line.record)
+        log(INFO, "The run goes on after round %d of %d", kept.round, rounds)
+        if kept.unfinished is None:
+            return False
+        begin = time.monotonic()
+        kept.unfinished.give(self._result)
+        self._run.resume(kept.unfinished.record)
+        self._evaluate(kept.round, rounds)
+        return self._close(rounds, time.monotonic() - begin, health)
+
+    def _evaluate(self, k: int, rounds: int) -> None:
+        """Let the agents evaluate a round, and the observer see its average, if they are to."""
+        run, steps, wishes = self._run, self._steps, self._wishes
+        last = k >= rounds
+        run.wants_parameters = last and wishes.models
+        if wishes.evaluate_every and (k % wishes.evaluate_every == 0 or last):
+            run.wants_parameters |= self._evaluate_fn is not None
+            replies = run.exchange(
+                steps.configure_evaluate(k, ArrayRecord(), self._configs[1], run.relay.grid),
+                self._limit,
+            )
+            metrics = steps.aggregate_evaluate(k, replies)
+            if metrics is not None:
+                self._result.evaluate_metrics_clientapp[k] = metrics
+        if self._evaluate_fn is not None and (
+            not wishes.evaluate_every or k % wishes.evaluate_every == 0 or last
+        ):
+            if not wishes.evaluate_every:
+                run.report(k, self._limit)
+            if run.reports.of(k):
+                self.observe(k, run.reports.average())
 
     def _close(self, rounds: int, seconds: float, health: Health) -> bool:
         """Write a round down and tell everyone. Returns whether the run is to end here."""
@@ -135,6 +169,8 @@ class Rounds:
         now.end(seconds, found)
         for finding in found:
             self._result.warn(f"round {record.round}: {finding}")
+        if self._checkpoint is not None:
+            self._checkpoint.append(record, self._result)
         log(INFO, "%s", round_line(record, rounds))
         self._tell_policies(record)
         tell_round(record)
@@ -163,6 +199,8 @@ class Rounds:
         self._result.evaluate_metrics_serverapp[k] = observed
         if k > 0:
             self._run.now.observed(dict(observed.items()))
+        elif self._checkpoint is not None:
+            self._checkpoint.append(self._run.record, self._result)
 
     def finish(self, last: int, limit: float | None = None) -> None:
         """Collect the final models and form the average, each only if asked for."""

@@ -60,6 +60,12 @@ class Session:
         self.now.flush()
         self.now = self._round(round)
 
+    def resume(self, record: RoundRecord) -> None:
+        """Go on with a round that was trained and delivered before this run was taken up."""
+        self.now.flush()
+        delivered = set(range(self.topology.n_agents)) - set(record.missing)
+        self.now = Round(record, delivered)
+
     def _round(self, number: int) -> Round:
         return Round(
             RoundRecord(

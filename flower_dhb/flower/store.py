@@ -4,13 +4,16 @@ Flower keeps a context in memory only, so a restarted SuperNode has lost it. Whe
 node config names a `state-dir`, the state lies in a file there, written atomically. The
 relay has it removed when its run is over; what runs that crashed have left is removed when
 the agent begins another run.
+
+A run may be taken up again by another ServerApp while the agent still works for the one that
+died. So a file says in which attempt it was written, and an earlier one never replaces it.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, TypedDict
@@ -24,7 +27,7 @@ from safetensors.numpy import save
 from flower_dhb.agent.node import Pending, Snapshot
 from flower_dhb.agent.screening import Screen
 from flower_dhb.algorithms import Algorithm
-from flower_dhb.errors import StateError
+from flower_dhb.errors import RoundError, StateError
 from flower_dhb.files import write_durably
 from flower_dhb.types import Entry, Layout, NDArrays, State, dtype_name
 
@@ -58,6 +61,12 @@ _ORPHAN_S = 24 * 3600.0  # a run that goes on writes its file in every round
 class Store(Protocol):
     """Keeps one agent's snapshot."""
 
+    def attempt(self) -> int:
+        """In which attempt at the run the stored snapshot was written, 0 if there is none.
+
+        Raises StateError if that cannot be read.
+        """
+
     def load(self, algorithm: Algorithm, layout: Layout) -> Snapshot | None:
         """The stored snapshot, None if there is none.
 
@@ -65,26 +74,36 @@ class Store(Protocol):
         """
 
     def save(self, snapshot: Snapshot, algorithm: Algorithm) -> None:
-        """Replace the stored snapshot. Raises OSError if it cannot be kept."""
+        """Replace the stored snapshot.
+
+        Raises OSError if it cannot be kept, RoundError if a later attempt has one already.
+        """
 
     def discard(self) -> None:
         """Remove the stored snapshot, if there is one. Raises OSError if that fails."""
 
 
-def open_store(context: Context, run: str, vertex: int) -> Store:
-    """The store that an agent's node config asks for."""
+def open_store(context: Context, run: str, vertex: int, attempt: int = 0) -> Store:
+    """The store that an agent's node config asks for.
+
+    attempt: how often the run has been taken up again by now.
+    """
     directory = context.node_config.get(STATE_DIR)
     if directory is None:
-        return _ContextStore(context, run)
-    return _FileStore(Path(str(directory)), run, vertex)
+        return _ContextStore(context, run, attempt)
+    return _FileStore(Path(str(directory)), run, vertex, attempt)
 
 
 class _ContextStore:
     """Keeps the state in the context's own state, which an app may replace at any time."""
 
-    def __init__(self, context: Context, run: str) -> None:
+    def __init__(self, context: Context, run: str, attempt: int) -> None:
         self._context = context
         self._run = run
+        self._attempt = attempt
+
+    def attempt(self) -> int:
+        return self._attempt  # another ServerApp's messages come with another context
 
     def load(self, algorithm: Algorithm, layout: Layout) -> Snapshot | None:
         state = self._context.state
@@ -117,24 +136,48 @@ class _ContextStore:
 
 
 class _FileStore:
-    def __init__(self, folder: Path, run: str, vertex: int) -> None:
+    def __init__(self, folder: Path, run: str, vertex: int, attempt: int) -> None:
         self._path = folder / f"run-{run}-vertex-{vertex}.safetensors"
         self._run = run
         self._vertex = vertex
+        self._attempt = attempt
+
+    def attempt(self) -> int:
+        if not self._path.exists():
+            return 0
+        document, _ = self._read(())
+        try:
+            return _count("attempt", document)
+        except KeyError as error:
+            raise StateError(f"{self._path}: damaged state file: it lacks {error}") from None
 
     def load(self, algorithm: Algorithm, layout: Layout) -> Snapshot | None:
         if not self._path.exists():
             return None
+        document, arrays = self._read(None)
+        return load_snapshot(document, arrays, algorithm=algorithm, layout=layout, run=self._run)
+
+    def _read(self, names: Sequence[str] | None) -> tuple[dict[str, Any], NDArrays]:
+        """The file's document, and some arrays of it, or all."""
         try:
             with safetensors.safe_open(self._path, framework="numpy") as file:
                 document = json.loads(file.metadata()["about"])
-                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                if type(document) is not dict:
+                    raise TypeError(f"it holds {type(document).__name__}")
+                wanted = file.keys() if names is None else names
+                return document, {name: file.get_tensor(name) for name in wanted}
         except (OSError, ValueError, TypeError, KeyError, safetensors.SafetensorError) as error:
             raise StateError(f"{self._path}: damaged state file: {error}") from None
-        return load_snapshot(document, arrays, algorithm=algorithm, layout=layout, run=self._run)
 
     def save(self, snapshot: Snapshot, algorithm: Algorithm) -> None:
+        with suppress(StateError):  # a damaged file is replaced
+            if self.attempt() > self._attempt:
+                raise RoundError(
+                    f"the run was taken up again (attempt {self.attempt()}); what this agent has "
+                    f"trained for attempt {self._attempt} is not kept"
+                )
         document, arrays = snapshot_vectors(snapshot, algorithm, self._run)
+        document["attempt"] = self._attempt
         contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
         data = save(contiguous, metadata={"about": json.dumps(document)})
         begins = not self._path.exists()

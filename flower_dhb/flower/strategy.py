@@ -6,6 +6,7 @@ import inspect
 import math
 from collections.abc import Iterable, Sequence
 from logging import INFO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from flower_dhb.flower.arguments import (
     refuse,
     train_everywhere,
 )
+from flower_dhb.flower.checkpoint import held
 from flower_dhb.flower.opening import Opening
 from flower_dhb.flower.progress import tell
 from flower_dhb.flower.result import ServerlessResult
@@ -98,6 +100,11 @@ evaluate_metrics_aggr_fn
     on_round : callable, optional
         Called with the `RoundRecord` of each finished round. If it returns True, the run
         ends there, with its models, its average and its history.
+    checkpoint : str or Path, optional
+        Folder in which each round is kept until the run is over. If the ServerApp dies, `start`
+        goes on from the last round in it, with the same graph, rule and folder. Agents whose
+        node config names a `state-dir` have lost nothing; the others begin again from their
+        neighbors' payloads.
     **others
         Arguments of Flower's other strategies are refused by name, with the reason.
 
@@ -136,6 +143,7 @@ evaluate_metrics_aggr_fn
         collect_models: bool = False,
         node_timeout_s: float | None = None,
         on_round: OnRound | None = None,
+        checkpoint: str | Path | None = None,
         **others: Any,
     ) -> None:
         refuse(others, _arguments())
@@ -174,6 +182,9 @@ evaluate_metrics_aggr_fn
         self.average = check_flag("average", average)
         self.collect_models = check_flag("collect_models", collect_models)
         self.on_round = on_round
+        if checkpoint is not None and not (isinstance(checkpoint, str | Path) and str(checkpoint)):
+            raise ConfigError(f"checkpoint must be the path of a folder, got {checkpoint!r}")
+        self.checkpoint = None if checkpoint is None else Path(checkpoint)
         self.result = ServerlessResult()
         self._run: Session | None = None
 
@@ -238,31 +249,40 @@ evaluate_metrics_aggr_fn
         self.summary()
         tell("start", rounds=rounds, agents=self.topology.n_agents)
         self.result = result = ServerlessResult()
-        self._run = run = self._opening.session(grid, initial_arrays, result)
-        course = Rounds(
-            self,
-            run,
-            result,
-            Wishes(
-                evaluate_every=self.evaluate_every,
-                measure_consensus=self.measure_consensus,
-                average=self.average,
-                collect_models=self.collect_models,
-                on_round=self.on_round,
-            ),
-            limit=limit,
-            configs=(configs[0], configs[1]),
-            evaluate_fn=evaluate_fn,
-        )
-        try:
-            course.observe(0, initial_arrays)
-            course.finish(course.go(rounds))
-            run.dismiss()
-        except BaseException as error:
-            course.keep(error)
-            raise
-        finally:
-            self._run = None
+        with held(self.checkpoint) as checkpoint:
+            kept = checkpoint.read() if checkpoint is not None else None
+            self._run = run = self._opening.session(grid, initial_arrays, result, kept)
+            if checkpoint is not None:
+                checkpoint.open(initial_arrays, kept)
+            course = Rounds(
+                self,
+                run,
+                result,
+                Wishes(
+                    evaluate_every=self.evaluate_every,
+                    measure_consensus=self.measure_consensus,
+                    average=self.average,
+                    collect_models=self.collect_models,
+                    on_round=self.on_round,
+                ),
+                limit=limit,
+                configs=(configs[0], configs[1]),
+                evaluate_fn=evaluate_fn,
+                checkpoint=checkpoint,
+                kept=kept,
+            )
+            try:
+                if kept is None:
+                    course.observe(0, initial_arrays)
+                course.finish(course.go(rounds))
+                run.dismiss()
+                if checkpoint is not None:
+                    checkpoint.remove()
+            except BaseException as error:
+                course.keep(error)
+                raise
+            finally:
+                self._run = None
         return result
 
     # --- Flower's Strategy interface ------------------------------------------------
