@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from logging import INFO
+from pathlib import Path
 from typing import Any
 
 from flwr.app import ArrayRecord, Context, MetricRecord
@@ -14,7 +15,9 @@ from flwr.serverapp import Grid, ServerApp
 from clients.client_app import load_workload
 from clients.workload import Workload, evaluate
 from flower_dhb import RunConfig, RunFolder, ServerlessStrategy
+from flower_dhb.files import read_toml
 from flower_dhb.runs.config import get_text
+from flower_dhb.runs.resuming import folder_to_resume, resumed
 
 __all__ = ["app"]
 
@@ -24,10 +27,17 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the rounds that the run config asks for."""
-    values = context.run_config
+    values: Mapping[str, Any] = context.run_config
+    before = get_text(values, "resume", "")
+    if before:
+        values = resumed(folder_to_resume(before), values, _defaults())
     config = RunConfig.of(values)
     workload = load_workload(values, config.topology.n_agents)
-    folder = RunFolder(get_text(values, "runs-dir", "runs"), config.name, config.topology, values)
+    if before:
+        folder = RunFolder.resume(before, config.topology)
+    else:
+        runs = get_text(values, "runs-dir", "runs")
+        folder = RunFolder(runs, config.name, config.topology, values)
     log(INFO, "this run leaves its results in %s", folder.path.resolve())
     strategy = ServerlessStrategy(
         config.topology,
@@ -37,6 +47,7 @@ def main(grid: Grid, context: Context) -> None:
         average=False,
         collect_models=True,
         on_round=folder.append,
+        checkpoint=folder.checkpoint,
     )
     result = strategy.start(
         grid,
@@ -48,6 +59,12 @@ def main(grid: Grid, context: Context) -> None:
     folder.finish(models, f"{config.name}: {config.algorithm.name} on {config.topology.name}")
     for line in folder.table():
         log(INFO, "%s", line)
+
+
+def _defaults() -> dict[str, Any]:
+    """The app's own run config, before anybody has said anything."""
+    document = read_toml(Path(__file__).parents[1] / "pyproject.toml", "install the app anew")
+    return dict(document["tool"]["flwr"]["app"]["config"])
 
 
 def _observer(workload: Workload) -> Callable[[int, ArrayRecord], MetricRecord]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from flower_dhb.errors import ConfigError, GraphError, unknown
 from flower_dhb.runs.config import RunConfig
+from flower_dhb.runs.resuming import KEY, config_of, folder_to_resume
 from flower_dhb.topology.graph import Topology
 
 __all__ = ["AppFolder", "read_settings"]
@@ -76,6 +77,7 @@ class AppFolder:
         for key in overrides:
             if key not in self.config:
                 raise ConfigError(unknown("run-config key", key, sorted(self.config)))
+        overrides = self._resumed(overrides)
         handed = {**overrides, **self._paths({**self.config, **overrides})}
         values = {**self.config, **handed}
         if agents is not None and not agents >= 1:
@@ -89,6 +91,15 @@ class AppFolder:
                 "vertices; leave --agents out, or change the topology"
             )
         return topology.n_agents, handed
+
+    def _resumed(self, overrides: Mapping[str, Any]) -> Mapping[str, Any]:
+        """With `resume`, all that the run had that is to go on; what is given now wins."""
+        text = str(overrides.get(KEY, ""))
+        if not text or not self._names("RunFolder"):
+            return overrides
+        folder = folder_to_resume(str(self.path / Path(text).expanduser()))
+        before = {k: v for k, v in config_of(folder).items() if k in self.config}
+        return {**before, **overrides, KEY: str(folder)}
 
     def _agents(self, values: Mapping[str, Any]) -> int:
         """Number of agents that run config, source or an older template name."""

@@ -17,8 +17,10 @@ from flower_dhb.errors import ConfigError
 from flower_dhb.extras import installed
 from flower_dhb.figures.topologies import draw
 from flower_dhb.files import sync, write_durably
+from flower_dhb.flower.checkpoint import read_records
 from flower_dhb.flower.progress import round_facts, tell, watched
 from flower_dhb.metrics import RoundRecord, Summary, grouped
+from flower_dhb.runs.resuming import KEY, folder_to_resume
 from flower_dhb.runs.table import Row, table
 from flower_dhb.topology.graph import Topology
 from flower_dhb.types import NDArrays
@@ -27,13 +29,15 @@ __all__ = ["RunFolder", "history_row", "toml_text"]
 
 _ALWAYS = ("accuracy", "loss")  # metrics whose keys are there even if an app lacks them
 _NOTHING = Summary(float("nan"))
+_RESUME = "resume.toml"  # for `flwr run --run-config`, to go on
 
 
 class RunFolder:
     """Folder `<time>-<name>` of one run, written as the run goes on.
 
     `history.jsonl` gets one line a round, forced to the disk at once, so whatever ends the
-    run, the finished rounds are there. Pass `append` as a strategy's `on_round`.
+    run, the finished rounds are there. Pass `append` as a strategy's `on_round`, and
+    `checkpoint` as its `checkpoint`, so that the run can go on after its ServerApp has died.
     """
 
     def __init__(
@@ -41,28 +45,56 @@ class RunFolder:
     ) -> None:
         if not name or any(mark in name for mark in "/\\") or name.startswith("."):
             raise ConfigError(f"a run's name becomes part of a folder name, got {name!r}")
-        self.path = _fresh(Path(parent), f"{time.strftime('%Y%m%d-%H%M%S')}-{name}")
-        tell("folder", path=str(self.path.resolve()))
-        self.topology = topology
-        self.rows: list[dict[str, Any]] = []
-        self._shown: list[Row] = []
-        self._history = self.path / "history.jsonl"
+        self._take(_fresh(Path(parent), f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"), topology)
         self._history.touch()
         write_durably(self.path / "config.toml", toml_text(config).encode())
+        again = {**config, KEY: str(self.path.resolve())}
+        write_durably(self.path / _RESUME, toml_text(again).encode())
         if installed("matplotlib"):
             draw(topology).savefig(self.path / "topology.png", dpi=150)
 
-    def append(self, record: RoundRecord) -> None:
-        """Write one finished round."""
+    @classmethod
+    def resume(cls, path: str | Path, topology: Topology) -> RunFolder:
+        """The folder of a run that goes on, with the rounds that were finished.
+
+        Raises ConfigError if that run is over, StateError if its rounds are damaged.
+        """
+        folder = cls.__new__(cls)
+        folder._take(folder_to_resume(str(path)), topology)
+        for record in read_records(folder.checkpoint):
+            folder._keep(record)
+        text = "".join(json.dumps(row) + "\n" for row in folder.rows)
+        write_durably(folder._history, text.encode())
+        return folder
+
+    def _take(self, path: Path, topology: Topology) -> None:
+        self.path, self.topology = path, topology
+        tell("folder", path=str(path.resolve()))
+        self.rows: list[dict[str, Any]] = []
+        self._shown: list[Row] = []
+        self._history = path / "history.jsonl"
+
+    @property
+    def checkpoint(self) -> Path:
+        """Folder for what the run needs to go on; it is gone when the run is over."""
+        return self.path / "checkpoint"
+
+    def _keep(self, record: RoundRecord) -> dict[str, Any]:
         row = history_row(record, self.topology.n_agents)
         self.rows.append(row)
         self._shown.append(Row(**round_facts(record)))
+        return row
+
+    def append(self, record: RoundRecord) -> None:
+        """Write one finished round."""
+        row = self._keep(record)
         with self._history.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
             sync(file)
 
     def finish(self, models: Mapping[int, NDArrays], title: str = "") -> None:
         """Draw how the run converged and save each agent's final model as safetensors."""
+        (self.path / _RESUME).unlink(missing_ok=True)
         for vertex, arrays in models.items():
             contiguous = {name: np.asarray(a, order="C") for name, a in arrays.items()}
             write_durably(self.path / f"agent-{vertex:03d}.safetensors", save(contiguous))

@@ -14,11 +14,12 @@ from flower_dhb import DSGD, ConfigError, ServerlessStrategy
 from strategies import server_app
 
 
-def run(tmp_path, **values):
+def run(tmp_path, node=None, **values):
     """Run the whole app on 16 agents in this process; returns its folder."""
     values = {"rounds": 2, "runs-dir": str(tmp_path), "name": "try", **values}
     context = Context(1, 1, {}, RecordDict(), values)
-    server_app.main(LocalGrid(client_app, 16), context)
+    grid = LocalGrid(client_app, 16, node_config=lambda v: {"vertex": v, **(node or {})})
+    server_app.main(grid, context)
     (folder,) = tmp_path.iterdir()
     return folder
 
@@ -52,6 +53,53 @@ def test_a_run_leaves_everything_that_is_promised(tmp_path):
 def test_the_average_model_is_observed_only_if_asked_for(tmp_path):
     rows = history(run(tmp_path, **{"observe-average": True}))
     assert all(0.0 < row["accuracy_average_model"] <= 1.0 for row in rows)
+
+
+class Killed(BaseException):
+    """What a SIGKILL is to the code that it hits: nothing after it is done."""
+
+
+def killed_in_round(k):
+    """A strategy whose ServerApp dies when a round has been trained, before it is evaluated."""
+
+    class Dying(ServerlessStrategy):
+        def configure_evaluate(self, server_round, *others):
+            if server_round == k:
+                raise Killed
+            return super().configure_evaluate(server_round, *others)
+
+    return Dying
+
+
+def test_a_run_whose_serverapp_was_killed_goes_on_in_its_folder(tmp_path, monkeypatch):
+    """With the number of rounds that it was started with, which is not the app's default."""
+    values = {"rounds": 3, "observe-average": True, "evaluate-every": 2}
+    states = {"state-dir": str(tmp_path / "states")}
+    plain = run(tmp_path / "plain", **values)
+    with monkeypatch.context() as patch:
+        patch.setattr(server_app, "ServerlessStrategy", killed_in_round(2))
+        with pytest.raises(Killed):
+            run(tmp_path / "runs", states, **values)
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert len(history(folder)) == 1
+    torn = (folder / "history.jsonl").read_text() + '{"round": 2, "accu'  # as a crash may leave it
+    (folder / "history.jsonl").write_text(torn)
+    again = {**values, "rounds": 100, "resume": str(folder)}
+    assert run(tmp_path / "runs", states, **again) == folder
+    assert timeless(history(folder)) == timeless(history(plain))
+    assert len(history(folder)) == 3
+    for v in range(16):
+        name = f"agent-{v:03d}.safetensors"
+        assert (folder / name).read_bytes() == (plain / name).read_bytes()
+    assert {path.name for path in folder.iterdir()} == {path.name for path in plain.iterdir()}
+    with pytest.raises(ConfigError, match="that run is over"):
+        run(tmp_path / "runs", states, **again)
+
+
+def timeless(rows):
+    """But for the clock, and the projections, which each run draws anew."""
+    told = {"seconds", "consensus_distance", "distance_from_start"}
+    return [{key: value for key, value in row.items() if key not in told} for row in rows]
 
 
 class CapturedError(Exception):
