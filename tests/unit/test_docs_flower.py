@@ -55,7 +55,7 @@ def app(seen: list[dict[str, object]], accuracy=lambda vertex, k: 0.5) -> Client
 
 
 def test_all_blocks_are_seen() -> None:
-    assert len(BLOCKS) == 5
+    assert len(BLOCKS) == 6
 
 
 def test_the_first_block_runs_as_it_stands(capsys: pytest.CaptureFixture[str]) -> None:
@@ -76,6 +76,11 @@ def test_patience_ends_a_run_when_the_worst_agent_no_longer_improves() -> None:
     start = ArrayRecord(make_model().state_dict())
     result = strategy.start(LocalGrid(app([], accuracy), 8), start, num_rounds=30)
     assert len(result.history) == 4 + 5
+
+
+def test_the_strategy_with_a_checkpoint_keeps_it_in_that_folder() -> None:
+    made = the_block_with("checkpoint=")["strategy"]
+    assert made.checkpoint == Path("runs/mine/checkpoint")
 
 
 def test_the_decaying_schedule_halves_every_ten_rounds() -> None:
