@@ -249,7 +249,7 @@ class RoundRecord:
         """
         by_vertex = {
             name: {int(vertex): value for vertex, value in values[name].items()}
-            for name in ("train", "evaluate", "bytes_by_agent")
+            for name in ("train", "evaluate", "bytes_by_agent", "policies")
         }
         events = [(int(vertex), str(text)) for vertex, text in values["events"]]
         lower = tuple(values["lower_is_better"])

@@ -306,6 +306,7 @@ def test_a_record_comes_back_from_json_as_it_was() -> None:
         rejoined=[2],
         events=[(1, "late"), (-1, "a stranger")],
         warnings=["drifting apart"],
+        policies={2: "noise"},
         seconds=0.125,
         weighted_by_key="weight",
         lower_is_better=("*loss*",),
