@@ -7,7 +7,7 @@ one ConfigRecord. It knows neither the graph nor the rule.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -32,6 +32,7 @@ from flower_dhb.agent.node import STATISTICS_VECTOR, Node, Snapshot, parameter_v
 from flower_dhb.agent.policy import Policy
 from flower_dhb.errors import ConfigError, FlowerDhbError, PayloadError, RoundError, StateError
 from flower_dhb.flower.arrays import START_VERTEX, array_record, frame_array, frame_of, named_arrays
+from flower_dhb.flower.calls import evaluate_with
 from flower_dhb.flower.noise import gaussian
 from flower_dhb.flower.records import (
     PROTOCOL,
@@ -336,9 +337,15 @@ class _Turn:
         # Taken before training, since training may take the node a round further.
         parameters = self._parameters(node) if ask.report else None
         projection = tuple(sketch(node.parameters, SKETCH, ask.run).tolist()) if ask.measure else ()
+        evaluated, evaluation_failure = self._evaluate_first(node, message, call_next)
+
+        def asked(content: RecordDict) -> Message:
+            message.content = content
+            return call_next(message, self.context)
+
         if ask.ask in ("train", "evaluate"):
             try:
-                content = self._call_app(node, message, call_next)
+                content = self._call_app(node, asked, message.content.get(ask.config_key))
                 metrics = self._let_out(content)
                 if ask.ask == "train":
                     arrays = named_arrays(_only_arrays(content))
@@ -373,6 +380,8 @@ class _Turn:
             parameters=parameters,
             sketch=projection,
             metrics=metrics,
+            evaluated=evaluated,
+            evaluation_failure=evaluation_failure,
             epoch=node.epoch,
             policy=str(self.policy),
         )
@@ -388,11 +397,33 @@ class _Turn:
         }
         return RecordDict({key: record for key, record in kept.items() if record})
 
-    def _call_app(self, node: Node, message: Message, call_next: ClientAppCallable) -> RecordDict:
+    def _evaluate_first(
+        self, node: Node, message: Message, call_next: ClientAppCallable
+    ) -> tuple[RecordDict, str]:
+        """The app's metrics of the combined model, which is about to be trained, or why not."""
+        config = self.instruction.evaluates
+        if config is None:
+            return RecordDict(), ""
+        try:
+            content = self._call_app(
+                node,
+                lambda content: evaluate_with(call_next, message, self.context, content),
+                config,
+            )
+            return self._let_out(content), ""
+        except Exception as error:  # the app's own code: anything may come out of it
+            failure = failure_text(error)
+            self._note(f"evaluation: {failure}")
+            if not isinstance(error, FlowerDhbError):
+                log(ERROR, "%s", traceback.format_exc())
+            return RecordDict(), failure
+
+    def _call_app(
+        self, node: Node, call: Callable[[RecordDict], Message], config: object
+    ) -> RecordDict:
         """What the app answers to the message that FedAvg would have sent."""
         ask = self.instruction
-        config = message.content.get(ask.config_key)
-        message.content = RecordDict(
+        content = RecordDict(
             {
                 ask.arrays_key: array_record(node.arrays()),
                 ask.config_key: config if isinstance(config, ConfigRecord) else ConfigRecord(),
@@ -401,7 +432,7 @@ class _Turn:
         inside = _inside.set(True)
         try:
             with _hidden(self.context):
-                reply = call_next(message, self.context)
+                reply = call(content)
         finally:
             _inside.reset(inside)
         if reply.has_error():

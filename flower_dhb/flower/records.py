@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Literal, TypeVar, cast, get_args
 
@@ -41,6 +41,7 @@ _COMMON = "flower_dhb.common"
 _PAYLOADS, _REJOIN = "flower_dhb.payloads", "flower_dhb.rejoin"
 _START, _LOCAL = "flower_dhb.start", "flower_dhb.local"
 _PAYLOAD, _PARAMETERS = "flower_dhb.payload", "flower_dhb.parameters"
+_EVALUATES, _EVALUATED = "flower_dhb.evaluates", "flower_dhb.evaluated."
 _SKETCH = "sketch"  # beside the document: its numbers would be long as text
 
 # Characters of a document that are read at most: an agent's is short, a large model's layout
@@ -86,7 +87,9 @@ class Instruction:
     whether it shall hold their projection, for the consensus distance. screen:
     whether the agent is to screen the payloads, as its rule says; not where that was done
     before. epoch: the newest that is known of; an agent that trains joins it. attempt: how
-    often the run was taken up again, after its ServerApp had died.
+    often the run was taken up again, after its ServerApp had died. evaluates: with `train`,
+    what the app finds in the config of an evaluation of the combined model, which comes before
+    training; None for none.
     """
 
     ask: Ask
@@ -106,6 +109,7 @@ class Instruction:
     screen: bool = True
     epoch: int = 0
     attempt: int = 0
+    evaluates: ConfigRecord | None = None
     arrays_key: str = "arrays"
     config_key: str = "config"
 
@@ -131,6 +135,8 @@ class Instruction:
         records[_COMMON] = ConfigRecord({"json": _write(self.algorithm, self.layout)})
         if config is not None:
             records[self.config_key] = config
+        if self.evaluates is not None:
+            records[_EVALUATES] = self.evaluates
         if self.payloads:
             records[_PAYLOADS] = record_of({str(j): a for j, a in self.payloads.items()})
         if self.rejoin:
@@ -170,6 +176,7 @@ class Instruction:
             screen=fields.flag("screen"),
             epoch=fields.integer("epoch", 0),
             attempt=fields.integer("attempt", 0),
+            evaluates=records_of(records, ConfigRecord).get(_EVALUATES),
             arrays_key=fields.text("arrays_key"),
             config_key=fields.text("config_key"),
         )
@@ -186,9 +193,10 @@ class Answer:
     neighbors whose payload of this round it will not use. payload: frame
     of the trained round. parameters: frame of its parameters, if asked for. sketch: their
     projection, if asked for, at most SKETCH numbers. metrics: the
-    app's own. keeps_file: its state lies in a file, which is to go when the run is over.
-    epoch: of its memory and of the payload. policy: of whoever runs the node, in words; empty if
-    there is none.
+    app's own. evaluated: the app's metrics of the evaluation that came before training;
+    evaluation_failure: why there are none. keeps_file: its state lies in a file, which is to go
+    when the run is over. epoch: of its memory and of the payload. policy: of whoever runs the
+    node, in words; empty if there is none.
     """
 
     ask: Ask
@@ -204,6 +212,8 @@ class Answer:
     parameters: Array | None = None
     sketch: tuple[float, ...] = ()
     metrics: RecordDict = field(default_factory=RecordDict)
+    evaluated: RecordDict = field(default_factory=RecordDict)
+    evaluation_failure: str = ""
     keeps_file: bool = False
     epoch: int = 0
     policy: str = ""
@@ -216,6 +226,7 @@ class Answer:
             "round": self.round,
             "state_round": self.state_round,
             "failure": self.failure,
+            "evaluation_failure": self.evaluation_failure,
             "detail": self.detail,
             "rejoined": self.rejoined,
             "refused": list(self.refused),
@@ -225,6 +236,7 @@ class Answer:
             "policy": self.policy,
         }
         records = RecordDict(dict(self.metrics.items()))
+        records.update({f"{_EVALUATED}{key}": record for key, record in self.evaluated.items()})
         # Ours come last: a record of the app that has one of our keys must not replace it.
         records[PROTOCOL] = _records(document)[PROTOCOL]
         if self.sketch:
@@ -234,6 +246,12 @@ class Answer:
         if self.parameters is not None:
             records[_PARAMETERS] = record_of({"parameters": self.parameters})
         return records
+
+    @property
+    def evaluation(self) -> Answer:
+        """What it says of the evaluation that came before training, as of one by itself."""
+        failure = self.evaluation_failure
+        return replace(self, ask="evaluate", metrics=self.evaluated, failure=failure, payload=None)
 
     @property
     def app_metrics(self) -> dict[str, Any]:
@@ -253,14 +271,19 @@ class Answer:
         fields = _fields(records, _LIMIT_ANSWER)
         if fields is None:
             return None
-        metrics = records_of(records, MetricRecord)
-        _check_metrics(metrics)
+        found = records_of(records, MetricRecord)
+        _check_metrics(found)
+        metrics = {key: r for key, r in found.items() if not key.startswith(_EVALUATED)}
+        evaluated = {
+            key.removeprefix(_EVALUATED): r for key, r in found.items() if key not in metrics
+        }
         return cls(
             ask=_ask(fields),
             vertex=fields.integer("vertex", -1),
             round=fields.integer("round", 0),
             state_round=fields.integer("state_round", -1),
             failure=fields.text("failure"),
+            evaluation_failure=fields.text("evaluation_failure"),
             detail=fields.text("detail"),
             rejoined=fields.flag("rejoined"),
             refused=fields.texts("refused"),
@@ -269,6 +292,7 @@ class Answer:
             parameters=_arrays(records, _PARAMETERS).get("parameters"),
             sketch=_sketch(records),
             metrics=RecordDict(dict(metrics)),
+            evaluated=RecordDict(dict(evaluated)),
             keeps_file=fields.flag("keeps_file"),
             epoch=fields.integer("epoch", 0),
             policy=fields.text("policy"),

@@ -21,7 +21,7 @@ from flwr.serverapp import Grid
 from flower_dhb.errors import ConfigError, PayloadError, RoundError
 from flower_dhb.flower.records import Answer
 
-__all__ = ["NOBODY", "Relay", "Sent", "is_unavailable", "read_answer"]
+__all__ = ["NOBODY", "Relay", "Sent", "is_deployed", "is_unavailable", "read_answer"]
 
 NOBODY = -1  # the vertex of a message that belongs to none
 
@@ -36,7 +36,7 @@ _UNAVAILABLE = (
     ErrorCode.NODE_UNAVAILABLE,
 )
 _POLL_SHARE = 0.05  # of the time waited so far: a round is prolonged by 5% at most
-_POLL_MIN_S, _POLL_MAX_S = 0.005, 0.5
+_POLL_MIN_S, _POLL_MAX_S = 0.005, 0.25
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,12 @@ def read_answer(sent: Sent, message: Message) -> Answer:
 def is_unavailable(message: Message) -> bool:
     """Whether Flower itself replies that a node, a message or its reply is not there."""
     return message.has_error() and message.error.code in _UNAVAILABLE
+
+
+def is_deployed(grid: Grid) -> bool:
+    """Whether a grid is that of Flower's deployment, in which each message starts a process."""
+    kind = type(grid)
+    return kind.__module__.startswith("flwr.") and kind.__name__ != "InMemoryGrid"
 
 
 class Relay:

@@ -78,9 +78,8 @@ class Round:
         """Keep what the observer says of the average model."""
         self.record.evaluate_average_model = metrics
 
-    def end(self, seconds: float, warnings: Sequence[str]) -> None:
-        """The round is over, after so long; warnings: what the run as a whole suffers from."""
-        self.record.seconds = seconds
+    def end(self, warnings: Sequence[str]) -> None:
+        """The round is over; warnings: what the run as a whole suffers from."""
         self.record.warnings.extend(warnings)
 
     def flush(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from logging import INFO, WARNING
 from typing import Protocol
@@ -18,8 +18,10 @@ from flower_dhb.flower.checkpoint import Checkpoint, Kept
 from flower_dhb.flower.failures import Failures
 from flower_dhb.flower.health import Health
 from flower_dhb.flower.progress import round_line, tell_round
+from flower_dhb.flower.records import Answer
 from flower_dhb.flower.result import ServerlessResult
-from flower_dhb.flower.session import Session
+from flower_dhb.flower.round import Round
+from flower_dhb.flower.session import Owed, Session
 from flower_dhb.metrics import RoundRecord, agents_text, grouped
 
 __all__ = ["EvaluateFn", "OnRound", "Rounds"]
@@ -49,12 +51,20 @@ class Steps(Protocol):
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None: ...
 
+    def evaluating(self, server_round: int) -> list[int]: ...
+
+    def evaluated(self, of: Round, answers: Mapping[int, Answer]) -> MetricRecord | None: ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class Wishes:
-    """What a strategy's user wants of a run, as the arguments of ServerlessStrategy say it."""
+    """What a strategy's user wants of a run, as the arguments of ServerlessStrategy say it.
+
+    join_evaluation: whether a round's models are evaluated in the next round's messages.
+    """
 
     evaluate_every: int
+    join_evaluation: bool
     measure_consensus: bool
     average: bool
     collect_models: bool
@@ -98,6 +108,7 @@ class Rounds:
         run, steps, topology = self._run, self._steps, self._run.topology
         failures = Failures(topology.n_agents)
         health = Health({v: topology.neighbors(v) for v in range(topology.n_agents)})
+        ends = False
         first = 1
         if self._kept is not None:
             first = self._kept.round + 1
@@ -112,11 +123,19 @@ class Rounds:
                 self._limit,
             )
             self._keep_metrics(k, steps.aggregate_train(k, replies))
+            if run.owed is not None:
+                ends = self._settle(run.owed, rounds, health)
             failures.look(k, run.now.delivered, run.now.failures)
             if self._checkpoint is not None:
                 self._checkpoint.keep(run.ledger, run.record, self._result)
-            self._evaluate(k, rounds)
-            if self._close(rounds, time.monotonic() - begin, health):
+            last = k == rounds or ends
+            if self._wishes.join_evaluation and not last and self._looks_at(k):
+                self._owe(k, time.monotonic() - begin)
+                continue
+            self._evaluate(k, last=last)
+            run.record.seconds = time.monotonic() - begin
+            ends |= self._close(run.now, rounds, health)
+            if ends:
                 return k
         failures.end()
         return max(rounds, first - 1)
@@ -135,13 +154,13 @@ class Rounds:
         begin = time.monotonic()
         kept.unfinished.give(self._result)
         self._run.resume(kept.unfinished.record)
-        self._evaluate(kept.round, rounds)
-        return self._close(rounds, time.monotonic() - begin, health)
+        self._evaluate(kept.round, last=kept.round >= rounds)
+        self._run.record.seconds = time.monotonic() - begin
+        return self._close(self._run.now, rounds, health)
 
-    def _evaluate(self, k: int, rounds: int) -> None:
+    def _evaluate(self, k: int, *, last: bool) -> None:
         """Let the agents evaluate a round, and the observer see its average, if they are to."""
         run, steps, wishes = self._run, self._steps, self._wishes
-        last = k >= rounds
         run.wants_parameters = last and wishes.models
         if wishes.evaluate_every and (k % wishes.evaluate_every == 0 or last):
             run.wants_parameters |= self._evaluate_fn is not None
@@ -158,15 +177,53 @@ class Rounds:
             if not wishes.evaluate_every:
                 run.report(k, self._limit)
             if run.reports.of(k):
-                self.observe(k, run.reports.average())
+                self.observe(run.now, run.reports.average())
 
-    def _close(self, rounds: int, seconds: float, health: Health) -> bool:
+    def _looks_at(self, k: int) -> bool:
+        """Whether a round is evaluated, by the agents or by an observer, though not the last."""
+        every = self._wishes.evaluate_every
+        return k % every == 0 if every else self._evaluate_fn is not None
+
+    def _owe(self, k: int, seconds: float) -> None:
+        """Leave a round's evaluation to the messages of the next one."""
+        config = ConfigRecord({**self._configs[1], "server-round": k})
+        self._run.record.seconds = seconds
+        self._run.owed = Owed(
+            round=self._run.now,
+            vertices=self._steps.evaluating(k) if self._wishes.evaluate_every else (),
+            config=config,
+            parameters=self._evaluate_fn is not None,
+            distance=self._wishes.measure_consensus and self._wishes.evaluate_every > 0,
+        )
+
+    def _settle(self, owed: Owed, rounds: int, health: Health) -> bool:
+        """Complete a round with what came of its evaluation. Returns whether the run is to end."""
+        self._run.owed = None
+        for vertex in owed.vertices:
+            answer = owed.answers.get(vertex)
+            if answer is None:
+                owed.round.note(vertex, "not evaluated: no answer to the next round's message")
+            elif answer.failure:
+                owed.round.note(vertex, answer.failure)
+        evaluated = {v: owed.answers[v] for v in owed.vertices if v in owed.answers}
+        metrics = self._steps.evaluated(owed.round, evaluated)
+        if metrics is not None:
+            self._result.evaluate_metrics_clientapp[owed.round.number] = metrics
+        self._run.take_reports(owed.answers, owed.round)
+        distances = self._run.reports.distances() if owed.distance else None
+        if distances is not None:
+            owed.round.measured(*distances)
+        if self._run.reports.of(owed.round.number):
+            self.observe(owed.round, self._run.reports.average())
+        return self._close(owed.round, rounds, health)
+
+    def _close(self, now: Round, rounds: int, health: Health) -> bool:
         """Write a round down and tell everyone. Returns whether the run is to end here."""
-        now, record = self._run.now, self._run.record
+        record = now.record
         now.flush()
         self._result.history.append(record)
         found = health.observe(record)
-        now.end(seconds, found)
+        now.end(found)
         for finding in found:
             self._result.warn(f"round {record.round}: {finding}")
         if self._checkpoint is not None:
@@ -189,18 +246,18 @@ class Rounds:
         for vertices, policy in grouped(new):
             log(INFO, "%s: the node's policy is: %s", agents_text(vertices), policy)
 
-    def observe(self, k: int, arrays: ArrayRecord) -> None:
-        """Let the observer have the average model."""
+    def observe(self, of: Round, arrays: ArrayRecord) -> None:
+        """Let the observer have the average model of a round."""
         if self._evaluate_fn is None:
             return
-        observed = self._evaluate_fn(k, arrays)
+        observed = self._evaluate_fn(of.number, arrays)
         if observed is None:
             return
-        self._result.evaluate_metrics_serverapp[k] = observed
-        if k > 0:
-            self._run.now.observed(dict(observed.items()))
+        self._result.evaluate_metrics_serverapp[of.number] = observed
+        if of.number > 0:
+            of.observed(dict(observed.items()))
         elif self._checkpoint is not None:
-            self._checkpoint.append(self._run.record, self._result)
+            self._checkpoint.append(of.record, self._result)
 
     def finish(self, last: int, limit: float | None = None) -> None:
         """Collect the final models and form the average, each only if asked for."""
@@ -241,6 +298,8 @@ class Rounds:
     def keep(self, error: BaseException) -> None:
         """After an error: keep the round that was not finished, and the models if there are any."""
         run, result = self._run, self._result
+        if run.owed is not None:
+            result.history.append(run.owed.round.record)
         record = run.record
         run.now.flush()
         if run.now.delivered and not any(r is record for r in result.history):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from logging import WARNING
 
 from flwr.app import Array, ConfigRecord, Message, MessageType
@@ -14,7 +14,7 @@ from flower_dhb.errors import FlowerDhbError, PayloadError
 from flower_dhb.flower.failures import Failure
 from flower_dhb.flower.ledger import Ledger
 from flower_dhb.flower.members import Members
-from flower_dhb.flower.records import Answer, Ask, Farewell
+from flower_dhb.flower.records import Answer, Ask, Farewell, Instruction
 from flower_dhb.flower.relay import Relay, Sent, is_unavailable, read_answer
 from flower_dhb.flower.reports import Reports
 from flower_dhb.flower.round import Round
@@ -24,10 +24,26 @@ from flower_dhb.metrics import (
 )
 from flower_dhb.topology.graph import Topology
 
-__all__ = ["Session"]
+__all__ = ["Owed", "Session"]
 
 _FAREWELL_S = 30.0  # deployed nodes ask for messages every three seconds, and start a process
 _LOOK_S = 0.5  # between two looks at who is connected, while nobody can be asked
+
+
+@dataclass
+class Owed:
+    """A round whose models are evaluated in the messages of the next round's training.
+
+    vertices: who evaluates, with `config`. parameters, distance: what all agents report.
+    answers: those that have come.
+    """
+
+    round: Round
+    vertices: Collection[int]
+    config: ConfigRecord
+    parameters: bool
+    distance: bool
+    answers: dict[int, Answer] = field(default_factory=dict)
 
 
 @dataclass
@@ -43,6 +59,7 @@ class Session:
     lower_is_better: tuple[str, ...] = LOWER_IS_BETTER
     wants_parameters: bool = False
     wants_distance: bool = False
+    owed: Owed | None = None
     now: Round = field(init=False)
     _unheard: set[int] = field(default_factory=set)  # were waited for in vain; nobody waits again
 
@@ -113,18 +130,23 @@ class Session:
             elif vertex in busy and not moved and not self._gives_up(vertex, round):
                 self.now.note(vertex, "still busy with an earlier message")
             else:
-                instruction = self.ledger.instruction(
-                    vertex,
-                    ask,
-                    round,
-                    report=self.wants_parameters and ask != "train",
-                    measure=self.wants_distance and ask != "train",
-                )
+                instruction = self._instruction(vertex, ask, round)
                 kind = "evaluate" if ask == "evaluate" else "train"
                 message = Message(instruction.to_records(config), node, kind, group_id=str(round))
                 self.relay.address(message, Sent(node, vertex, ask, round))
                 messages.append(message)
         return messages
+
+    def _instruction(self, vertex: int, ask: Ask, round: int) -> Instruction:
+        if ask != "train":
+            report, measure = self.wants_parameters, self.wants_distance
+            return self.ledger.instruction(vertex, ask, round, report=report, measure=measure)
+        owed = self.owed
+        if owed is None:
+            return self.ledger.instruction(vertex, ask, round, report=False)
+        report, measure = owed.parameters, owed.distance
+        made = self.ledger.instruction(vertex, ask, round, report=report, measure=measure)
+        return replace(made, evaluates=owed.config) if vertex in owed.vertices else made
 
     def _gives_up(self, vertex: int, round: int) -> bool:
         """Whether an open message counts as lost, so that the agent is sent a new one."""
@@ -199,6 +221,8 @@ class Session:
                 self.now.note(sent.vertex, _new_epoch(answer))
             if self._is_current(sent, asks):
                 current[sent.vertex] = answer
+                if self.owed is not None and sent.ask == "train":
+                    self.owed.answers[sent.vertex] = answer.evaluation
             else:
                 self.now.note(sent.vertex, f"late answer to '{sent.ask}' of round {sent.round}")
         for sent in self.relay.unanswered():
@@ -244,20 +268,20 @@ class Session:
             frames[vertex] = answer.payload
         self.now.close(frames.keys(), self.ledger.deliver(round, frames), self.topology.n_agents)
 
-    def take_reports(self, answers: Mapping[int, Answer], round: int) -> None:
+    def take_reports(self, answers: Mapping[int, Answer], round: Round) -> None:
         """Keep what agents report of their parameters, beside reports of the same round."""
         models, sketches = {}, {}
         for vertex, answer in answers.items():
             try:
                 vectors, sketch = self.ledger.parameters(answer), self.ledger.sketch(answer)
             except PayloadError as error:
-                self.now.note(vertex, f"report refused: {error}")
+                round.note(vertex, f"report refused: {error}")
                 continue
             if vectors:
                 models[vertex] = vectors
             if sketch is not None:
                 sketches[vertex] = sketch
-        self.reports.take(round, models, sketches)
+        self.reports.take(round.number, models, sketches)
 
     def report(self, round: int, limit: float) -> None:
         """Ask those agents for their parameters of a round that have not reported them."""
@@ -267,7 +291,7 @@ class Session:
             return
         self.wants_parameters = True
         replies = self.exchange(self.messages("report", round, ConfigRecord(), asked), limit)
-        self.take_reports(self.sort(replies, "report"), round)
+        self.take_reports(self.sort(replies, "report"), self.now)
         self.now.flush()
 
     def dismiss(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from logging import INFO
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,10 @@ from flower_dhb.flower.arguments import (
 from flower_dhb.flower.checkpoint import held
 from flower_dhb.flower.opening import Opening
 from flower_dhb.flower.progress import tell
+from flower_dhb.flower.records import Answer
+from flower_dhb.flower.relay import is_deployed
 from flower_dhb.flower.result import ServerlessResult
+from flower_dhb.flower.round import Round
 from flower_dhb.flower.rounds import EvaluateFn, OnRound, Rounds, Wishes
 from flower_dhb.flower.session import Session
 from flower_dhb.flower.summary import AggregateMetrics, sum_up
@@ -70,6 +73,12 @@ class ServerlessStrategy(Strategy):
     evaluate_every : int
         Rounds between two evaluations by the agents, the last round being evaluated in any
         case; 0 for none.
+    join_evaluation : bool, optional
+        Whether the models of a round are evaluated in the message of the next round's
+        training, so that a round costs one message and one process start in place of two. A
+        round's record is complete one round later then, and `on_round` and `evaluate_fn` are
+        called then. None: where the run is a deployment, and no subclass has evaluations of
+        its own.
     fraction_evaluate : float
         Fraction of the agents that evaluate, drawn anew at each evaluation and alike in
         every run, as many as FedAvg takes; 0.0 for none.
@@ -126,6 +135,7 @@ evaluate_metrics_aggr_fn
         *,
         round_timeout_s: float | None = None,
         evaluate_every: int = 1,
+        join_evaluation: bool | None = None,
         fraction_train: float | None = 1.0,
         fraction_evaluate: float | None = 1.0,
         min_train_nodes: int | None = None,
@@ -156,6 +166,9 @@ evaluate_metrics_aggr_fn
         self.evaluate_every = check_count("evaluate_every", evaluate_every, least=0)
         self.fraction_train = train_everywhere(fraction_train)
         self.fraction_evaluate = evaluating_fraction(fraction_evaluate)
+        self.join_evaluation = (
+            None if join_evaluation is None else check_flag("join_evaluation", join_evaluation)
+        )
         if self.fraction_evaluate == 0.0:
             self.evaluate_every = 0
         self.min_train_nodes = least_nodes("min_train_nodes", min_train_nodes, n, 2)
@@ -260,6 +273,7 @@ evaluate_metrics_aggr_fn
                 result,
                 Wishes(
                     evaluate_every=self.evaluate_every,
+                    join_evaluation=self._joins(run),
                     measure_consensus=self.measure_consensus,
                     average=self.average,
                     collect_models=self.collect_models,
@@ -273,7 +287,7 @@ evaluate_metrics_aggr_fn
             )
             try:
                 if kept is None:
-                    course.observe(0, initial_arrays)
+                    course.observe(run.now, initial_arrays)
                 course.finish(course.go(rounds))
                 run.dismiss()
                 if checkpoint is not None:
@@ -350,7 +364,7 @@ evaluate_metrics_aggr_fn
             return []
         run = self._current(server_round, "configure_evaluate")
         config["server-round"] = server_round
-        evaluating = self._evaluating(server_round)
+        evaluating = self.evaluating(server_round)
         messages = run.messages(
             "evaluate", server_round, ConfigRecord(dict(config.items())), evaluating
         )
@@ -368,21 +382,34 @@ evaluate_metrics_aggr_fn
         """
         run = self._current(server_round, "aggregate_evaluate")
         answers = run.sort(replies, "evaluate", "report")
-        run.now.said("evaluate", answers)
-        metrics = sum_up(
-            "evaluate",
-            run.record,
-            answers,
-            self.evaluate_metrics_aggr_fn,
-            run.now.note,
-            self.topology.n_agents,
-        )
-        run.take_reports(answers, server_round)
+        metrics = self.evaluated(run.now, answers)
+        run.take_reports(answers, run.now)
         distances = run.reports.distances() if self.measure_consensus else None
         if distances is not None:
             run.now.measured(*distances)
         run.now.flush()
         return metrics
+
+    # --- what a run of `start` asks --------------------------------------------------
+
+    def evaluating(self, server_round: int) -> list[int]:
+        """Who evaluates in a round: as many as FedAvg takes, drawn anew, the same in every run."""
+        n = self.topology.n_agents
+        count = min(max(int(n * self.fraction_evaluate), self.min_evaluate_nodes), n)
+        drawn = np.random.default_rng([n, server_round]).permutation(n)[:count]
+        return sorted(int(v) for v in drawn)
+
+    def evaluated(self, of: Round, answers: Mapping[int, Answer]) -> MetricRecord | None:
+        """Keep what agents have answered to an evaluation, and sum up the apps' metrics."""
+        of.said("evaluate", answers)
+        return sum_up(
+            "evaluate",
+            of.record,
+            answers,
+            self.evaluate_metrics_aggr_fn,
+            of.note,
+            self.topology.n_agents,
+        )
 
     # --- inside ---------------------------------------------------------------------
 
@@ -400,6 +427,13 @@ evaluate_metrics_aggr_fn
             node_timeout_s=self.node_timeout_s,
         )
 
+    def _joins(self, run: Session) -> bool:
+        """Whether evaluations come with the next round's training: one process start, not two."""
+        ours = (ServerlessStrategy.configure_evaluate, ServerlessStrategy.aggregate_evaluate)
+        if (type(self).configure_evaluate, type(self).aggregate_evaluate) != ours:
+            return False  # a subclass words its evaluations itself
+        return is_deployed(run.relay.grid) if self.join_evaluation is None else self.join_evaluation
+
     def _opened(self) -> Session:
         if self._run is None:
             raise ConfigError("the strategy has no run yet; call start, or configure_train first")
@@ -413,13 +447,6 @@ evaluate_metrics_aggr_fn
                 f"{run.now.number}; call it first in every round"
             )
         return run
-
-    def _evaluating(self, k: int) -> list[int]:
-        """Who evaluates in a round: as many as FedAvg takes, drawn anew, the same in every run."""
-        n = self.topology.n_agents
-        count = min(max(int(n * self.fraction_evaluate), self.min_evaluate_nodes), n)
-        drawn = np.random.default_rng([n, k]).permutation(n)[:count]
-        return sorted(int(v) for v in drawn)
 
 
 def _arguments() -> list[str]:

@@ -232,6 +232,8 @@ def test_the_shortest_answer_and_the_longest_come_back():
             parameters=FRAMES[2],
             sketch=(0.5, -1.0),
             metrics=RecordDict({"m": MetricRecord({"loss": 0.5})}),
+            evaluated=RecordDict({"m": MetricRecord({"loss": 0.25})}),
+            evaluation_failure="e",
             keeps_file=True,
             epoch=3,
         ),

@@ -79,10 +79,10 @@ def test_counters_count_on_where_they_are(monkeypatch: pytest.MonkeyPatch) -> No
     seen = []
     original = mod._Turn._call_app
 
-    def watch(self, node, message, call_next):
+    def watch(self, node, *arguments):
         if self.instruction.ask == "train":
             seen.append((node.vertex, int(node.arrays()["norm.num_batches_tracked"])))
-        return original(self, node, message, call_next)
+        return original(self, node, *arguments)
 
     monkeypatch.setattr(mod._Turn, "_call_app", watch)
     run(make_app([consensus_mod]), rounds=3)
