@@ -186,8 +186,9 @@ class RoundRecord:
     warnings: what the run as a whole suffers from, each once in a run, with what to change.
     distance_from_start: root mean square over agents of how far their parameters have come.
     bytes_sent: payload bytes over all edges, both ways; bytes_by_agent: by sender.
-    seconds: wall-clock time of training and evaluation together. policies: of whoever runs the
-    nodes, in words, by vertex; only of those that have one.
+    seconds: wall-clock time of training and evaluation together. profile: the same, by what it
+    went to (`flower_dhb.flower.profile.PARTS`), where that was measured. policies: of whoever
+    runs the nodes, in words, by vertex; only of those that have one.
     """
 
     round: int
@@ -204,6 +205,7 @@ class RoundRecord:
     warnings: list[str] = field(default_factory=list)
     seconds: float = 0.0
     policies: dict[int, str] = field(default_factory=dict)
+    profile: dict[str, float] = field(default_factory=dict)
     weighted_by_key: str = "num-examples"
     lower_is_better: tuple[str, ...] = LOWER_IS_BETTER
 

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from flower_dhb.cli.run_app import AppFolder, read_settings
 from flower_dhb.cli.run_log import Line, Round, RunLog, without_colors
-from flower_dhb.cli.run_view import Live, Plain, View, print_table
+from flower_dhb.cli.run_view import Live, Plain, View, print_profile, print_table
 from flower_dhb.errors import RoundError
 from flower_dhb.extras import installed, needs_extra
 from flower_dhb.flower.progress import VARIABLE, Progress
@@ -50,6 +50,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="keep Flower's state and the whole log there (default: a temporary folder)",
     )
+    parser.add_argument(
+        "--profile", action="store_true", help="print where the time of a round went"
+    )
     parser.add_argument("--verbose", action="store_true", help="print all that the run prints")
 
 
@@ -69,6 +72,8 @@ def execute(arguments: argparse.Namespace) -> int:
             watch = Watch(superlink, Progress(progress), home / "run.log")
             watch.follow(run_id, console, verbose=arguments.verbose)
     watch.print_results(console)
+    if arguments.profile:
+        print_profile(watch.rows, console)
     return 0
 
 

@@ -10,9 +10,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from flower_dhb.cli.run_log import Line
+from flower_dhb.flower.profile import PARTS, mean_profile
 from flower_dhb.runs.table import Row, table
 
-__all__ = ["Live", "Plain", "View", "print_table"]
+__all__ = ["Live", "Plain", "View", "print_profile", "print_table"]
 
 
 class View(Protocol):
@@ -121,4 +122,22 @@ def print_table(rows: Sequence[Row], console: Console) -> None:
         shown.add_column(title, justify="right")
     for cells in lines:
         shown.add_row(*cells)
+    console.print(shown)
+
+
+def print_profile(rows: Sequence[Row], console: Console) -> None:
+    """Where the time of a round went, as the mean of those that were measured."""
+    profile = mean_profile(row.profile for row in rows)
+    if not profile:
+        _print(console, "No round's time was measured: its strategy is none of ServerlessStrategy.")
+        return
+    total = sum(profile.values())
+    shown = Table(title=f"a round takes {total:.3g} s")
+    shown.add_column("part")
+    shown.add_column("seconds", justify="right")
+    shown.add_column("share", justify="right")
+    shown.add_column("what it is")
+    for name, seconds in profile.items():
+        share = seconds / total if total > 0.0 else 0.0
+        shown.add_row(name, f"{seconds:.3f}", f"{share:.0%}", PARTS[name])
     console.print(shown)

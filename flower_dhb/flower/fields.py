@@ -69,6 +69,16 @@ class Fields:
         """A list of texts."""
         return tuple(_text(name, text) for text in self._list(name, "texts"))
 
+    def numbers(self, name: str, count: int) -> tuple[float, ...]:
+        """Either none or so many finite numbers."""
+        found = self._list(name, "numbers")
+        fits = all(type(x) in (int, float) and abs(x) <= MOST for x in found)  # type: ignore[arg-type]
+        if not fits or len(found) not in (0, count):
+            raise PayloadError(
+                f"unreadable message: '{name}' is a list of {len(found)}, expected {count} numbers"
+            )
+        return tuple(float(x) for x in found)  # type: ignore[arg-type]
+
     def vertices(self, name: str) -> tuple[int, ...]:
         """A list of vertices."""
         found = self._list(name, "vertices")

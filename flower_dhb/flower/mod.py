@@ -6,12 +6,13 @@ one ConfigRecord. It knows neither the graph nor the rule.
 
 from __future__ import annotations
 
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from logging import ERROR, WARNING
 
 from flwr.app import (
@@ -34,6 +35,7 @@ from flower_dhb.errors import ConfigError, FlowerDhbError, PayloadError, RoundEr
 from flower_dhb.flower.arrays import START_VERTEX, array_record, frame_array, frame_of, named_arrays
 from flower_dhb.flower.calls import evaluate_with
 from flower_dhb.flower.noise import gaussian
+from flower_dhb.flower.profile import Spent, started_at
 from flower_dhb.flower.records import (
     PROTOCOL,
     Answer,
@@ -65,7 +67,21 @@ def take_turn(
     """
     if isinstance(request, Farewell):
         return _let_go(request, context)
-    return _Turn(request, context, policy).take(message, call_next)
+    started, began = _start_of_process(), time.time()
+    turn = _Turn(request, context, policy)
+    answer = turn.take(message, call_next)
+    return replace(answer, spent=Spent(started, began, time.time(), turn.app_s))
+
+
+@cache
+def _process() -> list[float]:
+    """When the process began, until the first message is answered."""
+    return [started_at()]
+
+
+def _start_of_process() -> float:
+    """When it began, 0 if it has answered before: simulated nodes share processes."""
+    return _process().pop() if _process() else 0.0
 
 
 def pass_on(
@@ -130,6 +146,7 @@ class _Turn:
     policy: Policy
     refused: list[str] = field(default_factory=list)
     rejoined: bool = False
+    app_s: float = 0.0
 
     def take(self, message: Message, call_next: ClientAppCallable) -> Answer:
         """Do what the instruction asks; whatever goes wrong ends up in the answer."""
@@ -429,11 +446,12 @@ class _Turn:
                 ask.config_key: config if isinstance(config, ConfigRecord) else ConfigRecord(),
             }
         )
-        inside = _inside.set(True)
+        inside, begin = _inside.set(True), time.monotonic()
         try:
             with _hidden(self.context):
                 reply = call(content)
         finally:
+            self.app_s += time.monotonic() - begin
             _inside.reset(inside)
         if reply.has_error():
             raise RoundError(f"the app answered with an error: {reply.error.reason}")

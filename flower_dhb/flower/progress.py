@@ -60,6 +60,7 @@ def round_facts(record: RoundRecord) -> dict[str, Any]:
         "events": [[vertices, text] for vertices, text in record.grouped_events],
         "warnings": record.warnings,
         "seconds": record.seconds,
+        "profile": record.profile,
     }
 
 

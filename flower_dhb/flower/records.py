@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Literal, TypeVar, cast, get_args
 
@@ -20,6 +20,7 @@ from flower_dhb.algorithms import Algorithm, algorithm_from_config
 from flower_dhb.errors import FlowerDhbError, PayloadError, StateError
 from flower_dhb.flower.arrays import record_of
 from flower_dhb.flower.fields import MOST, Fields
+from flower_dhb.flower.profile import Spent
 from flower_dhb.metrics import SKETCH
 from flower_dhb.types import Entry, Layout
 
@@ -196,7 +197,7 @@ class Answer:
     app's own. evaluated: the app's metrics of the evaluation that came before training;
     evaluation_failure: why there are none. keeps_file: its state lies in a file, which is to go
     when the run is over. epoch: of its memory and of the payload. policy: of whoever runs the
-    node, in words; empty if there is none.
+    node, in words; empty if there is none. spent: its time.
     """
 
     ask: Ask
@@ -217,6 +218,7 @@ class Answer:
     keeps_file: bool = False
     epoch: int = 0
     policy: str = ""
+    spent: Spent | None = None
 
     def to_records(self) -> RecordDict:
         """As the content of a reply; the app's metrics keep their keys."""
@@ -234,6 +236,7 @@ class Answer:
             "keeps_file": self.keeps_file,
             "epoch": self.epoch,
             "policy": self.policy,
+            "spent": [] if self.spent is None else list(astuple(self.spent)),
         }
         records = RecordDict(dict(self.metrics.items()))
         records.update({f"{_EVALUATED}{key}": record for key, record in self.evaluated.items()})
@@ -271,6 +274,7 @@ class Answer:
         fields = _fields(records, _LIMIT_ANSWER)
         if fields is None:
             return None
+        spent = fields.numbers("spent", 4)
         found = records_of(records, MetricRecord)
         _check_metrics(found)
         metrics = {key: r for key, r in found.items() if not key.startswith(_EVALUATED)}
@@ -296,6 +300,7 @@ class Answer:
             keeps_file=fields.flag("keeps_file"),
             epoch=fields.integer("epoch", 0),
             policy=fields.text("policy"),
+            spent=Spent(*spent) if spent else None,
         )
 
 

@@ -19,6 +19,7 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from flower_dhb.errors import ConfigError, PayloadError, RoundError
+from flower_dhb.flower.profile import Profile
 from flower_dhb.flower.records import Answer
 
 __all__ = ["NOBODY", "Relay", "Sent", "is_deployed", "is_unavailable", "read_answer"]
@@ -105,6 +106,7 @@ class Relay:
         self._limit_s = math.inf  # of the round that was collected last
         self._nodes: set[int] = set()
         self._failing_since: float | None = None
+        self.profile = Profile()  # of the current round
 
     @property
     def busy(self) -> set[int]:
@@ -182,7 +184,9 @@ class Relay:
             )
         sent = [self._addressed.pop(id(message))[1] for message in messages]
         self._addressed.clear()
+        begin = time.time()
         accepted = self._push(messages)
+        self.profile.pushed(begin, time.time())
         refused, waiting = [], []
         for message, about in zip(messages, sent, strict=True):
             if message.metadata.message_id in accepted:
@@ -205,6 +209,7 @@ class Relay:
         self._origins = {}
         while self._waiting:
             order = {i: at for at, i in enumerate(self._waiting)}
+            pulling, known = time.time(), len(replies)
             for message in self._pull():
                 about = self._waiting.pop(message.metadata.reply_to_message_id, None)
                 if about is not None:
@@ -212,11 +217,13 @@ class Relay:
                     self._origins[message.metadata.reply_to_message_id] = about
                     at = order[message.metadata.reply_to_message_id]
                     replies.append((about.vertex, at, message))
+            self.profile.pulled((v for v, *_ in replies[known:]), pulling, time.time())
             waited = time.monotonic() - begin
             if not (wait_for & self.busy) or (timeout_s is not None and waited >= timeout_s):
                 break
             pause = min(max(waited * _POLL_SHARE, _POLL_MIN_S), _POLL_MAX_S)
             time.sleep(pause if timeout_s is None else min(pause, max(timeout_s - waited, 0.0)))
+        self.profile.collected(time.time())
         replies.sort(key=lambda reply: reply[:2])
         return [message for *_, message in replies]
 

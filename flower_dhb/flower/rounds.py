@@ -133,7 +133,7 @@ class Rounds:
                 self._owe(k, time.monotonic() - begin)
                 continue
             self._evaluate(k, last=last)
-            run.record.seconds = time.monotonic() - begin
+            run.took(time.monotonic() - begin)
             ends |= self._close(run.now, rounds, health)
             if ends:
                 return k
@@ -155,7 +155,7 @@ class Rounds:
         kept.unfinished.give(self._result)
         self._run.resume(kept.unfinished.record)
         self._evaluate(kept.round, last=kept.round >= rounds)
-        self._run.record.seconds = time.monotonic() - begin
+        self._run.took(time.monotonic() - begin)
         return self._close(self._run.now, rounds, health)
 
     def _evaluate(self, k: int, *, last: bool) -> None:
@@ -187,7 +187,7 @@ class Rounds:
     def _owe(self, k: int, seconds: float) -> None:
         """Leave a round's evaluation to the messages of the next one."""
         config = ConfigRecord({**self._configs[1], "server-round": k})
-        self._run.record.seconds = seconds
+        self._run.took(seconds)
         self._run.owed = Owed(
             round=self._run.now,
             vertices=self._steps.evaluating(k) if self._wishes.evaluate_every else (),

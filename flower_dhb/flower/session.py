@@ -14,6 +14,7 @@ from flower_dhb.errors import FlowerDhbError, PayloadError
 from flower_dhb.flower.failures import Failure
 from flower_dhb.flower.ledger import Ledger
 from flower_dhb.flower.members import Members
+from flower_dhb.flower.profile import Profile
 from flower_dhb.flower.records import Answer, Ask, Farewell, Instruction
 from flower_dhb.flower.relay import Relay, Sent, is_unavailable, read_answer
 from flower_dhb.flower.reports import Reports
@@ -75,7 +76,12 @@ class Session:
     def begin(self, round: int) -> None:
         """Begin a round."""
         self.now.flush()
-        self.now = self._round(round)
+        self.now, self.relay.profile = self._round(round), Profile()
+
+    def took(self, seconds: float) -> None:
+        """The current round took so long."""
+        self.record.seconds = seconds
+        self.record.profile = self.relay.profile.parts(seconds)
 
     def resume(self, record: RoundRecord) -> None:
         """Go on with a round that was trained and delivered before this run was taken up."""
@@ -221,6 +227,7 @@ class Session:
                 self.now.note(sent.vertex, _new_epoch(answer))
             if self._is_current(sent, asks):
                 current[sent.vertex] = answer
+                self.relay.profile.told(sent.vertex, answer.spent)
                 if self.owed is not None and sent.ask == "train":
                     self.owed.answers[sent.vertex] = answer.evaluation
             else:

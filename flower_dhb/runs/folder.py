@@ -146,6 +146,7 @@ def history_row(record: RoundRecord, n_agents: int) -> dict[str, Any]:
             {"agents": vertices, "policy": policy}
             for vertices, policy in grouped([*record.policies.items()])
         ],
+        "profile": {name: round(seconds, 6) for name, seconds in record.profile.items()},
     }
 
 

@@ -34,6 +34,7 @@ class Row:
     events: list[tuple[list[int], str]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     seconds: float | None = None
+    profile: dict[str, float] = field(default_factory=dict)
     told: bool = False
 
     def __str__(self) -> str:

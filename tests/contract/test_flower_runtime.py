@@ -83,7 +83,7 @@ def test_history_repeats_to_the_bit() -> None:
     histories = []
     for _ in range(2):
         _, result = run(HeavyBall())
-        histories.append([{**r.to_dict(), "seconds": 0} for r in result.history])
+        histories.append([{**r.to_dict(), "seconds": 0, "profile": {}} for r in result.history])
     assert histories[0] == histories[1]
 
 

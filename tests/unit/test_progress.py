@@ -37,6 +37,8 @@ def test_a_strategy_tells_its_rounds_as_its_result_has_them(path):
         assert entry["metrics"]["norm"] == metrics["norm"]
         assert entry["consensus_distance"] == record.consensus_distance > 0
         assert (entry["missing"], entry["seconds"]) == ([], record.seconds)
+        assert entry["profile"] == record.profile
+        assert record.profile
 
 
 def test_a_round_without_evaluation_is_told_too(path):

@@ -19,6 +19,7 @@ from flower_dhb.flower.arrays import (
     start_frame,
 )
 from flower_dhb.flower.fields import MOST, Fields
+from flower_dhb.flower.profile import Spent
 from flower_dhb.flower.records import (
     PROTOCOL,
     PROTOCOL_VERSION,
@@ -235,6 +236,7 @@ def test_the_shortest_answer_and_the_longest_come_back():
             evaluated=RecordDict({"m": MetricRecord({"loss": 0.25})}),
             evaluation_failure="e",
             keeps_file=True,
+            spent=Spent(1.5, 2.5, 3.5, 0.5),
             epoch=3,
         ),
     ):

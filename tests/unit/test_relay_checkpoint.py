@@ -109,7 +109,7 @@ def _others(value: float) -> Any:
 
 def told(result: Any) -> list[dict[str, Any]]:
     """The history, but for what a clock says."""
-    return [{**record.to_dict(), "seconds": 0.0} for record in result.history]
+    return [{**record.to_dict(), "seconds": 0.0, "profile": {}} for record in result.history]
 
 
 def same(result: Any, plain: Any) -> None:

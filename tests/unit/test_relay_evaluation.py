@@ -38,7 +38,7 @@ def asked(grid: LocalGrid) -> Counter[tuple[str, str]]:
 
 
 def told(result: Any) -> list[dict[str, Any]]:
-    return [{**record.to_dict(), "seconds": 0.0} for record in result.history]
+    return [{**record.to_dict(), "seconds": 0.0, "profile": {}} for record in result.history]
 
 
 @pytest.mark.parametrize(

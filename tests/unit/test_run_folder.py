@@ -20,7 +20,7 @@ REQUIRED = {
     *("round", "accuracy_mean", "accuracy_worst", "accuracy_best", "accuracy_average_model"),
     *("loss_mean", "loss_worst", "loss_best", "accuracy", "loss", "consensus_distance"),
     *("bytes_sent", "bytes_sent_by_agent", "missing", "rejoined", "events", "seconds"),
-    *("distance_from_start", "warnings", "policies"),
+    *("distance_from_start", "warnings", "policies", "profile"),
 }
 
 
@@ -37,6 +37,7 @@ def record(round=1, **changes):
         "bytes_sent": 60,
         "bytes_by_agent": {0: 20, 1: 40},
         "seconds": 0.5,
+        "profile": {"app": 0.4, "ours": 0.1},
     }
     return RoundRecord(round=round, **(values | changes))
 
@@ -64,6 +65,7 @@ def test_a_row_worked_out_by_hand():
     assert row["bytes_sent_by_agent"] == [20, 40, 0]
     assert (row["round"], row["consensus_distance"], row["seconds"]) == (1, 0.25, 0.5)
     assert (row["missing"], row["rejoined"], row["events"]) == ([], [], [])
+    assert row["profile"] == {"app": 0.4, "ours": 0.1}
 
 
 def test_what_was_not_measured_is_null_under_the_same_keys():
