@@ -1,0 +1,1 @@
+"""An app that runs several strategies by turns, for benchmarks/deployment.py."""
