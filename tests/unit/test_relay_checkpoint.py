@@ -308,6 +308,7 @@ def test_a_record_comes_back_from_json_as_it_was() -> None:
         warnings=["drifting apart"],
         policies={2: "noise"},
         seconds=0.125,
+        profile={"app": 0.1},
         weighted_by_key="weight",
         lower_is_better=("*loss*",),
     )
