@@ -146,6 +146,17 @@ def test_a_death_at_any_call_changes_no_bit(tmp_path: Path) -> None:
     assert rounds_kept == [0, 0, 0, 0, 1, 1, 2, 2, 2, 2, 3, 3]
 
 
+def test_a_death_at_any_call_where_evaluations_come_with_the_next_round(tmp_path: Path) -> None:
+    options = {"join_evaluation": True, "evaluate_every": 1}
+    counting = DyingGrid(tmp_path / "counted")
+    plain = start(strategy(None, **options), counting)
+    for n in range(1, counting.calls + 1):
+        here = tmp_path / str(n)
+        with pytest.raises(Killed):
+            start(strategy(here / "run", **options), DyingGrid(here / "agents", n))
+        same(start(strategy(here / "run", **options), DyingGrid(here / "agents")), plain)
+
+
 def test_it_may_die_again_and_again(tmp_path: Path) -> None:
     plain = start(strategy(None), DyingGrid(None))
     for deaths in itertools.count():
