@@ -453,11 +453,14 @@ class Watch:
             edges = core.edges.items()
             waited = [j for j, e in edges if e.up and e.stage.open and not e.agreed]
         elif core.phase is Phase.REJOINING:
-            edges = core.edges.items()
+            # Who believes a liar waits for what is as new as that: whom else it has not asked it
+            # does not wait for.
+            lied_to = self.world.plan.liar is not None
             waited = [
                 j
-                for j, e in edges
+                for j, e in core.edges.items()
                 if e.up and not e.held and not e.seeking and e.wants > core.closed
+                if e.sought or not lied_to
             ]
         else:
             waited = []
