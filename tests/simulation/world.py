@@ -27,6 +27,7 @@ from .watch import ViolationError, Watch
 __all__ = ["World"]
 
 _EVENTS_LIMIT = 400_000
+_LOOK_EVENTS = 1000  # between two looks at whether those who are left can get anywhere
 
 
 class World:
@@ -100,4 +101,6 @@ class World:
                 raise ViolationError("liveness", f"no end after {self.events} events")
             if self.now > self.faults.calm_at:
                 self.watch.in_time()
+                if not self.events % _LOOK_EVENTS:
+                    self.check_over()
         self.watch.at_the_end()
