@@ -67,6 +67,7 @@ class Deployment:
         self.mesh = self.folder / "mesh"
         self.addresses: dict[int, str | None] = {}
         self.nodes: dict[int, subprocess.Popen[bytes]] = {}
+        self._ours: list[subprocess.Popen[bytes]] = []  # to be waited for at the end
         self.link: subprocess.Popen[bytes] | None = None
         home = self._fresh("user")
         self._environment = os.environ | {
@@ -119,11 +120,13 @@ class Deployment:
             words += ["--isolation", "process", *self._secret()]
         home = self._fresh("link")
         self.link = self._start("flower-superlink", words, home, self.log("link"))
+        self._ours.append(self.link)
         wait_until_up(self.link, self.port, self.log("link"))
         if self.executor and not self._processes("executor"):
             words = ["--runtime-api-address", f"127.0.0.1:{self.port}", *self._secret()]
             words += ["--root-certificates", str(self.folder / "ca.pem")]
-            self._start("flower-superexec", words, self._fresh("executor"), self.log("executor"))
+            home = self._fresh("executor")
+            self._ours.append(self._start("flower-superexec", words, home, self.log("executor")))
 
     def stop_link(self) -> None:
         """Kill the SuperLink and all that it started, as a power failure would."""
@@ -197,9 +200,8 @@ class Deployment:
         """End all that was started."""
         while kill_all(self._processes()):
             pass
-        for process in [*self.nodes.values(), self.link]:
-            if process is not None:
-                process.wait()
+        for process in [*self.nodes.values(), *self._ours]:
+            process.wait()
         if self._watchdog.stdin is not None:
             self._watchdog.stdin.close()
         self._watchdog.wait()

@@ -22,7 +22,9 @@ _LEVEL = re.compile(r"^(?P<level>DEBUG|INFO|WARNING|ERROR|CRITICAL) ?: *")
 _NOISE = re.compile(
     r"Using SuperLink: |Starting logstream for run_id |Starting Flower Simulation$"
     r"|Since flwr 1\.\d+, default simulated|Federation `.*` \(\d+ simulated SuperNodes\)"
-    r"|To change federation size, use|Successfully installed \S+ to |Manually terminating Client"
+    r"|Start `flwr-\w+` process$|ServerApp raised an exception$"
+    r"|An unhandled exception occurred in the ServerApp|To change federation size, use"
+    r"|Successfully installed \S+ to |Manually terminating Client"
     r"|Exit Code: \d+$|An unhandled exception occurred when running the simulation"
     r"|For more information, visit: <https://flower|Simulation raised an exception"
     r"|An exception occurred !! |An error was encountered\. Ending simulation"

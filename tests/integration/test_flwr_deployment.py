@@ -2,42 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support.deployment import Deployment, Run
+from support.deployment_faults import (
+    client_app_killed,
+    node_with_a_new_key,
+    node_with_its_key,
+    superlink_restarted,
+)
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
+from flower_dhb import HeavyBall, Topology, simulate
 
-VICTIM = 2
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(560)]
+
+N, ROUNDS = 4, 11
+ENDED, SAME_KEY, NEW_KEY = 1, 2, 3
 
 
-@pytest.fixture
-def deployment(tmp_path: Path) -> Iterator[Deployment]:
-    with Deployment(tmp_path) as deployment:
+def test_a_relayed_run_outlives_supernodes_a_client_app_and_the_superlink(tmp_path: Path) -> None:
+    trouble = tmp_path / "trouble"
+    trouble.mkdir()
+    with Deployment(tmp_path, executor=True) as deployment:
         deployment.start_link()
-        deployment.start_nodes(range(3))
-        yield deployment
+        deployment.start_nodes(range(N))
+        run = Run.submit(
+            deployment,
+            {"topology": f"ring:{N}", "rounds": ROUNDS, "trouble": str(trouble)},
+            round_timeout_s=60.0,
+        )
+        run.wait_for(lambda rows: len(rows) >= 2)
+        superlink_restarted(deployment, trouble, 0)
+        client_app_killed(deployment, trouble, ENDED)
+        missed(run, ENDED)
+        node_with_its_key(deployment, trouble, SAME_KEY)
+        node_with_a_new_key(deployment, trouble, NEW_KEY)
+        rows = run.finish(400)
 
-
-def test_a_killed_supernode_is_missed_and_takes_its_vertex_back_with_its_state(
-    deployment: Deployment,
-) -> None:
-    run = Run.submit(deployment)
-    run.wait_for(lambda rows: len(rows) >= 1)
-    deployment.kill_node(VICTIM)
-    run.wait_for(lambda rows: any(row["missing"] for row in rows))
-    deployment.start_node(VICTIM, key="-second")
-    rows = run.finish()
-
-    assert len(rows) == 8, run.text()
-    missed = [row["round"] for row in rows if row["missing"]]
-    assert missed, "its neighbors noticed"
-    assert all(row["missing"] in ([], [VICTIM]) for row in rows)
+    assert [row["round"] for row in rows] == list(range(1, ROUNDS + 1))
+    assert all(set(row["missing"]) <= {ENDED, SAME_KEY, NEW_KEY} for row in rows)
     assert rows[-1]["missing"] == [], rows
-    events = [event["what"] for row in rows for event in row["events"]]
-    assert any(f"vertex {VICTIM} is back" in event for event in events), events
-    # Its state lay in a file, so it goes on from there and need not rejoin.
+    # Its state lay in a file, so each agent goes on from there and need not rejoin.
     assert all(row["rejoined"] == [] for row in rows), rows
-    assert len(list(run.folder.glob("agent-*.safetensors"))) == 3
+    # Undisturbed, all agents come within 0.36 of the mean of their numbers, 1.5; a round without
+    # an agent moves its neighbors by a few hundredths.
+    np.testing.assert_allclose(run.models("x"), undisturbed(), atol=0.2)
+
+
+def missed(run: Run, vertex: int) -> None:
+    """Wait until a round went by without a vertex."""
+    run.wait_for(lambda rows: any(vertex in row["missing"] for row in rows))
+
+
+def undisturbed() -> np.ndarray:
+    """The final models of a run in which nothing went wrong."""
+    numbers = np.arange(float(N))[:, None]
+    start = np.zeros((N, 8))
+    step = lambda x, k: x + 0.1 * (numbers - x)  # noqa: E731
+    return simulate(HeavyBall(momentum=0.5), Topology.ring(N), start, step, ROUNDS)[-1]

@@ -21,6 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
 from deploy.local import Deployment
 
 __all__ = ["APP", "Deployment", "Run"]
@@ -54,12 +57,17 @@ class Run:
         """Where the results are."""
         return next(self.runs.iterdir())
 
+    def models(self, name: str) -> list[NDArray[Any]]:
+        """One array of each agent's final model, by vertex."""
+        paths = sorted(self.folder.glob("agent-*.safetensors"))
+        return [load_file(path)[name] for path in paths]
+
     def rows(self) -> list[Row]:
         """The finished rounds, as `history.jsonl` has them."""
         paths = list(self.runs.glob("*/history.jsonl"))
         return [json.loads(line) for line in paths[0].read_text().splitlines()] if paths else []
 
-    def wait_for(self, holds: Callable[[list[Row]], bool], seconds: float = 120.0) -> list[Row]:
+    def wait_for(self, holds: Callable[[list[Row]], bool], seconds: float = 240.0) -> list[Row]:
         """The rows, once they hold something."""
         end = time.monotonic() + seconds
         while not holds(rows := self.rows()):
@@ -67,13 +75,13 @@ class Run:
             time.sleep(0.1)
         return rows
 
-    def finish(self, seconds: float = 240.0) -> list[Row]:
+    def finish(self, seconds: float = 400.0) -> list[Row]:
         """The rows, once the run has ended well."""
         status, details = self.end(seconds)
         assert status == "finished:completed", f"{status}, {details}: {self.text()}"
         return self.rows()
 
-    def end(self, seconds: float = 240.0) -> tuple[str, str]:
+    def end(self, seconds: float = 400.0) -> tuple[str, str]:
         """How the run ended: its status and the details of it."""
         end = time.monotonic() + seconds
         while not (found := self.deployment.flower.status(self.id))[0].startswith("finished"):

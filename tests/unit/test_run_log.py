@@ -41,6 +41,7 @@ def test_what_flower_and_ray_say_of_themselves_is_left_out():
     text = f"""\
 Using SuperLink: local-simulation (127.0.0.1:60021)
 {INFO}Starting logstream for run_id `3077990083563077752`
+{INFO}Start `flwr-serverapp` process
 {INFO}Starting Flower Simulation
 {WARNING}Since flwr 1.32, default simulated SuperNodes changed from 10 to 2.
 {INFO}Federation `@none/default` (4 simulated SuperNodes)

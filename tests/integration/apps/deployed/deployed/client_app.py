@@ -1,7 +1,7 @@
-"""Each agent moves towards its own number; it starts fast and needs no torch.
+"""Each agent moves towards its own number, or learns clusters; it starts fast, without torch.
 
 What a test wants to go wrong is a file in the folder `trouble`: `slow-2` for vertex 2, with the
-seconds that each training takes.
+seconds that each training takes. If that is more than a minute, a file `trains-2` appears then.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from deployed import clusters
 from flower_dhb import consensus_mod
 
 app = ClientApp(mods=[consensus_mod])
@@ -22,20 +23,31 @@ app = ClientApp(mods=[consensus_mod])
 def train(message: Message, context: Context) -> Message:
     """One step."""
     vertex = int(context.node_config["vertex"])
-    time.sleep(trouble(context, f"slow-{vertex}"))
+    seconds = trouble(context, f"slow-{vertex}")
+    if seconds > 60.0:
+        (Path(str(context.run_config["trouble"])) / f"trains-{vertex}").touch()
+    time.sleep(seconds)
     (x,) = message.content["arrays"].to_numpy_ndarrays()
-    z = x + 0.1 * (vertex - x)
+    z = clusters.step(x, vertex) if learns_clusters(context) else x + 0.1 * (vertex - x)
     metrics = MetricRecord({"num-examples": 1})
     return Message(RecordDict({"arrays": ArrayRecord([z]), "m": metrics}), reply_to=message)
 
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
-    """How far the agent is from its own number."""
+    """How far the agent is from its own number, or how many points it puts where they belong."""
     (x,) = message.content["arrays"].to_numpy_ndarrays()
-    loss = float(np.abs(x - int(context.node_config["vertex"])).max())
-    metrics = MetricRecord({"num-examples": 1, "loss": loss})
+    if learns_clusters(context):
+        found = {"accuracy": clusters.accuracy(x)}
+    else:
+        found = {"loss": float(np.abs(x - int(context.node_config["vertex"])).max())}
+    metrics = MetricRecord({"num-examples": 1, **found})
     return Message(RecordDict({"m": metrics}), reply_to=message)
+
+
+def learns_clusters(context: Context) -> bool:
+    """Which of the two tasks the run config says."""
+    return str(context.run_config["task"]) == "clusters"
 
 
 def trouble(context: Context, name: str) -> float:

@@ -8,6 +8,7 @@ import numpy as np
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
+from deployed import clusters
 from flower_dhb import HeavyBall, RunFolder, ServerlessStrategy, Topology
 
 app = ServerApp()
@@ -28,6 +29,7 @@ def main(grid: Grid, context: Context) -> None:
     strategy = ServerlessStrategy(
         topology, HeavyBall(momentum=float(config["momentum"])), on_round=folder.append, **arguments
     )
-    start = ArrayRecord([np.zeros(int(config["size"]))])
+    size = clusters.SIZE if config["task"] == "clusters" else int(config["size"])
+    start = ArrayRecord([np.zeros(size)])
     result = strategy.start(grid, start, num_rounds=int(config["rounds"]))
     folder.finish({v: {"x": r["0"].numpy()} for v, r in result.models.items()}, "deployed")
