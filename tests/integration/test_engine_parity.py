@@ -24,8 +24,19 @@ def test_engine_is_flwr_run(rules: dict[str, Path], name: str) -> None:
     module, data = make_model("mlp", SEED), load_digits()
     parts = split(data.train_y.numpy(), 7, DIGITS["split"], SEED)
     problem = Supervised(module, data.train_x, data.train_y, parts, seed=SEED)
-    engine = Engine(problem, Topology.parse(TOPOLOGY), method(name), learning_rate=RATE)
+    engine = Engine(
+        problem,
+        Topology.parse(TOPOLOGY),
+        method(RULES[name].get("algorithm", name)),
+        learning_rate=RATE,
+    )
     engine.run(ROUNDS)
     # float32, five rounds: gradients batched over agents or not, sums in another
     # order. A round's step is a thousand times larger.
     np.testing.assert_allclose(models(rules[name], 7), engine.parameters.numpy(), rtol=0, atol=1e-5)
+
+
+def test_clipping_has_clipped(rules: dict[str, Path]) -> None:
+    """Else its run would show no more than the others."""
+    apart = models(rules["clipped"], 7) - models(rules["dmsgd"], 7)
+    assert np.abs(apart).max() > 0.1

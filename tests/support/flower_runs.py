@@ -35,12 +35,16 @@ DIGITS: dict[str, Any] = {
     "observe-average": True,
 }
 
+# Nearer than agents with other classes are after a round, so that each round clips.
+CLIPPED = "dmsgd:clipping=0.1"
+
 # The run config of each rule, by the rule's name in `method`. "dmsgd" is the app's default.
 RULES: dict[str, dict[str, Any]] = {
     "dmsgd": {},
     "dmsgd-gt": {"form": "tracking", "observe-average": False, "evaluate-every": 0},
     "qg": {"algorithm": "qg", "observe-average": False, "evaluate-every": 0},
     "dsgd": {"algorithm": "dsgd", "observe-average": False, "evaluate-every": 0},
+    "clipped": {"algorithm": CLIPPED, "observe-average": False, "evaluate-every": 0},
 }
 
 ALL_RULES = """\"\"\"The ServerApp beside this file, once for each rule.\"\"\"

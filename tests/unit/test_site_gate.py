@@ -32,7 +32,7 @@ def call(
     def load(*_: object) -> ClientApp:
         done.append("load")
         # What the app's code could do when it is imported.
-        context.node_config = {"vertex": 0}
+        context.node_config = {"vertex": 7}
         return numpy_app(1, 4, mods=[consensus_mod])
 
     runtime = SimpleNamespace(
