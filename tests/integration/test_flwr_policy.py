@@ -15,7 +15,7 @@ from support.flower_runs import log_of
 
 from flower_dhb import Topology
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(560)]
 
 BOUND = 1  # the vertex whose node has a policy
 CLIP = 0.125
@@ -42,7 +42,7 @@ def test_an_app_that_is_not_allowed_is_not_loaded_and_one_that_is_keeps_to_the_p
         settings = {"rounds": 1, "topology": "path:2"}
 
         refused = Run.submit(deployment, settings)
-        status, _ = refused.end(120.0)
+        status, _ = refused.end()
         assert status == "finished:failed"
         log = log_of(deployment.flower, refused.id)
         found = re.search(r"does not allow the app with the digest (\w{64})", log)
@@ -53,7 +53,7 @@ def test_an_app_that_is_not_allowed_is_not_loaded_and_one_that_is_keeps_to_the_p
         deployment.kill_node(BOUND)
         deployment.start_node(BOUND, policy_apps=found[1], policy_clip=CLIP)
         run = Run.submit(deployment, settings)
-        (row,) = run.finish(120.0)
+        (row,) = run.finish()
         told = {"agents": [BOUND], "policy": f"clip {CLIP:g}; 1 allowed app"}
         assert row["policies"] == [told]
         assert list(home.rglob("client_app.py"))
