@@ -44,6 +44,7 @@ def main(grid: Grid, context: Context) -> None:
         config.algorithm,
         round_timeout_s=config.round_timeout_s or math.inf,
         evaluate_every=config.evaluate_every,
+        transport=config.transport,
         average=False,
         collect_models=True,
         on_round=folder.append,

@@ -15,6 +15,7 @@ __all__ = [
     "a_rule",
     "a_topology",
     "check_callable",
+    "check_choice",
     "check_count",
     "check_flag",
     "check_key",
@@ -176,6 +177,13 @@ def check_seconds(name: str, value: object, *, zero: bool = False) -> float:
     if not (seconds > 0.0 or (zero and seconds == 0.0)):
         raise ConfigError(f"{name} must be {'at least' if zero else 'above'} 0, got {value}")
     return seconds
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> str:
+    """One of some texts. Raises ConfigError."""
+    if not isinstance(value, str) or value not in choices:
+        raise ConfigError(unknown(name, value, choices))
+    return value
 
 
 def check_flag(name: str, value: object) -> bool:

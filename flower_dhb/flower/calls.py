@@ -23,7 +23,7 @@ from flwr.clientapp.typing import ClientAppCallable
 
 from flower_dhb.errors import ConfigError
 
-__all__ = ["evaluate_with"]
+__all__ = ["evaluate_of", "evaluate_with"]
 
 
 def evaluate_with(
@@ -40,10 +40,14 @@ def evaluate_with(
     asked = copy.copy(message)
     asked.__dict__.update(_metadata=metadata, _content=content)
     with _same_random_numbers():
-        return _evaluate_of(call_next)(asked, context)
+        return evaluate_of(call_next)(asked, context)
 
 
-def _evaluate_of(call_next: ClientAppCallable) -> ClientAppCallable:
+def evaluate_of(call_next: ClientAppCallable) -> ClientAppCallable:
+    """What takes an `evaluate` message where a mod was given `call_next` for another one.
+
+    Raises ConfigError if the app has no evaluate function.
+    """
     if isinstance(call_next, ClientApp):  # wrapped by `decentralize`
         return call_next
     app = _app_that_is_called()

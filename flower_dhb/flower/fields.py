@@ -44,6 +44,17 @@ class Fields:
             raise PayloadError(f"unreadable message: its document is {_kind(values)}")
         return cls(values)
 
+    @classmethod
+    def of(cls, document: object) -> Fields:
+        """What a document holds that lies in another one."""
+        if type(document) is not dict:
+            raise PayloadError(f"unreadable message: a part of its document is {_kind(document)}")
+        return cls(document)
+
+    def part(self, name: str) -> Fields | None:
+        """A document that lies in this one, None if there is none."""
+        return Fields.of(self._values[name]) if name in self._values else None
+
     def get(self, name: str) -> Any:
         """A value as it is. Raises PayloadError if there is none."""
         if name not in self._values:
@@ -53,6 +64,25 @@ class Fields:
     def integer(self, name: str, low: int, high: int = MOST) -> int:
         """An integer in [low, high]."""
         return _integer(name, self.get(name), low, high)
+
+    def number(self, name: str, low: float, high: float) -> float:
+        """A finite number in [low, high]."""
+        value = self.get(name)
+        if type(value) not in (int, float) or not low <= value <= high:
+            raise PayloadError(
+                f"unreadable message: '{name}' is {_kind(value)}, expected a number in "
+                f"[{low:g}, {high:g}]"
+            )
+        return float(value)
+
+    def integers(self, name: str, low: int, high: int, most: int) -> tuple[int, ...]:
+        """At most so many integers in [low, high]."""
+        value = self.get(name)
+        if type(value) is not list or len(value) > most:
+            raise PayloadError(
+                f"unreadable message: '{name}' is {_kind(value)}, expected at most {most} integers"
+            )
+        return tuple(_integer(name, number, low, high) for number in value)
 
     def flag(self, name: str) -> bool:
         """True or false."""
@@ -84,6 +114,10 @@ class Fields:
         found = self._list(name, "vertices")
         return tuple(_integer(name, vertex, 0, MOST) for vertex in found)
 
+    def documents(self, name: str) -> list[object]:
+        """A list of what has to be read itself."""
+        return self._list(name, "documents")
+
     def _list(self, name: str, what: str) -> list[object]:
         value = self.get(name)
         if type(value) is not list or len(value) > _LIMIT_TEXTS:
@@ -92,6 +126,13 @@ class Fields:
                 f"{_LIMIT_TEXTS} {what}"
             )
         return value
+
+    def texts_by_vertex(self, name: str) -> dict[int, str]:
+        """A text for each of some vertices."""
+        return {
+            _integer(name, vertex, 0, MOST): _text(name, text)
+            for vertex, text in _pairs(name, self._list(name, "pairs"))
+        }
 
     def choice(self, name: str, choices: Collection[str]) -> str:
         """One of some texts."""

@@ -159,6 +159,8 @@ class Ledger:
 
     def check_epoch(self, answer: Answer) -> None:
         """Raise PayloadError if an answer tells of an epoch that its agent cannot be in."""
+        if answer.ask == "segment" and self._algorithm.conserved:
+            return  # neighbors number the epochs that they open by their rounds
         most = self.epoch + 1 if self._algorithm.conserved else self.epoch
         if answer.epoch > most:
             raise PayloadError(
@@ -199,6 +201,10 @@ class Ledger:
             combined, epoch=answer.epoch, quarantined=answer.quarantined
         )
         self.epoch = max(self.epoch, answer.epoch)
+
+    def forget_frames(self) -> None:
+        """The agents have held rounds among themselves: what is here of before is of no use."""
+        self._newest = {}
 
     def doubt(self, vertex: int) -> None:
         """An agent has not answered: it may have lost its state."""

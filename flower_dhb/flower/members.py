@@ -58,6 +58,8 @@ class Members:
         self._inquiries: dict[int, _Inquiry] = {}
         self._refreshes = 0
         self._keeps_file: set[int] = set()  # nodes
+        self._direct: set[int] = set()  # nodes that can hold rounds with their neighbors
+        self._addresses: dict[int, str] = {}  # by node
 
     # --- before the run -------------------------------------------------------------
 
@@ -162,6 +164,15 @@ class Members:
         """Whether the node of a vertex keeps its state in a file."""
         return self._node_of[vertex] in self._keeps_file
 
+    def is_direct(self, vertex: int) -> bool:
+        """Whether the node of a vertex can hold rounds with its neighbors."""
+        return self._node_of[vertex] in self._direct
+
+    def address(self, vertex: int) -> str:
+        """Where other nodes reach the node of a vertex, empty if they do not."""
+        node = self._node_of[vertex]
+        return "" if node is None else self._addresses.get(node, "")
+
     def refresh(self) -> None:
         """See who is connected now, and ask nodes that are new for their vertex."""
         self._refreshes += 1
@@ -259,6 +270,9 @@ class Members:
         answer = _read_claim(sent, message)
         if answer.keeps_file:
             self._keeps_file.add(sent.node_id)
+        if answer.direct:
+            self._direct.add(sent.node_id)
+        self._addresses[sent.node_id] = answer.address
         return answer.vertex
 
 

@@ -48,7 +48,7 @@ from flower_dhb.flower.store import STATE_DIR, open_store
 from flower_dhb.metrics import SKETCH, sketch
 from flower_dhb.types import NDArrays, Payload
 
-__all__ = ["pass_on", "take_turn", "who"]
+__all__ = ["pass_on", "take_turn", "vertex_of", "who"]
 
 _PASSED = f"{PROTOCOL}.passed"
 
@@ -108,7 +108,7 @@ def who(context: Context, policy: Policy) -> Answer:
     try:
         return Answer(
             ask="vertex",
-            vertex=_vertex(context),
+            vertex=vertex_of(context),
             keeps_file=STATE_DIR in context.node_config,
             policy=str(policy),
         )
@@ -120,14 +120,15 @@ def _let_go(farewell: Farewell, context: Context) -> Answer:
     """Remove the state of a run that is over: nothing can go on from it any more."""
     failure = ""
     try:
-        open_store(context, farewell.run, _vertex(context)).discard()
+        open_store(context, farewell.run, vertex_of(context)).discard()
     except (FlowerDhbError, OSError) as error:
         failure = f"the state of a finished run is left behind: {error}"
         log(WARNING, "agent %s: %s", farewell.vertex, failure)
     return Answer(ask="finish", vertex=farewell.vertex, failure=failure)
 
 
-def _vertex(context: Context) -> int:
+def vertex_of(context: Context) -> int:
+    """The vertex that the node config names. Raises ConfigError if it names none."""
     value = context.node_config.get("vertex", context.node_config.get("partition-id"))
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise ConfigError(
@@ -152,7 +153,7 @@ class _Turn:
         """Do what the instruction asks; whatever goes wrong ends up in the answer."""
         ask = self.instruction
         try:
-            vertex = _vertex(self.context)
+            vertex = vertex_of(self.context)
             if vertex != ask.vertex:
                 told = f"message is for vertex {ask.vertex}, this node is {vertex}"
                 return Answer(ask="vertex", vertex=vertex, failure=told)

@@ -21,6 +21,7 @@ from flower_dhb.errors import FlowerDhbError, PayloadError, StateError
 from flower_dhb.flower.arrays import record_of
 from flower_dhb.flower.fields import MOST, Fields
 from flower_dhb.flower.profile import Spent
+from flower_dhb.flower.segment import MOST_ROUNDS, RoundLine, Segment
 from flower_dhb.metrics import SKETCH
 from flower_dhb.types import Entry, Layout
 
@@ -43,6 +44,7 @@ _PAYLOADS, _REJOIN = "flower_dhb.payloads", "flower_dhb.rejoin"
 _START, _LOCAL = "flower_dhb.start", "flower_dhb.local"
 _PAYLOAD, _PARAMETERS = "flower_dhb.payload", "flower_dhb.parameters"
 _EVALUATES, _EVALUATED = "flower_dhb.evaluates", "flower_dhb.evaluated."
+_SEGMENT = "flower_dhb.segment"  # an answer's rounds
 _SKETCH = "sketch"  # beside the document: its numbers would be long as text
 
 # Characters of a document that are read at most: an agent's is short, a large model's layout
@@ -51,7 +53,7 @@ _LIMIT_ANSWER, _LIMIT_INSTRUCTION = 2**22, 2**26
 
 R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord)
 
-Ask = Literal["vertex", "train", "evaluate", "report", "finish"]
+Ask = Literal["vertex", "train", "evaluate", "report", "segment", "finish"]
 
 
 @dataclass(frozen=True)
@@ -79,18 +81,18 @@ class Farewell:
 class Instruction:
     """What the relay asks of an agent, with everything the agent needs for it.
 
-    ask: `train`, `evaluate`, or `report` (only send your parameters). round: the round
-    to train, or the one evaluated. state_round: the round that the agent's parameters
-    are of once it has combined. payloads: frames of that round, by neighbor. rejoin: the
-    newest (round, frame) of each neighbor, for an agent that has lost its state. start:
-    initial vectors as a frame, before round 1 only. local: initial values of the arrays
-    that stay with the agent. report: whether the answer shall hold the parameters. measure:
-    whether it shall hold their projection, for the consensus distance. screen:
-    whether the agent is to screen the payloads, as its rule says; not where that was done
-    before. epoch: the newest that is known of; an agent that trains joins it. attempt: how
-    often the run was taken up again, after its ServerApp had died. evaluates: with `train`,
-    what the app finds in the config of an evaluation of the combined model, which comes before
-    training; None for none.
+    ask: `train`, `evaluate`, `report` (only send your parameters), or `segment` (hold some rounds
+    with your neighbors). round: the round to train, or the one evaluated; of a segment its last.
+    state_round: the round that the agent's parameters are of once it has combined. payloads: frames
+    of that round, by neighbor. rejoin: the newest (round, frame) of each neighbor, for an agent
+    that has lost its state. start: initial vectors as a frame, before round 1 only. local: initial
+    values of the arrays that stay with the agent. report: whether the answer shall hold the
+    parameters. measure: whether it shall hold their projection, for the consensus distance.
+    screen: whether the agent is to screen the payloads, as its rule says; not where that was done
+    before. epoch: the newest that is known of; an agent that trains joins it. attempt: how often
+    the run was taken up again, after its ServerApp had died. evaluates: with `train`, what the app
+    finds in the config of an evaluation of the combined model, which comes before training; None
+    for none; with `segment`, the same of the evaluations in it. segment: the rounds to hold.
     """
 
     ask: Ask
@@ -111,6 +113,7 @@ class Instruction:
     epoch: int = 0
     attempt: int = 0
     evaluates: ConfigRecord | None = None
+    segment: Segment | None = None
     arrays_key: str = "arrays"
     config_key: str = "config"
 
@@ -132,6 +135,8 @@ class Instruction:
             "arrays_key": self.arrays_key,
             "config_key": self.config_key,
         }
+        if self.segment is not None:
+            document["segment"] = self.segment.to_document()
         records = _records(document)
         records[_COMMON] = ConfigRecord({"json": _write(self.algorithm, self.layout)})
         if config is not None:
@@ -159,8 +164,13 @@ class Instruction:
                 f"unreadable message: payloads of vertices {sorted(rejoin)} to rejoin from, rounds "
                 f"of {sorted(rounds)}"
             )
+        ask, segment = _ask(fields), fields.part("segment")
+        if (ask == "segment") != (segment is not None):
+            raise PayloadError(
+                f"unreadable message: '{ask}' {'without' if segment is None else 'with'} a segment"
+            )
         return cls(
-            ask=_ask(fields),
+            ask=ask,
             run=fields.text("run"),
             round=fields.integer("round", 0),
             vertex=fields.integer("vertex", 0),
@@ -178,6 +188,7 @@ class Instruction:
             epoch=fields.integer("epoch", 0),
             attempt=fields.integer("attempt", 0),
             evaluates=records_of(records, ConfigRecord).get(_EVALUATES),
+            segment=None if segment is None else Segment.of(segment),
             arrays_key=fields.text("arrays_key"),
             config_key=fields.text("config_key"),
         )
@@ -197,7 +208,9 @@ class Answer:
     app's own. evaluated: the app's metrics of the evaluation that came before training;
     evaluation_failure: why there are none. keeps_file: its state lies in a file, which is to go
     when the run is over. epoch: of its memory and of the payload. policy: of whoever runs the
-    node, in words; empty if there is none. spent: its time.
+    node, in words; empty if there is none. spent: its time. lines: what it tells of the rounds of
+    a segment. address: where other nodes reach this one, empty if they do not. direct: whether it
+    can hold rounds with its neighbors.
     """
 
     ask: Ask
@@ -219,6 +232,9 @@ class Answer:
     epoch: int = 0
     policy: str = ""
     spent: Spent | None = None
+    lines: tuple[RoundLine, ...] = ()
+    address: str = ""
+    direct: bool = False
 
     def to_records(self) -> RecordDict:
         """As the content of a reply; the app's metrics keep their keys."""
@@ -237,6 +253,8 @@ class Answer:
             "epoch": self.epoch,
             "policy": self.policy,
             "spent": [] if self.spent is None else list(astuple(self.spent)),
+            "address": self.address,
+            "direct": self.direct,
         }
         records = RecordDict(dict(self.metrics.items()))
         records.update({f"{_EVALUATED}{key}": record for key, record in self.evaluated.items()})
@@ -244,6 +262,10 @@ class Answer:
         records[PROTOCOL] = _records(document)[PROTOCOL]
         if self.sketch:
             cast(ConfigRecord, records[PROTOCOL])[_SKETCH] = np.array(self.sketch, "<f8").tobytes()
+        if self.lines:
+            text = json.dumps({"rounds": [line.to_document() for line in self.lines]})
+            sketches = np.concatenate([line.sketch for line in self.lines]).astype("<f8")
+            records[_SEGMENT] = ConfigRecord({"json": text, _SKETCH: sketches.tobytes()})
         if self.payload is not None:
             records[_PAYLOAD] = record_of({"payload": self.payload})
         if self.parameters is not None:
@@ -301,6 +323,9 @@ class Answer:
             epoch=fields.integer("epoch", 0),
             policy=fields.text("policy"),
             spent=Spent(*spent) if spent else None,
+            lines=_lines(records),
+            address=fields.text("address"),
+            direct=fields.flag("direct"),
         )
 
 
@@ -337,13 +362,36 @@ def _arrays(records: RecordDict, key: str) -> dict[str, Array]:
 
 
 def _sketch(records: RecordDict) -> tuple[float, ...]:
-    value = cast(ConfigRecord, records[PROTOCOL]).get(_SKETCH, b"")
-    if not isinstance(value, bytes) or len(value) % 8 or len(value) > 8 * SKETCH:
+    return _numbers(cast(ConfigRecord, records[PROTOCOL]), SKETCH)
+
+
+def _numbers(record: ConfigRecord, most: int) -> tuple[float, ...]:
+    value = record.get(_SKETCH, b"")
+    if not isinstance(value, bytes) or len(value) % 8 or len(value) > 8 * most:
         raise PayloadError(
             f"unreadable message: '{_SKETCH}' is of type {type(value).__name__}, expected the "
-            f"bytes of at most {SKETCH} numbers"
+            f"bytes of at most {most} numbers"
         )
     return tuple(np.frombuffer(value, "<f8").tolist())
+
+
+def _lines(records: RecordDict) -> tuple[RoundLine, ...]:
+    """What an agent tells of a segment's rounds, each once and in their order."""
+    record = records.get(_SEGMENT)
+    if not isinstance(record, ConfigRecord):
+        return ()
+    fields = Fields.parse(record.get("json"), limit=_LIMIT_INSTRUCTION)
+    documents = fields.documents("rounds")
+    sketches, lines, begin = _numbers(record, MOST_ROUNDS * SKETCH), [], 0
+    for document in documents:
+        line = RoundLine.of(document)
+        size = Fields.of(document).integer("sketch", 0, SKETCH)
+        lines.append(replace(line, sketch=sketches[begin : begin + size]))
+        begin += size
+    rounds = [line.round for line in lines]
+    if rounds != sorted(set(rounds)) or begin != len(sketches):
+        raise PayloadError("unreadable message: rounds of a segment are doubled or out of order")
+    return tuple(lines)
 
 
 def _by_vertex(records: RecordDict, key: str) -> dict[int, Array]:

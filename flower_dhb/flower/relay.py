@@ -197,9 +197,12 @@ class Relay:
                 refused.append(about)
         return refused, waiting
 
-    def collect(self, wait_for: set[int], timeout_s: float | None) -> list[Message]:
+    def collect(
+        self, wait_for: set[int], timeout_s: float | None, behind_s: float = math.inf
+    ) -> list[Message]:
         """Replies, until every vertex in `wait_for` has answered or the time is up.
 
+        behind_s: the time is also up so long after the first of them has answered.
         Replies to earlier messages come along. Ordered by vertex, and by when they were asked.
         """
         begin = time.monotonic()
@@ -219,6 +222,8 @@ class Relay:
                     replies.append((about.vertex, at, message))
             self.profile.pulled((v for v, *_ in replies[known:]), pulling, time.time())
             waited = time.monotonic() - begin
+            if timeout_s is not None and any(vertex in wait_for for vertex, *_ in replies):
+                timeout_s, behind_s = min(timeout_s, waited + behind_s), math.inf
             if not (wait_for & self.busy) or (timeout_s is not None and waited >= timeout_s):
                 break
             pause = min(max(waited * _POLL_SHARE, _POLL_MIN_S), _POLL_MAX_S)

@@ -53,6 +53,8 @@ class Steps(Protocol):
 
     def evaluating(self, server_round: int) -> list[int]: ...
 
+    def trained(self, of: Round, answers: Mapping[int, Answer]) -> MetricRecord | None: ...
+
     def evaluated(self, of: Round, answers: Mapping[int, Answer]) -> MetricRecord | None: ...
 
 
@@ -101,18 +103,19 @@ class Rounds:
         self._checkpoint, self._kept = checkpoint, kept
         self._steps, self._run, self._result, self._wishes = steps, run, result, wishes
         self._limit, self._configs, self._evaluate_fn = limit, configs, evaluate_fn
+        topology = run.topology
+        self._failures = Failures(topology.n_agents)
+        self._health = Health({v: topology.neighbors(v) for v in range(topology.n_agents)})
         self._policies: dict[int, str] = {}  # by vertex, as told in the log
 
     def go(self, rounds: int) -> int:
         """All rounds, or fewer if `on_round` says so. Returns the last."""
-        run, steps, topology = self._run, self._steps, self._run.topology
-        failures = Failures(topology.n_agents)
-        health = Health({v: topology.neighbors(v) for v in range(topology.n_agents)})
+        run, steps = self._run, self._steps
         ends = False
         first = 1
         if self._kept is not None:
             first = self._kept.round + 1
-            if self._go_on(self._kept, rounds, health):
+            if self._go_on(self._kept, rounds):
                 return self._kept.round
         for k in range(first, rounds + 1):
             begin = time.monotonic()
@@ -124,8 +127,8 @@ class Rounds:
             )
             self._keep_metrics(k, steps.aggregate_train(k, replies))
             if run.owed is not None:
-                ends = self._settle(run.owed, rounds, health)
-            failures.look(k, run.now.delivered, run.now.failures)
+                ends = self._settle(run.owed, rounds)
+            self._failures.look(k, run.now.delivered, run.now.failures)
             if self._checkpoint is not None:
                 self._checkpoint.keep(run.ledger, run.record, self._result)
             last = k == rounds or ends
@@ -134,19 +137,19 @@ class Rounds:
                 continue
             self._evaluate(k, last=last)
             run.took(time.monotonic() - begin)
-            ends |= self._close(run.now, rounds, health)
+            ends |= self._close(run.now, rounds)
             if ends:
                 return k
-        failures.end()
+        self._failures.end()
         return max(rounds, first - 1)
 
-    def _go_on(self, kept: Kept, rounds: int, health: Health) -> bool:
+    def _go_on(self, kept: Kept, rounds: int) -> bool:
         """Take up a run whose ServerApp has died. Returns whether it is to end at once."""
         for line in kept.lines:
             line.give(self._result)
             if line.record.round > 0:
                 self._result.history.append(line.record)
-                health.observe(line.record)
+                self._health.observe(line.record)
                 tell_round(line.record)
         log(INFO, "The run goes on after round %d of %d", kept.round, rounds)
         if kept.unfinished is None:
@@ -156,7 +159,7 @@ class Rounds:
         self._run.resume(kept.unfinished.record)
         self._evaluate(kept.round, last=kept.round >= rounds)
         self._run.took(time.monotonic() - begin)
-        return self._close(self._run.now, rounds, health)
+        return self._close(self._run.now, rounds)
 
     def _evaluate(self, k: int, *, last: bool) -> None:
         """Let the agents evaluate a round, and the observer see its average, if they are to."""
@@ -196,7 +199,7 @@ class Rounds:
             distance=self._wishes.measure_consensus and self._wishes.evaluate_every > 0,
         )
 
-    def _settle(self, owed: Owed, rounds: int, health: Health) -> bool:
+    def _settle(self, owed: Owed, rounds: int) -> bool:
         """Complete a round with what came of its evaluation. Returns whether the run is to end."""
         self._run.owed = None
         for vertex in owed.vertices:
@@ -215,14 +218,14 @@ class Rounds:
             owed.round.measured(*distances)
         if self._run.reports.of(owed.round.number):
             self.observe(owed.round, self._run.reports.average())
-        return self._close(owed.round, rounds, health)
+        return self._close(owed.round, rounds)
 
-    def _close(self, now: Round, rounds: int, health: Health) -> bool:
+    def _close(self, now: Round, rounds: int) -> bool:
         """Write a round down and tell everyone. Returns whether the run is to end here."""
         record = now.record
         now.flush()
         self._result.history.append(record)
-        found = health.observe(record)
+        found = self._health.observe(record)
         now.end(found)
         for finding in found:
             self._result.warn(f"round {record.round}: {finding}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,7 @@ from flower_dhb.flower.records import Answer, Ask, Farewell, Instruction
 from flower_dhb.flower.relay import Relay, Sent, is_unavailable, read_answer
 from flower_dhb.flower.reports import Reports
 from flower_dhb.flower.round import Round
+from flower_dhb.flower.segment import Segment
 from flower_dhb.metrics import (
     LOWER_IS_BETTER,
     RoundRecord,
@@ -66,7 +68,7 @@ class Session:
 
     def __post_init__(self) -> None:
         """Begin before the first round."""
-        self.now = self._round(0)
+        self.now = self.new_round(0)
 
     @property
     def record(self) -> RoundRecord:
@@ -76,7 +78,7 @@ class Session:
     def begin(self, round: int) -> None:
         """Begin a round."""
         self.now.flush()
-        self.now, self.relay.profile = self._round(round), Profile()
+        self.now, self.relay.profile = self.new_round(round), Profile()
 
     def took(self, seconds: float) -> None:
         """The current round took so long."""
@@ -89,7 +91,8 @@ class Session:
         delivered = set(range(self.topology.n_agents)) - set(record.missing)
         self.now = Round(record, delivered)
 
-    def _round(self, number: int) -> Round:
+    def new_round(self, number: int) -> Round:
+        """A round of which nothing is known yet."""
         return Round(
             RoundRecord(
                 number, weighted_by_key=self.weighted_by_key, lower_is_better=self.lower_is_better
@@ -123,8 +126,43 @@ class Session:
         self, ask: Ask, round: int, config: ConfigRecord, among: Collection[int] | None = None
     ) -> list[Message]:
         """One message for each agent, or each of some, that is connected and not busy."""
-        busy = self.relay.busy
         messages = []
+        for vertex, node in self.ready(round, among).items():
+            instruction = self._instruction(vertex, ask, round)
+            kind = "evaluate" if ask == "evaluate" else "train"
+            message = Message(instruction.to_records(config), node, kind, group_id=str(round))
+            self.relay.address(message, Sent(node, vertex, ask, round))
+            messages.append(message)
+        return messages
+
+    def segment_messages(
+        self,
+        segments: Mapping[int, Segment],
+        config: ConfigRecord,
+        evaluates: ConfigRecord,
+        ttl_s: float,
+    ) -> list[Message]:
+        """One message for each agent that is to hold a segment's rounds with its neighbors.
+
+        ttl_s: seconds after which Flower delivers it no more, since the segment is over.
+        """
+        messages = []
+        for vertex, segment in segments.items():
+            node, last = self.members.node(vertex), segment.last
+            if node is None:
+                continue
+            made = self.ledger.instruction(vertex, "report", last, report=False)
+            made = replace(made, ask="segment", segment=segment, evaluates=evaluates)
+            content = made.to_records(config)
+            message = Message(content, node, MessageType.TRAIN, group_id=str(last), ttl=ttl_s)
+            self.relay.address(message, Sent(node, vertex, "segment", last))
+            messages.append(message)
+        return messages
+
+    def ready(self, round: int, among: Collection[int] | None = None) -> dict[int, int]:
+        """The nodes of all agents, or of some, that are connected and not busy."""
+        busy = self.relay.busy
+        found = {}
         for vertex in range(self.topology.n_agents) if among is None else sorted(among):
             moved = self.members.settle(vertex)
             if moved:
@@ -136,12 +174,8 @@ class Session:
             elif vertex in busy and not moved and not self._gives_up(vertex, round):
                 self.now.note(vertex, "still busy with an earlier message")
             else:
-                instruction = self._instruction(vertex, ask, round)
-                kind = "evaluate" if ask == "evaluate" else "train"
-                message = Message(instruction.to_records(config), node, kind, group_id=str(round))
-                self.relay.address(message, Sent(node, vertex, ask, round))
-                messages.append(message)
-        return messages
+                found[vertex] = node
+        return found
 
     def _instruction(self, vertex: int, ask: Ask, round: int) -> Instruction:
         if ask != "train":
@@ -171,18 +205,21 @@ class Session:
         self._doubt(vertex, text)
         self.members.doubt(vertex)
 
-    def exchange(self, messages: Iterable[Message], limit: float) -> list[Message]:
+    def exchange(
+        self, messages: Iterable[Message], limit: float, behind_s: float = math.inf
+    ) -> list[Message]:
         """Send messages and wait for their replies until the deadline.
 
         An agent that was waited for in vain is not waited for again before it has answered, unless
-        there is nobody else: a node that died costs one deadline.
+        there is nobody else: a node that died costs one deadline. behind_s: how long the other
+        replies may come after the first one.
         """
         refused, waiting = self.relay.send(list(messages))
         for sent in refused:
             self.now.note(sent.vertex, "Flower did not accept the message for its node")
         asked = {sent.vertex for sent in waiting}
         awaited = asked - self._unheard or asked
-        replies = self.relay.collect(awaited, limit)
+        replies = self.relay.collect(awaited, limit, behind_s)
         for sent in waiting:
             if sent.vertex not in self.relay.busy:
                 continue

@@ -52,6 +52,18 @@ class NodeKeys(TypedDict, total=False):
 
     Peers refuse it: they have `state-dir` at the top of `peer.toml`.
     """
+    mesh: str
+    """Directory that says who a SuperNode is, as `flower-dhb mesh` writes it for each vertex.
+
+    It holds key, certificate and authority. Direct rounds need it.
+    """
+    address: str
+    """Where other nodes reach a SuperNode in direct rounds; without it the node only dials.
+
+    Allowed: `host:port`.
+    """
+    listen: str
+    """Where it listens, if that is not `address`. Allowed: `host:port`."""
 
 
 _NAME = re.compile(r"run-[0-9a-f]{16,}(\.[0-9]+)?-vertex-([0-9]+)\.safetensors")

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from logging import INFO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -21,6 +21,7 @@ from flower_dhb.flower.arguments import (
     a_rule,
     a_topology,
     check_callable,
+    check_choice,
     check_count,
     check_flag,
     check_key,
@@ -41,6 +42,7 @@ from flower_dhb.flower.relay import is_deployed
 from flower_dhb.flower.result import ServerlessResult
 from flower_dhb.flower.round import Round
 from flower_dhb.flower.rounds import EvaluateFn, OnRound, Rounds, Wishes
+from flower_dhb.flower.segments import TRANSPORTS, Segments
 from flower_dhb.flower.session import Session
 from flower_dhb.flower.summary import AggregateMetrics, sum_up
 from flower_dhb.metrics import (
@@ -79,6 +81,9 @@ class ServerlessStrategy(Strategy):
         round's record is complete one round later then, and `on_round` and `evaluate_fn` are
         called then. None: where the run is a deployment, and no subclass has evaluations of
         its own.
+    transport : str
+        Who carries the payloads. `"relay"`: this strategy. `"direct"`: the nodes themselves, in
+        segments of rounds that one message opens; see `docs/flower.md`.
     fraction_evaluate : float
         Fraction of the agents that evaluate, drawn anew at each evaluation and alike in
         every run, as many as FedAvg takes; 0.0 for none.
@@ -135,6 +140,7 @@ evaluate_metrics_aggr_fn
         *,
         round_timeout_s: float | None = None,
         evaluate_every: int = 1,
+        transport: str = "relay",
         join_evaluation: bool | None = None,
         fraction_train: float | None = 1.0,
         fraction_evaluate: float | None = 1.0,
@@ -169,6 +175,9 @@ evaluate_metrics_aggr_fn
         self.join_evaluation = (
             None if join_evaluation is None else check_flag("join_evaluation", join_evaluation)
         )
+        self.transport = check_choice("transport", transport, TRANSPORTS)
+        if self.transport == "direct":
+            self._check_direct()
         if self.fraction_evaluate == 0.0:
             self.evaluate_every = 0
         self.min_train_nodes = least_nodes("min_train_nodes", min_train_nodes, n, 2)
@@ -258,6 +267,11 @@ evaluate_metrics_aggr_fn
             check_type(name, configs[-1], ConfigRecord, "ConfigRecord({'lr': 0.1})")
         check_callable("evaluate_fn", evaluate_fn)
 
+        if self.transport == "direct" and type(grid).__name__ == "InMemoryGrid":
+            raise ConfigError(
+                'transport="direct" needs all nodes of the graph running at once, and a simulation '
+                'runs a few at a time: take transport="relay" there, or simulate(...)'
+            )
         log(INFO, "Starting %s over %d rounds:", type(self).__name__, rounds)
         self.summary()
         tell("start", rounds=rounds, agents=self.topology.n_agents)
@@ -267,7 +281,8 @@ evaluate_metrics_aggr_fn
             self._run = run = self._opening.session(grid, initial_arrays, result, kept)
             if checkpoint is not None:
                 checkpoint.open(initial_arrays, kept)
-            course = Rounds(
+            kind = Segments if self.transport == "direct" else Rounds
+            course = kind(
                 self,
                 run,
                 result,
@@ -336,15 +351,7 @@ evaluate_metrics_aggr_fn
         run = self._current(server_round, "aggregate_train")
         answers = run.sort(replies, "train")
         run.deliver(server_round, answers)
-        run.now.said("train", answers)
-        metrics = sum_up(
-            "train",
-            run.record,
-            answers,
-            self.train_metrics_aggr_fn,
-            run.now.note,
-            self.topology.n_agents,
-        )
+        metrics = self.trained(run.now, answers)
         run.now.flush()
         return None, metrics
 
@@ -399,19 +406,37 @@ evaluate_metrics_aggr_fn
         drawn = np.random.default_rng([n, server_round]).permutation(n)[:count]
         return sorted(int(v) for v in drawn)
 
+    def trained(self, of: Round, answers: Mapping[int, Answer]) -> MetricRecord | None:
+        """Keep what agents have answered to a training, and sum up the apps' metrics."""
+        return self._sum_up("train", of, answers, self.train_metrics_aggr_fn)
+
     def evaluated(self, of: Round, answers: Mapping[int, Answer]) -> MetricRecord | None:
         """Keep what agents have answered to an evaluation, and sum up the apps' metrics."""
-        of.said("evaluate", answers)
-        return sum_up(
-            "evaluate",
-            of.record,
-            answers,
-            self.evaluate_metrics_aggr_fn,
-            of.note,
-            self.topology.n_agents,
-        )
+        return self._sum_up("evaluate", of, answers, self.evaluate_metrics_aggr_fn)
+
+    def _sum_up(
+        self,
+        part: Literal["train", "evaluate"],
+        of: Round,
+        answers: Mapping[int, Answer],
+        aggregate: AggregateMetrics | None,
+    ) -> MetricRecord | None:
+        of.said(part, answers)
+        return sum_up(part, of.record, answers, aggregate, of.note, self.topology.n_agents)
 
     # --- inside ---------------------------------------------------------------------
+
+    def _check_direct(self) -> None:
+        """Nodes that hold rounds among themselves ask no subclass of this strategy."""
+        for name in (
+            *("configure_train", "aggregate_train"),
+            *("configure_evaluate", "aggregate_evaluate"),
+        ):
+            if getattr(type(self), name) is not getattr(ServerlessStrategy, name):
+                raise ConfigError(
+                    f'transport="direct": {type(self).__name__} has its own {name}, which nobody '
+                    'would call; take transport="relay", or do it in the app'
+                )
 
     @property
     def _opening(self) -> Opening:

@@ -23,7 +23,7 @@ from typing import Any, TextIO
 
 from flower_dhb.peer.sentences import SAID_BY_WHY, SENTENCES, fields_of, in_words, sentence
 
-__all__ = ["LOGGER", "Folding", "Monitor", "Trouble", "plain", "set_up_logging"]
+__all__ = ["LOGGER", "Folding", "Lines", "Monitor", "Trouble", "plain", "set_up_logging"]
 
 LOGGER = logging.getLogger("flower_dhb.peer")
 
@@ -188,8 +188,11 @@ def _said(record: logging.LogRecord) -> tuple[str, dict[str, Any]]:
     return plain(text, 2 * _LIMIT), {k: v for k, v in fields.items() if k not in left}
 
 
-class _Lines(logging.Formatter):
+class Lines(logging.Formatter):
+    """Each event as a sentence."""
+
     def format(self, record: logging.LogRecord) -> str:
+        """One line."""
         fields, names = getattr(record, "fields", {}), getattr(record, "names", {})
         text, others = _said(record)
         line = [_stamp(record), f"{record.levelname.lower():7}"]
@@ -446,7 +449,7 @@ def set_up_logging(form: str, stream: TextIO | None = None) -> None:
     So are the lines of Flower and gRPC.
     """
     handler = Folding(stream or sys.stderr)
-    handler.setFormatter(_JsonLines() if form == "json" else _Lines())
+    handler.setFormatter(_JsonLines() if form == "json" else Lines())
     for logger in (LOGGER, logging.getLogger("flwr"), logging.getLogger("grpc")):
         logger.handlers[:] = [handler]
         logger.setLevel(logging.INFO)

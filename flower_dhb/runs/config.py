@@ -121,6 +121,11 @@ class RunConfig:
     """
     evaluate_every: int = 1
     """Rounds from one evaluation to the next. Unit: rounds. Allowed: 0 or more; 0 for none."""
+    transport: str = "relay"
+    """Who carries the payloads: the ServerApp, or the nodes themselves, in segments of rounds.
+
+    Only in a deployment of Flower's nodes. Allowed: `relay`, `direct`.
+    """
     observe_average: bool = False
     """Whether the average model is formed at each evaluation, for an observer.
 
@@ -148,6 +153,7 @@ class RunConfig:
             seed=get_integer(values, "seed", 0, least=0),
             round_timeout_s=get_number(values, "round-timeout-s", 300.0, least=0.0),
             evaluate_every=get_integer(values, "evaluate-every", 1, least=0),
+            transport=get_choice(values, "transport", "relay", ("relay", "direct")),
             observe_average=get_flag(values, "observe-average", False),
             name=get_text(values, "name", "run"),
         )

@@ -6,14 +6,18 @@ without it.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
 
 from flower_dhb.agent.policy import Policy
 from flower_dhb.errors import ConfigError, FlowerDhbError
+from flower_dhb.flower.calls import evaluate_of
 from flower_dhb.flower.mod import pass_on, take_turn, who
-from flower_dhb.flower.records import Answer, Question, read_request
+from flower_dhb.flower.records import Answer, Instruction, Question, read_request
+from flower_dhb.site.ending import Ending
 
 __all__ = ["consensus_mod", "decentralize", "respond"]
 
@@ -50,10 +54,14 @@ def respond(
         return Message(answer.to_records(), reply_to=message)
     if request is None:
         return pass_on(message, context, call_next, policy)
-    if isinstance(request, Question):
-        answer = who(context, policy)
-    else:
-        answer = take_turn(request, message, context, call_next, policy)
+    ending = Ending()
+    with ending.heeded():
+        if isinstance(request, Question):
+            answer = _introduce(context, policy)
+        elif isinstance(request, Instruction) and request.segment is not None:
+            answer = _hold_segment(request, message, context, call_next, policy, ending)
+        else:
+            answer = take_turn(request, message, context, ending.ends(call_next), policy)
     return Message(answer.to_records(), reply_to=message)
 
 
@@ -65,6 +73,40 @@ def decentralize(client_app: ClientApp) -> ClientApp:
     if not isinstance(client_app, ClientApp):
         raise ConfigError(f"decentralize wraps a flwr ClientApp, got {type(client_app).__name__}")
     return _Decentralized(client_app)
+
+
+def _introduce(context: Context, policy: Policy) -> Answer:
+    """Say which vertex this node is, and whether its neighbors can reach it."""
+    config = context.node_config
+    address = config.get("address")
+    return replace(
+        who(context, policy),
+        address=address if isinstance(address, str) else "",
+        direct=isinstance(config.get("mesh"), str),
+    )
+
+
+def _hold_segment(
+    instruction: Instruction,
+    message: Message,
+    context: Context,
+    call_next: ClientAppCallable,
+    policy: Policy,
+    ending: Ending,
+) -> Answer:
+    from flower_dhb.site.segment import hold_segment
+
+    def evaluate(message: Message, context: Context) -> Message:
+        return evaluate_of(call_next)(message, context)
+
+    calls = {"evaluate": ending.ends(evaluate)}
+
+    def turn(request: Instruction, message: Message) -> Answer:
+        call = calls.get(request.ask, ending.ends(call_next))
+        return take_turn(request, message, context, call, policy)
+
+    answer = hold_segment(instruction, message, context, turn, ending)
+    return replace(answer, policy=str(policy))
 
 
 class _Decentralized(ClientApp):

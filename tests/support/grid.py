@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import pickle
+import threading
 from collections.abc import Callable, Iterable
 from uuid import uuid4
 
@@ -206,3 +207,18 @@ class LocalGrid(Grid):
             )
         reply.metadata.__dict__["_message_id"] = str(uuid4())
         return reply
+
+
+class TogetherGrid(LocalGrid):
+    """Runs the ClientApps of all messages that wait at the same time, as nodes of their own do."""
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        threads = [
+            threading.Thread(target=self._work, args=(message_id,))
+            for message_id in list(self._queue)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return super().pull_messages(message_ids)

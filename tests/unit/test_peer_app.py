@@ -54,7 +54,7 @@ def agent(seen=None, *, arrays=START, train=None, evaluate=None, **changes):
         "weights": {2: 0.5, 0: 0.25, 7: 0.25}, "node_config": {}, "run_config": {},
     }  # fmt: skip
     app = app_that([] if seen is None else seen, train, evaluate)
-    return Agent(app, arrays=arrays, **(kept | changes))
+    return Agent.of_device(app, arrays=arrays, **(kept | changes))
 
 
 def neighbor(j, k, x, run="r", statistics=None):
@@ -108,7 +108,7 @@ def test_the_app_does_not_see_the_agents_own_state():
         x = message.content["arrays"]["x"].numpy()
         return Message(RecordDict({"arrays": ArrayRecord({"x": Array(x)})}), reply_to=message)
 
-    one = Agent(
+    one = Agent.of_device(
         app, vertex=0, run="r", algorithm=DSGD(), weights={0: 0.5, 1: 0.5}, arrays=PLAIN,
         node_config={}, run_config={},
     )  # fmt: skip

@@ -312,7 +312,7 @@ def quadratic_agent(algorithm=None):
     """Vertex 0 of two, with the app of the tests."""
     from flower_dhb import HeavyBall
 
-    return Agent(
+    return Agent.of_device(
         flwr_adapter.load_client_app(APP, "quadratics:app"),
         vertex=0,
         run="r",
@@ -357,7 +357,7 @@ def test_an_app_of_stock_flower_needs_no_change():
             content = {"arrays": ArrayRecord({"x": Array(0.5 * x)}), "metrics": metrics}
             return Message(RecordDict(content), reply_to=message)
 
-        return Agent(
+        return Agent.of_device(
             app,
             vertex=1,
             run="r",

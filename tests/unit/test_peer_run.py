@@ -137,7 +137,8 @@ def test_a_run_leaves_model_history_checkpoints_and_record(tmp_path, events):
         assert [entry["round"] for entry in entries] == [1, 2, 3, 4]
         for k, entry in enumerate(entries, start=1):
             assert set(entry) == {
-                "round", "seconds", "train_seconds", "wait_seconds", "missing", "train", "evaluate",
+                "round", "seconds", "train_seconds", "wait_seconds", "missing", "bytes",
+            "train", "evaluate",
             }  # fmt: skip
             assert entry["missing"] == []
             assert entry["train"] == {"num-examples": 1, "size": SIZE}

@@ -9,11 +9,11 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import xxhash
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
@@ -47,6 +47,7 @@ class Outcome:
 
     frame: the payload to share, if there is one. failure: why there is none, empty if all
     went well. refused: payloads that the agent did not accept. metrics: the app's own.
+    sketch: projection of the parameters, if it was asked for.
     epoch: of the agent's memory and of the payload; an agent that has broken what its rule
     conserves, by a loss or a refusal, has opened a new one.
     """
@@ -57,18 +58,53 @@ class Outcome:
     refused: tuple[str, ...] = ()
     metrics: Mapping[str, Any] = field(default_factory=dict)
     epoch: int = 0
+    sketch: tuple[float, ...] = ()
+
+
+class Turn(Protocol):
+    """How an agent's app is called: `flower.mod.take_turn`, bound to what the agent has."""
+
+    def __call__(self, request: Instruction, message: Message) -> Answer: ...
 
 
 class Agent:
     """One vertex's ClientApp with its Context, which stays in the process.
 
-    arrays: the initial arrays that all agents share. train_config, evaluate_config: what the
-    app finds in its messages' `config`. policy: of whoever runs the device. Calls
-    are made from one thread.
+    turn: takes each of its turns in the app. node: the id that messages to it bear. start: the
+    vectors that all agents began with, as a frame; None where the context holds a later state.
+    local: initial values of the arrays that stay with the agent. configs: what the app finds in
+    the `config` of its messages, by their kind. keys: under which it finds arrays and config.
+    round: that its parameters are of. Calls are made from one thread.
     """
 
     def __init__(
         self,
+        turn: Turn,
+        context: Context,
+        *,
+        vertex: int,
+        node: int,
+        run: str,
+        algorithm: Algorithm,
+        layout: Layout,
+        weights: Mapping[int, float],
+        start: Array | None,
+        local: Mapping[str, Array],
+        configs: Mapping[str, Mapping[str, Any]],
+        keys: tuple[str, str] = ("arrays", "config"),
+        round: int = 0,
+    ) -> None:
+        self.vertex, self.run, self.algorithm, self.layout = vertex, run, algorithm, layout
+        self.vectors: tuple[VectorSpec, ...] = Node.vectors_of(algorithm, layout)
+        self._turn, self._context, self._node = turn, context, node
+        self._weights = dict(weights)
+        self._start, self._local = start, dict(local)
+        self._configs, self._keys = configs, keys
+        self.round = round
+
+    @classmethod
+    def of_device(
+        cls,
         app: ClientApp,
         *,
         vertex: int,
@@ -81,22 +117,36 @@ class Agent:
         train_config: Mapping[str, Any] | None = None,
         evaluate_config: Mapping[str, Any] | None = None,
         policy: Policy | None = None,
-    ) -> None:
-        self.vertex, self.run, self.algorithm = vertex, run, algorithm
-        self.layout = Layout.of(arrays)
-        self.vectors: tuple[VectorSpec, ...] = Node.vectors_of(algorithm, self.layout)
-        self._policy = policy or Policy()
-        self._app = app  # where it has the mod itself, that one only passes on
-        self._configs = {"train": train_config or {}, "evaluate": evaluate_config or {}}
-        self._weights = dict(weights)
-        self._local = dict(array_record(self.layout.local(arrays)).items())
-        self._start = start_frame(self.layout, arrays, run)
-        self._node = vertex + 2  # as ids of Flower nodes: none is 0, 1 is the relay
+    ) -> Agent:
+        """The agent of a device that no Flower runs on, with a context of its own.
+
+        arrays: the initial arrays that all agents share. train_config, evaluate_config: what the
+        app finds in its messages' `config`. policy: of whoever runs the device.
+        """
+        layout = Layout.of(arrays)
+        node = vertex + 2  # as ids of Flower nodes: none is 0, 1 is the relay
         run_number = xxhash.xxh3_64_intdigest(run.encode()) >> 1
-        take_identity(run_number, self._node)
+        take_identity(run_number, node)
         known = {"partition-id": vertex, **node_config, "vertex": vertex}
-        self._context: Context = make_context(run_number, self._node, known, run_config)
-        self.round = 0
+        context = make_context(run_number, node, known, run_config)
+
+        def turn(request: Instruction, message: Message) -> Answer:
+            # Where the app has the mod itself, that one only passes on.
+            return take_turn(request, message, context, app, policy or Policy())
+
+        return cls(
+            turn,
+            context,
+            vertex=vertex,
+            node=node,
+            run=run,
+            algorithm=algorithm,
+            layout=layout,
+            weights=weights,
+            start=start_frame(layout, arrays, run),
+            local=dict(array_record(layout.local(arrays)).items()),
+            configs={"train": train_config or {}, "evaluate": evaluate_config or {}},
+        )
 
     # --- questions --------------------------------------------------------------------
 
@@ -117,15 +167,17 @@ class Agent:
         *,
         evaluate: bool,
         weights: Mapping[int, float] | None = None,
+        measure: bool = False,
     ) -> Outcome:
         """End a round with the payloads that count; evaluate the app's model if asked to.
+
+        measure: whether the outcome is to hold the projection of the parameters.
 
         weights: this vertex's in this round and those to come, if they are others than before.
         """
         self._weights = dict(weights or self._weights)
-        answer = self._ask(
-            "evaluate" if evaluate else "report", round, state_round=round, payloads=payloads
-        )
+        ask: Ask = "evaluate" if evaluate else "report"
+        answer = self._ask(ask, round, state_round=round, payloads=payloads, measure=measure)
         if answer.state_round != round:
             raise StateError(
                 f"round {round}, agent {self.vertex}: could not combine: {answer.failure}"
@@ -195,6 +247,8 @@ class Agent:
         found = open_store(self._context, self.run, self.vertex).load(self.algorithm, self.layout)
         if found is not None:
             return found
+        if self._start is None:
+            raise StateError(f"agent {self.vertex}: its state of round {self.round} is lost")
         vectors = codec.decode(self._start.data, codec.read_header(self._start.data))
         state = self.algorithm.start(vectors["parameters"])
         statistics = vectors.get(STATISTICS_VECTOR, self.layout.empty_statistics())
@@ -222,6 +276,7 @@ class Agent:
         payloads: Mapping[int, Bytes] | None = None,
         newest: Mapping[int, tuple[int, Bytes]] | None = None,
         epoch: int = 0,
+        measure: bool = False,
     ) -> Answer:
         instruction = Instruction(
             ask=ask,
@@ -238,11 +293,15 @@ class Agent:
             local=self._local,
             screen=False,  # the device has done so before the edge could count
             epoch=epoch,
+            measure=measure,
+            arrays_key=self._keys[0],
+            config_key=self._keys[1],
         )
         kind = "evaluate" if ask == "evaluate" else "train"
         config = ConfigRecord({**self._configs[kind], "server-round": round})
-        message = make_message(RecordDict({"config": config}), kind, round, self._node)
-        return take_turn(instruction, message, self._context, self._app, self._policy)
+        content = RecordDict({instruction.config_key: config})
+        message = make_message(content, kind, round, self._node)
+        return self._turn(instruction, message)
 
 
 def _outcome(answer: Answer) -> Outcome:
@@ -253,6 +312,7 @@ def _outcome(answer: Answer) -> Outcome:
         answer.refused,
         answer.app_metrics,
         answer.epoch,
+        answer.sketch,
     )
 
 

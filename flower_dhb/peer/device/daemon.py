@@ -29,13 +29,14 @@ from flower_dhb.files import write_durably
 from flower_dhb.peer.device.app import Agent as App
 from flower_dhb.peer.device.bulletins import Bulletins
 from flower_dhb.peer.device.code import digest_of_code, digest_of_folder
-from flower_dhb.peer.device.disk import Disk, Model
+from flower_dhb.peer.device.disk import Disk, Memory, Model, Writer
 from flower_dhb.peer.device.editions import Editions
 from flower_dhb.peer.device.flwr_adapter import load_client_app
 from flower_dhb.peer.device.home import Home
 from flower_dhb.peer.device.journal import Found, Journal
 from flower_dhb.peer.device.judge import Judge
 from flower_dhb.peer.device.model import read_start
+from flower_dhb.peer.device.part import Part
 from flower_dhb.peer.device.settings import PeerSettings
 from flower_dhb.peer.device.shelf import Shelf
 from flower_dhb.peer.device.validity import Validity
@@ -58,7 +59,9 @@ from flower_dhb.peer.protocol.effects import (
     Save,
     Send,
     SendPayload,
+    Train,
 )
+from flower_dhb.peer.protocol.effects import Journal as ToJournal
 from flower_dhb.peer.protocol.events import (
     Announced,
     Broken,
@@ -87,9 +90,9 @@ from flower_dhb.peer.wire.renewing import Renewing
 from flower_dhb.peer.wire.transport import Limits, Transport
 from flower_dhb.peer.wire.trust import check_authority, check_revocations
 from flower_dhb.peer.wire.words import reason_of
-from flower_dhb.types import NDArrays
+from flower_dhb.types import Layout
 
-__all__ = ["Peer", "Result"]
+__all__ = ["Peer", "Result", "digest_of_layout"]
 
 _LOOK_AGAIN_S = 2.0  # at clock and certificate, while they do not fit together
 _SETTLE_S = 5.0  # a disk that takes longer to store what the operator says holds up nothing
@@ -112,13 +115,18 @@ class Result:
 class Peer:
     """A device's part of a run. `run` returns when the last round is over, or on `stop`.
 
-    home: its state directory, which the caller holds; if none is given, `run` holds it.
+    home: its state directory, which the caller holds; if none is given, `run` holds it. part: what
+    is not on its disk, if others lead the run.
     Raises ConfigError if the settings, the app, or the files of the device do not fit,
     DamageError if its state cannot be used, and NotNowError if it cannot be used now.
     """
 
     def __init__(
-        self, settings: PeerSettings, monitor: Monitor | None = None, home: Home | None = None
+        self,
+        settings: PeerSettings,
+        monitor: Monitor | None = None,
+        home: Home | None = None,
+        part: Part | None = None,
     ) -> None:
         if settings.tls is not None:
             renewed = settings.state_dir / "identity.pem"
@@ -126,37 +134,15 @@ class Peer:
         self.settings = settings
         self.monitor = monitor or Monitor(settings.vertex, settings.names)
         self._home, self._home_is_held = home or Home(settings.state_dir), home is not None
-        arrays, _ = read_start(settings.start)
-        if settings.policy.apps is not None:  # before any of its code runs
-            settings.policy.check_app(digest_of_folder(settings.app))
-        client_app = load_client_app(settings.app, settings.client_app)
-        self.app = App(
-            client_app,
-            vertex=settings.vertex,
-            run=settings.run,
-            algorithm=settings.algorithm,
-            weights=settings.weights,
-            arrays=arrays,
-            node_config=settings.node_config,
-            run_config=settings.run_config,
-            train_config=settings.train_config,
-            evaluate_config=settings.evaluate_config,
-            policy=settings.policy,
-        )
-        size = sum(vector.n_bytes for vector in self.app.vectors)
-        settings.policy.check_payload(size, "a payload of this model and rule")
-        journal = Journal(
-            settings.state_dir,
-            settings.run,
-            lambda why: self.monitor.warning("damaged", why=why),
-            partial(write_durably, make_folder=False),
-            {
-                "mesh": settings.mesh,
-                "vertex": settings.vertex,
-                "layout": self.app.layout.to_config(),
-            },
-        )
-        self._found = self._load(journal)
+        self._part = part
+        journal: Journal | None = None
+        if part is not None:
+            self.app, agreement = part.app, part.agreement
+            self._found = None
+        else:
+            self.app, agreement = _app_of(settings)
+            journal = self._journal()
+            self._found = self._load(journal)
         self.editions = Editions(settings, self.monitor, self._store, self._announced)
         self.agent = self._agent(self._found)
         self.bulletins = self._board()
@@ -170,7 +156,7 @@ class Peer:
             vertex=settings.vertex,
             run=settings.run,
             vectors=self.app.vectors,
-            agreement=self._agreement(arrays),
+            agreement=agreement,
             neighbors=tuple(self.agent.edges),
             deliver=self.deliver,
             monitor=self.monitor,
@@ -194,11 +180,13 @@ class Peer:
         self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
         self._alarms: queue.SimpleQueue[_Alarm] = queue.SimpleQueue()
         self._wakes_at: float | None = None
-        self._ended = False
+        self._ended = self._parting = False
         self._alone_since: int | None = None
         self._done = self._removed = False
         self._error: BaseException | None = None
-        self._disk = Disk(journal, self.monitor, self._failed, self._is_another_home)
+        self._disk: Writer = Memory()
+        if journal is not None:
+            self._disk = Disk(journal, self.monitor, self._failed, self._is_another_home)
         self.progress.dials = self._dialed().keys()
         self.progress.disk = lambda: self._disk.trouble
         self._recorder = Recorder(settings.state_dir / "record", settings.record)
@@ -213,6 +201,21 @@ class Peer:
             self._recorder,
             self._judge,
             self.deliver,
+            part,
+        )
+
+    def _journal(self) -> Journal:
+        settings = self.settings
+        return Journal(
+            settings.state_dir,
+            settings.run,
+            lambda why: self.monitor.warning("damaged", why=why),
+            partial(write_durably, make_folder=False),
+            {
+                "mesh": settings.mesh,
+                "vertex": settings.vertex,
+                "layout": self.app.layout.to_config(),
+            },
         )
 
     def _operations(self) -> Operations:
@@ -296,6 +299,8 @@ class Peer:
     def _agent(self, found: Found | None) -> Agent:
         newest = self.editions.newest
         config = newest.protocol(self.editions.protocol(), early=self.app.knows_early)
+        if self._part is not None:
+            config = replace(config, origin=self._part.origin, epoch=self._part.epoch)
         if found is None:
             return Agent(config, time.monotonic())
         try:
@@ -325,7 +330,8 @@ class Peer:
         try:
             self._disk.start()
             if self.bulletins is not None:
-                self.bulletins.subscribe(EDITION, self.editions.take, self.editions.check)
+                if self._part is None:  # else the graph is what those say who lead the run
+                    self.bulletins.subscribe(EDITION, self.editions.take, self.editions.check)
                 self.bulletins.start()
             if not self._certificate_comes_to_be_valid():
                 return Result(False)
@@ -344,7 +350,9 @@ class Peer:
             clock.start()
             vigil.start()
             while (task := self._tasks.get()) is not None:
-                if not self._ended or isinstance(task, Save | Free):
+                if self._parting and _begins_a_round(task):
+                    self.deliver(Stopped())
+                elif not self._ended or isinstance(task, Save | Free):
                     self._work.do(task)
         finally:
             self._ended = True
@@ -445,6 +453,10 @@ class Peer:
         Takes no lock, so a signal's handler may call it.
         """
         self._alarms.put(_Alarm.STOP)
+
+    def end_with_round(self) -> None:
+        """End before the next round begins. As `stop`, it takes no lock."""
+        self._parting = True
 
     def _asked_to_stop(self, _: pb.StopRequest) -> pb.StopReply:
         """The operator asks for what a signal asks for."""
@@ -581,20 +593,6 @@ class Peer:
             if alarm is _Alarm.STOP:
                 self.deliver(Stopped())
 
-    # --- what neighbors must have in common -----------------------------------------------
-
-    def _agreement(self, arrays: NDArrays) -> dict[str, str]:
-        start = xxhash.xxh3_64()
-        for name, array in arrays.items():
-            start.update(name.encode())
-            start.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-        return {
-            "algorithm": json.dumps(self.settings.algorithm.to_config(), sort_keys=True),
-            "layout": xxhash.xxh3_64_hexdigest(json.dumps(self.app.layout.to_config()).encode()),
-            "start": start.hexdigest(),
-            "app": digest_of_code(self.settings.app),
-        }
-
 
 class _Alarm(Enum):
     """Why the clock wakes before its time."""
@@ -602,6 +600,47 @@ class _Alarm(Enum):
     SET = "set"
     STOP = "stop"
     END = "end"
+
+
+def _begins_a_round(task: Task) -> bool:
+    return isinstance(task, Train) or (isinstance(task, ToJournal) and task.early)
+
+
+def _app_of(settings: PeerSettings) -> tuple[App, dict[str, str]]:
+    """The app that the settings name, and what neighbors must have in common with it."""
+    arrays, _ = read_start(settings.start)
+    if settings.policy.apps is not None:  # before any of its code runs
+        settings.policy.check_app(digest_of_folder(settings.app))
+    app = App.of_device(
+        load_client_app(settings.app, settings.client_app),
+        vertex=settings.vertex,
+        run=settings.run,
+        algorithm=settings.algorithm,
+        weights=settings.weights,
+        arrays=arrays,
+        node_config=settings.node_config,
+        run_config=settings.run_config,
+        train_config=settings.train_config,
+        evaluate_config=settings.evaluate_config,
+        policy=settings.policy,
+    )
+    size = sum(vector.n_bytes for vector in app.vectors)
+    settings.policy.check_payload(size, "a payload of this model and rule")
+    start = xxhash.xxh3_64()
+    for name, array in arrays.items():
+        start.update(name.encode())
+        start.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return app, {
+        "algorithm": json.dumps(settings.algorithm.to_config(), sort_keys=True),
+        "layout": digest_of_layout(app.layout),
+        "start": start.hexdigest(),
+        "app": digest_of_code(settings.app),
+    }
+
+
+def digest_of_layout(layout: Layout) -> str:
+    """What neighbors compare of their models: names, shapes and dtypes of the arrays."""
+    return xxhash.xxh3_64_hexdigest(json.dumps(layout.to_config()).encode())
 
 
 def _link(link: object) -> StreamLink:

@@ -9,13 +9,13 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from flower_dhb.files import with_remedy, write_durably
 from flower_dhb.peer.device.journal import Contents, Journal
 from flower_dhb.peer.monitor import Monitor
 
-__all__ = ["Disk", "Free", "Model", "Payload", "State"]
+__all__ = ["Disk", "Free", "Memory", "Model", "Payload", "State", "Writer"]
 
 _PAUSE_S, _PAUSE_MAX_S = 0.1, 5.0  # between two attempts
 
@@ -64,6 +64,50 @@ class Free:
 
 
 _Item = State | Payload | Model | Free
+
+
+class Writer(Protocol):
+    """Takes what must be kept before anybody hears of it."""
+
+    @property
+    def trouble(self) -> str:
+        """Why nothing is written at the moment, and what to do; empty if all is well."""
+
+    def start(self) -> None:
+        """Begin to write."""
+
+    def put(self, item: _Item) -> None:
+        """Put something in line."""
+
+    def close(self) -> None:
+        """Write what is in line, as far as that is possible, and end."""
+
+
+class Memory:
+    """Has everything done at once: for a life that none follows in the same rounds.
+
+    A process that takes part in a segment of rounds does not come back to it, and the app's own
+    store keeps its state.
+    """
+
+    trouble = ""
+
+    def start(self) -> None:
+        """There is nothing to start."""
+
+    def put(self, item: _Item) -> None:
+        """Take something as written. Raises OSError for a file that cannot be."""
+        match item:
+            case State():
+                for tell in item.tell:
+                    tell()
+            case Model():
+                write_durably(item.path, item.data, make_folder=False)
+        if not isinstance(item, Free):
+            item.done()
+
+    def close(self) -> None:
+        """There is nothing in line."""
 
 
 class Disk:

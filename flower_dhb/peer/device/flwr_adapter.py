@@ -19,7 +19,13 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from flower_dhb.errors import ConfigError
 
-__all__ = ["frame_view", "load_client_app", "make_context", "make_message", "take_identity"]
+__all__ = [
+    "frame_view",
+    "load_client_app",
+    "make_context",
+    "make_message",
+    "take_identity",
+]
 
 _FRAME = "flower_dhb.frame"
 

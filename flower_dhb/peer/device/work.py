@@ -12,11 +12,12 @@ from flower_dhb.errors import StateError
 from flower_dhb.peer.device import disk
 from flower_dhb.peer.device.app import Agent as App
 from flower_dhb.peer.device.app import Outcome
-from flower_dhb.peer.device.disk import Disk
+from flower_dhb.peer.device.disk import Writer
 from flower_dhb.peer.device.editions import Editions
 from flower_dhb.peer.device.journal import Contents, Found
 from flower_dhb.peer.device.judge import Judge
 from flower_dhb.peer.device.model import Model
+from flower_dhb.peer.device.part import Part
 from flower_dhb.peer.device.settings import PeerSettings
 from flower_dhb.peer.monitor import Monitor
 from flower_dhb.peer.protocol.effects import Combine, Finish, Free, Journal, Rejoin, Save, Train
@@ -54,8 +55,9 @@ class _Round:
 class Work:
     """Does the protocol's tasks one after the other, and says when each is done.
 
-    editions: what holds in which edition of the mesh. deliver takes the events. All numerical
-    work is the app's and the rule's.
+    editions: what holds in which edition of the mesh. deliver takes the events. part: what is not
+    on the disk, if it is one in a run that is led from elsewhere. All numerical work is the app's
+    and the rule's.
     """
 
     def __init__(
@@ -63,18 +65,20 @@ class Work:
         settings: PeerSettings,
         editions: Editions,
         app: App,
-        writer: Disk,
+        writer: Writer,
         progress: Progress,
         monitor: Monitor,
         recorder: Recorder,
         judge: Judge,
         deliver: Callable[[Event], None],
+        part: Part | None = None,
     ) -> None:
         self._settings, self._editions = settings, editions
         self._app, self._disk = app, writer
         self._progress, self._monitor = progress, monitor
         self._recorder, self._judge = recorder, judge
-        self._history = History(settings.state_dir / "history.jsonl")
+        self._part = part
+        self._history = part or History(settings.state_dir / "history.jsonl")
         self._deliver = deliver
         self._round = _Round()
         self._line: dict[str, Any] = {}
@@ -152,7 +156,10 @@ class Work:
         payloads = {j: f if label == k else relabel(f, k) for j, f in received.items()}
         now = self._editions.settings(task.edition)
         evaluate = self._evaluates(label, now)
-        combined = self._app.combine(k, payloads, evaluate=evaluate, weights=now.weights)
+        measure = self._part is not None and label in self._part.measured
+        combined = self._app.combine(
+            k, payloads, evaluate=evaluate, weights=now.weights, measure=measure
+        )
         for text in combined.refused:
             self._monitor.count("refused.agent")
             self._monitor.warning("refused-by-app", why=text)
@@ -190,10 +197,13 @@ class Work:
             "train_seconds": done.train_s,
             "wait_seconds": waited_s,
             "missing": missing,
+            "bytes": len(done.frame or b"") * len(received),
             **metrics,
         }
         if self._settings.policy.on:
             self._line["policy"] = str(self._settings.policy)
+        if measure:
+            self._line["sketch"] = combined.sketch
         self._deliver(Combined(refused=bool(combined.refused)))
 
     def _rejoin(self, task: Rejoin) -> None:
@@ -243,6 +253,10 @@ class Work:
         self._disk.put(disk.State(task.round, contents, task.record, tell, due, done))
 
     def _finish(self, task: Finish) -> None:
+        outgoing = Outgoing.of(self._app.final(task.round))
+        if self._part is not None:
+            self._deliver(Finished(Payload(outgoing.checksum, outgoing)))
+            return
         snapshot = self._app.snapshot()
         model = Model(
             layout=self._app.layout,
@@ -254,7 +268,6 @@ class Work:
             vertex=self._settings.vertex,
             round=task.round - 1,
         )
-        outgoing = Outgoing.of(self._app.final(task.round))
         path = self._settings.state_dir / "model.safetensors"
 
         def done() -> None:
@@ -283,6 +296,8 @@ class Work:
         return Contents(arrays, document)
 
     def _evaluates(self, label: int, now: PeerSettings) -> bool:
+        if self._part is not None:
+            return label in self._part.evaluated
         every = now.evaluate_every
         return bool(every) and (label % every == 0 or label == self._progress.rounds)
 

@@ -116,7 +116,8 @@ class Agent:
         self.phase = Phase.LOADING
         self._out: list[Effect] = []
         self.near = Neighborhood(config, self._out, now)
-        self.mixed = 0  # the last round in which a neighbor had a part
+        origin = config.origin
+        self.mixed = origin  # the last round in which a neighbor had a part
         self._alone = False
         self._planned = 0
         self._label = 0
@@ -132,6 +133,10 @@ class Agent:
         self._ends = False  # the model was asked for
         if record is not None:
             self._restore(record, payload, kept or {}, now)
+        elif origin:
+            self.near.closed = self.near.round = origin
+        if record is None:
+            self.near.begin(config.epoch)
         self.near.meet(now, announced=False)
 
     # --- to be seen ---------------------------------------------------------------------
@@ -164,11 +169,12 @@ class Agent:
     @property
     def alone_since(self) -> int:
         """The last round in which a neighbor had a part, -1 if that was a few rounds ago."""
-        return self.mixed if self.closed > 0 and self._alone_at(self.closed) else -1
+        began = self.closed > self.config.origin
+        return self.mixed if began and self._alone_at(self.closed) else -1
 
     def _alone_at(self, round: int) -> bool:
         """Whether no neighbor will have had a part lately, if none has one until that round."""
-        return round - self.mixed > _FEW or self.mixed == 0
+        return round - self.mixed > _FEW or self.mixed == self.config.origin
 
     # --- one entrance -------------------------------------------------------------------
 
@@ -361,7 +367,7 @@ class Agent:
         near = self.near
         near.final = event.final
         for edge in near.up():
-            done = self.closed > 0  # who was in no round has ended none
+            done = self.closed > self.config.origin  # who was in no round has ended none
             goodbye = Goodbye(done, "finished", near.told_counted(edge), self.closed)
             self._out.append(Send(edge.link, goodbye))
         self.phase, self._until = Phase.LINGERING, now + self.config.timing.linger_s
@@ -400,8 +406,9 @@ class Agent:
             # begins late may find one too: the other neighbors get a moment to connect.
             due = self.near.due()
             missing = [edge.neighbor for edge in due if not edge.up]
-            least = min(1, len(due)) if self.closed else len(due)
-            if any(edge.closed or edge.wants > 1 for edge in self.near.up()):
+            origin = self.config.origin
+            least = min(1, len(due)) if self.closed > origin else len(due)
+            if any(e.closed > origin or e.wants > origin + 1 for e in self.near.up()):
                 self._until = min(self._until, now + self.config.timing.reconnect_s)
             if self._is_over() or self._joins or len(due) - len(missing) >= least:
                 self._next(now)

@@ -238,6 +238,12 @@ class Rounds:
         """All edges that are or were, for the disk."""
         return {**self.past, **{j: edge.record() for j, edge in self.edges.items()}}
 
+    def begin(self, epoch: int) -> None:
+        """Nothing of this run is on the disk yet; what there is elsewhere is of an epoch."""
+        self.epoch = epoch
+        self.epochs_seen[part_of(epoch)] = epoch
+        self._told = Told(closed=self.closed, epoch=epoch)
+
     def durable(self, closed: int, epoch: int, edges: Mapping[int, Mapping[str, Any]]) -> None:
         """A state of this agent between two rounds is on the disk."""
         self._told, self._told_edges = Told(closed=closed, epoch=epoch), edges
@@ -286,7 +292,8 @@ class Rounds:
         self.round, self._shared_at = round, now
         if resumed:
             self._resumes_until = now + self.config.timing.resume_s
-        self._together = self._together or (round == 1 and not resumed)
+        first = self.config.origin + 1
+        self._together = self._together or (round == first and not resumed)
         own_s = self.own_pace.usual_s or max(self._last_s, now - self.begun)
         neighbors = self.present.neighbors
         for edge in self.edges.values():

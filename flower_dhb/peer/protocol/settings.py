@@ -59,7 +59,9 @@ class Config:
     editions: of the mesh, that are known at the start: at least one, and those that the agent's
     newest record is of. away_rounds: an agent that missed more rounds begins again from its
     neighbors. early: the rule knows its payload before training. conserves: the rule has memory
-    whose mean over all agents it keeps, so that no agent may lose its share of it alone.
+    whose mean over all agents it keeps, so that no agent may lose its share of it alone. origin:
+    the round after which it begins, where the rounds before were held elsewhere; epoch: of its
+    memory then.
     """
 
     vertex: int
@@ -68,3 +70,5 @@ class Config:
     away_rounds: int = 10
     early: bool = False
     conserves: bool = False
+    origin: int = 0
+    epoch: int = 0

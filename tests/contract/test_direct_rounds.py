@@ -1,0 +1,97 @@
+"""Direct rounds give what relayed rounds give, to the bit: models, metrics, bytes, distances.
+
+Nodes, mods and connections are the real ones, in one process; a real deployment of Flower is in
+the integration tests.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from support.apps import flat, numpy_app, start_arrays
+from support.grid import LocalGrid, TogetherGrid
+from support.sites import node_configs
+
+from flower_dhb import (
+    Algorithm,
+    ConfigError,
+    HeavyBall,
+    ServerlessStrategy,
+    Topology,
+    consensus_mod,
+    decentralize,
+)
+
+N, D, ROUNDS, RATE = 5, 5, 7, 0.05
+IRREGULAR = Topology.from_edges([(0, 1), (1, 2), (2, 3), (3, 0), (0, 4)])
+RULES = [HeavyBall(), HeavyBall(order="combine-then-adapt"), HeavyBall(form="tracking")]
+
+
+def start(grid, rule: Algorithm, **arguments):
+    strategy = ServerlessStrategy(
+        IRREGULAR, rule, evaluate_every=3, fraction_evaluate=0.6, collect_models=True, **arguments
+    )
+    return strategy.start(grid, start_arrays(D)[0], ROUNDS)
+
+
+def told(result) -> list[dict[str, object]]:
+    return [{**record.to_dict(), "seconds": 0, "profile": {}} for record in result.history]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_direct_rounds_are_relayed_rounds(tmp_path, rule: Algorithm) -> None:
+    app = numpy_app(N, D, rate=RATE, mods=[consensus_mod])
+    relayed = start(LocalGrid(app, N), rule)
+    configs = node_configs(tmp_path, N, without_address={2, 4})
+    grid = TogetherGrid(app, N, node_config=lambda v: configs[v])
+    direct = start(grid, rule, transport="direct")
+    for vertex in range(N):
+        assert np.array_equal(flat(direct.models[vertex]), flat(relayed.models[vertex]))
+    assert direct.train_metrics_clientapp == relayed.train_metrics_clientapp
+    assert direct.evaluate_metrics_clientapp == relayed.evaluate_metrics_clientapp
+    assert told(direct) == told(relayed)
+    segments = [message for v, message in grid.messages if v == 0]
+    assert len(segments) < ROUNDS
+
+
+def test_an_edge_without_an_address_counts_in_relayed_rounds(tmp_path) -> None:
+    app = decentralize(numpy_app(N, D, rate=RATE))
+    configs = node_configs(tmp_path, N, without_address={2, 3})  # the edge 2-3
+    grid = TogetherGrid(app, N, node_config=lambda v: configs[v])
+    result = start(grid, HeavyBall(), transport="direct")
+    assert "edges 2-3 have no end with an address" in " ".join(result.warnings)
+    waits = {
+        record.round: [v for v, text in record.events if "waits for a relayed round" in text]
+        for record in result.history
+    }
+    assert [k for k, who in waits.items() if who] == [1, 2, 3, 4, 6, 7]
+    sent = [record.bytes_sent for record in result.history]
+    assert sent[4] == sum(result.history[4].bytes_by_agent.values()) > max(sent[:4])
+    assert not any(record.missing for record in result.history)
+
+
+def test_what_cannot_hold_direct_rounds_is_refused_by_name(tmp_path) -> None:
+    app = numpy_app(N, D, rate=RATE, mods=[consensus_mod])
+    configs = node_configs(tmp_path, N, without_address={0, 4})
+    grid = LocalGrid(app, N, node_config=lambda v: configs[v])
+    with pytest.raises(ConfigError, match="agent 4 can reach no neighbor"):
+        start(grid, HeavyBall(), transport="direct")
+    del configs[1]["mesh"], configs[3]["mesh"]
+    grid = LocalGrid(app, N, node_config=lambda v: configs[v])
+    with pytest.raises(ConfigError, match="agents 1 and 3 have no identity of a mesh"):
+        start(grid, HeavyBall(), transport="direct")
+
+    class InMemoryGrid(LocalGrid):
+        """Named as Flower's grid of a simulation."""
+
+    with pytest.raises(ConfigError, match="a simulation runs a few at a time"):
+        start(InMemoryGrid(app, N), HeavyBall(), transport="direct")
+
+    class Own(ServerlessStrategy):
+        def configure_train(self, *arguments):
+            return super().configure_train(*arguments)
+
+    with pytest.raises(ConfigError, match="Own has its own configure_train"):
+        Own(IRREGULAR, transport="direct")
+    with pytest.raises(ConfigError, match="transport"):
+        ServerlessStrategy(IRREGULAR, transport="drect")
