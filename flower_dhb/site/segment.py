@@ -280,12 +280,11 @@ class _Hold:
 
     def _run(self, settings: PeerSettings, witness: Monitor, home: Home, part: Part) -> str:
         """Have the peer hold the rounds. Returns why it could not, empty if it could."""
-        _log_warnings()
         end = time.monotonic() + _PORT_S
         while True:
             peer = Peer(settings, witness, home, part)
             try:
-                with self._timed(peer):
+                with _warnings_logged(), self._timed(peer):
                     peer.run()
                 return ""
             except NotNowError as error:  # a process of the segment before may be about to end
@@ -363,12 +362,21 @@ def _direct_row(
     return dict(sorted({**row, vertex: weights[vertex] + left}.items()))
 
 
-def _log_warnings() -> None:
+@contextmanager
+def _warnings_logged() -> Iterator[None]:
     """Write what asks for attention where the ClientApp's own log goes."""
     if LOGGER.handlers:
+        yield
         return
-    handler = Folding(sys.stderr)
+    handler, level = Folding(sys.stderr), LOGGER.level
     handler.setFormatter(Lines())
     LOGGER.addHandler(handler)
     LOGGER.setLevel(logging.WARNING)
     LOGGER.propagate = False
+    try:
+        yield
+    finally:
+        LOGGER.removeHandler(handler)
+        LOGGER.setLevel(level)
+        LOGGER.propagate = True
+        handler.close()
