@@ -67,12 +67,13 @@ def main(grid: Grid, context: Context) -> None:
         lambda: relay("relay with evaluation", join_evaluation=True),
         lambda: relay("relay with evaluations by themselves", join_evaluation=False),
     ]
+    output = Path(str(config["output"]))
     for _ in range(int(config["turns"])):
         for turn in turns:
             turn()
             found = {"seconds": seconds, "profiles": profiles}
-            Path(str(config["output"])).with_suffix(".part").write_text(json.dumps(found))
-    Path(str(config["output"])).write_text(json.dumps(found))
+            output.with_suffix(".part").write_text(json.dumps(found), encoding="utf-8")
+    output.with_suffix(".part").rename(output)
 
 
 def _start(config: dict[str, object], n: int) -> ArrayRecord:
