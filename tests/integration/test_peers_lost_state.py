@@ -34,7 +34,7 @@ def error(mesh):
 def test_an_exact_rule_stays_exact_when_a_device_loses_its_disk(algorithm, tmp_path):
     """Without an epoch the error would stay where the loss left it, at about 0.1 to 1."""
     with Mesh(
-        tmp_path / "m", n=N, topology=f"ring:{N}", rounds=250, algorithm=algorithm, rate=0.3,
+        tmp_path / "m", n=N, topology=f"ring:{N}", rounds=170, algorithm=algorithm, rate=0.3,
         step_s=0.005, evaluate_every=0, **EXACT[algorithm],
         peer={"timing": QUICK, "away-rounds": 3, "linger-s": 30.0, "record": "payloads"},
     ) as mesh:  # fmt: skip

@@ -127,7 +127,8 @@ def app(tmp_path):
 def test_a_stock_app_trains_on_peers(app, tmp_path):
     out = tmp_path / "mesh"
     words = ["mesh", "create", "--app", app, "--out", out, "--topology", "ring:3", "--rounds", 16]
-    made = run_cli(*words, "--start", "quickstart.task:Net", "--set", "train-config.lr=0.05")
+    words += ["--start", "quickstart.task:Net", "--set", "train-config.lr=0.05"]
+    made = run_cli(*words, load=["torch"])
     assert made.returncode == 0, made.stderr
     up = run_cli("mesh", "up", out, "--quiet", timeout=120)
     assert up.returncode == 0, up.stderr
@@ -155,7 +156,7 @@ def test_a_stock_app_trains_on_peers(app, tmp_path):
 )
 def test_a_start_that_is_none_is_refused(app, tmp_path, start, text):
     words = ["mesh", "create", "--app", app, "--out", tmp_path / "m", "--topology", "ring:3"]
-    made = run_cli(*words, "--start", start)
+    made = run_cli(*words, "--start", start, load=["torch"])
     assert made.returncode == 2
     assert text in made.stderr, made.stderr
     assert "Traceback" not in made.stderr

@@ -20,6 +20,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
@@ -119,7 +120,8 @@ class _Server:
         return int(json.loads(answer))
 
 
-_SERVER = _Server()
+# What is loaded before all else, such as another clock, is so in the process that forks.
+_servers: dict[str, _Server] = defaultdict(_Server)
 
 
 class Fork:
@@ -135,6 +137,7 @@ class Fork:
     ) -> None:
         """load: modules that it will import beside those of a peer. output: keep what it prints."""
         self._lock = threading.Lock()
+        self._server = _servers[environment.get("LD_PRELOAD", "")]
         self.returncode: int | None = None
         (err, err_end), (self._alive, alive_end) = os.pipe(), os.pipe()
         out, out_end = os.pipe() if output else (-1, os.open(os.devnull, os.O_WRONLY))
@@ -145,7 +148,7 @@ class Fork:
             "load": [*PEER, *load],
         }
         try:
-            self.pid = _SERVER.ask(request, [out_end, err_end, alive_end])
+            self.pid = self._server.ask(request, [out_end, err_end, alive_end])
         finally:
             for end in (out_end, err_end, alive_end):
                 os.close(end)
@@ -192,7 +195,7 @@ class Fork:
             select.select([self._alive], [], [], timeout)
         with self._lock:
             if self.returncode is None and select.select([self._alive], [], [], 0.0)[0]:
-                self.returncode = _SERVER.ask({"ended": self.pid})
+                self.returncode = self._server.ask({"ended": self.pid})
             return self.returncode
 
     def send_signal(self, number: int) -> None:

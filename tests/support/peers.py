@@ -38,10 +38,12 @@ PATIENT = {"timing": {"least-s": 10.0}}
 Event = dict[str, Any]
 
 
-def run_cli(*arguments: object, timeout: float = 60.0) -> subprocess.CompletedProcess[str]:
-    """One command of the command line, as a process."""
+def run_cli(
+    *arguments: object, timeout: float = 60.0, load: Sequence[str] = ()
+) -> subprocess.CompletedProcess[str]:
+    """One command of the command line, as a process. load: what else it will import."""
     words = list(map(str, arguments))
-    if not may_fork():
+    if not AVAILABLE:
         return subprocess.run(
             [sys.executable, "-c", COMMAND, *words],
             capture_output=True,
@@ -50,14 +52,9 @@ def run_cli(*arguments: object, timeout: float = 60.0) -> subprocess.CompletedPr
             env=environment(),
             check=False,
         )
-    process = Fork(words, environment())
+    process = Fork(words, environment(), load=load)
     out, err = process.communicate(timeout)
     return subprocess.CompletedProcess(words, process.wait(), out, err)
-
-
-def may_fork() -> bool:
-    """Whether a new process may be a fork: not if something is to be loaded before all else."""
-    return AVAILABLE and "LD_PRELOAD" not in os.environ
 
 
 def environment() -> dict[str, str]:
@@ -79,7 +76,7 @@ class Process:
         self._changed = changed
         words = ["peer", str(settings), "--log", "json"]
         self.popen: subprocess.Popen[str] | Fork
-        if may_fork() and not prefix:
+        if AVAILABLE and not prefix:
             self.popen = Fork(words, environment(), load=load, output=False)
         else:
             self.popen = subprocess.Popen(

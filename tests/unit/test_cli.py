@@ -5,6 +5,7 @@ import builtins
 import errno
 import gc
 import re
+import signal
 import subprocess
 import sys
 
@@ -226,6 +227,26 @@ def test_whoever_stops_reading_gets_no_traceback():
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait(timeout=30) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_command_that_is_stopped_cleans_up_and_says_so(number):
+    program = (
+        "import time\nfrom flower_dhb import cli\nfrom flower_dhb.cli import run\n"
+        "def execute(arguments):\n"
+        "    try: print('begun', flush=True); time.sleep(60)\n"
+        "    finally: print('cleaned up')\n"
+        "run.execute = execute\n"
+        "raise SystemExit(cli.main(['run']))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "begun\n"
+        process.send_signal(number)
+        out, error = process.communicate(timeout=30)
+    assert (process.returncode, out) == (130, "cleaned up\n")
+    assert error.count("\n") == 1
 
 
 def test_a_peer_looks_for_garbage_once_its_modules_are_loaded(tmp_path, capsys):

@@ -1,22 +1,18 @@
 """The main job, digits on a ring of 8, two classes per agent: peers give what `flwr run` gives."""
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from support.flower_runs import ROOT, history, run
 
-from flower_dhb.runs.superlink import local_superlink
 from tests.support.peers import PATIENT, Mesh
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.xdist_group("superlink")]
 
-ROOT = Path(__file__).parents[2]
 SETTINGS = {"topology": "ring:8", "split": "classes:2", "rounds": 30, "seed": 4, "local-steps": 2}
 
 
-def test_same_accuracy_as_under_flwr_run(tmp_path):
+def test_same_accuracy_as_under_flwr_run(superlink, tmp_path):
     overrides = {key.replace("-", "_"): value for key, value in SETTINGS.items()}
     with Mesh(tmp_path / "mesh", app=ROOT, evaluate_every=10, peer=PATIENT, **overrides) as mesh:
         mesh.start()
@@ -24,20 +20,12 @@ def test_same_accuracy_as_under_flwr_run(tmp_path):
         peers = [mesh.model(v) for v in range(8)]
         mine = [mesh.history(v)[-1]["evaluate"]["accuracy"] for v in range(8)]
         assert not mesh.missing_edges()
-    runs = tmp_path / "runs"
-    with local_superlink(tmp_path / "home") as superlink:
-        settings = {**SETTINGS, "evaluate-every": 10, "runs-dir": str(runs)}
-        run_id = superlink.submit(ROOT, 8, settings)
-        with superlink.log(run_id) as lines:
-            text = lines.read()
-    folders = list(runs.iterdir())
-    assert folders, text[-2000:]
-    history = [json.loads(line) for line in (folders[0] / "history.jsonl").read_text().splitlines()]
-    theirs = history[-1]["accuracy"]
+    (folder,) = run(superlink, ROOT, 8, tmp_path / "runs", **SETTINGS, **{"evaluate-every": 10})
+    theirs = history(folder)[-1]["accuracy"]
     # The same code in the same order on the same machine: no tolerance.
     assert mine == theirs
     for v, model in enumerate(peers):
-        other = load_file(folders[0] / f"agent-{v:03d}.safetensors")
+        other = load_file(folder / f"agent-{v:03d}.safetensors")
         for name, array in model.items():
             np.testing.assert_array_equal(array, other[name])
     assert np.mean(mine) > 0.85
