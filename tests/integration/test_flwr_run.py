@@ -123,20 +123,15 @@ def test_faults_in_simulation_cost_rounds_and_not_the_run(
 
 @pytest.fixture(scope="module")
 def failing(superlink: SuperLink, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Three runs at once that end with an error, `{name: run id}`: their time is mostly waiting."""
+    """Two runs at once that end with an error, `{name: run id}`: their time is mostly waiting.
+
+    A bad run config ends as too few nodes do: `tests/unit/test_server_app.py` has its words.
+    """
     foreign = shutil.copytree(FOREIGN, tmp_path_factory.mktemp("failing") / "foreign")
     return {
         "too few nodes": superlink.submit(ROOT, 2, {"topology": "ring:16"}),
-        "bad config": superlink.submit(ROOT, 7, {"topology": "rng:7"}),
         "server fails": superlink.submit(foreign, 4, {"mode": "server-fails"}),
     }
-
-
-def test_a_bad_run_config_ends_at_once_with_its_remedy(
-    superlink: SuperLink, failing: dict[str, str]
-) -> None:
-    text = log_of(superlink, failing["bad config"])
-    assert "unknown topology 'rng', did you mean 'ring'?" in text
 
 
 def test_too_few_nodes_end_the_run_with_the_remedy(

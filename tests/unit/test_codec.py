@@ -221,18 +221,27 @@ def test_a_claimed_size_allocates_nothing():
         decode(with_header(vectors=[["folded", "float32", 10**15], HEADER["vectors"][1]]), EXPECT)
 
 
-@pytest.mark.parametrize("length", range(len(FRAME)))
-def test_a_truncated_frame_is_refused(length):
-    with pytest.raises(PayloadError):
-        decode(FRAME[:length], EXPECT)
+def is_refused(frame):
+    try:
+        decode(frame, EXPECT)
+    except PayloadError:
+        return True
+    return False
 
 
-@pytest.mark.parametrize("at", [i for i in range(len(FRAME)) if i not in (6, 7)])
-def test_a_flipped_bit_anywhere_but_in_the_padding_is_noticed(at):
-    damaged = bytearray(FRAME)
-    damaged[at] ^= 0x10
-    with pytest.raises(PayloadError):
-        decode(damaged, EXPECT)
+def test_a_truncated_frame_is_refused():
+    assert not is_refused(FRAME)
+    assert [length for length in range(len(FRAME)) if not is_refused(FRAME[:length])] == []
+
+
+def test_a_flipped_bit_anywhere_is_noticed():
+    taken = []
+    for at in range(len(FRAME)):
+        damaged = bytearray(FRAME)
+        damaged[at] ^= 0x10
+        if not is_refused(damaged):
+            taken.append(at)
+    assert taken == []
 
 
 # Seeded, so that a run repeats; no deadline, because the machine may be busy.
