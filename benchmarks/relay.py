@@ -2,6 +2,7 @@
 
 Both strategies run by turns on the same simulated nodes (Ray), so drift of the machine
 hits both. Usage: python benchmarks/relay.py [--rounds 5] [--turns 5]
+[--model "5 million"] [--what "train and evaluate"]
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from torch import nn
 from flower_dhb import ServerlessStrategy, Topology, consensus_mod
 
 N_AGENTS = 8
+WHAT = ("train", "train and evaluate")
 LAYERS = {"100 thousand": (128, 384, 128, 10), "5 million": (1024, 2048, 1408, 10)}
 
 
@@ -67,7 +69,9 @@ def make_client_app(sizes: tuple[int, ...]) -> ClientApp:
     return app
 
 
-def make_server_app(sizes: tuple[int, ...], rounds: int, turns: int, output: Path) -> ServerApp:
+def make_server_app(
+    sizes: tuple[int, ...], rounds: int, turns: int, only: str, output: Path
+) -> ServerApp:
     app = ServerApp()
 
     @app.main()
@@ -85,6 +89,7 @@ def make_server_app(sizes: tuple[int, ...], rounds: int, turns: int, output: Pat
                 min_evaluate_nodes=N_AGENTS, **everyone
             ),
         }
+        strategies = {key: make for key, make in strategies.items() if only in ("", key[1])}
         seconds: dict[str, list[float]] = {}
         for turn in range(turns + 1):
             for (name, what), make in strategies.items():
@@ -99,11 +104,11 @@ def make_server_app(sizes: tuple[int, ...], rounds: int, turns: int, output: Pat
     return app
 
 
-def measure(sizes: tuple[int, ...], rounds: int, turns: int, output: Path) -> None:
+def measure(sizes: tuple[int, ...], rounds: int, turns: int, only: str, output: Path) -> None:
     from flwr.simulation import run_simulation
 
     run_simulation(
-        make_server_app(sizes, rounds, turns, output),
+        make_server_app(sizes, rounds, turns, only, output),
         make_client_app(sizes),
         num_supernodes=N_AGENTS,
         backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}},
@@ -117,25 +122,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--model", choices=list(LAYERS), help="this one alone")
+    parser.add_argument("--what", choices=WHAT, default="", help="these rounds alone")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--output", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
-        measure(LAYERS[arguments.one], arguments.rounds, arguments.turns, arguments.output)
+        words = (arguments.rounds, arguments.turns, arguments.what, arguments.output)
+        measure(LAYERS[arguments.one], *words)
         return
     print(f"{'model':<14}{'round':<22}{'FedAvg s':>10}{'relay s':>10}{'ratio':>8}  (medians)")
     with tempfile.TemporaryDirectory() as folder:
-        for name in LAYERS:  # a process each: Ray keeps what it once had
+        for name in (
+            [arguments.model] if arguments.model else LAYERS
+        ):  # a process each: Ray keeps what it once had
             output = Path(folder) / "result.json"
             command = [sys.executable, __file__, "--one", name, "--output", str(output)]
             command += ["--rounds", str(arguments.rounds), "--turns", str(arguments.turns)]
+            command += ["--what", arguments.what] if arguments.what else []
             log = Path(folder) / "log"
             with log.open("w") as file:
                 done = subprocess.run(command, stdout=file, stderr=file, check=False)
             if done.returncode != 0 or not output.exists():
                 sys.exit(log.read_text()[-4000:])
             seconds = json.loads(output.read_text())["seconds"]
-            for what in ("train", "train and evaluate"):
+            for what in [arguments.what] if arguments.what else WHAT:
                 relay, fedavg = seconds[f"relay: {what}"], seconds[f"fedavg: {what}"]
                 ratio = statistics.median(a / b for a, b in zip(relay, fedavg, strict=True))
                 print(

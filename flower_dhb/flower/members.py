@@ -173,6 +173,12 @@ class Members:
         node = self._node_of[vertex]
         return "" if node is None else self._addresses.get(node, "")
 
+    def in_context(self) -> list[int]:
+        """Vertices of a deployment whose state Flower carries between SuperNode and app."""
+        if _is_simulated(self._relay.grid):
+            return []
+        return [v for v in self._node_of if not self.keeps_file(v)]
+
     def refresh(self) -> None:
         """See who is connected now, and ask nodes that are new for their vertex."""
         self._refreshes += 1
@@ -305,5 +311,8 @@ def _read_claim(sent: Sent, message: Message) -> Answer:
 
 def _default_wait_s(grid: Grid) -> float:
     # In simulation all nodes are there at once; devices are switched on one by one.
-    simulated = type(grid).__name__ == "InMemoryGrid"
-    return _SIMULATION_WAIT_S if simulated else _DEPLOYMENT_WAIT_S
+    return _SIMULATION_WAIT_S if _is_simulated(grid) else _DEPLOYMENT_WAIT_S
+
+
+def _is_simulated(grid: Grid) -> bool:
+    return type(grid).__name__ == "InMemoryGrid"

@@ -34,6 +34,7 @@ from flower_dhb.agent.policy import Policy
 from flower_dhb.errors import ConfigError, FlowerDhbError, PayloadError, RoundError, StateError
 from flower_dhb.flower.arrays import START_VERTEX, array_record, frame_array, frame_of, named_arrays
 from flower_dhb.flower.calls import evaluate_with
+from flower_dhb.flower.legacy import remedy
 from flower_dhb.flower.noise import gaussian
 from flower_dhb.flower.profile import Spent, started_at
 from flower_dhb.flower.records import (
@@ -371,7 +372,7 @@ class _Turn:
                     trained = node.adapt(ask.round, arrays, bound)
                     payload = self._frame(trained, ask.round)
             except Exception as error:  # the app's own code: anything may come out of it
-                failure = failure_text(error)
+                failure = remedy(error) or failure_text(error)
                 log(ERROR, "agent %s, round %s: %s", ask.vertex, ask.round, failure)
                 if not isinstance(error, FlowerDhbError):
                     detail = traceback.format_exc()

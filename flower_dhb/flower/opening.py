@@ -18,6 +18,7 @@ from flower_dhb.errors import PayloadError
 from flower_dhb.flower.arrays import named_arrays
 from flower_dhb.flower.checkpoint import Kept
 from flower_dhb.flower.ledger import Ledger
+from flower_dhb.flower.limits import check_layout, check_state, memory_warning
 from flower_dhb.flower.members import Members
 from flower_dhb.flower.relay import Relay
 from flower_dhb.flower.reports import Reports
@@ -56,8 +57,9 @@ class Opening:
         """Begin a run of all agents from `arrays`; waits for a node on every vertex.
 
         result: takes the warnings. kept: the run that goes on instead. Raises PayloadError if
-        the arrays are not finite, ConfigError if the nodes do not cover the graph, or if the
-        run that goes on is another one's, and StateError if it is damaged.
+        the arrays are not finite, ConfigError if the nodes do not cover the graph, if Flower
+        cannot carry the model, or if the run that goes on is another one's, and StateError if
+        it is damaged.
         """
         if kept is not None:
             kept.check(self.topology, self.algorithm)
@@ -66,6 +68,10 @@ class Opening:
         layout = Layout.of(initial, STATISTICS if self.statistics is None else self.statistics)
         if self.statistics is None:
             _say_where_statistics_may_lie(initial, result)
+        check_layout(self.algorithm, layout)
+        warning = memory_warning(self.algorithm, layout, self.topology.n_agents)
+        if warning:
+            result.warn(warning)
         run_id = grid.run.run_id
         _starts[run_id] += 1
         try:
@@ -85,6 +91,7 @@ class Opening:
         relay = Relay(grid)
         members = Members(self.topology, relay)
         members.enroll(self.node_timeout_s)
+        check_state(self.algorithm, layout, members.in_context())
         return Session(
             relay,
             members,

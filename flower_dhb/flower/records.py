@@ -32,6 +32,7 @@ __all__ = [
     "Farewell",
     "Instruction",
     "Question",
+    "common_length",
     "failure_text",
     "read_request",
     "records_of",
@@ -409,6 +410,11 @@ def _ask(fields: Fields) -> Ask:
 
 # Rule and layout are the same for all agents of a run, so they are written and read once.
 # The texts of large models are long: few are kept, enough for runs at the same time.
+
+
+def common_length(algorithm: Algorithm, layout: Layout) -> tuple[int, int]:
+    """Characters of what all instructions of a run have in common, and how many are read."""
+    return len(_write(algorithm, layout)), _LIMIT_INSTRUCTION
 
 
 @lru_cache(maxsize=8)

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from logging import WARNING
 
-from flwr.app import Message
+from flwr.app import Array, ArrayRecord, Message
 from flwr.common import log
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from flower_dhb.errors import ConfigError, PayloadError, RoundError
 from flower_dhb.flower.profile import Profile
-from flower_dhb.flower.records import Answer
+from flower_dhb.flower.records import Answer, records_of
 
 __all__ = ["NOBODY", "Relay", "Sent", "is_deployed", "is_unavailable", "read_answer"]
 
@@ -36,6 +36,8 @@ _UNAVAILABLE = (
     ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
     ErrorCode.NODE_UNAVAILABLE,
 )
+# Flower copies all that is pushed at once before it sends the first byte of it.
+_PUSH_BYTES = 2**24
 _POLL_SHARE = 0.05  # of the time waited so far: a round is prolonged by 5% at most
 _POLL_MIN_S, _POLL_MAX_S = 0.005, 0.25
 
@@ -87,6 +89,29 @@ def is_deployed(grid: Grid) -> bool:
     """Whether a grid is that of Flower's deployment, in which each message starts a process."""
     kind = type(grid)
     return kind.__module__.startswith("flwr.") and kind.__name__ != "InMemoryGrid"
+
+
+def _grouped(messages: Sequence[Message]) -> Iterator[list[Message]]:
+    """Messages to be pushed together: as few groups as hold `_PUSH_BYTES` each at most.
+
+    An array that several messages of a group share counts once, as Flower copies it once.
+    """
+    group: list[Message] = []
+    sizes: dict[int, int] = {}
+    for message in messages:
+        own = {id(array): len(array.data) for array in _arrays_in(message)}
+        if group and sum((sizes | own).values()) > _PUSH_BYTES:
+            yield group
+            group, sizes = [], {}
+        group.append(message)
+        sizes |= own
+    if group:
+        yield group
+
+
+def _arrays_in(message: Message) -> Iterator[Array]:
+    for record in records_of(message.content, ArrayRecord).values():
+        yield from record.values()
 
 
 class Relay:
@@ -235,6 +260,9 @@ class Relay:
     # --- a grid that fails for a moment ---------------------------------------------
 
     def _push(self, messages: Sequence[Message]) -> set[str]:
+        return {i for group in _grouped(messages) for i in self._push_group(group)}
+
+    def _push_group(self, messages: Sequence[Message]) -> set[str]:
         pause = _RETRY_MIN_S
         while True:
             try:

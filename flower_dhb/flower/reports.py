@@ -41,6 +41,11 @@ class Reports:
         """Who has reported its parameters of a round."""
         return self._vectors.keys() if self._round == round else ()
 
+    def begin(self, round: int) -> None:
+        """A round begins: reports of another one go, before new payloads come."""
+        if self._round != round:
+            self._vectors, self._sketches, self._round = {}, {}, round
+
     def take(
         self,
         round: int,
@@ -48,8 +53,7 @@ class Reports:
         sketches: Mapping[int, NDArray[np.float64]],
     ) -> None:
         """Keep reports beside those of the same round; those of another round go."""
-        if self._round != round:
-            self._vectors, self._sketches, self._round = {}, {}, round
+        self.begin(round)
         self._vectors.update(models)
         self._sketches.update(sketches)
 

@@ -78,6 +78,7 @@ class Session:
     def begin(self, round: int) -> None:
         """Begin a round."""
         self.now.flush()
+        self.reports.begin(round)
         self.now, self.relay.profile = self.new_round(round), Profile()
 
     def took(self, seconds: float) -> None:

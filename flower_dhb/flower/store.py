@@ -29,6 +29,7 @@ from flower_dhb.agent.screening import Screen
 from flower_dhb.algorithms import Algorithm
 from flower_dhb.errors import RoundError, StateError
 from flower_dhb.files import write_durably
+from flower_dhb.flower.arrays import carried
 from flower_dhb.types import Entry, Layout, NDArrays, State, dtype_name
 
 __all__ = ["STATE_DIR", "Store", "load_snapshot", "open_store", "snapshot_vectors"]
@@ -133,12 +134,8 @@ class _ContextStore:
         document, arrays = snapshot_vectors(snapshot, algorithm, self._run)
         record = ArrayRecord()
         for name, array in arrays.items():
-            record[name] = Array(
-                dtype_name(array.dtype),
-                tuple(array.shape),
-                _RAW,
-                np.asarray(array, order="C").tobytes(),
-            )
+            data = np.asarray(array, order="C").tobytes()
+            record[name] = carried(dtype_name(array.dtype), tuple(array.shape), _RAW, data)
         self._context.state[_STATE] = record
         self._context.state[_ABOUT] = ConfigRecord({"json": json.dumps(document)})
 

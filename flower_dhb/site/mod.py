@@ -15,6 +15,7 @@ from flwr.clientapp.typing import ClientAppCallable
 from flower_dhb.agent.policy import Policy
 from flower_dhb.errors import ConfigError, FlowerDhbError
 from flower_dhb.flower.calls import evaluate_of
+from flower_dhb.flower.legacy import in_new_form
 from flower_dhb.flower.mod import pass_on, take_turn, who
 from flower_dhb.flower.records import Answer, Instruction, Question, read_request
 from flower_dhb.site.ending import Ending
@@ -68,6 +69,8 @@ def respond(
 def decentralize(client_app: ClientApp) -> ClientApp:
     """Wrap a ClientApp that must not be touched: the same as `consensus_mod` in its mods.
 
+    An app of Flower's older form, with a `client_fn`, can be wrapped as it is, too.
+
     Example: `app = decentralize(their_package.client_app.app)`.
     """
     if not isinstance(client_app, ClientApp):
@@ -112,7 +115,7 @@ def _hold_segment(
 class _Decentralized(ClientApp):
     def __init__(self, inner: ClientApp) -> None:
         super().__init__()
-        self._inner = inner
+        self._inner = in_new_form(inner)
 
     def __call__(self, message: Message, context: Context) -> Message:
         return consensus_mod(message, context, self._inner)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable
 
 import numpy as np
@@ -22,7 +24,7 @@ from flower_dhb import (
     consensus_mod,
 )
 from flower_dhb.agent.mixing import convex
-from flower_dhb.flower.arrays import named_arrays
+from flower_dhb.flower.arrays import carried, frame_array, named_arrays
 
 N, ROUNDS = 7, 5
 EDGES = [(0, 1), (1, 2), (2, 3), (3, 0), (0, 4), (4, 5), (0, 6), (2, 6)]
@@ -334,3 +336,28 @@ def test_pickled_objects_are_never_read(tmp_path) -> None:
     np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(PayloadError, match="'w' is not a readable array"):
         named_arrays({"w": Array("object", (1,), "numpy.ndarray", path.read_bytes())})
+
+
+# --- between the simulation's processes ---------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [0, 5, 10**6])
+def test_payloads_and_states_move_between_processes_apart_from_the_stream(size: int) -> None:
+    """Their bytes lie outside of what pickle writes, and to Flower they are plain arrays."""
+    values = np.arange(size, dtype=np.float32).tobytes()
+    array = carried("float32", (size,), "raw", values)
+    buffers: list[pickle.PickleBuffer] = []
+    stream = pickle.dumps(array, 5, buffer_callback=buffers.append)
+    assert len(stream) < 300
+    assert sum(memoryview(buffer).nbytes for buffer in buffers) == len(values)
+    plain = Array("float32", (size,), "raw", values)
+    for again in (
+        pickle.loads(stream, buffers=buffers),  # noqa: S301
+        pickle.loads(pickle.dumps(array, 5)),  # noqa: S301
+        pickle.loads(pickle.dumps(array, 4)),  # noqa: S301
+        copy.deepcopy(array),
+    ):
+        assert vars(again)["data"] == values
+        assert (again.object_id, again.deflate()) == (plain.object_id, plain.deflate())
+        assert pickle.dumps(again, 5, buffer_callback=lambda _: None) == stream, "as cheap again"
+    assert isinstance(frame_array(values), type(array))

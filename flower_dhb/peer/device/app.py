@@ -24,6 +24,7 @@ from flower_dhb.agent.policy import Policy
 from flower_dhb.algorithms import Algorithm
 from flower_dhb.errors import StateError
 from flower_dhb.flower.arrays import array_record, start_frame
+from flower_dhb.flower.legacy import in_new_form
 from flower_dhb.flower.mod import take_turn
 from flower_dhb.flower.records import Answer, Ask, Instruction
 from flower_dhb.flower.store import open_store
@@ -130,9 +131,11 @@ class Agent:
         known = {"partition-id": vertex, **node_config, "vertex": vertex}
         context = make_context(run_number, node, known, run_config)
 
+        called = in_new_form(app)
+
         def turn(request: Instruction, message: Message) -> Answer:
             # Where the app has the mod itself, that one only passes on.
-            return take_turn(request, message, context, app, policy or Policy())
+            return take_turn(request, message, context, called, policy or Policy())
 
         return cls(
             turn,
