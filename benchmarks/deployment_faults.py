@@ -31,7 +31,7 @@ Row = dict[str, Any]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--transport", default="relay", choices=["relay", "direct"])
-    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--rounds", type=int, default=5000, help="at most")
     parser.add_argument("--step-s", type=float, default=0.0, help="seconds that a training takes")
     parser.add_argument("--timeout-s", type=float, default=30.0, help="of a round")
     parser.add_argument("--only", nargs="*", default=list(FAULTS), help="faults by name")
@@ -55,13 +55,17 @@ def measured(folder: Path, arguments: argparse.Namespace) -> str:
     with Deployment(folder, executor=True) as deployment:
         deployment.start_link()
         if direct:
-            deployment.make_mesh(f"ring:{N}")
+            deployment.make_mesh(N)
         deployment.start_nodes(range(N))
         run = Run.submit(deployment, values, **strategy)
         for name in arguments.only:
             since = begun[name] = len(run.wait_for(lambda rows: well(rows, 0), 300.0))
             FAULTS[name](deployment, trouble, VERTEX)
             run.wait_for(lambda rows, since=since: well(rows, since + 1), 400.0)  # type: ignore[misc]
+            print(
+                name, [row["missing"] for row in run.rows()[since:] if row["missing"]], flush=True
+            )
+        (trouble / "enough").touch()
         rows = run.finish(600.0)
         found = [clusters.accuracy(model) for model in run.models("x")]
     usual = statistics.median(row["seconds"] for row in rows if not row["missing"])

@@ -14,8 +14,7 @@ import secrets
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,7 +23,7 @@ import psutil
 
 from deploy.keys import write_certificates, write_key, write_private
 from deploy.processes import HOME, kill_all, processes_of, runs
-from flower_dhb.peer.mesh.create import MeshPlan, create_mesh, local_hosts
+from flower_dhb.peer.mesh.certificates import Authority
 from flower_dhb.peer.mesh.devices import folder_of
 from flower_dhb.runs.folder import toml_text
 from flower_dhb.runs.superlink import SuperLink, executable, free_ports, wait_until_up
@@ -32,6 +31,7 @@ from flower_dhb.runs.superlink import SuperLink, executable, free_ports, wait_un
 __all__ = ["Deployment"]
 
 ROOT = Path(__file__).resolve().parents[1]
+_DAYS = 30
 # Flower takes a second or two to load, and would for each key.
 _REGISTER = """
 import sys
@@ -132,20 +132,20 @@ class Deployment:
         """Kill the SuperLink and all that it started, as a power failure would."""
         kill_all(self._processes("link"))
 
-    def make_mesh(
-        self, topology: str, app: Path = ROOT, without_address: Iterable[int] = ()
-    ) -> None:
+    def make_mesh(self, n_agents: int, without_address: Collection[int] = ()) -> None:
         """Give each vertex a mesh identity and an address, for nodes that start from now on.
 
         without_address: vertices as behind NAT, which can dial only.
         """
-        from flower_dhb.topology.graph import Topology
-
-        hosts = local_hosts(Topology.parse(topology).n_agents)
-        away = set(without_address)
-        hosts = [replace(host, address=None) if host.vertex in away else host for host in hosts]
-        create_mesh(MeshPlan(app=app, out=self.mesh, hosts=hosts, overrides={"topology": topology}))
-        self.addresses = {int(host.vertex): host.address for host in hosts}
+        authority = Authority.create("deployment", _DAYS)
+        for vertex, port in enumerate(free_ports(n_agents)):
+            home = self._fresh(f"mesh/{folder_of(vertex)}")
+            key, certificate = authority.issue(vertex, _DAYS)
+            write_private(home / "key.pem", key)
+            (home / "certificate.pem").write_bytes(certificate)
+            (home / "authority.pem").write_bytes(authority.pem)
+            here = None if vertex in without_address else f"127.0.0.1:{port}"
+            self.addresses[vertex] = here
 
     def start_node(self, vertex: int, *, key: str = "", **config: Any) -> None:
         """Start the SuperNode of a vertex, and return once it is up.

@@ -1,8 +1,12 @@
-"""The relay, with the arguments that the run config says; late agents are soon missing."""
+"""A strategy with the arguments that the run config says; late agents are soon missing.
+
+A file `enough` in the folder `trouble` ends the run with the next round.
+"""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 from flwr.app import ArrayRecord, Context
@@ -10,6 +14,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from deployed import clusters
 from flower_dhb import HeavyBall, RunFolder, ServerlessStrategy, Topology
+from flower_dhb.metrics import RoundRecord
 
 app = ServerApp()
 
@@ -26,9 +31,13 @@ def main(grid: Grid, context: Context) -> None:
         "collect_models": True,
         **json.loads(str(config["strategy"])),
     }
-    strategy = ServerlessStrategy(
-        topology, HeavyBall(momentum=float(config["momentum"])), on_round=folder.append, **arguments
-    )
+
+    def kept(record: RoundRecord) -> bool:
+        folder.append(record)
+        return bool(config["trouble"]) and (Path(str(config["trouble"])) / "enough").exists()
+
+    rule = HeavyBall(momentum=float(config["momentum"]))
+    strategy = ServerlessStrategy(topology, rule, on_round=kept, **arguments)
     size = clusters.SIZE if config["task"] == "clusters" else int(config["size"])
     start = ArrayRecord([np.zeros(size)])
     result = strategy.start(grid, start, num_rounds=int(config["rounds"]))
