@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,7 @@ from support.deployment_faults import (
     node_with_its_key,
     superlink_restarted,
 )
+from support.flower_runs import ROOT, history, models, processes_of, simulated
 
 from flower_dhb import HeavyBall, Topology, simulate
 
@@ -49,6 +53,29 @@ def test_a_relayed_run_outlives_supernodes_a_client_app_and_the_superlink(tmp_pa
     # Undisturbed, all agents come within 0.36 of the mean of their numbers, 1.5; a round without
     # an agent moves its neighbors by a few hundredths.
     np.testing.assert_allclose(run.models("x"), undisturbed(), atol=0.2)
+
+
+def test_the_demonstration_ends_with_the_numbers_of_simulate(tmp_path: Path) -> None:
+    """From an empty home; what it started has ended then, and it has left nothing but results."""
+    words = ["--topology", "ring:5", "--rounds", "4"]
+    done = subprocess.run(
+        [sys.executable, "-m", "deploy.demo", *words, "--runs-dir", tmp_path / "runs"],
+        cwd=ROOT,
+        env=os.environ | {"HOME": str(tmp_path), "TMPDIR": str(tmp_path), "COLUMNS": "100"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "worst agent" in done.stdout
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert f"Results: {folder}" in done.stdout.splitlines()
+    assert list(tmp_path.glob("flower-dhb-deployment-*")) == []
+    assert processes_of(tmp_path) == []
+    assert len(history(folder)) == 4
+    # float32, as in test_flwr_run.py: one gradient is batched over agents, the other is not.
+    np.testing.assert_allclose(models(folder, 5), simulated("ring:5", 4, 0.4, 0), atol=1e-5)
 
 
 def missed(run: Run, vertex: int) -> None:

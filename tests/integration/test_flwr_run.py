@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from rich.console import Console
 from support.flower_runs import (
-    DIGITS,
     RATE,
     ROOT,
     ROUNDS,
@@ -22,15 +21,12 @@ from support.flower_runs import (
     models,
     processes_of,
     run,
+    simulated,
 )
 
-from flower_dhb import HeavyBall, Topology, simulate
 from flower_dhb.cli.run import Watch
 from flower_dhb.errors import RoundError
 from flower_dhb.flower.progress import Progress
-from flower_dhb.problems.digits import load_digits
-from flower_dhb.problems.models import make_model
-from flower_dhb.problems.splits import batches, split
 from flower_dhb.runs.superlink import SuperLink
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.xdist_group("superlink")]
@@ -53,7 +49,9 @@ def test_a_run_gives_the_parameters_of_simulate(digits) -> None:
     # float32, five rounds: the one gradient is batched over agents, the other is
     # not, and sums run in another order. 1e-5 is a few dozen roundings of values
     # near 1; one round's step is a hundred times larger.
-    np.testing.assert_allclose(models(digits.folder, 7), _simulated(), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(
+        models(digits.folder, 7), simulated(TOPOLOGY, ROUNDS, RATE, SEED), rtol=0, atol=1e-5
+    )
 
 
 def test_a_run_leaves_its_history_config_pictures_and_models(digits) -> None:
@@ -155,34 +153,3 @@ def test_an_app_that_fails_ends_with_its_error_once(
     assert "Traceback" not in out.getvalue()
     assert "KeyError" not in out.getvalue()
     assert "Traceback" in (tmp_path / "run.log").read_text()
-
-
-def _simulated() -> np.ndarray:
-    """The same problem under the reference driver, gradients of all agents in one call."""
-    import torch
-    from torch.func import functional_call, grad, vmap
-
-    topology, seed = Topology.parse(TOPOLOGY), SEED
-    data, model = load_digits(), make_model("mlp", seed)
-    parts = split(data.train_y.numpy(), 7, DIGITS["split"], seed)
-    shapes = [(name, p.shape, p.numel()) for name, p in model.named_parameters()]
-
-    def loss(flat: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        pieces = torch.split(flat, [size for *_, size in shapes])
-        named = {n: p.view(shape) for (n, shape, _), p in zip(shapes, pieces, strict=True)}
-        return torch.nn.functional.cross_entropy(functional_call(model, named, (x,)), y)
-
-    gradient = vmap(grad(loss))
-
-    def step(x: np.ndarray, k: int) -> np.ndarray:
-        rows = np.stack(
-            [
-                p[batches(len(p), 32, 1, seed=seed, vertex=v, round=k)[0]]
-                for v, p in enumerate(parts)
-            ]
-        )
-        g = gradient(torch.from_numpy(x), data.train_x[rows], data.train_y[rows])
-        return x - RATE * g.numpy()
-
-    start = torch.cat([p.detach().reshape(-1) for p in model.parameters()]).numpy()
-    return simulate(HeavyBall(), topology, start, step, ROUNDS)[-1]

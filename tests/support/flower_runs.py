@@ -19,7 +19,10 @@ import tomli_w
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
+from flower_dhb import HeavyBall, Topology, simulate
+from flower_dhb.problems.digits import load_digits
 from flower_dhb.problems.models import make_model
+from flower_dhb.problems.splits import batches, split
 from flower_dhb.runs.superlink import SuperLink
 
 ROOT = Path(__file__).parents[2]
@@ -141,3 +144,34 @@ def processes_of(home: Path) -> list[str]:
             continue
     _, alive = psutil.wait_procs(gone_in_a_moment, timeout=30)
     return [str(process) for process in alive]
+
+
+def simulated(graph: str, rounds: int, rate: float, seed: int) -> NDArray[np.float32]:
+    """The digits' problem under the reference driver, gradients of all agents in one call."""
+    import torch
+    from torch.func import functional_call, grad, vmap
+
+    topology = Topology.parse(graph)
+    data, model = load_digits(), make_model("mlp", seed)
+    parts = split(data.train_y.numpy(), topology.n_agents, "classes:2", seed)
+    shapes = [(name, p.shape, p.numel()) for name, p in model.named_parameters()]
+
+    def loss(flat: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        pieces = torch.split(flat, [size for *_, size in shapes])
+        named = {n: p.view(shape) for (n, shape, _), p in zip(shapes, pieces, strict=True)}
+        return torch.nn.functional.cross_entropy(functional_call(model, named, (x,)), y)
+
+    gradient = vmap(grad(loss))
+
+    def step(x: np.ndarray, k: int) -> np.ndarray:
+        rows = np.stack(
+            [
+                p[batches(len(p), 32, 1, seed=seed, vertex=v, round=k)[0]]
+                for v, p in enumerate(parts)
+            ]
+        )
+        g = gradient(torch.from_numpy(x), data.train_x[rows], data.train_y[rows])
+        return x - rate * g.numpy()
+
+    start = torch.cat([p.detach().reshape(-1) for p in model.parameters()]).numpy()
+    return simulate(HeavyBall(), topology, start, step, rounds)[-1]
