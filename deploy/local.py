@@ -23,7 +23,7 @@ import psutil
 
 from deploy.keys import write_certificates, write_key, write_private
 from deploy.processes import HOME, kill_all, processes_of, runs
-from flower_dhb.peer.mesh.certificates import Authority
+from flower_dhb.peer.mesh.certificates import DEVICE_DAYS, Authority
 from flower_dhb.peer.mesh.devices import folder_of
 from flower_dhb.runs.folder import toml_text
 from flower_dhb.runs.superlink import SuperLink, executable, free_ports, wait_until_up
@@ -31,7 +31,9 @@ from flower_dhb.runs.superlink import SuperLink, executable, free_ports, wait_un
 __all__ = ["Deployment"]
 
 ROOT = Path(__file__).resolve().parents[1]
-_DAYS = 30
+# A SuperNode that is killed and started again at once ends with a failure for as long as the
+# SuperLink believes that its key is in use, up to a minute; service managers try again.
+_AGAIN = 'until "$@"; do sleep 5; done'
 # Flower takes a second or two to load, and would for each key.
 _REGISTER = """
 import sys
@@ -137,10 +139,10 @@ class Deployment:
 
         without_address: vertices as behind NAT, which can dial only.
         """
-        authority = Authority.create("deployment", _DAYS)
+        authority = Authority.create("deployment")
         for vertex, port in enumerate(free_ports(n_agents)):
             home = self._fresh(f"mesh/{folder_of(vertex)}")
-            key, certificate = authority.issue(vertex, _DAYS)
+            key, certificate = authority.issue(vertex, DEVICE_DAYS)
             write_private(home / "key.pem", key)
             (home / "certificate.pem").write_bytes(certificate)
             (home / "authority.pem").write_bytes(authority.pem)
@@ -222,7 +224,8 @@ class Deployment:
         if self.authenticated:
             words += ["--auth-supernode-private-key", str(self._key(vertex, key))]
         log = self.log(f"vertex-{vertex}")
-        self.nodes[vertex] = self._start("flower-supernode", words, home, log)
+        command = ["-c", _AGAIN, "sh", executable("flower-supernode"), *words]
+        self.nodes[vertex] = self._start("sh", command, home, log)
         return port
 
     def _secret(self) -> list[str]:
