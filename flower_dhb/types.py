@@ -16,6 +16,7 @@ from flower_dhb.errors import ConfigError, PayloadError
 
 __all__ = [
     "STATISTICS",
+    "Encryption",
     "Entry",
     "Layout",
     "NDArrays",
@@ -26,6 +27,9 @@ __all__ = [
     "dtype_name",
     "unnamed_statistics",
 ]
+
+# For whom payloads are: whoever carries them, or the neighbors alone.
+Encryption = Literal["none", "neighbors"]
 
 # A NumPy array or a torch tensor: `(d,)` for one agent, `(n, d)` for all of them.
 # Rules use only elementwise arithmetic, which both libraries spell alike.

@@ -46,7 +46,9 @@ def main(grid: Grid, context: Context) -> None:
         evaluate_every=config.evaluate_every,
         transport=config.transport,
         average=False,
-        collect_models=True,
+        collect_models=config.encryption == "none",
+        encryption=config.encryption,
+        bind_nodes=config.bind_nodes,
         on_round=folder.append,
         checkpoint=folder.checkpoint,
     )

@@ -93,6 +93,21 @@ class Header:
         """Bytes of all vectors."""
         return sum(vector.n_bytes for vector in self.vectors)
 
+    def text(self) -> bytes:
+        """As it stands in a frame."""
+        document = {
+            "run": self.run,
+            "round": self.round,
+            "vertex": self.vertex,
+            "vectors": [[v.name, v.dtype, v.size] for v in self.vectors],
+        }
+        return json.dumps(document).encode()
+
+    @property
+    def frame_bytes(self) -> int:
+        """Length of the frame."""
+        return _PREFIX.size + len(self.text()) + self.n_bytes
+
     @property
     def sender(self) -> str:
         """How messages name this frame."""
@@ -131,14 +146,7 @@ def encode_parts(
 ) -> list[bytes | memoryview]:
     """One frame as buffers to be sent one after the other, the vectors not copied."""
     header = Header.of(payload, run=run, round=round, vertex=vertex)
-    text = json.dumps(
-        {
-            "run": run,
-            "round": round,
-            "vertex": vertex,
-            "vectors": [[v.name, v.dtype, v.size] for v in header.vectors],
-        }
-    ).encode()
+    text = header.text()
     if len(text) > _HEADER_LIMIT_BYTES:
         raise PayloadError(
             f"{header.sender}: header of {len(text)} bytes, at most {_HEADER_LIMIT_BYTES} are "

@@ -38,22 +38,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
     create.add_argument(
         "--start", help="initial arrays: FILE.safetensors, or module:name of a function or model"
     )
-    create.add_argument(
-        "--days",
-        type=int,
-        default=DEVICE_DAYS,
-        help="how long certificates are valid (default: %(default)s)",
-    )
-    create.add_argument(
-        "--authority-days",
-        type=int,
-        default=AUTHORITY_DAYS,
-        help="how long the authority that issues them is valid (default: %(default)s)",
-    )
+    _days(create)
     create.add_argument(
         "--insecure-plaintext", action="store_true", help="no TLS; loopback addresses only"
     )
     create.add_argument("--force", action="store_true", help="replace the mesh in --out")
+    identities = actions.add_parser(
+        "identities", help="write keys and certificates alone, for the nodes of Flower's SuperLink"
+    )
+    identities.add_argument("--vertices", type=int, required=True, help="how many nodes")
+    identities.add_argument("--out", type=Path, required=True, help="directory to write")
+    _days(identities)
+    identities.add_argument("--force", action="store_true", help="replace the mesh in --out")
     configure_certificates(actions)
     configure_day_two(actions)
     configure_visits(actions)
@@ -61,10 +57,26 @@ def configure(parser: argparse.ArgumentParser) -> None:
     configure_status(actions)
 
 
+def _days(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--days",
+        type=int,
+        default=DEVICE_DAYS,
+        help="how long certificates are valid (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--authority-days",
+        type=int,
+        default=AUTHORITY_DAYS,
+        help="how long the authority that issues them is valid (default: %(default)s)",
+    )
+
+
 def execute(arguments: argparse.Namespace) -> int:
     """Do what was asked. Returns the exit status."""
     done = {
         "create": _create,
+        "identities": _identities,
         "renew": renew,
         "revoke": revoke,
         "up": up,
@@ -110,4 +122,26 @@ def _create(arguments: argparse.Namespace) -> int:
     print(f"{len(paths)} devices in {arguments.out}; start one with: flower-dhb peer {paths[0]}")
     if not arguments.insecure_plaintext:
         print(f"keep {arguments.out / 'authority'} off the devices: its key signs certificates")
+    return 0
+
+
+def _identities(arguments: argparse.Namespace) -> int:
+    from flower_dhb.peer.mesh.identities import IdentityPlan, create_identities
+
+    check_days(arguments.days)
+    check_days(arguments.authority_days, "--authority-days")
+    homes = create_identities(
+        IdentityPlan(
+            out=arguments.out,
+            vertices=arguments.vertices,
+            days=arguments.days,
+            authority_days=arguments.authority_days,
+            force=arguments.force,
+        )
+    )
+    print(
+        f"{len(homes)} identities in {arguments.out}; carry each folder to its node, and start it"
+    )
+    print(f"with: flower-supernode --node-config 'vertex=0 mesh=\"{homes[0]}\"' …")
+    print(f"keep {arguments.out / 'authority'} off nodes and SuperLink: its key signs certificates")
     return 0

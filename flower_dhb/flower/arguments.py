@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, cast, get_args
 
 import numpy as np
 
 from flower_dhb.algorithms import Algorithm, default_algorithm, method
 from flower_dhb.errors import ConfigError, unknown
 from flower_dhb.topology.graph import Topology
+from flower_dhb.types import Encryption
 
 __all__ = [
     "a_rule",
@@ -17,6 +18,7 @@ __all__ = [
     "check_callable",
     "check_choice",
     "check_count",
+    "check_encryption",
     "check_flag",
     "check_key",
     "check_patterns",
@@ -26,7 +28,9 @@ __all__ = [
     "least_nodes",
     "maybe_seconds",
     "refuse",
+    "refuse_encrypted",
     "train_everywhere",
+    "unless_encrypted",
 ]
 
 # --- what is refused ------------------------------------------------------------------
@@ -191,6 +195,36 @@ def check_flag(name: str, value: object) -> bool:
     if not isinstance(value, bool | np.bool_):
         raise ConfigError(f"{name} must be True or False, got {value!r}")
     return bool(value)
+
+
+def check_encryption(value: object) -> Encryption:
+    """`"none"` or `"neighbors"`. Raises ConfigError otherwise."""
+    for known in get_args(Encryption):
+        if value == known:
+            return cast(Encryption, known)
+    raise ConfigError(f"encryption must be one of {get_args(Encryption)}, got {value!r}")
+
+
+def unless_encrypted(name: str, value: object, encryption: Encryption) -> bool:
+    """What needs the agents' parameters: None means yes, where they come here.
+
+    Raises ConfigError for True where they do not, and for what is no flag.
+    """
+    if value is None:
+        return encryption == "none"
+    if check_flag(name, value):
+        refuse_encrypted(f"{name}=True", encryption)
+    return bool(value)
+
+
+def refuse_encrypted(what: str, encryption: Encryption) -> None:
+    """Raise ConfigError where something is asked for that needs the agents' parameters."""
+    if encryption != "none":
+        raise ConfigError(
+            f'{what} needs the agents\' parameters, and encryption="{encryption}" lets nobody but '
+            "neighbors have them. Leave one of the two out; each node keeps its own model where "
+            "its node config says, model-file='…'"
+        )
 
 
 def check_callable(name: str, value: object) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,14 +12,15 @@ from numpy.typing import NDArray
 
 from flower_dhb.agent import codec
 from flower_dhb.agent.codec import Header
+from flower_dhb.agent.envelope import Envelope, read_envelope
 from flower_dhb.agent.node import Node, parameter_vectors
 from flower_dhb.algorithms import Algorithm
 from flower_dhb.errors import ConfigError, PayloadError
 from flower_dhb.flower.arrays import frame_of, npy_array, start_frame
-from flower_dhb.flower.records import Answer, Ask, Instruction
+from flower_dhb.flower.records import Answer, Ask, Instruction, digest_of
 from flower_dhb.metrics import SKETCH
 from flower_dhb.topology.graph import Topology
-from flower_dhb.types import Layout
+from flower_dhb.types import Encryption, Layout
 
 __all__ = ["Ledger"]
 
@@ -33,6 +34,7 @@ class _Due:
     uncertain: bool = False  # its state may be lost: let it rejoin
     epoch: int = 0  # of its memory, and of the payload that it has trained
     quarantined: tuple[int, ...] = ()  # neighbors whose payload of `round` it will not use
+    sealed_for: Collection[int] | None = None  # who can open its payload; None: all neighbors
 
 
 class Ledger:
@@ -46,7 +48,11 @@ class Ledger:
     has broken the sum opens the next one; the ledger learns of it from the answer, and all
     others join with their next training.
 
+    Sealed payloads are carried as they are: the ledger reads who sent them, in which round, and
+    for whom. An edge counts only if each end has sealed for the other.
+
     epoch: the newest that any agent has told of. attempt: how often the run was taken up again.
+    encryption: whether payloads are sealed.
     """
 
     def __init__(
@@ -59,12 +65,14 @@ class Ledger:
         run: str,
         arrays_key: str,
         config_key: str,
+        encryption: Encryption = "none",
     ) -> None:
         self._topology = topology
         self._algorithm = algorithm
         self._layout = layout
         self.run = run
         self.attempt = 0
+        self.encryption = encryption
         self.epoch = 0
         self._keys: dict[str, Any] = {"arrays_key": arrays_key, "config_key": config_key}
         self._start = start_frame(layout, arrays, run)
@@ -73,9 +81,20 @@ class Ledger:
         self._newest: dict[int, tuple[int, Array]] = {}
 
     def instruction(
-        self, vertex: int, ask: Ask, round: int, *, report: bool, measure: bool = False
+        self,
+        vertex: int,
+        ask: Ask,
+        round: int,
+        *,
+        report: bool,
+        measure: bool = False,
+        announcements: Mapping[int, str] | None = None,
     ) -> Instruction:
-        """What to tell an agent now; payloads of its graph neighbors and of nobody else."""
+        """What to tell an agent now; payloads of its graph neighbors and of nobody else.
+
+        announcements: of those vertices that have keys.
+        """
+        announced = announcements or {}
         due = self._due[vertex]
         neighbors = self._topology.neighbors(vertex)
         row = self._topology.row(vertex)
@@ -99,6 +118,9 @@ class Ledger:
             measure=measure,
             epoch=self.epoch,
             attempt=self.attempt,
+            encryption=self.encryption,
+            announcements={j: announced.get(j, "") for j in neighbors} if announced else {},
+            announced=digest_of(announced[vertex]) if vertex in announced else "",
             **self._keys,
         )
 
@@ -155,7 +177,23 @@ class Ledger:
     def check(self, vertex: int, round: int, frame: Array) -> None:
         """Raise PayloadError unless the frame is this agent's payload of this round."""
         specs = Node.vectors_of(self._algorithm, self._layout)
-        codec.decode(frame_of(frame), Header(self.run, round, vertex, specs))
+        expected = Header(self.run, round, vertex, specs)
+        if self.encryption == "none":
+            codec.decode(frame_of(frame), expected)
+            return
+        envelope = _envelope(frame, expected.sender)
+        envelope.check(self.run, round, vertex)
+        if envelope.size != expected.frame_bytes:
+            raise PayloadError(
+                f"{expected.sender}: {envelope.size} bytes are sealed, expected "
+                f"{expected.frame_bytes}; all agents must run the same model and algorithm"
+            )
+        strangers = envelope.receivers.keys() - set(self._topology.neighbors(vertex))
+        if strangers:
+            raise PayloadError(
+                f"{expected.sender}: the payload is sealed for vertices {sorted(strangers)[:20]}, "
+                "which are no neighbors"
+            )
 
     def check_epoch(self, answer: Answer) -> None:
         """Raise PayloadError if an answer tells of an epoch that its agent cannot be in."""
@@ -219,6 +257,9 @@ class Ledger:
         """
         sent = {}
         told = {vertex: self._due[vertex] for vertex in frames}
+        if self.encryption != "none":
+            for vertex, frame in frames.items():
+                told[vertex].sealed_for = _envelope(frame, f"vertex {vertex}").receivers.keys()
         for vertex, frame in frames.items():
             partners = [j for j in self._topology.neighbors(vertex) if _together(told, vertex, j)]
             self._due[vertex] = _Due(
@@ -233,4 +274,15 @@ def _together(told: Mapping[int, _Due], a: int, b: int) -> bool:
     """Whether two neighbors that have delivered can use each other's payloads."""
     if b not in told or told[a].epoch != told[b].epoch:
         return False
-    return a not in told[b].quarantined and b not in told[a].quarantined
+    return all(
+        one not in told[other].quarantined and _can_open(told[other], one)
+        for one, other in ((a, b), (b, a))
+    )
+
+
+def _can_open(sender: _Due, receiver: int) -> bool:
+    return sender.sealed_for is None or receiver in sender.sealed_for
+
+
+def _envelope(frame: Array, who: str) -> Envelope:
+    return read_envelope(frame_of(frame), who)[0]

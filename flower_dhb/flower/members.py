@@ -11,6 +11,7 @@ mistake takes nothing from an agent that is well.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Mapping
@@ -26,6 +27,7 @@ from flower_dhb.errors import ConfigError, FlowerDhbError
 from flower_dhb.flower.records import Answer, Question
 from flower_dhb.flower.relay import NOBODY, Relay, Sent, is_unavailable
 from flower_dhb.topology.graph import Topology
+from flower_dhb.types import Encryption
 
 __all__ = ["Members"]
 
@@ -48,9 +50,22 @@ class _Inquiry:
 class Members:
     """The nodes that take part, by vertex."""
 
-    def __init__(self, topology: Topology, relay: Relay) -> None:
+    def __init__(
+        self,
+        topology: Topology,
+        relay: Relay,
+        *,
+        run: str,
+        encryption: Encryption = "none",
+        bind_nodes: bool = False,
+    ) -> None:
         self._topology = topology
         self._relay = relay
+        self._run = run
+        self._encryption = encryption
+        self._bind_nodes = bind_nodes
+        self._bound: dict[int, bytes] = {}  # public key by vertex
+        self._ignored: dict[int, str] = {}  # by node, what was told last
         self._node_of: dict[int, int | None] = {}
         self._standby: dict[int, list[int]] = {}  # by vertex, the newest last
         self._silent: set[int] = set()  # vertices whose node did not answer
@@ -60,14 +75,16 @@ class Members:
         self._keeps_file: set[int] = set()  # nodes
         self._direct: set[int] = set()  # nodes that can hold rounds with their neighbors
         self._addresses: dict[int, str] = {}  # by node
+        self._announced: dict[int, str] = {}  # by node
 
     # --- before the run -------------------------------------------------------------
 
     def enroll(self, node_timeout_s: float | None) -> None:
         """Wait until every vertex has a node that has said so.
 
-        Raises ConfigError if the nodes do not cover the graph, one node to a vertex, and at
-        once if a node answers that it is no agent.
+        Raises ConfigError if the nodes do not cover the graph, one node to a vertex, or if
+        payloads are to be sealed and one has no keys; and at once if a node answers that it is no
+        agent.
         """
         if node_timeout_s is None:
             node_timeout_s = _default_wait_s(self._relay.grid)
@@ -152,6 +169,22 @@ class Members:
                 "node config"
             )
         self._node_of = {vertex: nodes[0] for vertex, nodes in nodes_of.items()}
+        if self._bind_nodes:
+            self._bound = {v: self._relay.key_of(nodes[0]) for v, nodes in nodes_of.items()}
+            without = [vertex for vertex, key in sorted(self._bound.items()) if not key]
+            if without:
+                raise ConfigError(
+                    f"bind_nodes=True: the nodes of vertices {without} have no key. Start the "
+                    "SuperLink with --enable-supernode-auth, register each SuperNode's key, and "
+                    "start it with --auth-supernode-private-key; simulated nodes have none"
+                )
+        silent = [v for v in range(n) if not self.announcement(v)]
+        if self._encryption != "none" and silent:
+            raise ConfigError(
+                f"encryption = '{self._encryption}': the nodes of vertices {silent} have announced "
+                "no keys. Each SuperNode needs mesh='…' in its node config, its directory as "
+                "'flower-dhb mesh' writes it; simulated nodes have none, so this is for deployments"
+            )
 
     # --- during the run -------------------------------------------------------------
 
@@ -179,10 +212,26 @@ class Members:
             return []
         return [v for v in self._node_of if not self.keeps_file(v)]
 
+    def announcement(self, vertex: int) -> str:
+        """What the node of a vertex has announced of itself, empty if nothing."""
+        node = self._node_of[vertex]
+        return self._announced.get(node, "") if node is not None else ""
+
+    def announces(self, node: int, announcement: str) -> None:
+        """A node has other keys than before: it has lost its state, or its certificate is new."""
+        self._announced[node] = announcement
+
     def refresh(self) -> None:
-        """See who is connected now, and ask nodes that are new for their vertex."""
+        """See who is connected now, and ask nodes that are new for their vertex.
+
+        A node that has been away and sits on no vertex is asked again: another one may have taken
+        its place meanwhile, and be gone.
+        """
         self._refreshes += 1
-        self._online = self._relay.nodes()
+        online = self._relay.nodes()
+        for node in online - self._online - set(self._node_of.values()):
+            self._inquiries.pop(node, None)
+        self._online = online
         self._relay.forget_others(self._online)
         due = {
             node
@@ -232,14 +281,22 @@ class Members:
         try:
             vertex = self._claimed(sent, message)
         except ConfigError as error:
-            return NOBODY, f"{error}; ignored"
+            return self._ignore(node, NOBODY, f"{error}; ignored")
         if vertex not in self._node_of:
             self._leave(node)
             what = f"node {node} says vertex {vertex}, which the topology does not have; ignored"
-            return NOBODY, what
+            return self._ignore(node, NOBODY, what)
         seated = self._node_of[vertex]
         if seated == node:
             return vertex, ""
+        if self._bind_nodes and self._relay.key_of(node) != self._bound[vertex]:
+            self._leave(node)
+            what = (
+                f"node {node} says vertex {vertex}, which belongs to the registered key "
+                f"{_short(self._bound[vertex])}, and has the key {_short(self._relay.key_of(node))}"
+                "; ignored"
+            )
+            return self._ignore(node, vertex, what)
         self._leave(node)
         self._standby.setdefault(vertex, []).append(node)
         if self.node(vertex) is None:
@@ -248,6 +305,11 @@ class Members:
             f"node {node} says vertex {vertex}, where node {seated} sits; it takes over if node "
             f"{seated} does not answer. If this is no restart, give each node a vertex of its own"
         )
+
+    def _ignore(self, node: int, vertex: int, what: str) -> tuple[int, str]:
+        """A claim that comes to nothing; the same words are told once."""
+        told, self._ignored[node] = self._ignored.get(node), what
+        return vertex, "" if told == what else what
 
     def _leave(self, node: int) -> None:
         """A node is not where it was before."""
@@ -265,21 +327,32 @@ class Members:
             inquiry.times += 1
             # A question may be lost, so it is put again, ever more seldom.
             inquiry.again = self._refreshes + 2**inquiry.times
-            message = Message(Question().to_records(), node, MessageType.TRAIN)
+            message = Message(Question(run=self._run).to_records(), node, MessageType.TRAIN)
             self._relay.address(message, Sent(node, NOBODY, _ASK, 0))
             messages.append(message)
         self._relay.send(messages)
 
     def _claimed(self, sent: Sent, message: Message) -> int:
-        """The vertex that a node says it is. Raises ConfigError if it is no agent of ours."""
-        self._inquiries[sent.node_id].again = math.inf
+        """The vertex that a node says it is. Raises ConfigError if it is no agent of ours.
+
+        Such a node is asked again, ever more seldom: it may be mended without a new id.
+        """
         answer = _read_claim(sent, message)
+        if 0 <= answer.vertex < self._topology.n_agents:
+            self._inquiries[sent.node_id].again = math.inf
         if answer.keeps_file:
             self._keeps_file.add(sent.node_id)
         if answer.direct:
             self._direct.add(sent.node_id)
         self._addresses[sent.node_id] = answer.address
+        if answer.announcement:
+            self._announced[sent.node_id] = answer.announcement
         return answer.vertex
+
+
+def _short(key: bytes) -> str:
+    """How messages name a public key."""
+    return hashlib.sha256(key).hexdigest()[:12] if key else "none"
 
 
 def _read_claim(sent: Sent, message: Message) -> Answer:

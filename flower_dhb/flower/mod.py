@@ -14,6 +14,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from logging import ERROR, WARNING
+from typing import Protocol
 
 from flwr.app import (
     Array,
@@ -42,16 +43,43 @@ from flower_dhb.flower.records import (
     Answer,
     Farewell,
     Instruction,
+    digest_of,
     failure_text,
     records_of,
 )
-from flower_dhb.flower.store import STATE_DIR, open_store
+from flower_dhb.flower.store import STATE_DIR, Store, keep_model, open_store
 from flower_dhb.metrics import SKETCH, sketch
 from flower_dhb.types import NDArrays, Payload
 
-__all__ = ["pass_on", "take_turn", "vertex_of", "who"]
+__all__ = ["Protect", "Sealing", "pass_on", "take_turn", "vertex_of", "who"]
 
 _PASSED = f"{PROTOCOL}.passed"
+
+
+class Sealing(Protocol):
+    """Seals an agent's payloads for its neighbors, and opens theirs."""
+
+    def announcement(self) -> str:
+        """What the neighbors need for it."""
+
+    def seal(self, frame: bytes, round: int, refuse: Callable[[str], None]) -> bytes:
+        """A frame for all neighbors that are believed; `refuse` is told of the others."""
+
+    def open(self, data: bytes, sender: int, round: int) -> bytearray:
+        """A neighbor's frame. Raises PayloadError if it is not exactly that."""
+
+
+# What an instruction and the node's own config make of payloads; None where they stay as they are.
+# Raises ConfigError where the two do not go together.
+Protect = Callable[[Instruction, Store], Sealing | None]
+
+
+def unprotected(instruction: Instruction, store: Store) -> None:  # noqa: ARG001
+    """Payloads as they are. Raises ConfigError if they were to be sealed."""
+    if instruction.encryption != "none":
+        raise ConfigError(
+            "this run's payloads are sealed for the neighbors, and this agent has no keys"
+        )
 
 
 def take_turn(
@@ -60,16 +88,18 @@ def take_turn(
     context: Context,
     call_next: ClientAppCallable,
     policy: Policy,
+    protect: Protect = unprotected,
 ) -> Answer:
     """Do what the relay asks of an agent, with the app's own train or evaluate.
 
     message: what the request came in; the user's config lies beside it. policy: of whoever runs
-    the node. Whatever goes wrong ends up in the answer.
+    the node. protect: says whether and how payloads are sealed. Whatever goes wrong ends up in the
+    answer.
     """
     if isinstance(request, Farewell):
         return _let_go(request, context)
     started, began = _start_of_process(), time.time()
-    turn = _Turn(request, context, policy)
+    turn = _Turn(request, context, policy, protect)
     answer = turn.take(message, call_next)
     return replace(answer, spent=Spent(started, began, time.time(), turn.app_s))
 
@@ -146,6 +176,9 @@ class _Turn:
     instruction: Instruction
     context: Context
     policy: Policy
+    protect: Protect
+    sealing: Sealing | None = None
+    remarks: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     rejoined: bool = False
     app_s: float = 0.0
@@ -159,6 +192,9 @@ class _Turn:
                 told = f"message is for vertex {ask.vertex}, this node is {vertex}"
                 return Answer(ask="vertex", vertex=vertex, failure=told)
             self.store = open_store(self.context, ask.run, vertex, ask.attempt)
+            self.sealing = self.protect(ask, self.store)
+            if self.sealing is not None and (ask.report or ask.measure):
+                raise ConfigError("parameters are asked for, and they leave this node only sealed")
             node = self._restore()
             size = sum(vector.n_bytes for vector in node.vectors)
             self.policy.check_payload(size, f"round {ask.round}: a payload of this model and rule")
@@ -176,6 +212,7 @@ class _Turn:
                 failure=str(error),
                 refused=tuple(self.refused),
                 policy=str(self.policy),
+                announcement=self._announcement(),
             )
         return self._act(node, message, call_next)
 
@@ -332,9 +369,10 @@ class _Turn:
         try:
             if sender not in self.instruction.weights:
                 raise PayloadError(f"round {number}: {sender} is not a neighbor")
-            return codec.decode(
-                frame_of(frame), Header(self.instruction.run, number, sender, specs)
-            )
+            data: bytes | bytearray = frame_of(frame)
+            if self.sealing is not None:
+                data = self.sealing.open(frame_of(frame), sender, number)
+            return codec.decode(data, Header(self.instruction.run, number, sender, specs))
         except PayloadError as error:
             self._refuse(str(error))
             return None
@@ -370,7 +408,7 @@ class _Turn:
                     arrays = named_arrays(_only_arrays(content))
                     bound = partial(self.policy.bounded, draw=gaussian)
                     trained = node.adapt(ask.round, arrays, bound)
-                    payload = self._frame(trained, ask.round)
+                    payload = self._payload(trained)
             except Exception as error:  # the app's own code: anything may come out of it
                 failure = remedy(error) or failure_text(error)
                 log(ERROR, "agent %s, round %s: %s", ask.vertex, ask.round, failure)
@@ -380,6 +418,11 @@ class _Turn:
                 if self.policy.metrics is not None:
                     failure, detail = _without_words(error), ""
         state_round = node.round
+        try:
+            if ask.ask in ("evaluate", "report") or ask.evaluates is not None:
+                keep_model(self.context, ask.run, node)
+        except OSError as error:
+            self.remarks.append(f"its model cannot be kept: {error}")
         try:
             self.store.save(node.snapshot, node.algorithm)
         except (OSError, RoundError) as error:  # a full disk: what is not kept must not be sent
@@ -403,6 +446,8 @@ class _Turn:
             evaluation_failure=evaluation_failure,
             epoch=node.epoch,
             policy=str(self.policy),
+            remarks=tuple(self.remarks),
+            announcement=self._announcement(),
         )
 
     def _let_out(self, content: RecordDict) -> RecordDict:
@@ -459,15 +504,27 @@ class _Turn:
             raise RoundError(f"the app answered with an error: {reply.error.reason}")
         return reply.content
 
+    def _payload(self, trained: Payload) -> Array:
+        """What the neighbors get."""
+        ask = self.instruction
+        frame = codec.encode(trained, run=ask.run, round=ask.round, vertex=ask.vertex)
+        if self.sealing is not None:
+            frame = self.sealing.seal(frame, ask.round, self.remarks.append)
+        return frame_array(frame)
+
+    def _announcement(self) -> str:
+        """The agent's own, unless the relay has it."""
+        if self.sealing is None:
+            return ""
+        own = self.sealing.announcement()
+        return "" if digest_of(own) == self.instruction.announced else own
+
     def _parameters(self, node: Node) -> Array:
-        vectors = {"parameters": node.parameters}
+        ask, vectors = self.instruction, {"parameters": node.parameters}
         if node.layout.statistics_size:
             vectors[STATISTICS_VECTOR] = node.snapshot.statistics
-        return self._frame(vectors, node.round)
-
-    def _frame(self, vectors: Payload, number: int) -> Array:
-        ask = self.instruction
-        return frame_array(codec.encode(vectors, run=ask.run, round=number, vertex=ask.vertex))
+        frame = codec.encode(vectors, run=ask.run, round=node.round, vertex=ask.vertex)
+        return frame_array(frame)
 
 
 def _only_arrays(content: RecordDict) -> ArrayRecord:

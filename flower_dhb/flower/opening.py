@@ -25,7 +25,7 @@ from flower_dhb.flower.reports import Reports
 from flower_dhb.flower.result import ServerlessResult
 from flower_dhb.flower.session import Session
 from flower_dhb.topology.graph import Topology
-from flower_dhb.types import STATISTICS, Layout, Statistics, unnamed_statistics
+from flower_dhb.types import STATISTICS, Encryption, Layout, Statistics, unnamed_statistics
 
 __all__ = ["Opening"]
 
@@ -46,6 +46,8 @@ class Opening:
     lower_is_better: tuple[str, ...]
     measure_consensus: bool
     node_timeout_s: float | None
+    encryption: Encryption = "none"
+    bind_nodes: bool = False
 
     def session(
         self,
@@ -83,13 +85,20 @@ class Opening:
                 run=_name(run_id, _starts[run_id]) if kept is None else kept.run,
                 arrays_key=self.arrays_key,
                 config_key=self.config_key,
+                encryption=self.encryption,
             )
         except PayloadError as error:
             raise PayloadError(f"initial_arrays: {error}") from None
         if kept is not None:
             kept.fill(ledger)
         relay = Relay(grid)
-        members = Members(self.topology, relay)
+        members = Members(
+            self.topology,
+            relay,
+            run=ledger.run,
+            encryption=self.encryption,
+            bind_nodes=self.bind_nodes,
+        )
         members.enroll(self.node_timeout_s)
         check_state(self.algorithm, layout, members.in_context())
         return Session(

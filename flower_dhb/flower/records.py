@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar, cast, get_args
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
+from flower_dhb.agent.codec import checksum
 from flower_dhb.algorithms import Algorithm, algorithm_from_config
 from flower_dhb.errors import FlowerDhbError, PayloadError, StateError
 from flower_dhb.flower.arrays import record_of
@@ -23,7 +24,7 @@ from flower_dhb.flower.fields import MOST, Fields
 from flower_dhb.flower.profile import Spent
 from flower_dhb.flower.segment import MOST_ROUNDS, RoundLine, Segment
 from flower_dhb.metrics import SKETCH
-from flower_dhb.types import Entry, Layout
+from flower_dhb.types import Encryption, Entry, Layout
 
 __all__ = [
     "PROTOCOL",
@@ -33,6 +34,7 @@ __all__ = [
     "Instruction",
     "Question",
     "common_length",
+    "digest_of",
     "failure_text",
     "read_request",
     "records_of",
@@ -57,13 +59,18 @@ R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord)
 Ask = Literal["vertex", "train", "evaluate", "report", "segment", "finish"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Question:
-    """The relay asks a node which vertex it is, in a `train` message: any app takes those."""
+    """The relay asks a node which vertex it is, in a `train` message: any app takes those.
+
+    run: of which the node's announcement is to be, if it has keys of a mesh.
+    """
+
+    run: str
 
     def to_records(self) -> RecordDict:
         """As the content of a message."""
-        return _records({"ask": "vertex"})
+        return _records({"ask": "vertex", "run": self.run})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +101,8 @@ class Instruction:
     the run was taken up again, after its ServerApp had died. evaluates: with `train`, what the app
     finds in the config of an evaluation of the combined model, which comes before training; None
     for none; with `segment`, the same of the evaluations in it. segment: the rounds to hold.
+    encryption: whether payloads are sealed for the neighbors. announcements: of the neighbors, for
+    whom the agent is to seal its payload. announced: the `digest_of` its own that the relay has.
     """
 
     ask: Ask
@@ -115,6 +124,9 @@ class Instruction:
     attempt: int = 0
     evaluates: ConfigRecord | None = None
     segment: Segment | None = None
+    encryption: Encryption = "none"
+    announcements: Mapping[int, str] = field(default_factory=dict)
+    announced: str = ""
     arrays_key: str = "arrays"
     config_key: str = "config"
 
@@ -133,6 +145,9 @@ class Instruction:
             "screen": self.screen,
             "epoch": self.epoch,
             "attempt": self.attempt,
+            "encryption": self.encryption,
+            "announcements": sorted(self.announcements.items()),
+            "announced": self.announced,
             "arrays_key": self.arrays_key,
             "config_key": self.config_key,
         }
@@ -190,6 +205,9 @@ class Instruction:
             attempt=fields.integer("attempt", 0),
             evaluates=records_of(records, ConfigRecord).get(_EVALUATES),
             segment=None if segment is None else Segment.of(segment),
+            encryption=cast(Encryption, fields.choice("encryption", get_args(Encryption))),
+            announcements=fields.texts_by_vertex("announcements"),
+            announced=fields.text("announced"),
             arrays_key=fields.text("arrays_key"),
             config_key=fields.text("config_key"),
         )
@@ -211,7 +229,9 @@ class Answer:
     when the run is over. epoch: of its memory and of the payload. policy: of whoever runs the
     node, in words; empty if there is none. spent: its time. lines: what it tells of the rounds of
     a segment. address: where other nodes reach this one, empty if they do not. direct: whether it
-    can hold rounds with its neighbors.
+    can hold rounds with its neighbors. remarks: what else the history should tell. announcement:
+    who it is and how payloads are sealed for it, if it has keys of a mesh; an agent that trains
+    says it again only if the relay has another one.
     """
 
     ask: Ask
@@ -236,6 +256,8 @@ class Answer:
     lines: tuple[RoundLine, ...] = ()
     address: str = ""
     direct: bool = False
+    remarks: tuple[str, ...] = ()
+    announcement: str = ""
 
     def to_records(self) -> RecordDict:
         """As the content of a reply; the app's metrics keep their keys."""
@@ -256,6 +278,8 @@ class Answer:
             "spent": [] if self.spent is None else list(astuple(self.spent)),
             "address": self.address,
             "direct": self.direct,
+            "remarks": list(self.remarks),
+            "announcement": self.announcement,
         }
         records = RecordDict(dict(self.metrics.items()))
         records.update({f"{_EVALUATED}{key}": record for key, record in self.evaluated.items()})
@@ -327,6 +351,8 @@ class Answer:
             lines=_lines(records),
             address=fields.text("address"),
             direct=fields.flag("direct"),
+            remarks=fields.texts("remarks"),
+            announcement=fields.text("announcement"),
         )
 
 
@@ -341,7 +367,7 @@ def read_request(records: RecordDict) -> Question | Farewell | Instruction | Non
         return None
     match _ask(fields):
         case "vertex":
-            return Question()
+            return Question(run=fields.text("run"))
         case "finish":
             return Farewell(run=fields.text("run"), vertex=fields.integer("vertex", 0))
         case _:
@@ -489,6 +515,11 @@ def _fields(records: RecordDict, limit: int) -> Fields | None:
             "agents must run the same version of flower_dhb"
         )
     return fields
+
+
+def digest_of(announcement: str) -> str:
+    """A short name of an announcement, by which an agent knows whether the relay has its own."""
+    return f"{checksum(announcement.encode()):016x}"
 
 
 def failure_text(error: BaseException) -> str:

@@ -114,6 +114,13 @@ def _arrays_in(message: Message) -> Iterator[Array]:
         yield from record.values()
 
 
+def _nodes_of(grid: Grid) -> dict[int, bytes]:
+    """The public keys of the nodes that are connected; empty where the grid does not tell them."""
+    if not hasattr(grid, "get_nodes"):  # before Flower 1.42
+        return dict.fromkeys(grid.get_node_ids(), b"")
+    return {node.node_id: bytes(node.public_key) for node in grid.get_nodes()}
+
+
 class Relay:
     """Sends instructions over a Flower grid and collects what comes back.
 
@@ -130,6 +137,7 @@ class Relay:
         self._sent_at: dict[int, float] = {}  # by vertex, of its newest message
         self._limit_s = math.inf  # of the round that was collected last
         self._nodes: set[int] = set()
+        self._keys: dict[int, bytes] = {}  # by node
         self._failing_since: float | None = None
         self.profile = Profile()  # of the current round
 
@@ -141,12 +149,18 @@ class Relay:
     def nodes(self) -> set[int]:
         """Ids of the nodes that are connected; those known last while the grid fails."""
         try:
-            self._nodes = set(self.grid.get_node_ids())
+            found = _nodes_of(self.grid)
+            self._nodes = set(found)
+            self._keys.update(found)
         except Exception as error:  # which errors a grid raises is its own affair
             self._endure("list its nodes", error)
         else:
             self._failing_since = None
         return set(self._nodes)
+
+    def key_of(self, node_id: int) -> bytes:
+        """The public key with which a node has logged in to Flower; empty if it has none."""
+        return self._keys.get(node_id, b"")
 
     def address(self, message: Message, sent: Sent) -> None:
         """Note for whom a message is that will be sent next."""

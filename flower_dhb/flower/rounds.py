@@ -265,6 +265,14 @@ class Rounds:
     def finish(self, last: int, limit: float | None = None) -> None:
         """Collect the final models and form the average, each only if asked for."""
         run, result, wishes = self._run, self._result, self._wishes
+        if run.ledger.encryption != "none":
+            result.lacks_arrays(
+                f'payloads are encrypted (encryption="{run.ledger.encryption}"), so that no '
+                "parameters come here. Each node keeps its own model where its node config says, "
+                "model-file='…'"
+            )
+            run.combine_last(last, self._limit if limit is None else limit)
+            return
         if not wishes.average:
             result.lacks_arrays(
                 "the strategy was made with average=False; set average=True, or read the agents' "

@@ -179,15 +179,28 @@ class Session:
         return found
 
     def _instruction(self, vertex: int, ask: Ask, round: int) -> Instruction:
-        if ask != "train":
-            report, measure = self.wants_parameters, self.wants_distance
-            return self.ledger.instruction(vertex, ask, round, report=report, measure=measure)
+        report, measure = self.wants_parameters, self.wants_distance
         owed = self.owed
-        if owed is None:
-            return self.ledger.instruction(vertex, ask, round, report=False)
-        report, measure = owed.parameters, owed.distance
-        made = self.ledger.instruction(vertex, ask, round, report=report, measure=measure)
-        return replace(made, evaluates=owed.config) if vertex in owed.vertices else made
+        if ask == "train":
+            report, measure = (False, False) if owed is None else (owed.parameters, owed.distance)
+        made = self.ledger.instruction(
+            vertex,
+            ask,
+            round,
+            report=report,
+            measure=measure,
+            announcements=self._announcements(),
+        )
+        if ask == "train" and owed is not None and vertex in owed.vertices:
+            return replace(made, evaluates=owed.config)
+        return made
+
+    def _announcements(self) -> dict[int, str]:
+        """What neighbors are to seal their payloads with, where they do."""
+        if self.ledger.encryption == "none":
+            return {}
+        found = {v: self.members.announcement(v) for v in range(self.topology.n_agents)}
+        return {vertex: text for vertex, text in found.items() if text}
 
     def _gives_up(self, vertex: int, round: int) -> bool:
         """Whether an open message counts as lost, so that the agent is sent a new one."""
@@ -255,8 +268,12 @@ class Session:
             epoch = self.ledger.epoch
             self.ledger.acknowledge(answer)
             self.now.bound_by(sent.vertex, answer.policy)
+            if answer.announcement:
+                self.members.announces(sent.node_id, answer.announcement)
             for text in answer.refused:
                 self.now.note(sent.vertex, f"refused a payload: {text}")
+            for text in answer.remarks:
+                self.now.note(sent.vertex, text)
             if answer.failure:
                 self._failed(sent, asks, Failure(answer.failure, answer.detail))
             if answer.rejoined:
@@ -338,6 +355,17 @@ class Session:
         replies = self.exchange(self.messages("report", round, ConfigRecord(), asked), limit)
         self.take_reports(self.sort(replies, "report"), self.now)
         self.now.flush()
+
+    def combine_last(self, round: int, limit: float) -> None:
+        """Let those agents combine the last round that have not evaluated it.
+
+        They keep the model at their nodes; nothing of it comes here.
+        """
+        asked = [v for v in range(self.topology.n_agents) if v not in self.record.evaluate]
+        if asked:
+            replies = self.exchange(self.messages("report", round, ConfigRecord(), asked), limit)
+            self.sort(replies, "report")
+            self.now.flush()
 
     def dismiss(self) -> None:
         """Tell the agents that keep their state in files that the run is over.

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -24,7 +25,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
-from flower_dhb.agent.node import Pending, Snapshot
+from flower_dhb.agent.node import Node, Pending, Snapshot
 from flower_dhb.agent.screening import Screen
 from flower_dhb.algorithms import Algorithm
 from flower_dhb.errors import RoundError, StateError
@@ -32,11 +33,21 @@ from flower_dhb.files import write_durably
 from flower_dhb.flower.arrays import carried
 from flower_dhb.types import Entry, Layout, NDArrays, State, dtype_name
 
-__all__ = ["STATE_DIR", "Store", "load_snapshot", "open_store", "snapshot_vectors"]
+__all__ = [
+    "MODEL_FILE",
+    "STATE_DIR",
+    "Store",
+    "keep_model",
+    "load_snapshot",
+    "open_store",
+    "snapshot_vectors",
+]
 
 _STATE, _ABOUT = "flower_dhb.state", "flower_dhb.state_about"
+_DRAWN = "flower_dhb.secret"
+_DRAWN_BYTES = 32
 _RAW = "flower_dhb.raw"
-STATE_DIR = "state-dir"
+STATE_DIR, MODEL_FILE = "state-dir", "model-file"
 
 
 class NodeKeys(TypedDict, total=False):
@@ -53,10 +64,19 @@ class NodeKeys(TypedDict, total=False):
 
     Peers refuse it: they have `state-dir` at the top of `peer.toml`.
     """
-    mesh: str
-    """Directory that says who a SuperNode is, as `flower-dhb mesh` writes it for each vertex.
+    model_file: str
+    """File in which a SuperNode keeps its agent's newest model, for whoever uses it there.
 
-    It holds key, certificate and authority. Direct rounds need it.
+    It is written at each evaluation, and at the end of a run that is encrypted or collects models,
+    as safetensors, and stays. Peers refuse it: they have `model.safetensors` in their state
+    directory.
+    """
+    mesh: str
+    """The node's own directory of a mesh, with key, certificate and authority.
+
+    `flower-dhb mesh create` or `flower-dhb mesh identities` writes it. It says who the node is, to
+    its neighbors, and nobody between them can change that. Direct rounds and encryption need it.
+    Peers refuse it: they have `[tls]`.
     """
     address: str
     """Where other nodes reach a SuperNode in direct rounds; without it the node only dials.
@@ -65,9 +85,14 @@ class NodeKeys(TypedDict, total=False):
     """
     listen: str
     """Where it listens, if that is not `address`. Allowed: `host:port`."""
+    encryption: str
+    """`neighbors`: payloads leave this node only sealed for its neighbors, whatever a run says.
+
+    Peers refuse it: they encrypt in any case. Allowed: `none`, `neighbors`.
+    """
 
 
-_NAME = re.compile(r"run-[0-9a-f]{16,}(\.[0-9]+)?-vertex-([0-9]+)\.safetensors")
+_NAME = re.compile(r"run-[0-9a-f]{16,}(\.[0-9]+)?-vertex-([0-9]+)\.(safetensors|secret)")
 _ORPHAN_S = 24 * 3600.0  # a run that goes on writes its file in every round
 
 
@@ -92,8 +117,25 @@ class Store(Protocol):
         Raises OSError if it cannot be kept, RoundError if a later attempt has one already.
         """
 
+    def secret(self) -> bytes:
+        """32 random bytes that the agent keeps for the run beside its state, and shows nobody.
+
+        Drawn when they are asked for the first time, and anew if they are lost. Raises OSError if
+        they cannot be kept.
+        """
+
     def discard(self) -> None:
-        """Remove the stored snapshot, if there is one. Raises OSError if that fails."""
+        """Remove snapshot and secret, if there are any. Raises OSError if that fails."""
+
+
+def keep_model(context: Context, run: str, node: Node) -> None:
+    """Keep an agent's model where its node config says. Raises OSError if it cannot be kept."""
+    path = context.node_config.get(MODEL_FILE)
+    if path is None:
+        return
+    arrays = {name: np.asarray(array, order="C") for name, array in node.arrays().items()}
+    about = {"run": run, "vertex": str(node.vertex), "round": str(node.round)}
+    write_durably(Path(str(path)), save(arrays, metadata=about))
 
 
 def open_store(context: Context, run: str, vertex: int, attempt: int = 0) -> Store:
@@ -139,14 +181,25 @@ class _ContextStore:
         self._context.state[_STATE] = record
         self._context.state[_ABOUT] = ConfigRecord({"json": json.dumps(document)})
 
+    def secret(self) -> bytes:
+        record = self._context.state.get(_DRAWN)
+        if isinstance(record, ConfigRecord) and record.get("run") == self._run:
+            kept = record.get("secret")
+            if isinstance(kept, bytes) and len(kept) == _DRAWN_BYTES:
+                return kept
+        drawn = secrets.token_bytes(_DRAWN_BYTES)
+        self._context.state[_DRAWN] = ConfigRecord({"run": self._run, "secret": drawn})
+        return drawn
+
     def discard(self) -> None:
-        for key in (_STATE, _ABOUT):
+        for key in (_STATE, _ABOUT, _DRAWN):
             self._context.state.pop(key, None)
 
 
 class _FileStore:
     def __init__(self, folder: Path, run: str, vertex: int, attempt: int) -> None:
         self._path = folder / f"run-{run}-vertex-{vertex}.safetensors"
+        self._secret_path = self._path.with_suffix(".secret")
         self._run = run
         self._vertex = vertex
         self._attempt = attempt
@@ -194,8 +247,19 @@ class _FileStore:
         if begins:
             self._remove_orphans()
 
+    def secret(self) -> bytes:
+        with suppress(FileNotFoundError):
+            kept = self._secret_path.read_bytes()
+            if len(kept) == _DRAWN_BYTES:
+                self._secret_path.touch()  # so that nobody takes it for an orphan's
+                return kept
+        drawn = secrets.token_bytes(_DRAWN_BYTES)
+        write_durably(self._secret_path, drawn, private=True)
+        return drawn
+
     def discard(self) -> None:
         self._path.unlink(missing_ok=True)
+        self._secret_path.unlink(missing_ok=True)
 
     def _remove_orphans(self) -> None:
         """Remove this agent's files of other runs that nobody has written to for a day.
@@ -207,7 +271,8 @@ class _FileStore:
             now = self._path.stat().st_mtime
             for path in self._path.parent.iterdir():
                 name = _NAME.fullmatch(path.name)
-                if name is None or int(name[2]) != self._vertex or path == self._path:
+                own = (self._path, self._secret_path)
+                if name is None or int(name[2]) != self._vertex or path in own:
                     continue
                 with suppress(OSError):  # another agent's process may have been faster
                     if path.is_file() and now - path.stat().st_mtime > _ORPHAN_S:

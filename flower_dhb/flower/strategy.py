@@ -23,6 +23,7 @@ from flower_dhb.flower.arguments import (
     check_callable,
     check_choice,
     check_count,
+    check_encryption,
     check_flag,
     check_key,
     check_patterns,
@@ -32,7 +33,9 @@ from flower_dhb.flower.arguments import (
     least_nodes,
     maybe_seconds,
     refuse,
+    refuse_encrypted,
     train_everywhere,
+    unless_encrypted,
 )
 from flower_dhb.flower.checkpoint import held
 from flower_dhb.flower.opening import Opening
@@ -49,7 +52,7 @@ from flower_dhb.metrics import (
     LOWER_IS_BETTER,
 )
 from flower_dhb.topology.graph import Topology
-from flower_dhb.types import Statistics
+from flower_dhb.types import Encryption, Statistics
 
 __all__ = ["ServerlessStrategy"]
 
@@ -100,17 +103,28 @@ evaluate_metrics_aggr_fn
         empty sequence: no array is one.
     lower_is_better : sequence of str
         Name patterns of metrics of which the worst agent has the highest.
-    measure_consensus : bool
+    measure_consensus : bool, optional
         Whether agents tell a random projection of their parameters, of 1,024 numbers, when
-        they evaluate: from it the consensus distance is known within a few percent.
-    average : bool
+        they evaluate: from it the consensus distance is known within a few percent. None: unless
+        payloads are encrypted.
+    average : bool, optional
         Form the network average of the final models once, at the end, as `Result.arrays`,
         for whoever goes on with it. No agent ever has it. With False, reading
-        `Result.arrays` raises an error.
+        `Result.arrays` raises an error. None: unless payloads are encrypted.
     collect_models : bool
         Collect each agent's final model, as `Result.models`.
     node_timeout_s : float, optional
         Seconds to wait for the nodes. None: 10 in simulation, 600 in deployment.
+    encryption : str
+        `"neighbors"`: payloads are sealed by their sender for its neighbors, so that neither
+        this strategy nor Flower's SuperLink can read or change them. Each SuperNode needs its
+        keys, `mesh` in its node config. No parameters come here then, so that there is no
+        average, no model and no consensus distance; what asks for them is refused. `"none"`:
+        payloads are as they are.
+    bind_nodes : bool
+        Each vertex belongs to the key with which its SuperNode has logged in to the SuperLink,
+        for the whole run: another SuperNode that claims the vertex is refused by name. For
+        SuperLinks with `--enable-supernode-auth`; without it each start has another key.
     on_round : callable, optional
         Called with the `RoundRecord` of each finished round. If it returns True, the run
         ends there, with its models, its average and its history.
@@ -154,10 +168,12 @@ evaluate_metrics_aggr_fn
         evaluate_metrics_aggr_fn: AggregateMetrics | None = None,
         statistics: Statistics | None = None,
         lower_is_better: Sequence[str] = LOWER_IS_BETTER,
-        measure_consensus: bool = True,
-        average: bool = True,
+        measure_consensus: bool | None = None,
+        average: bool | None = None,
         collect_models: bool = False,
         node_timeout_s: float | None = None,
+        encryption: Encryption = "none",
+        bind_nodes: bool = False,
         on_round: OnRound | None = None,
         checkpoint: str | Path | None = None,
         **others: Any,
@@ -200,9 +216,15 @@ evaluate_metrics_aggr_fn
         self.evaluate_metrics_aggr_fn = evaluate_metrics_aggr_fn
         self.statistics = statistics
         self.lower_is_better = check_patterns("lower_is_better", lower_is_better)
-        self.measure_consensus = check_flag("measure_consensus", measure_consensus)
-        self.average = check_flag("average", average)
+        self.encryption = check_encryption(encryption)
+        self.bind_nodes = check_flag("bind_nodes", bind_nodes)
+        self.measure_consensus = unless_encrypted(
+            "measure_consensus", measure_consensus, encryption
+        )
+        self.average = unless_encrypted("average", average, encryption)
         self.collect_models = check_flag("collect_models", collect_models)
+        if collect_models:
+            refuse_encrypted("collect_models=True", encryption)
         self.on_round = on_round
         if checkpoint is not None and not (isinstance(checkpoint, str | Path) and str(checkpoint)):
             raise ConfigError(f"checkpoint must be the path of a folder, got {checkpoint!r}")
@@ -214,6 +236,8 @@ evaluate_metrics_aggr_fn
         """Log what will be run."""
         log(INFO, "\t├──> Topology: %r", self.topology)
         log(INFO, "\t├──> Algorithm: %s", self.algorithm)
+        if self.encryption != "none":
+            log(INFO, "\t├──> Payloads are sealed for the neighbors: nothing here can read them")
         log(INFO, "\t└──> Relays only: no averaging, no global model")
 
     # --- the run --------------------------------------------------------------------
@@ -266,6 +290,8 @@ evaluate_metrics_aggr_fn
             configs.append(ConfigRecord() if config is None else config)
             check_type(name, configs[-1], ConfigRecord, "ConfigRecord({'lr': 0.1})")
         check_callable("evaluate_fn", evaluate_fn)
+        if evaluate_fn is not None:
+            refuse_encrypted("evaluate_fn", self.encryption)
 
         if self.transport == "direct" and type(grid).__name__ == "InMemoryGrid":
             raise ConfigError(
@@ -450,6 +476,8 @@ evaluate_metrics_aggr_fn
             lower_is_better=self.lower_is_better,
             measure_consensus=self.measure_consensus,
             node_timeout_s=self.node_timeout_s,
+            encryption=self.encryption,
+            bind_nodes=self.bind_nodes,
         )
 
     def _joins(self, run: Session) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, TypeAlias, TypedDict
+from typing import Any, TypeAlias, TypedDict, cast, get_args
 
 from flower_dhb.algorithms import (
     ALGORITHMS,
@@ -17,6 +17,7 @@ from flower_dhb.algorithms import (
 from flower_dhb.algorithms.base import GUARDS
 from flower_dhb.errors import ConfigError, GraphError, unknown
 from flower_dhb.topology.graph import Topology
+from flower_dhb.types import Encryption
 
 __all__ = [
     "RuleKeys",
@@ -131,6 +132,18 @@ class RunConfig:
 
     Allowed: true, false.
     """
+    encryption: Encryption = "none"
+    """`neighbors`: payloads are sealed by their sender for its neighbors, and nobody between can
+    read them.
+
+    Each SuperNode needs `mesh` in its node config. Peers encrypt their connections in any case.
+    Allowed: `none`, `neighbors`.
+    """
+    bind_nodes: bool = False
+    """Whether a vertex belongs to the key of its SuperNode for the whole run.
+
+    For SuperLinks with `--enable-supernode-auth`. Allowed: true, false.
+    """
     name: str = "run"
     """Of the run, in the name of its folder."""
 
@@ -155,6 +168,10 @@ class RunConfig:
             evaluate_every=get_integer(values, "evaluate-every", 1, least=0),
             transport=get_choice(values, "transport", "relay", ("relay", "direct")),
             observe_average=get_flag(values, "observe-average", False),
+            bind_nodes=get_flag(values, "bind-nodes", False),
+            encryption=cast(
+                Encryption, get_choice(values, "encryption", "none", get_args(Encryption))
+            ),
             name=get_text(values, "name", "run"),
         )
 

@@ -16,9 +16,10 @@ from flower_dhb.agent.policy import Policy
 from flower_dhb.errors import ConfigError, FlowerDhbError
 from flower_dhb.flower.calls import evaluate_of
 from flower_dhb.flower.legacy import in_new_form
-from flower_dhb.flower.mod import pass_on, take_turn, who
+from flower_dhb.flower.mod import pass_on, take_turn
 from flower_dhb.flower.records import Answer, Instruction, Question, read_request
 from flower_dhb.site.ending import Ending
+from flower_dhb.site.protection import check_segment, introduce, protection
 
 __all__ = ["consensus_mod", "decentralize", "respond"]
 
@@ -58,11 +59,12 @@ def respond(
     ending = Ending()
     with ending.heeded():
         if isinstance(request, Question):
-            answer = _introduce(context, policy)
+            answer = introduce(request, context, policy)
         elif isinstance(request, Instruction) and request.segment is not None:
             answer = _hold_segment(request, message, context, call_next, policy, ending)
         else:
-            answer = take_turn(request, message, context, ending.ends(call_next), policy)
+            call, protect = ending.ends(call_next), protection(context)
+            answer = take_turn(request, message, context, call, policy, protect)
     return Message(answer.to_records(), reply_to=message)
 
 
@@ -76,17 +78,6 @@ def decentralize(client_app: ClientApp) -> ClientApp:
     if not isinstance(client_app, ClientApp):
         raise ConfigError(f"decentralize wraps a flwr ClientApp, got {type(client_app).__name__}")
     return _Decentralized(client_app)
-
-
-def _introduce(context: Context, policy: Policy) -> Answer:
-    """Say which vertex this node is, and whether its neighbors can reach it."""
-    config = context.node_config
-    address = config.get("address")
-    return replace(
-        who(context, policy),
-        address=address if isinstance(address, str) else "",
-        direct=isinstance(config.get("mesh"), str),
-    )
 
 
 def _hold_segment(
@@ -108,6 +99,17 @@ def _hold_segment(
         call = calls.get(request.ask, ending.ends(call_next))
         return take_turn(request, message, context, call, policy)
 
+    try:
+        check_segment(instruction, context)
+    except FlowerDhbError as error:
+        return Answer(
+            ask="segment",
+            vertex=instruction.vertex,
+            round=instruction.round,
+            state_round=-1,
+            failure=str(error),
+            policy=str(policy),
+        )
     answer = hold_segment(instruction, message, context, turn, ending)
     return replace(answer, policy=str(policy))
 

@@ -17,7 +17,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cryptography import x509
 from flwr.app import Context, Message
 
 from flower_dhb.errors import ConfigError, FlowerDhbError, NotNowError, StateError
@@ -33,10 +32,10 @@ from flower_dhb.peer.device.settings import PeerSettings
 from flower_dhb.peer.monitor import LOGGER, Folding, Lines, Monitor
 from flower_dhb.peer.protocol.settings import Timing
 from flower_dhb.peer.sentences import sentence
-from flower_dhb.peer.wire.identity import Identity, named_in
 from flower_dhb.peer.wire.tls import TlsFiles
 from flower_dhb.peer.wire.transport import Limits
 from flower_dhb.site.ending import Ending
+from flower_dhb.site.keys import MeshKeys
 
 __all__ = ["hold_segment"]
 
@@ -90,7 +89,7 @@ def _home_of(context: Context, vertex: int) -> Iterator[tuple[Home, TlsFiles]]:
             "direct rounds need to know who this node is: name its directory of the mesh in the "
             "node config, mesh='…', as 'flower-dhb mesh' writes it"
         )
-    tls = _identity(Path(folder), vertex)
+    tls = MeshKeys.load(Path(folder), vertex).tls
     home, end = Home(Path(folder) / "segments"), time.monotonic() + _LOCKED_S
     while True:
         try:
@@ -104,25 +103,6 @@ def _home_of(context: Context, vertex: int) -> Iterator[tuple[Home, TlsFiles]]:
         yield home, tls
     finally:
         home.release()
-
-
-def _identity(folder: Path, vertex: int) -> TlsFiles:
-    """The files of a device's directory. Raises ConfigError if they are another vertex's."""
-    try:
-        certificate = x509.load_pem_x509_certificate((folder / "certificate.pem").read_bytes())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{folder}: no certificate of a mesh: {error}") from None
-    named = named_in(certificate)
-    if named is None or named.vertex != vertex:
-        raise ConfigError(
-            f"{folder}: its certificate is of {named or 'nobody'}, this node is vertex {vertex}"
-        )
-    return TlsFiles(
-        Identity(named.mesh, vertex),
-        folder / "key.pem",
-        folder / "certificate.pem",
-        folder / "authority.pem",
-    )
 
 
 class _Witness(Monitor):

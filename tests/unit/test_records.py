@@ -74,6 +74,9 @@ def test_the_shortest_instruction_and_the_longest_come_back():
             report=True,
             measure=True,
             epoch=4,
+            encryption="neighbors",
+            announcements={2: "who 2 is", 10: ""},
+            announced="00ff",
             arrays_key="a",
             config_key="c",
         ),
@@ -88,7 +91,7 @@ def test_the_users_config_lies_under_the_key_of_the_strategy():
 
 
 def test_question_and_farewell():
-    assert read_request(Question().to_records()) == Question()
+    assert read_request(Question(run="r").to_records()) == Question(run="r")
     farewell = Farewell(run="r", vertex=4)
     assert read_request(farewell.to_records()) == farewell
 
@@ -111,7 +114,7 @@ def test_what_is_none_of_ours_is_left_alone(records):
 def test_another_version_is_told(version):
     text = f"message is of protocol version {version}, expected {PROTOCOL_VERSION}; relay and"
     for read, made in (
-        (read_request, Question()),
+        (read_request, Question(run="r")),
         (read_request, instruction()),
         (Answer.from_records, Answer(ask="train", vertex=1)),
     ):
@@ -237,6 +240,8 @@ def test_the_shortest_answer_and_the_longest_come_back():
             evaluation_failure="e",
             keeps_file=True,
             spent=Spent(1.5, 2.5, 3.5, 0.5),
+            remarks=("one", "two"),
+            announcement="who I am",
             epoch=3,
         ),
     ):

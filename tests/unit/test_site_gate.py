@@ -26,7 +26,7 @@ def call(
     grid = LocalGrid(numpy_app(1, 4, mods=[consensus_mod]), 1)  # which gives us an identity
     context = grid.contexts[grid.node_of(0)]
     context.node_config = {"vertex": 0, **node_config}
-    message = Message(Question().to_records() if content is None else content, 1, "train")
+    message = Message(Question(run="r").to_records() if content is None else content, 1, "train")
     done: list[str] = []
 
     def load(*_: object) -> ClientApp:
@@ -89,7 +89,7 @@ def test_a_policy_on_apps_that_nobody_has_asked_is_no_policy_and_is_told():
     node = grid.node_of(0)
     for config in ({"policy-apps": DIGEST}, {"policy-installation": False}):
         grid.contexts[node].node_config = {"vertex": 0, **config}
-        (reply,) = grid.send_and_receive([Message(Question().to_records(), node, "train")])
+        (reply,) = grid.send_and_receive([Message(Question(run="r").to_records(), node, "train")])
         assert (
             "start the SuperNode with 'flower-dhb supernode"
             in Answer.from_records(reply.content).failure

@@ -394,6 +394,15 @@ def _check_values(table: str, config: object) -> None:
             )
 
 
+# Keys of a node config that a peer has no use for, and what it has instead.
+_OF_SUPERNODES = {
+    "state-dir": "a peer keeps its state where the key 'state-dir' at the top says",
+    "model-file": "a peer keeps its model as model.safetensors in its state directory",
+    "mesh": "a peer's keys are in the table [tls]",
+    "encryption": "peers encrypt all that they send, unless 'plaintext' is set",
+}
+
+
 def _check_node_config(config: Mapping[str, Any], vertex: int) -> None:
     for key, value in config.items():
         if key.startswith("policy-"):
@@ -401,10 +410,9 @@ def _check_node_config(config: Mapping[str, Any], vertex: int) -> None:
                 f"[node-config] {key} is for Flower's SuperNodes; a peer's policy is the table "
                 "[policy] of its peer.toml"
             )
-        if key == "state-dir":
+        if key in _OF_SUPERNODES:
             raise ConfigError(
-                "[node-config] state-dir is for Flower's SuperNodes; a peer keeps its state where "
-                "the key 'state-dir' at the top says"
+                f"[node-config] {key} is for Flower's SuperNodes; {_OF_SUPERNODES[key]}"
             )
         if key in ("vertex", "partition-id") and value != vertex:
             raise ConfigError(f"[node-config] {key} is {value!r}, this is vertex {vertex}")

@@ -67,13 +67,8 @@ class Fleet:
         self._written_at = 0.0
         self._tls: TlsFiles | None = None
         if not document["plaintext"]:
-            home = directory / "operator"
-            self._tls = TlsFiles(
-                Identity(document["mesh"], OPERATOR),
-                home / "key.pem",
-                home / "certificate.pem",
-                home / "authority.pem",
-            )
+            who = Identity(document["mesh"], OPERATOR)
+            self._tls = TlsFiles.in_folder(who, directory / "operator")
         self._channels: dict[int, grpc.Channel] = {}
 
     def status(self, timeout_s: float = 5.0, sketch: int = SKETCH) -> FleetStatus:

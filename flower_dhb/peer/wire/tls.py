@@ -87,6 +87,13 @@ class TlsFiles:
     trust: Trust = field(default_factory=Trust, compare=False)
     renewed: Path | None = None
 
+    @classmethod
+    def in_folder(cls, identity: Identity, folder: Path) -> TlsFiles:
+        """The files by the names that `flower-dhb mesh` gives them in a folder."""
+        return cls(
+            identity, folder / "key.pem", folder / "certificate.pem", folder / "authority.pem"
+        )
+
     def read(self) -> tuple[bytes, bytes, bytes]:
         """Key, certificate and authorities, checked. Raises ConfigError, as `check_own` does."""
         try:
