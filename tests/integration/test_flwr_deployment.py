@@ -46,6 +46,9 @@ def test_a_relayed_run_outlives_supernodes_a_client_app_and_the_superlink(tmp_pa
         rows = run.finish(400)
 
     assert [row["round"] for row in rows] == list(range(1, ROUNDS + 1))
+    # Each round says where its time went; a process starts for each message.
+    assert sum(rows[0]["profile"].values()) == pytest.approx(rows[0]["seconds"], abs=0.01)
+    assert rows[0]["profile"]["process-start"] > 0.1
     assert all(set(row["missing"]) <= {ENDED, SAME_KEY, NEW_KEY} for row in rows)
     assert rows[-1]["missing"] == [], rows
     # Its state lay in a file, so each agent goes on from there and need not rejoin.
