@@ -47,6 +47,7 @@ def write_app(path: Path) -> None:
                         "work": "numpy",
                         "output": "",
                         "parameters": 1000,
+                        "only": "",
                     },
                 }
             }
@@ -62,6 +63,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--nodes", type=int, default=8)
     parser.add_argument("--parameters", type=int, default=1000, help="of the NumPy app")
+    parser.add_argument("--only", default="", help="rows of the table, separated by semicolons")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder, output = Path(scratch) / "deployment", Path(scratch) / "seconds.json"
@@ -74,6 +76,7 @@ def main() -> None:
             settings = {"work": arguments.app, "rounds": arguments.rounds}
             settings |= {"turns": arguments.turns, "output": str(output)}
             settings |= {"topology": f"ring:{arguments.nodes}", "parameters": arguments.parameters}
+            settings["only"] = arguments.only
             run = deployment.submit(app, settings)
             # Asking Flower starts a process, which would disturb what is measured.
             looked = time.monotonic()

@@ -58,19 +58,20 @@ def main(grid: Grid, context: Context) -> None:
         seconds.setdefault(name, []).extend(record.seconds for record in counted)
         profiles.setdefault(name, []).extend(record.profile for record in counted)
 
-    turns: list[Callable[[], None]] = [
-        lambda: fedavg("floor", "at once", fraction_evaluate=0.0),
-        lambda: fedavg("floor, the app loaded", "app", fraction_evaluate=0.0),
-        lambda: fedavg("FedAvg", fraction_evaluate=0.0),
-        lambda: relay("relay", evaluate_every=0),
-        lambda: fedavg("FedAvg with evaluation", min_evaluate_nodes=n),
-        lambda: relay("relay with evaluation", join_evaluation=True),
-        lambda: relay("relay with evaluations by themselves", join_evaluation=False),
-    ]
+    turns: dict[str, Callable[[str], None]] = {
+        "floor": lambda name: fedavg(name, "at once", fraction_evaluate=0.0),
+        "floor, the app loaded": lambda name: fedavg(name, "app", fraction_evaluate=0.0),
+        "FedAvg": lambda name: fedavg(name, fraction_evaluate=0.0),
+        "relay": lambda name: relay(name, evaluate_every=0),
+        "FedAvg with evaluation": lambda name: fedavg(name, min_evaluate_nodes=n),
+        "relay with evaluation": lambda name: relay(name, join_evaluation=True),
+        "relay with evaluations by themselves": lambda name: relay(name, join_evaluation=False),
+    }
+    only = str(config["only"]).split(";") if config["only"] else list(turns)
     output = Path(str(config["output"]))
     for _ in range(int(config["turns"])):
-        for turn in turns:
-            turn()
+        for name in only:
+            turns[name](name)
             found = {"seconds": seconds, "profiles": profiles}
             output.with_suffix(".part").write_text(json.dumps(found), encoding="utf-8")
     output.with_suffix(".part").rename(output)
