@@ -62,6 +62,7 @@ def main(grid: Grid, context: Context) -> None:
     folder.finish(models, f"{config.name}: {config.algorithm.name} on {config.topology.name}")
     for line in folder.table():
         log(INFO, "%s", line)
+    result.require_all()
 
 
 def _defaults() -> dict[str, Any]:

@@ -22,6 +22,7 @@ from flower_dhb.cli.run_view import Live, Plain, View, print_profile, print_tabl
 from flower_dhb.errors import RoundError
 from flower_dhb.extras import installed, needs_extra
 from flower_dhb.flower.progress import VARIABLE, Progress
+from flower_dhb.runs.resuming import KEY
 from flower_dhb.runs.superlink import SuperLink, local_superlink
 from flower_dhb.runs.table import Row
 
@@ -70,10 +71,13 @@ def execute(arguments: argparse.Namespace) -> int:
         with local_superlink(home, {VARIABLE: str(progress)}) as superlink:
             run_id = superlink.submit(path, n_agents, settings)
             watch = Watch(superlink, Progress(progress), home / "run.log")
-            watch.follow(run_id, console, verbose=arguments.verbose)
-    watch.print_results(console)
-    if arguments.profile:
-        print_profile(watch.rows, console)
+            try:
+                watch.follow(run_id, console, verbose=arguments.verbose)
+            finally:
+                watch.print_results(console)
+                if arguments.profile:
+                    print_profile(watch.rows, console)
+    watch.check()
     return 0
 
 
@@ -103,7 +107,8 @@ def _home(wanted: Path | None) -> Iterator[Path]:
 class Watch:
     """Follows one run: its log, and what it tells of its rounds and folders.
 
-    rows: the rounds of the last strategy that the app started. folders: of results.
+    rows: the rounds of the last strategy that the app started. folders: of results. incomplete:
+    which agents the last strategy's result lacks, in a sentence.
     """
 
     superlink: SuperLink
@@ -111,6 +116,7 @@ class Watch:
     log_path: Path
     rows: list[Row] = field(default_factory=list)
     folders: list[Path] = field(default_factory=list)
+    incomplete: str = ""
     _rounds: int = 0
 
     def follow(self, run_id: str, console: Console, *, verbose: bool = False) -> None:
@@ -134,9 +140,21 @@ class Watch:
             how = "failed" if status == "finished:failed" else f"ended as {status}"
             raise RoundError(
                 f"the run {how}: {log.failure or details}\nAll of its log: {self.log_path}"
+                f"{self._way_on()}"
             )
         if log.failure is not None and not verbose:
             console.print(f"The app logged an error: {log.failure}", markup=False, soft_wrap=True)
+
+    def check(self) -> None:
+        """Raise RoundError if the run has completed, and its result lacks agents."""
+        if self.incomplete:
+            raise RoundError(self.incomplete)
+
+    def _way_on(self) -> str:
+        """How a run that failed can go on, if it can."""
+        if not self.folders or not (self.folders[-1] / "checkpoint").is_dir():
+            return ""
+        return f"\nIt goes on with: -c \"{KEY}='{self.folders[-1]}'\""
 
     def print_results(self, console: Console) -> None:
         """Print the table and where the results are."""
@@ -163,6 +181,9 @@ class Watch:
             if what == "start":
                 self._rounds = told["rounds"]
                 self.rows.clear()
+                self.incomplete = ""
+            elif what == "end":
+                self.incomplete = told["incomplete"]
             elif what == "folder":
                 self.folders.append(Path(told["path"]))
             elif what == "round":

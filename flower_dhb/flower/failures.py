@@ -12,6 +12,8 @@ from flower_dhb.metrics import agents_text
 __all__ = ["Failure", "Failures"]
 
 _PATIENCE = 3  # rounds in a row in which all agents that answer fail
+# Rounds, and seconds, from the start in which nothing came of anybody.
+_FIRST_ROUNDS, _FIRST_S = 5, 120.0
 _DIFFERS = re.compile(r"0x[0-9a-fA-F]+|\d+")  # addresses, vertices, counts, times
 _HINTS = (
     (
@@ -46,23 +48,34 @@ class Failures:
 
     In round 1: if no agent trained, and most agents failed, all in the same way. Later: if
     in three rounds in a row no agent trained and every one that answered failed. An agent
-    that is late or gone has not failed: those may come back. At the end: if no agent ever
-    trained.
+    that is late or gone has not failed: those may come back, but not if nothing has come of
+    anybody in the first five rounds and two minutes. At the end: if no agent ever trained.
+
+    trained: whether an agent has trained before, in a run that goes on.
     """
 
-    def __init__(self, n_agents: int) -> None:
+    def __init__(self, n_agents: int, *, trained: bool = False) -> None:
         self._n_agents = n_agents
         self._barren = 0
-        self._trained = False
+        self._trained = trained
         self._rounds = 0
+        self._seconds = 0.0
         self._last: Mapping[int, Failure] = {}
 
-    def look(self, round: int, delivered: Collection[int], failures: Mapping[int, Failure]) -> None:
+    def look(
+        self,
+        round: int,
+        delivered: Collection[int],
+        failures: Mapping[int, Failure],
+        seconds: float = 0.0,
+    ) -> None:
         """Judge one round. Raises RoundError if it is to be the last.
 
-        delivered: vertices that trained. failures: of those that answered, by vertex.
+        delivered: vertices that trained. failures: of those that answered, by vertex. seconds:
+        that the round took.
         """
         self._rounds += 1
+        self._seconds += seconds
         if delivered:
             self._trained, self._barren = True, 0
             return
@@ -76,17 +89,25 @@ class Failures:
         if self._barren >= _PATIENCE:
             what = f"in rounds {round - _PATIENCE + 1} to {round} every agent that answered failed"
             raise RoundError(self._text(what, failures))
+        long = self._rounds >= _FIRST_ROUNDS and self._seconds >= _FIRST_S
+        if not self._trained and long:
+            raise self._nothing(
+                f"no agent delivered anything in the first {self._rounds} rounds "
+                f"({self._seconds:.0f} s), so the run ends here"
+            )
 
     def end(self) -> None:
         """Raise RoundError if there were rounds and no agent trained in any of them."""
         if self._trained or not self._rounds:
             return
+        raise self._nothing("no agent trained in any round")
+
+    def _nothing(self, what: str) -> RoundError:
         if self._last:
-            raise RoundError(self._text("no agent trained in any round", self._last))
-        raise RoundError(
-            "no agent trained in any round, and none reported why: all were late or not "
-            "connected. Set a longer round_timeout_s (or timeout of start), and see the events "
-            "in strategy.result.history"
+            return RoundError(self._text(what, self._last))
+        return RoundError(
+            f"{what}, and none reported why: all were late or not connected. Set a longer "
+            "round_timeout_s (or timeout of start), and see the events in strategy.result.history"
         )
 
     def _text(self, what: str, failures: Mapping[int, Failure]) -> str:

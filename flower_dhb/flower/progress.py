@@ -29,8 +29,8 @@ def watched() -> bool:
 def tell(what: str, **values: Any) -> None:
     """Append one thing that happened, if somebody wants to know.
 
-    what: `start` (a strategy begins), `round` (one is finished) or `folder` (results are
-    written there).
+    what: `start` (a strategy begins), `round` (one is finished), `end` (a strategy has its
+    result, and which agents that lacks) or `folder` (results are written there).
     """
     if not watched():
         return

@@ -10,7 +10,7 @@ from flwr.common import log
 from flwr.serverapp.strategy import Result
 
 from flower_dhb.errors import RoundError
-from flower_dhb.metrics import RoundRecord
+from flower_dhb.metrics import RoundRecord, agents_text
 
 __all__ = ["ServerlessResult"]
 
@@ -22,11 +22,13 @@ class ServerlessResult(Result):
     arrays: the network average of the final models, formed once for whoever goes on with
     it; no agent ever has it. Where there is none, reading it raises RoundError, which says
     why and what to set. history: one record a round. models: final model by vertex, empty
-    unless asked for.
+    unless asked for. missing: agents of which nothing is in the result, since their final
+    models did not come, or, where nobody asked for models, their last payloads.
     """
 
     history: list[RoundRecord] = field(default_factory=list)
     models: dict[int, ArrayRecord] = field(default_factory=dict)
+    missing: list[int] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -55,6 +57,26 @@ class ServerlessResult(Result):
     def lacks_arrays(self, why: str) -> None:
         """Say why there is no average: the end of "there is no network average, since"."""
         self._why_no_arrays = why
+
+    def require_all(self) -> None:
+        """Raise RoundError if the result lacks agents: the last line of an app that wants all.
+
+        Flower marks a run as failed only if its ServerApp raises an error. Call this when all
+        results are written.
+        """
+        if self.missing:
+            raise RoundError(self.incomplete)
+
+    @property
+    def incomplete(self) -> str:
+        """One sentence that says which agents the result lacks, empty if it lacks none."""
+        if not self.missing:
+            return ""
+        last = f" of round {self.history[-1].round}" if self.history else ""
+        return (
+            f"the run has ended, but its result lacks {agents_text(self.missing)}: see the "
+            f"events{last} and before it in the history for the cause"
+        )
 
     def warn(self, text: str) -> None:
         """Keep a warning, and log it."""

@@ -104,7 +104,7 @@ class Rounds:
         self._steps, self._run, self._result, self._wishes = steps, run, result, wishes
         self._limit, self._configs, self._evaluate_fn = limit, configs, evaluate_fn
         topology = run.topology
-        self._failures = Failures(topology.n_agents)
+        self._failures = Failures(topology.n_agents, trained=kept is not None)
         self._health = Health({v: topology.neighbors(v) for v in range(topology.n_agents)})
         self._policies: dict[int, str] = {}  # by vertex, as told in the log
 
@@ -128,7 +128,8 @@ class Rounds:
             self._keep_metrics(k, steps.aggregate_train(k, replies))
             if run.owed is not None:
                 ends = self._settle(run.owed, rounds)
-            self._failures.look(k, run.now.delivered, run.now.failures)
+            seconds = time.monotonic() - begin
+            self._failures.look(k, run.now.delivered, run.now.failures, seconds)
             if self._checkpoint is not None:
                 self._checkpoint.keep(run.ledger, run.record, self._result)
             last = k == rounds or ends
@@ -279,9 +280,12 @@ class Rounds:
                 "own models from result.models (collect_models=True)"
             )
         if not wishes.models:
+            if result.history:
+                result.missing = list(result.history[-1].missing)
             return
         run.begin(last)
         run.report(last, self._limit if limit is None else limit)
+        result.missing = [v for v in range(run.topology.n_agents) if v not in run.reports.vertices]
         if wishes.collect_models:
             result.models = {v: run.reports.model(v) for v in sorted(run.reports.vertices)}
         if not wishes.average:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from logging import INFO
+from logging import ERROR, INFO
 from pathlib import Path
 from typing import Any, Literal
 
@@ -331,6 +331,9 @@ evaluate_metrics_aggr_fn
                     course.observe(run.now, initial_arrays)
                 course.finish(course.go(rounds))
                 run.dismiss()
+                tell("end", incomplete=result.incomplete)
+                if result.incomplete:
+                    log(ERROR, "%s", result.incomplete)
                 if checkpoint is not None:
                     checkpoint.remove()
             except BaseException as error:

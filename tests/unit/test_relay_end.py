@@ -379,6 +379,57 @@ def test_nodes_that_are_gone_in_round_1_may_come_back() -> None:
     assert [record.missing for record in go().history] == [list(range(N)), [], []]
 
 
+@pytest.mark.parametrize("failures", [{}, {0: Failure("ValueError: broken")}], ids=["late", "some"])
+def test_nothing_of_anybody_in_the_first_rounds_ends_the_run(failures) -> None:
+    watch = Failures(4)
+    for k in range(1, 5):
+        watch.look(k, set(), failures if k == 1 else {}, 50.0)
+    with pytest.raises(RoundError) as error:
+        watch.look(5, set(), {}, 50.0)
+    assert "no agent delivered anything in the first 5 rounds (250 s)" in str(error.value)
+    why = "ValueError: broken" if failures else "Set a longer round_timeout_s"
+    assert why in str(error.value)
+
+
+def test_the_first_rounds_are_no_less_than_two_minutes_and_count_only_before_any_payload() -> None:
+    quick = Failures(4)
+    for k in range(1, 40):
+        quick.look(k, set(), {}, 3.0)
+    with pytest.raises(RoundError, match=r"in the first 40 rounds \(120 s\)"):
+        quick.look(40, set(), {}, 3.0)
+    for one in (Failures(4), Failures(4, trained=True)):
+        if one.end() is None:
+            one.look(1, {2}, {}, 50.0)
+        for k in range(2, 20):
+            one.look(k, set(), {}, 50.0)
+        one.end()
+
+
+def test_a_result_that_lacks_agents_says_so_at_the_end(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("flwr"), "propagate", True)
+
+    def lost(vertex: int, message: Message) -> Exception | None:
+        return ConnectionError("lost") if message.metadata.group_id == "3" and vertex == 2 else None
+
+    lacks = "the run has ended, but its result lacks agent 2: see the events of round 3"
+    for collect in (True, False):
+        grid = LocalGrid(numpy_app(N, D, mods=[consensus_mod]), N, intercept=lost)
+        strategy = ServerlessStrategy(GRAPH, DSGD(), collect_models=collect, average=False)
+        with caplog.at_level(logging.WARNING, "flwr"):
+            result = strategy.start(grid, start_arrays(D)[0], 3)
+        assert result.missing == [2]
+        assert lacks in caplog.records[-1].getMessage()
+        assert caplog.records[-1].levelname == "ERROR"
+        with pytest.raises(RoundError, match=lacks):
+            result.require_all()
+    _, go = start(rounds=3)
+    result = go()
+    assert (result.missing, result.incomplete) == ([], "")
+    result.require_all()
+
+
 def test_who_did_not_report_at_the_last_evaluation_is_asked_once_more() -> None:
     def lost(vertex: int, message: Message) -> Exception | None:
         is_last = (message.metadata.group_id, message.metadata.message_type) == ("3", "evaluate")

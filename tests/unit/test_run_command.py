@@ -165,6 +165,32 @@ def test_a_run_that_fails_leaves_its_log_and_names_it(link, app, temporary, caps
     assert (home / "run.log").read_text() == "".join(link.lines)
 
 
+def test_a_run_that_fails_shows_what_it_has_and_how_it_goes_on(link, app, tmp_path, capsys):
+    folder = tmp_path / "results"
+    (folder / "checkpoint").mkdir(parents=True)
+    link.tells = [{"what": "start", "rounds": 3, "agents": 5}, round_told(1), round_told(2)]
+    link.tells += [{"what": "folder", "path": str(folder)}]
+    link.end = ("finished:failed", "no heartbeat")
+    assert cli.main(["run", str(app)]) == 1
+    out, err = capsys.readouterr()
+    assert "2 rounds" in out
+    assert f"Results: {folder}" in out.splitlines()
+    assert err.splitlines()[-1] == f"It goes on with: -c \"resume='{folder}'\""
+
+
+def test_a_run_whose_result_lacks_agents_has_not_succeeded(link, app, capsys):
+    text = "the run has ended, but its result lacks agents 1 and 3"
+    link.tells = [{"what": "start", "rounds": 1, "agents": 5}, round_told(1)]
+    link.tells += [{"what": "end", "incomplete": text}]
+    assert cli.main(["run", str(app)]) == 1
+    out, err = capsys.readouterr()
+    assert "1 rounds" in out
+    assert err.splitlines()[-1] == f"flower-dhb run: {text}"
+    # Another strategy of the same app, all of whose agents are there.
+    link.tells += [{"what": "start", "rounds": 1, "agents": 5}, {"what": "end", "incomplete": ""}]
+    assert cli.main(["run", str(app)]) == 0
+
+
 @pytest.mark.parametrize(
     ("end", "message"),
     [
