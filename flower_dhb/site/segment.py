@@ -174,6 +174,7 @@ class _Hold:
             configs=configs,
             keys=(ask.arrays_key, ask.config_key),
             round=max(found, 0),
+            attempt=ask.attempt,
         )
         part = Part(
             app=app,

@@ -75,7 +75,8 @@ class Agent:
     vectors that all agents began with, as a frame; None where the context holds a later state.
     local: initial values of the arrays that stay with the agent. configs: what the app finds in
     the `config` of its messages, by their kind. keys: under which it finds arrays and config.
-    round: that its parameters are of. Calls are made from one thread.
+    round: that its parameters are of. attempt: how often the run was taken up again. Calls are
+    made from one thread.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class Agent:
         configs: Mapping[str, Mapping[str, Any]],
         keys: tuple[str, str] = ("arrays", "config"),
         round: int = 0,
+        attempt: int = 0,
     ) -> None:
         self.vertex, self.run, self.algorithm, self.layout = vertex, run, algorithm, layout
         self.vectors: tuple[VectorSpec, ...] = Node.vectors_of(algorithm, layout)
@@ -101,7 +103,7 @@ class Agent:
         self._weights = dict(weights)
         self._start, self._local = start, dict(local)
         self._configs, self._keys = configs, keys
-        self.round = round
+        self.round, self._attempt = round, attempt
 
     @classmethod
     def of_device(
@@ -296,6 +298,7 @@ class Agent:
             local=self._local,
             screen=False,  # the device has done so before the edge could count
             epoch=epoch,
+            attempt=self._attempt,
             measure=measure,
             arrays_key=self._keys[0],
             config_key=self._keys[1],
