@@ -95,3 +95,29 @@ def test_what_cannot_hold_direct_rounds_is_refused_by_name(tmp_path) -> None:
         Own(IRREGULAR, transport="direct")
     with pytest.raises(ConfigError, match="transport"):
         ServerlessStrategy(IRREGULAR, transport="drect")
+
+
+def test_a_serverapp_that_dies_in_a_direct_run_is_followed_by_another(tmp_path) -> None:
+    """The agents' last models are those of the undisturbed run: they have lost nothing."""
+
+    class Killed(BaseException):
+        pass
+
+    def die(record) -> None:
+        if record.round == 4:  # the last one of the first segment
+            raise Killed
+
+    app = numpy_app(N, D, rate=RATE, mods=[consensus_mod])
+    configs = node_configs(tmp_path, N)
+    for v in range(N):
+        configs[v]["state-dir"] = str(tmp_path / "states")
+    settings = {"transport": "direct", "checkpoint": tmp_path / "run"}
+    grid = TogetherGrid(app, N, node_config=lambda v: configs[v])
+    with pytest.raises(Killed):
+        start(grid, HeavyBall(form="tracking"), on_round=die, **settings)
+    grid = TogetherGrid(app, N, node_config=lambda v: configs[v])
+    resumed = start(grid, HeavyBall(form="tracking"), **settings)
+    relayed = start(LocalGrid(app, N), HeavyBall(form="tracking"))
+    for vertex in range(N):
+        assert np.array_equal(flat(resumed.models[vertex]), flat(relayed.models[vertex]))
+    assert told(resumed) == told(relayed)
