@@ -84,7 +84,10 @@ class NodeKeys(TypedDict, total=False):
     Allowed: `host:port`.
     """
     listen: str
-    """Where it listens, if that is not `address`. Allowed: `host:port`."""
+    """What it binds, if that is not all interfaces with the port of `address`.
+
+    Allowed: `host:port`.
+    """
     encryption: str
     """`neighbors`: payloads leave this node only sealed for its neighbors, whatever a run says.
 

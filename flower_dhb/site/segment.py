@@ -29,6 +29,7 @@ from flower_dhb.peer.device.daemon import Peer, digest_of_layout
 from flower_dhb.peer.device.home import Home
 from flower_dhb.peer.device.part import Part
 from flower_dhb.peer.device.settings import PeerSettings
+from flower_dhb.peer.mesh.devices import Host
 from flower_dhb.peer.monitor import LOGGER, Folding, Lines, Monitor
 from flower_dhb.peer.protocol.settings import Timing
 from flower_dhb.peer.sentences import sentence
@@ -232,7 +233,7 @@ class _Hold:
 
     def _settings(self, weights: Mapping[int, float], home: Home, tls: TlsFiles) -> PeerSettings:
         ask, segment, config = self.instruction, self.segment, self.context.node_config
-        address = config.get("listen", config.get("address"))
+        host = Host(ask.vertex, _text(config, "address"), _text(config, "listen"))
         dialed = set(segment.neighbors) - set(segment.dials)
         wait_s = max(segment.wait_s, 0.1)
         return PeerSettings(
@@ -249,7 +250,7 @@ class _Hold:
             start=Path(),
             state_dir=home.path,
             bulletins=home.path.parent / "bulletins",
-            listen=str(address) if dialed and address is not None else None,
+            listen=host.listens_on if dialed else None,
             dial=dict(segment.dials),
             tls=tls,
             timing=Timing(ceiling_s=wait_s, least_s=min(wait_s, _LEAST_S)),
@@ -332,6 +333,11 @@ class _Hold:
             quarantined=() if snapshot is None else snapshot.screen.quarantined(self.segment.last),
             lines=tuple(self.lines),
         )
+
+
+def _text(config: Mapping[str, Any], key: str) -> str | None:
+    found = config.get(key)
+    return found if isinstance(found, str) else None
 
 
 def _direct_row(

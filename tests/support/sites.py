@@ -6,25 +6,35 @@ from collections.abc import Collection
 from pathlib import Path
 
 from flower_dhb.peer.mesh.certificates import Authority, write_private
+from flower_dhb.peer.mesh.devices import folder_of
 from flower_dhb.runs.superlink import free_ports
 
 
-def node_configs(
-    folder: Path, n: int, *, without_address: Collection[int] = (), **more: object
-) -> list[dict[str, object]]:
-    """Node configs of n vertices that can hold rounds among themselves."""
+def identities(
+    folder: Path, n: int, *, without_address: Collection[int] = ()
+) -> dict[int, str | None]:
+    """Write an identity for each vertex, in `vertex-3` and so on; returns addresses by vertex."""
     authority = Authority.create("mesh-of-a-test")
-    ports = free_ports(n)
-    configs: list[dict[str, object]] = []
     for vertex in range(n):
-        place = folder / f"vertex-{vertex}"
+        place = folder / folder_of(vertex)
         place.mkdir(parents=True)
         key, certificate = authority.issue(vertex, 300)
         write_private(place / "key.pem", key)
         (place / "certificate.pem").write_bytes(certificate)
         (place / "authority.pem").write_bytes(authority.pem)
-        config: dict[str, object] = {"partition-id": vertex, "mesh": str(place), **more}
-        if vertex not in without_address:
-            config["address"] = f"127.0.0.1:{ports[vertex]}"
-        configs.append(config)
+    ports = free_ports(n)
+    return {
+        v: None if v in without_address else f"127.0.0.1:{port}" for v, port in enumerate(ports)
+    }
+
+
+def node_configs(
+    folder: Path, n: int, *, without_address: Collection[int] = ()
+) -> list[dict[str, object]]:
+    """Node configs of n vertices that can hold rounds among themselves."""
+    addresses = identities(folder, n, without_address=without_address)
+    configs: list[dict[str, object]] = []
+    for vertex, address in addresses.items():
+        config = {"partition-id": vertex, "mesh": str(folder / folder_of(vertex))}
+        configs.append({**config, **({"address": address} if address else {})})
     return configs

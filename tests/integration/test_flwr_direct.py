@@ -1,0 +1,65 @@
+"""Direct rounds in a real deployment of Flower: the numbers of simulate, and what goes wrong."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from support.deployment import Deployment, Run
+from support.sites import identities
+
+from flower_dhb import HeavyBall, Topology, simulate
+
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
+
+N, ROUNDS, SIZE = 3, 40, 8
+
+
+def models(run: Run) -> np.ndarray:
+    return np.stack([load_file(run.folder / f"agent-{v:03d}.safetensors")["x"] for v in range(N)])
+
+
+def test_direct_rounds_of_a_deployment(tmp_path) -> None:
+    """The numbers are those of `simulate`; a ClientApp that is told to end answers; one dies."""
+    with Deployment(tmp_path) as deployment:
+        deployment.start_link()
+        deployment.addresses = identities(deployment.mesh, N, without_address={2})
+        deployment.start_nodes(range(N))
+        settings = {"rounds": ROUNDS, "topology": "path:3", "size": SIZE}
+
+        run = Run.submit(deployment, settings, transport="direct", evaluate_every=10)
+        rows = run.finish()
+        assert [row["round"] for row in rows] == list(range(1, ROUNDS + 1))
+        assert not any(row["missing"] or row["events"] for row in rows)
+        assert [row["round"] for row in rows if row["consensus_distance"]] == [10, 20, 30, 40]
+        targets = np.arange(N, dtype=float)[:, None]
+        expected = simulate(
+            HeavyBall(momentum=0.5),
+            Topology.path(N),
+            np.zeros(SIZE),
+            lambda x, _: x + 0.1 * (targets - x),
+            ROUNDS,
+        )
+        np.testing.assert_allclose(models(run), expected[-1], rtol=0, atol=1e-13)
+
+        trouble = tmp_path / "trouble"
+        trouble.mkdir()
+        (trouble / "slow-0").write_text("0.2")
+        settings |= {"trouble": str(trouble)}
+        run = Run.submit(deployment, settings, transport="direct", round_timeout_s=30.0)
+        run.wait_for(lambda rows: len(rows) >= 4)
+        end = time.monotonic() + 60.0
+        while not (found := deployment.app_of(1)):
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        time.sleep(6.0)  # it is among its rounds then, which take eight seconds and more
+        for process in found:
+            process.send_signal(signal.SIGTERM)
+        rows = run.finish()
+        assert [row["round"] for row in rows] == list(range(1, ROUNDS + 1))
+        away = [row["round"] for row in rows if 1 in row["missing"]]
+        assert 0 < len(away) < ROUNDS - 4
+        assert rows[-1]["missing"] in ([], [1])
