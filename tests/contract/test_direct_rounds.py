@@ -6,10 +6,16 @@ the integration tests.
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
+from flwr.app import Array, ArrayRecord
+from safetensors.numpy import load_file
 from support.apps import flat, numpy_app, start_arrays
 from support.grid import LocalGrid, TogetherGrid
+from support.peer_app.quadratics import app
+from support.peers import Mesh
 from support.sites import node_configs
 
 from flower_dhb import (
@@ -21,6 +27,7 @@ from flower_dhb import (
     consensus_mod,
     decentralize,
 )
+from flower_dhb.peer.device.daemon import Peer
 
 N, D, ROUNDS, RATE = 5, 5, 7, 0.05
 IRREGULAR = Topology.from_edges([(0, 1), (1, 2), (2, 3), (3, 0), (0, 4)])
@@ -121,3 +128,30 @@ def test_a_serverapp_that_dies_in_a_direct_run_is_followed_by_another(tmp_path) 
     for vertex in range(N):
         assert np.array_equal(flat(resumed.models[vertex]), flat(relayed.models[vertex]))
     assert told(resumed) == told(relayed)
+
+
+def test_direct_rounds_are_the_peers_rounds(tmp_path) -> None:
+    n, size, rounds = 3, 4, 6
+    timing = {"ceiling-s": 60.0, "least-s": 60.0}
+    shape = {"topology": "star:3", "rounds": rounds, "size": size, "rate": 0.25, "momentum": 0.8}
+    mesh = Mesh(tmp_path / "mesh", n=n, plaintext=True, peer={"timing": timing}, **shape)
+    settings = [mesh.settings(v) for v in range(n)]
+    threads = [threading.Thread(target=Peer(one).run) for one in settings]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    configs = node_configs(tmp_path / "nodes", n)
+    for v in range(n):
+        configs[v] |= {"vertex": v}
+    run_config = dict(settings[0].run_config)
+    grid = TogetherGrid(app, n, node_config=lambda v: configs[v], run_config=run_config)
+    strategy = ServerlessStrategy(
+        "star:3", settings[0].algorithm, transport="direct", collect_models=True
+    )
+    arrays = ArrayRecord({"x": Array(load_file(settings[0].start)["x"])})
+    result = strategy.start(grid, arrays, rounds)
+    for v, one in enumerate(settings):
+        model = load_file(one.state_dir / "model.safetensors")["x"]
+        assert np.array_equal(result.models[v]["x"].numpy(), model)

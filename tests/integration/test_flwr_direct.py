@@ -13,7 +13,7 @@ from support.sites import identities
 
 from flower_dhb import HeavyBall, Topology, simulate
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(900)]
 
 N, ROUNDS, SIZE = 3, 40, 8
 
@@ -30,8 +30,9 @@ def test_direct_rounds_of_a_deployment(tmp_path) -> None:
         deployment.start_nodes(range(N))
         settings = {"rounds": ROUNDS, "topology": "path:3", "size": SIZE}
 
-        run = Run.submit(deployment, settings, transport="direct", evaluate_every=10)
-        rows = run.finish()
+        patient = {"transport": "direct", "round_timeout_s": 120.0}
+        run = Run.submit(deployment, settings, evaluate_every=10, **patient)
+        rows = run.finish(600.0)
         assert [row["round"] for row in rows] == list(range(1, ROUNDS + 1))
         assert not any(row["missing"] or row["events"] for row in rows)
         assert [row["round"] for row in rows if row["consensus_distance"]] == [10, 20, 30, 40]
@@ -49,8 +50,8 @@ def test_direct_rounds_of_a_deployment(tmp_path) -> None:
         trouble.mkdir()
         (trouble / "slow-0").write_text("0.2")
         settings |= {"trouble": str(trouble)}
-        run = Run.submit(deployment, settings, transport="direct", round_timeout_s=30.0)
-        run.wait_for(lambda rows: len(rows) >= 4)
+        run = Run.submit(deployment, settings, **patient)
+        run.wait_for(lambda rows: len(rows) >= 4, 240.0)
         end = time.monotonic() + 60.0
         while not (found := deployment.app_of(1)):
             assert time.monotonic() < end
@@ -58,7 +59,7 @@ def test_direct_rounds_of_a_deployment(tmp_path) -> None:
         time.sleep(6.0)  # it is among its rounds then, which take eight seconds and more
         for process in found:
             process.send_signal(signal.SIGTERM)
-        rows = run.finish()
+        rows = run.finish(600.0)
         assert [row["round"] for row in rows] == list(range(1, ROUNDS + 1))
         away = [row["round"] for row in rows if 1 in row["missing"]]
         assert 0 < len(away) < ROUNDS - 4
