@@ -266,6 +266,8 @@ class Rounds:
     def finish(self, last: int, limit: float | None = None) -> None:
         """Collect the final models and form the average, each only if asked for."""
         run, result, wishes = self._run, self._result, self._wishes
+        if result.history:
+            result.missing = list(result.history[-1].missing)
         if run.ledger.encryption != "none":
             result.lacks_arrays(
                 f'payloads are encrypted (encryption="{run.ledger.encryption}"), so that no '
@@ -280,8 +282,6 @@ class Rounds:
                 "own models from result.models (collect_models=True)"
             )
         if not wishes.models:
-            if result.history:
-                result.missing = list(result.history[-1].missing)
             return
         run.begin(last)
         run.report(last, self._limit if limit is None else limit)
