@@ -62,5 +62,6 @@ def test_direct_rounds_of_a_deployment(tmp_path) -> None:
         rows = run.finish(600.0)
         assert [row["round"] for row in rows] == list(range(1, ROUNDS + 1))
         away = [row["round"] for row in rows if 1 in row["missing"]]
-        assert 0 < len(away) < ROUNDS - 4
+        # The signal may come before its rounds or after them: then it has missed none.
+        assert len(away) < ROUNDS - 4
         assert rows[-1]["missing"] in ([], [1])
