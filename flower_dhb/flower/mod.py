@@ -480,7 +480,7 @@ class _Turn:
             self._note(f"evaluation: {failure}")
             if not isinstance(error, FlowerDhbError):
                 log(ERROR, "%s", traceback.format_exc())
-            return RecordDict(), failure
+            return RecordDict(), failure if self.policy.metrics is None else _without_words(error)
 
     def _call_app(
         self, node: Node, call: Callable[[RecordDict], Message], config: object

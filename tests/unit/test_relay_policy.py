@@ -22,14 +22,17 @@ RING = Topology.ring(N)
 BOUND = 2  # the vertex whose node has a policy
 
 
-def run(policy: dict[str, object], mods: list[object] | None = None, rounds: int = 3):
+def run(
+    policy: dict[str, object], mods: list[object] | None = None, rounds: int = 3, **options: object
+):
     app = numpy_app(N, D, rate=0.5, mods=[consensus_mod, *(mods or [])])
 
     def config(vertex: int) -> dict[str, object]:
         return {"partition-id": vertex, **(policy if vertex == BOUND else {})}
 
     grid = LocalGrid(app, N, node_config=config)
-    result = ServerlessStrategy(RING, DSGD()).start(grid, start_arrays(D)[0], rounds)
+    strategy = ServerlessStrategy(RING, DSGD(), **options)  # type: ignore[arg-type]
+    result = strategy.start(grid, start_arrays(D)[0], rounds)
     return grid, result
 
 
@@ -104,6 +107,28 @@ def test_an_app_that_rewrites_the_node_config_changes_nothing():
         assert np.isfinite(x).all()
         node = grid.contexts[grid.node_of(BOUND)]
         assert node.node_config == {"partition-id": BOUND, "policy-clip": 0.125}
+
+
+def test_an_evaluation_that_comes_with_the_next_training_is_bound_too():
+    def raises(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        reply = call_next(message, context)
+        if "norm" in str(reply.content) and reply.content["metrics"]["num-examples"] == BOUND + 1:
+            calls.append(1)
+            if len(calls) == 2:
+                raise ValueError("patient 17")
+        return reply
+
+    calls: list[int] = []
+    grid, result = run({"policy-metrics": "norm"}, [raises], join_evaluation=True)
+    assert len(calls) == 3, "it evaluates after each of three rounds"
+    assert [set(record.evaluate.get(BOUND, ())) for record in result.history] == [
+        {"norm"}, set(), {"norm"},
+    ]  # fmt: skip
+    texts = [text for record in result.history for v, text in record.events if v == BOUND]
+    assert any("ValueError in the app; its text stays in the log" in text for text in texts)
+    assert not any("patient" in text for text in texts)
+    for _, reply in grid.replies:
+        assert not any("patient" in str(record) for record in reply.content.values())
 
 
 def test_an_error_of_the_app_leaves_by_its_type_alone():
