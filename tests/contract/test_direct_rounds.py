@@ -48,8 +48,12 @@ def told(result) -> list[dict[str, object]]:
 @pytest.mark.parametrize("rule", RULES, ids=str)
 def test_direct_rounds_are_relayed_rounds(tmp_path, rule: Algorithm) -> None:
     app = numpy_app(N, D, rate=RATE, mods=[consensus_mod])
-    relayed = start(LocalGrid(app, N), rule)
+    policies = {1: {"policy-clip": 0.02, "policy-metrics": "num-examples,norm"}}
+    bound = {v: {"partition-id": v, **policies.get(v, {})} for v in range(N)}
+    relayed = start(LocalGrid(app, N, node_config=lambda v: bound[v]), rule)
     configs = node_configs(tmp_path, N, without_address={2, 4})
+    for vertex, policy in policies.items():
+        configs[vertex] |= policy
     grid = TogetherGrid(app, N, node_config=lambda v: configs[v])
     direct = start(grid, rule, transport="direct")
     for vertex in range(N):
@@ -57,6 +61,9 @@ def test_direct_rounds_are_relayed_rounds(tmp_path, rule: Algorithm) -> None:
     assert direct.train_metrics_clientapp == relayed.train_metrics_clientapp
     assert direct.evaluate_metrics_clientapp == relayed.evaluate_metrics_clientapp
     assert told(direct) == told(relayed)
+    for record in direct.history:  # what leaves a node is its operator's affair here, too
+        assert record.policies == {1: "clip 0.02; metrics num-examples, norm"}
+        assert set(record.train[1]) == {"num-examples"} < set(record.train[0])
     segments = [message for v, message in grid.messages if v == 0]
     assert len(segments) < ROUNDS
 
