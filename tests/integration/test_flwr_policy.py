@@ -14,6 +14,7 @@ from support.deployment import Deployment, Run
 from support.flower_runs import log_of
 
 from flower_dhb import Topology
+from flower_dhb.runs.superlink import executable
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(560)]
 
@@ -27,8 +28,10 @@ class Guarded(Deployment):
     def _start(
         self, program: str, words: Sequence[str], home: Path, log: Path
     ) -> subprocess.Popen[bytes]:
-        if program == "flower-supernode":
-            program, words = "flower-dhb", ["supernode", "--", *words]
+        plain = executable("flower-supernode")
+        if plain in words:
+            at = words.index(plain)
+            words = [*words[:at], executable("flower-dhb"), "supernode", "--", *words[at + 1 :]]
         return super()._start(program, words, home, log)
 
 
