@@ -79,7 +79,9 @@ def distance_from(parameters: Sequence[NDArray[Any]], origin: NDArray[Any]) -> f
     return float(np.sqrt(total / len(parameters))) if len(parameters) else float("nan")
 
 
-def sketch(parameters: NDArray[Any], buckets: int, seed: str) -> NDArray[np.float64]:
+def sketch(
+    parameters: NDArray[Any], buckets: int = SKETCH, seed: str = "flower_dhb"
+) -> NDArray[np.float64]:
     """Random projection of `(d,)` to `(min(d, buckets),)` that keeps distances.
 
     Each element is added to one bucket with a random sign, both drawn from `seed`; the

@@ -48,7 +48,7 @@ from flower_dhb.flower.records import (
     records_of,
 )
 from flower_dhb.flower.store import STATE_DIR, Store, keep_model, open_store
-from flower_dhb.metrics import SKETCH, sketch
+from flower_dhb.metrics import sketch
 from flower_dhb.types import NDArrays, Payload
 
 __all__ = ["Protect", "Sealing", "pass_on", "take_turn", "vertex_of", "who"]
@@ -393,7 +393,7 @@ class _Turn:
         failure, detail, metrics, payload = "", "", RecordDict(), None
         # Taken before training, since training may take the node a round further.
         parameters = self._parameters(node) if ask.report else None
-        projection = tuple(sketch(node.parameters, SKETCH, ask.run).tolist()) if ask.measure else ()
+        projection = tuple(sketch(node.parameters).tolist()) if ask.measure else ()
         evaluated, evaluation_failure = self._evaluate_first(node, message, call_next)
 
         def asked(content: RecordDict) -> Message:

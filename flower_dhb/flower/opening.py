@@ -105,7 +105,7 @@ class Opening:
             relay,
             members,
             ledger,
-            Reports(layout, layout.local(initial), layout.flatten(initial)[0], ledger.run),
+            Reports(layout, layout.local(initial), layout.flatten(initial)[0]),
             self.topology,
             weighted_by_key=self.weighted_by_key,
             lower_is_better=self.lower_is_better,

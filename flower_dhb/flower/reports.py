@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from flower_dhb.agent.mixing import weighted_sum
 from flower_dhb.agent.node import STATISTICS_VECTOR
 from flower_dhb.flower.arrays import array_record
-from flower_dhb.metrics import SKETCH, consensus_distance, distance_from, sketch
+from flower_dhb.metrics import consensus_distance, distance_from, sketch
 from flower_dhb.types import Layout, NDArrays
 
 __all__ = ["Reports"]
@@ -22,12 +22,12 @@ class Reports:
     """The newest reports, all of one round.
 
     local: arrays that never leave an agent, as they were at the start. start: the parameters
-    from which all agents began, `(d,)`. run: from whose name the projection is drawn.
+    from which all agents began, `(d,)`.
     """
 
-    def __init__(self, layout: Layout, local: NDArrays, start: NDArray[Any], run: str) -> None:
+    def __init__(self, layout: Layout, local: NDArrays, start: NDArray[Any]) -> None:
         self._layout, self._local = layout, local
-        self._start = sketch(start, SKETCH, run)
+        self._start = sketch(start)
         self._vectors: dict[int, dict[str, NDArray[Any]]] = {}
         self._sketches: dict[int, NDArray[np.float64]] = {}
         self._round = 0

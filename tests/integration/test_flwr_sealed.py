@@ -106,23 +106,24 @@ def models(deployment: Deployment) -> list[np.ndarray]:
 
 
 def test_a_superlink_stores_no_payload_that_it_could_read(deployment: Deployment) -> None:
-    with Reader(deployment) as clear:
-        run = Run.submit(deployment, SETTINGS)
-        plain_rows = run.finish(400.0)
-    plain = models(deployment)
-    assert clear.found() & clear.trained, "this is how payloads would be found"
-
     with Reader(deployment) as reader:
         run = Run.submit(
             deployment, SETTINGS, encryption="neighbors", bind_nodes=True, collect_models=False
         )
         rows = run.finish(400.0)
+    sealed = models(deployment)
     assert len(reader.secrets) > N
     assert reader.count(b"DHBE") >= N, "sealed payloads lie in the database"
     assert reader.found() == set()
+
+    # The same run in clear comes after it: its payloads stay in the database.
+    with Reader(deployment) as clear:
+        run = Run.submit(deployment, SETTINGS)
+        plain_rows = run.finish(400.0)
+    assert clear.found() & clear.trained, "this is how payloads would be found"
     assert [row["missing"] for row in rows] == [[]] * 2
     assert [row["events"] for row in rows] == [[]] * 2
-    for one, other in zip(models(deployment), plain, strict=True):
+    for one, other in zip(sealed, models(deployment), strict=True):
         assert one.tobytes() == other.tobytes(), "the same numbers to the bit"
     overhead = rows[-1]["bytes_sent"] / plain_rows[-1]["bytes_sent"]
     assert 1.0 < overhead < 1.02, overhead

@@ -50,23 +50,23 @@ AGENT: tuple[Mistake, ...] = _in(
     ),
     (
         "who comes back needs one neighbor",
-        "least = min(1, len(due)) if self.closed else len(due)",
+        "least = min(1, len(due)) if self.closed > origin else len(due)",
         "least = len(due)",
     ),
     (
         "who begins waits for all neighbors",
-        "least = min(1, len(due)) if self.closed else len(due)",
+        "least = min(1, len(due)) if self.closed > origin else len(due)",
         "least = 1",
     ),
     (
         "who begins late finds a run under way",
-        "            if any(edge.closed or edge.wants > 1 for edge in self.near.up()):",
+        "            if any(e.closed > origin or e.wants > origin + 1 for e in self.near.up()):",
         "            if False:",
     ),
     (
         "a run in its first round is not under way",
-        "if any(edge.closed or edge.wants > 1 for edge in self.near.up()):",
-        "if any(edge.closed or edge.wants > 0 for edge in self.near.up()):",
+        "if any(e.closed > origin or e.wants > origin + 1 for e in self.near.up()):",
+        "if any(e.closed > origin or e.wants > origin for e in self.near.up()):",
     ),
     (
         "where a run is under way, the other neighbors get a moment",
@@ -216,18 +216,48 @@ AGENT: tuple[Mistake, ...] = _in(
     ),
     (
         "who was alone says so",
-        "return self.mixed if self.closed > 0 and self._alone_at(self.closed) else -1",
+        "return self.mixed if began and self._alone_at(self.closed) else -1",
         "return -1",
     ),
     (
+        "who has closed no round of the run was not alone in one",
+        "return self.mixed if began and self._alone_at(self.closed) else -1",
+        "return self.mixed if self._alone_at(self.closed) else -1",
+    ),
+    (
+        "a run begins after its origin",
+        "            self.near.closed = self.near.round = origin\n",
+        "            pass\n",
+    ),
+    (
+        "who was in no round of a run that goes on has ended none",
+        "done = self.closed > self.config.origin",
+        "done = self.closed > 0",
+    ),
+    (
+        "who begins a run that goes on waits for all neighbors",
+        "least = min(1, len(due)) if self.closed > origin else len(due)",
+        "least = min(1, len(due)) if self.closed > 0 else len(due)",
+    ),
+    (
+        "a run that goes on is not under way before its first round",
+        "if any(e.closed > origin or e.wants > origin + 1 for e in self.near.up()):",
+        "if any(e.closed > 0 or e.wants > 1 for e in self.near.up()):",
+    ),
+    (
+        "the memory of a run that goes on is of its epoch",
+        "            self.near.begin(config.epoch)\n",
+        "            self.near.begin(0)\n",
+    ),
+    (
         "who never had a neighbor was alone from the start",
-        "return round - self.mixed > _FEW or self.mixed == 0",
+        "return round - self.mixed > _FEW or self.mixed == self.config.origin",
         "return round - self.mixed > _FEW",
     ),
     (
         "a few rounds alone are nothing to speak of",
-        "return round - self.mixed > _FEW or self.mixed == 0",
-        "return round > self.mixed or self.mixed == 0",
+        "return round - self.mixed > _FEW or self.mixed == self.config.origin",
+        "return round > self.mixed or self.mixed == self.config.origin",
     ),
     ("being alone is said once", "elif not self._alone and self.alone_since", "elif self.alone_since"),
     (

@@ -133,8 +133,13 @@ ROUNDS = _in(
     ),
     (
         "who comes later was not there when the run began",
-        "self._together or (round == 1 and not resumed)",
+        "self._together or (round == first and not resumed)",
         "True",
+    ),
+    (
+        "who is there from the first round of a run that goes on was there when it began",
+        "        first = self.config.origin + 1\n",
+        "        first = 1\n",
     ),
     (
         "the time to start ends with the ceiling",

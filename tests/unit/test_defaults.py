@@ -54,7 +54,7 @@ GROW = {
     *("Agents", "RoundRecord", "Session", "ServerlessResult", "Health", "DigitsTask"),
     *("Attackers", "Guards"),
     *("AnalyticTask", "Edge", "PeerStatus", "Round", "RunLog", "Transport", "Watch"),
-    *("Group", "Replay", "Spans"),
+    *("Group", "Owed", "Replay", "Spans"),
 }
 
 

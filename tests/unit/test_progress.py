@@ -28,8 +28,9 @@ def train(rounds, **options):
 
 def test_a_strategy_tells_its_rounds_as_its_result_has_them(path):
     result = train(2)
-    start, *rounds = reader(path).news()
+    start, *rounds, end = reader(path).news()
     assert start == {"what": "start", "rounds": 2, "agents": 3}
+    assert end == {"what": "end", "incomplete": ""}
     assert [entry["round"] for entry in rounds] == [1, 2]
     for entry, record in zip(rounds, result.history, strict=True):
         metrics = result.evaluate_metrics_clientapp[record.round]
@@ -43,7 +44,7 @@ def test_a_strategy_tells_its_rounds_as_its_result_has_them(path):
 
 def test_a_round_without_evaluation_is_told_too(path):
     train(2, evaluate_every=2)
-    _, first, second = reader(path).news()
+    _, first, second, _ = reader(path).news()
     assert (first["metrics"], first["consensus_distance"]) == ({}, None)
     assert second["metrics"]
 

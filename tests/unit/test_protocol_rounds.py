@@ -318,3 +318,46 @@ def test_one_that_is_stopped_while_it_lingers_has_done_its_work():
     end = finished()
     end.said()
     assert end.do("stop") == ["b: close: stopping", "end done"]
+
+
+# --- a run that begins after any round ----------------------------------------------------------
+
+
+def test_a_run_begins_after_any_round():
+    """Whoever is there from its first round on waits for all neighbors, as in round 1."""
+    end = End("bc", origin=20, connected=False)
+    assert end.do("up b closed=20") == ["b: hello closed=20"]
+    assert (end.phase, end.agent.next_deadline()) == ("connecting", end.now + TIMING.start_s)
+    assert end.do("up c closed=20")[-1] == "train 21"
+    end.do("trained", "journaled", "payload b21 closed=20 ack=a21")
+    assert end.do("payload c21 closed=20 ack=a21")[-1] == "combine 21: b21 c21"
+    assert end.agent.alone_since == -1
+
+
+def test_a_neighbor_in_the_second_round_of_the_run_tells_that_it_is_under_way():
+    first, second = (End("bc", origin=20, connected=False) for _ in range(2))
+    first.do("up b round=21 digest=b21 closed=20")
+    second.do("up b round=22 digest=b22 closed=21")
+    assert first.agent.next_deadline() - first.now == TIMING.start_s
+    assert second.agent.next_deadline() - second.now == TIMING.reconnect_s
+
+
+def test_who_has_had_no_neighbor_since_the_run_began_was_alone_from_there():
+    end = End(origin=20, rounds=22, connected=False)
+    end.do(f"wait {TIMING.start_s}", "share", "wait 100", "next", "share", "wait 100", "next")
+    assert end.said()[-1] == "finish alone since 20"
+
+
+def test_who_was_in_no_round_of_the_run_has_ended_none():
+    """Its goodbye does not say that it is done; that of one that was in a round does."""
+    idle = End(origin=20, rounds=20)
+    assert idle.do("finished") == ["b: goodbye"]
+    busy = End(origin=20, rounds=21)
+    busy.do("trained", "journaled", "payload b21 closed=20 ack=a21", "next")
+    (goodbye,) = busy.do("finished")
+    assert "done" in goodbye.split()
+
+
+def test_the_memory_of_a_run_that_goes_on_is_of_its_epoch():
+    end = End(origin=20, conserves=True, epoch=3, connected=False)
+    assert end.do("up b closed=20")[-1] == "train 21 epoch 3"

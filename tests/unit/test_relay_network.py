@@ -497,11 +497,11 @@ def awaited(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, set[int]]]:
     heard: list[tuple[int, set[int]]] = []
     collect = relay.Relay.collect
 
-    def spy(self: relay.Relay, wait_for: set[int], timeout_s: float | None) -> list[Message]:
+    def spy(self: relay.Relay, wait_for: set[int], *limits: float | None) -> list[Message]:
         if wait_for:
             newest = max(sent.round for sent in self._waiting.values())
             heard.append((newest, set(wait_for)))
-        return collect(self, wait_for, timeout_s)
+        return collect(self, wait_for, *limits)
 
     monkeypatch.setattr(relay.Relay, "collect", spy)
     return heard
