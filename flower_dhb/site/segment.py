@@ -11,7 +11,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -142,6 +142,7 @@ class _Hold:
     turn: Turn
     ending: Ending
     lines: list[RoundLine] = field(default_factory=list)
+    end_early: Callable[[], None] | None = None
 
     def hold(self, message: Message, home: Home, tls: TlsFiles) -> Answer:
         """Hold the rounds."""
@@ -182,13 +183,16 @@ class _Hold:
             agreement={
                 "algorithm": json.dumps(ask.algorithm.to_config(), sort_keys=True),
                 "layout": digest_of_layout(ask.layout),
-                "segment": f"{segment.number}, rounds {segment.first} to {segment.last}",
+                "segment": json.dumps(
+                    {"number": segment.number, "first": segment.first, "last": segment.last}
+                ),
             },
             origin=0 if joins else segment.first - 1,
             epoch=0 if joins else max(ask.epoch, self._epoch()),
             evaluated=frozenset(segment.evaluated),
             measured=frozenset(segment.measured),
             told=lambda entry: self._told(entry, witness),
+            differs=self._differs,
         )
         failure = self._run(self._settings(weights, home, tls), witness, home, part)
         return self._answer(failure)
@@ -287,13 +291,29 @@ class _Hold:
                 timers[-1].daemon = True
                 timers[-1].start()
 
+        def end_early() -> None:
+            if not peer.is_connected:
+                self.end_early = None
+                end_in(0.0)
+
         end_in(self.segment.limit_s)
+        self.end_early = end_early
         try:
             with self.ending.heard_by(lambda: end_in(0.0)):
                 yield
         finally:
+            self.end_early = None
             for timer in timers:
                 timer.cancel()
+
+    def _differs(self, part: str, found: str) -> None:
+        """End where the neighbors are in a later segment: nobody comes back into this one.
+
+        One neighbor's word is enough only for an agent that is connected with none.
+        """
+        end_early = self.end_early
+        if part == "segment" and end_early and _number_of(found) > self.segment.number:
+            end_early()
 
     # --- what is told ------------------------------------------------------------------
 
@@ -333,6 +353,15 @@ class _Hold:
             quarantined=() if snapshot is None else snapshot.screen.quarantined(self.segment.last),
             lines=tuple(self.lines),
         )
+
+
+def _number_of(segment: str) -> int:
+    """The number of the segment that a neighbor says it is in; 0 if it is nothing of the kind."""
+    try:
+        number = json.loads(segment)["number"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return 0
+    return number if type(number) is int else 0
 
 
 def _text(config: Mapping[str, Any], key: str) -> str | None:

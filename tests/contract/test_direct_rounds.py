@@ -7,10 +7,11 @@ the integration tests.
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord
 from safetensors.numpy import load_file
 from support.apps import flat, numpy_app, start_arrays
 from support.grid import LocalGrid, TogetherGrid
@@ -27,7 +28,12 @@ from flower_dhb import (
     consensus_mod,
     decentralize,
 )
+from flower_dhb.flower.arrays import named_arrays, start_frame
+from flower_dhb.flower.records import Answer, Instruction
+from flower_dhb.flower.segment import Segment
 from flower_dhb.peer.device.daemon import Peer
+from flower_dhb.peer.device.flwr_adapter import make_context, make_message, take_identity
+from flower_dhb.types import Layout
 
 N, D, ROUNDS, RATE = 5, 5, 7, 0.05
 IRREGULAR = Topology.from_edges([(0, 1), (1, 2), (2, 3), (3, 0), (0, 4)])
@@ -162,3 +168,48 @@ def test_direct_rounds_are_the_peers_rounds(tmp_path) -> None:
     for v, one in enumerate(settings):
         model = load_file(one.state_dir / "model.safetensors")["x"]
         assert np.array_equal(result.models[v]["x"].numpy(), model)
+
+
+def test_who_is_left_behind_in_a_segment_ends_when_it_hears_of_a_later_one(tmp_path) -> None:
+    """Its neighbor is in the next one: without that word it would wait until its time is up."""
+    configs = node_configs(tmp_path, 2)
+    app = numpy_app(2, D, rate=RATE, mods=[consensus_mod])
+    arrays = named_arrays(start_arrays(D)[0])
+    layout = Layout.of(arrays)
+    take_identity(77, 1)
+
+    def hold(vertex: int, number: int) -> Answer:
+        segment = Segment(
+            number=number,
+            first=1,
+            last=4,
+            limit_s=200.0,
+            start_s=200.0,
+            wait_s=200.0,
+            neighbors=(1 - vertex,),
+            dials={1: str(configs[1]["address"])} if vertex == 0 else {},
+        )
+        instruction = Instruction(
+            ask="segment",
+            run="run",
+            round=4,
+            vertex=vertex,
+            state_round=0,
+            weights={0: 0.5, 1: 0.5},
+            algorithm=HeavyBall(),
+            layout=layout,
+            start=start_frame(layout, arrays, "run"),
+            segment=segment,
+        )
+        context = make_context(77, vertex + 2, configs[vertex], {})
+        message = make_message(instruction.to_records(ConfigRecord()), "train", 4, vertex + 2)
+        answer = Answer.from_records(app(message, context).content)
+        assert answer is not None
+        return answer
+
+    with ThreadPoolExecutor(2) as pool:
+        ahead = pool.submit(hold, 1, 2)
+        assert hold(0, 1).lines == ()
+        assert not ahead.done()
+        assert [line.missing for line in hold(0, 2).lines] == [()] * 4
+        assert [line.missing for line in ahead.result(60.0).lines] == [()] * 4

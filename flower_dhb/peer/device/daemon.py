@@ -168,6 +168,7 @@ class Peer:
             may_differ=frozenset() if settings.strict_app else frozenset({"app"}),
             board=self.bulletins or NO_BOARD,
             editions=self.editions.agreement,
+            differs=part.differs if part is not None else None,
         )
         self._validity: Validity | None = None
         if settings.tls is not None and self.bulletins is not None:
@@ -453,6 +454,11 @@ class Peer:
         Takes no lock, so a signal's handler may call it.
         """
         self._alarms.put(_Alarm.STOP)
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether a neighbor is there."""
+        return any(edge.up for edge in self.agent.edges.values())
 
     def end_with_round(self) -> None:
         """End before the next round begins. As `stop`, it takes no lock."""

@@ -24,7 +24,8 @@ class Part:
     the round that the app's parameters are of, 0 for an agent that is to begin with its
     neighbors' average in mid-run; epoch: of its memory. evaluated: rounds in which the app
     evaluates. measured: rounds of which the projection of the parameters is told. told: called with
-    what is told of each round, as `history.jsonl` has it.
+    what is told of each round, as `history.jsonl` has it. differs: called with a text of the
+    agreement that a neighbor has another one of, and with that.
     """
 
     app: Agent
@@ -34,6 +35,7 @@ class Part:
     evaluated: Collection[int]
     measured: Collection[int]
     told: Callable[[Mapping[str, Any]], None]
+    differs: Callable[[str, str], None]
 
     def append(self, entry: Mapping[str, Any], *, durable: bool) -> None:  # noqa: ARG002
         """Take a line in place of a file."""

@@ -25,6 +25,10 @@ _WORDS = {
         "start: initial arrays of the same form and other values",
         "copy one start.safetensors to all devices",
     ),
+    "segment": (
+        "segment of the run",
+        "the one that is behind ends its own in time, and takes part in the next",
+    ),
     "app": ("version of the app's code", "bring the app to the same version where that matters"),
 }
 
@@ -36,7 +40,8 @@ class Agreement:
     parts: digests, or short texts, by name. may_differ: parts whose difference is a warning, no
     refusal. A part that only one end names is not compared: the other runs a version that does
     not know it. editions: the same of each edition of the mesh that is known at the moment; those
-    that only one end knows are not compared, since the other learns them.
+    that only one end knows are not compared, since the other learns them. differs: called with a
+    part that differs, and with what the neighbor says of it.
     """
 
     vertex: int
@@ -45,6 +50,7 @@ class Agreement:
     may_differ: frozenset[str]
     monitor: Monitor
     editions: Callable[[], Mapping[str, str]] = dict
+    differs: Callable[[str, str], None] | None = None
     _refused: dict[int, str] = field(default_factory=dict)  # why, as told in the log
     _software: dict[int, str] = field(default_factory=dict)  # of neighbors, as told in the log
 
@@ -98,6 +104,8 @@ class Agreement:
         self._tell_software(neighbor, hello.software[:_SHOWN])
 
     def _differs(self, neighbor: int, part: str, found: str, own: str) -> None:
+        if self.differs is not None:
+            self.differs(part, found)
         other = (f"{part} of the mesh", "give both the files of one and the same mesh")
         what, remedy = _WORDS.get(part, other)
         name = what.partition(":")[0]

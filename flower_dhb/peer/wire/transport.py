@@ -143,7 +143,8 @@ class Transport:
     None if none does. neighbors, dial: with whom it is connected, and the addresses of those that
     we dial; `meet` changes both. tls: None for
     plaintext, on loopback only. agreement: digests of what neighbors must have in common.
-    may_differ: parts of it whose difference is a warning, no refusal. editions: see `Agreement`.
+    may_differ: parts of it whose difference is a warning, no refusal. editions, differs: see
+    `Agreement`.
     vectors: what each payload must hold. operations: what the operator may ask. board: of
     bulletins.
     """
@@ -163,6 +164,7 @@ class Transport:
     may_differ: frozenset[str] = frozenset()
     board: Board = NO_BOARD
     editions: Callable[[], Mapping[str, str]] = dict
+    differs: Callable[[str, str], None] | None = None
 
     def __post_init__(self) -> None:
         self._links: set[StreamLink] = set()
@@ -175,7 +177,13 @@ class Transport:
         self._doubles = Doubles(self.neighbors, self.monitor)
         self._instance = secrets.token_hex(8)  # of this process, for neighbors to tell
         self._agreement = Agreement(
-            self.vertex, self.run, self.agreement, self.may_differ, self.monitor, self.editions
+            self.vertex,
+            self.run,
+            self.agreement,
+            self.may_differ,
+            self.monitor,
+            self.editions,
+            self.differs,
         )
         self._rates = {j: self._new_rates() for j in self.neighbors}
         self._dialers: dict[int, threading.Event] = {}  # each wakes its thread
