@@ -25,6 +25,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
+from flower_dhb.peer.wire.native_log import let_native_log_speak
+
 ROOT = Path(__file__).resolve().parents[2]
 AVAILABLE = sys.platform == "linux"
 # What the commands import sooner or later.
@@ -56,6 +58,8 @@ def serve(control: socket.socket) -> list[str] | None:
             _, status = os.waitpid(request["ended"], 0)
             control.send(json.dumps(os.waitstatus_to_exitcode(status)).encode())
             continue
+        if request["speaks"]:
+            let_native_log_speak()
         for module in request["load"]:
             importlib.import_module(module)
         sys.path[:] = path
@@ -120,8 +124,9 @@ class _Server:
         return int(json.loads(answer))
 
 
-# What is loaded before all else, such as another clock, is so in the process that forks.
-_servers: dict[str, _Server] = defaultdict(_Server)
+# What is loaded before all else, such as another clock, is so in the process that forks; and gRPC
+# reads when it is loaded whether it is to tell of refused handshakes, as a peer's does.
+_servers: dict[tuple[str, bool], _Server] = defaultdict(_Server)
 
 
 class Fork:
@@ -137,7 +142,8 @@ class Fork:
     ) -> None:
         """load: modules that it will import beside those of a peer. output: keep what it prints."""
         self._lock = threading.Lock()
-        self._server = _servers[environment.get("LD_PRELOAD", "")]
+        speaks = list(words[:1]) == ["peer"]
+        self._server = _servers[environment.get("LD_PRELOAD", ""), speaks]
         self.returncode: int | None = None
         (err, err_end), (self._alive, alive_end) = os.pipe(), os.pipe()
         out, out_end = os.pipe() if output else (-1, os.open(os.devnull, os.O_WRONLY))
@@ -145,6 +151,7 @@ class Fork:
             "words": list(words),
             "environment": environment,
             "directory": os.getcwd(),
+            "speaks": speaks,
             "load": [*PEER, *load],
         }
         try:
