@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
-import os
 from pathlib import Path
 
 from cryptography import x509
@@ -15,7 +14,9 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives import serialization as forms
 from cryptography.hazmat.primitives.asymmetric import ec
 
-__all__ = ["write_certificates", "write_key", "write_private"]
+from flower_dhb.peer.mesh.certificates import write_private
+
+__all__ = ["write_certificates", "write_key"]
 
 _DAYS = 30
 
@@ -69,9 +70,3 @@ def _certificate(
         .not_valid_before(now - datetime.timedelta(hours=1))
         .not_valid_after(now + datetime.timedelta(days=_DAYS))
     )
-
-
-def write_private(path: Path, content: bytes) -> None:
-    """Write a file that its owner alone may read."""
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        file.write(content)

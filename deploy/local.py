@@ -13,7 +13,6 @@ import os
 import secrets
 import subprocess
 import sys
-import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -21,11 +20,11 @@ from typing import Any
 
 import psutil
 
-from deploy.keys import write_certificates, write_key, write_private
+from deploy.keys import write_certificates, write_key
 from deploy.processes import HOME, kill_all, processes_of, runs
-from flower_dhb.peer.mesh.certificates import DEVICE_DAYS, Authority
+from flower_dhb.peer.mesh.certificates import write_private
 from flower_dhb.peer.mesh.devices import folder_of
-from flower_dhb.runs.folder import toml_text
+from flower_dhb.peer.mesh.identities import IdentityPlan, create_identities
 from flower_dhb.runs.superlink import SuperLink, executable, free_ports, wait_until_up
 
 __all__ = ["Deployment"]
@@ -139,13 +138,8 @@ class Deployment:
 
         without_address: vertices as behind NAT, which can dial only.
         """
-        authority = Authority.create("deployment")
+        create_identities(IdentityPlan(out=self.mesh, vertices=n_agents))
         for vertex, port in enumerate(free_ports(n_agents)):
-            home = self._fresh(f"mesh/{folder_of(vertex)}")
-            key, certificate = authority.issue(vertex, DEVICE_DAYS)
-            write_private(home / "key.pem", key)
-            (home / "certificate.pem").write_bytes(certificate)
-            (home / "authority.pem").write_bytes(authority.pem)
             here = None if vertex in without_address else f"127.0.0.1:{port}"
             self.addresses[vertex] = here
 
@@ -183,16 +177,7 @@ class Deployment:
 
     def submit(self, app: Path, settings: Mapping[str, Any]) -> str:
         """Start a run of a Flower App; returns its run id."""
-        with tempfile.TemporaryDirectory(prefix="run-", dir=self.folder) as scratch:
-            words = ["run", str(app), "--format", "json"]
-            if settings:
-                path = Path(scratch) / "run-config.toml"
-                path.write_text(toml_text(settings), encoding="utf-8")
-                words += ["--run-config", str(path)]
-            answer = self.flwr(words)
-        if not answer.get("success"):
-            raise RuntimeError(f"flwr run: {answer}")
-        return str(answer["run-id"])
+        return self.flower.start_run(app, settings)
 
     def flwr(self, words: Sequence[str]) -> dict[str, Any]:
         """What a `flwr` command with `--format json` answers."""

@@ -213,10 +213,7 @@ class Rounds:
         metrics = self._steps.evaluated(owed.round, evaluated)
         if metrics is not None:
             self._result.evaluate_metrics_clientapp[owed.round.number] = metrics
-        self._run.take_reports(owed.answers, owed.round)
-        distances = self._run.reports.distances() if owed.distance else None
-        if distances is not None:
-            owed.round.measured(*distances)
+        self._run.measure(owed.answers, owed.round, distance=owed.distance)
         if self._run.reports.of(owed.round.number):
             self.observe(owed.round, self._run.reports.average())
         return self._close(owed.round, rounds)

@@ -212,10 +212,7 @@ class Segments(Rounds):
             metrics = self._steps.evaluated(now, evaluated)
             if metrics is not None:
                 self._result.evaluate_metrics_clientapp[now.number] = metrics
-            run.take_reports(evaluated, now)
-            distances = run.reports.distances()
-            if distances is not None:
-                now.measured(*distances)
+            run.measure(evaluated, now, distance=True)
         if newest and self._checkpoint is not None:
             self._checkpoint.keep(run.ledger, run.record, self._result)
         if newest and self._evaluate_fn is not None:

@@ -356,6 +356,13 @@ class Session:
         self.take_reports(self.sort(replies, "report"), self.now)
         self.now.flush()
 
+    def measure(self, answers: Mapping[int, Answer], round: Round, *, distance: bool) -> None:
+        """Keep what agents report, and write down how far they are apart, if that is wanted."""
+        self.take_reports(answers, round)
+        distances = self.reports.distances() if distance else None
+        if distances is not None:
+            round.measured(*distances)
+
     def combine_last(self, round: int, limit: float) -> None:
         """Let those agents combine the last round that have not evaluated it.
 

@@ -419,10 +419,7 @@ evaluate_metrics_aggr_fn
         run = self._current(server_round, "aggregate_evaluate")
         answers = run.sort(replies, "evaluate", "report")
         metrics = self.evaluated(run.now, answers)
-        run.take_reports(answers, run.now)
-        distances = run.reports.distances() if self.measure_consensus else None
-        if distances is not None:
-            run.now.measured(*distances)
+        run.measure(answers, run.now, distance=self.measure_consensus)
         run.now.flush()
         return metrics
 

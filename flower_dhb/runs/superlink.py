@@ -56,15 +56,20 @@ class SuperLink:
         settings: overrides of the app's run config. Raises ConfigError with Flower's own
         words if the app or a setting is refused.
         """
+        federation = f"num-supernodes={n_agents} client-resources-num-cpus={cpus_per_agent}"
+        with tempfile.TemporaryDirectory(prefix="app-", dir=self.log_path.parent) as scratch:
+            folder = _left_alone(app, Path(scratch))
+            return self.start_run(folder, settings, "--federation-config", federation)
+
+    def start_run(self, app: Path, settings: Mapping[str, Any], *words_of_run: str) -> str:
+        """Have `flwr run` start an app as it lies there; returns its run id. Raises ConfigError."""
         from flower_dhb.runs.folder import (
             toml_text,  # the guard loads this module, too, and is quick
         )
 
-        federation = f"num-supernodes={n_agents} client-resources-num-cpus={cpus_per_agent}"
         # A folder of its own for each run, so that runs may be submitted at the same time.
         with tempfile.TemporaryDirectory(prefix="run-", dir=self.log_path.parent) as scratch:
-            folder = _left_alone(app, Path(scratch))
-            words = ["run", str(folder), "--format", "json", "--federation-config", federation]
+            words = ["run", str(app), "--format", "json", *words_of_run]
             if settings:
                 # One file, since Flower takes either one file or pairs.
                 path = Path(scratch) / "run-config.toml"

@@ -19,7 +19,7 @@ from flower_dhb.flower.legacy import in_new_form
 from flower_dhb.flower.mod import pass_on, take_turn
 from flower_dhb.flower.records import Answer, Instruction, Question, read_request
 from flower_dhb.site.ending import Ending
-from flower_dhb.site.protection import check_segment, introduce, protection
+from flower_dhb.site.protection import introduce, protection
 
 __all__ = ["consensus_mod", "decentralize", "respond"]
 
@@ -99,17 +99,6 @@ def _hold_segment(
         call = calls.get(request.ask, ending.ends(call_next))
         return take_turn(request, message, context, call, policy)
 
-    try:
-        check_segment(instruction, context)
-    except FlowerDhbError as error:
-        return Answer(
-            ask="segment",
-            vertex=instruction.vertex,
-            round=instruction.round,
-            state_round=-1,
-            failure=str(error),
-            policy=str(policy),
-        )
     answer = hold_segment(instruction, message, context, turn, ending)
     return replace(answer, policy=str(policy))
 

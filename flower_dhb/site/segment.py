@@ -19,6 +19,7 @@ from typing import Any
 
 from flwr.app import Context, Message
 
+from flower_dhb.agent.node import Snapshot
 from flower_dhb.errors import ConfigError, FlowerDhbError, NotNowError, StateError
 from flower_dhb.flower.mod import vertex_of
 from flower_dhb.flower.records import Answer, Instruction, failure_text
@@ -36,7 +37,7 @@ from flower_dhb.peer.sentences import sentence
 from flower_dhb.peer.wire.tls import TlsFiles
 from flower_dhb.peer.wire.transport import Limits
 from flower_dhb.site.ending import Ending
-from flower_dhb.site.keys import MeshKeys
+from flower_dhb.site.protection import MESH, check_segment, node_keys
 
 __all__ = ["hold_segment"]
 
@@ -61,11 +62,12 @@ def hold_segment(
     if segment is None:
         raise ConfigError("a segment is asked for, and the message does not say which")
     try:
+        check_segment(instruction, context)
         vertex = vertex_of(context)
         if vertex != instruction.vertex:
             told = f"message is for vertex {instruction.vertex}, this node is {vertex}"
             return Answer(ask="vertex", vertex=vertex, failure=told)
-        with _home_of(context, vertex) as (home, tls):
+        with _home_of(context) as (home, tls):
             return _Hold(instruction, segment, context, turn, ending).hold(message, home, tls)
     except FlowerDhbError as error:
         return Answer(
@@ -78,20 +80,20 @@ def hold_segment(
 
 
 @contextmanager
-def _home_of(context: Context, vertex: int) -> Iterator[tuple[Home, TlsFiles]]:
+def _home_of(context: Context) -> Iterator[tuple[Home, TlsFiles]]:
     """The vertex, locked, and its identity. Raises ConfigError or NotNowError.
 
     Flower starts a task a second time whose first word comes late: the second one waits here for
     the first to end, and finds its rounds held.
     """
-    folder = context.node_config.get("mesh")
-    if not isinstance(folder, str) or not folder:
+    keys = node_keys(context)
+    if keys is None:
         raise ConfigError(
             "direct rounds need to know who this node is: name its directory of the mesh in the "
             "node config, mesh='…', as 'flower-dhb mesh' writes it"
         )
-    tls = MeshKeys.load(Path(folder), vertex).tls
-    home, end = Home(Path(folder) / "segments"), time.monotonic() + _LOCKED_S
+    folder = Path(str(context.node_config[MESH]))
+    home, end = Home(folder / "segments"), time.monotonic() + _LOCKED_S
     while True:
         try:
             home.take()
@@ -101,7 +103,7 @@ def _home_of(context: Context, vertex: int) -> Iterator[tuple[Home, TlsFiles]]:
                 raise
             time.sleep(_LOOK_S)
     try:
-        yield home, tls
+        yield home, keys.tls
     finally:
         home.release()
 
@@ -201,12 +203,7 @@ class _Hold:
 
     def _found(self) -> int:
         """The newest round in the agent's state; -1 if it has none and is not to start."""
-        ask = self.instruction
-        store = open_store(self.context, ask.run, ask.vertex)
-        try:
-            snapshot = store.load(ask.algorithm, ask.layout)
-        except StateError:
-            snapshot = None
+        ask, snapshot = self.instruction, self._snapshot()
         if snapshot is not None:
             return snapshot.pending.round if snapshot.pending else snapshot.round
         if ask.start is not None and self.segment.first == 1:
@@ -214,10 +211,16 @@ class _Hold:
         return max(ask.state_round, 0) if ask.payloads or ask.rejoin else -1
 
     def _epoch(self) -> int:
+        snapshot = self._snapshot()
+        return 0 if snapshot is None else snapshot.epoch
+
+    def _snapshot(self) -> Snapshot | None:
+        """The agent's state; None if there is none that can be used."""
         ask = self.instruction
         store = open_store(self.context, ask.run, ask.vertex)
-        snapshot = store.load(ask.algorithm, ask.layout)
-        return 0 if snapshot is None else snapshot.epoch
+        with suppress(StateError):
+            return store.load(ask.algorithm, ask.layout)
+        return None
 
     def _catch_up(self, message: Message, found: int) -> Answer:
         """End what a relayed round has left open, with the payloads that came along."""
@@ -336,11 +339,7 @@ class _Hold:
         self.lines.append(line)
 
     def _answer(self, failure: str) -> Answer:
-        ask = self.instruction
-        store = open_store(self.context, ask.run, ask.vertex)
-        snapshot = None
-        with suppress(StateError):
-            snapshot = store.load(ask.algorithm, ask.layout)
+        ask, snapshot = self.instruction, self._snapshot()
         if snapshot is None and not failure:
             failure = "no neighbor had a state from which this agent could begin again"
         return Answer(

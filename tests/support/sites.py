@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from flower_dhb.peer.mesh.certificates import Authority, write_private
 from flower_dhb.peer.mesh.devices import folder_of
+from flower_dhb.peer.mesh.identities import IdentityPlan, create_identities
 from flower_dhb.runs.superlink import free_ports
 
 
@@ -14,14 +14,7 @@ def identities(
     folder: Path, n: int, *, without_address: Collection[int] = ()
 ) -> dict[int, str | None]:
     """Write an identity for each vertex, in `vertex-3` and so on; returns addresses by vertex."""
-    authority = Authority.create("mesh-of-a-test")
-    for vertex in range(n):
-        place = folder / folder_of(vertex)
-        place.mkdir(parents=True)
-        key, certificate = authority.issue(vertex, 300)
-        write_private(place / "key.pem", key)
-        (place / "certificate.pem").write_bytes(certificate)
-        (place / "authority.pem").write_bytes(authority.pem)
+    create_identities(IdentityPlan(out=folder, vertices=n))
     ports = free_ports(n)
     return {
         v: None if v in without_address else f"127.0.0.1:{port}" for v, port in enumerate(ports)
