@@ -211,8 +211,8 @@ WORDS: tuple[Mistake, ...] = _in(
     ),
     (
         "a Hello acknowledges",
-        "            elif hello.holds == self.kept[self.round].digest:\n                edge.acked = True",
-        "            elif hello.holds == self.kept[self.round].digest:\n                pass",
+        "            elif self._stands(edge, hello.holds):\n                edge.acked = True",
+        "            elif self._stands(edge, hello.holds):\n                pass",
     ),
     (
         "a payload that is acknowledged again is there",
@@ -231,8 +231,18 @@ WORDS: tuple[Mistake, ...] = _in(
     ),
     (
         "a Hello acknowledges the payload that it names",
-        "hello.holds == self.kept[self.round].digest",
+        "self._stands(edge, hello.holds)",
         "hello.holds != 0",
+    ),
+    (
+        "what our Hello did not name is not held",
+        "return holds == self.kept[self.round].digest and edge.said == (self.round, holds)",
+        "return holds == self.kept[self.round].digest",
+    ),
+    (
+        "what a connection's Hello named is remembered",
+        "edge.said = hello.round, hello.digest",
+        "pass",
     ),
     (
         "a vote is said again after a new connection",

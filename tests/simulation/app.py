@@ -40,13 +40,14 @@ class State:
         "y",
     )
 
-    def __init__(self, x: int) -> None:
+    def __init__(self, x: int, mixed: int = 0) -> None:
         self.x = x
         self.y = self.g = 0
         self.step: int | None = None
         self.value: Value | None = None
         self.epoch = 0
-        self.count = self.memory_from = self.mixed = 0
+        self.count = self.memory_from = 0
+        self.mixed = mixed
         self.steps = self.flux = self.jumps = self.memory_flux = 0
 
     def copy(self) -> State:

@@ -73,7 +73,8 @@ class Plan:
         self.edges = [(i, j) for i, others in enumerate(self.neighbors) for j in others if i < j]
         self.dialers = {edge: rng.choice(edge) for edge in self.edges}
         self.weights = {edge: rng.randrange(1, PRIME) for edge in self.edges}
-        self.rounds = rng.randint(*odds.rounds)
+        self.origin = rng.randint(0, odds.origin) if odds.origin else 0
+        self.rounds = self.origin + rng.randint(*odds.rounds)
         first = Mesh(1, 1, self.rounds, frozenset(range(self.size)), self.weights)
         self.meshes = [first]
         self.joined = [1] * self.size
@@ -102,6 +103,7 @@ class Plan:
                 away_rounds=self.away_rounds,
                 early=self.early,
                 conserves=self.conserves,
+                origin=self.origin,
             )
             for vertex in range(self.size)
         ]
@@ -109,7 +111,7 @@ class Plan:
         self.hopeless = rng.randrange(self.size) if rng.random() < odds.failures * 2 else None
         self.groups_writes = rng.random() < 0.3
         self.saves_every = rng.choice((1, 1, 1, 2, 5))
-        self.length_s = self.rounds * self.round_s
+        self.length_s = (self.rounds - self.origin) * self.round_s
         self.stop_at = self.length_s * rng.uniform(0.3, 1.3)
         self.starts = [0.0 if rng.random() < 0.5 else rng.random() * unit for _ in self.neighbors]
         for vertex in range(self.size):

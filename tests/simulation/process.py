@@ -78,9 +78,9 @@ class Host:
         self.known = [world.plan.joined[vertex]]
         self.editions_used: dict[int, int] = {}
         self.start_x = world.start_x
-        self.state = State(self.start_x)
+        self.state = self.first_state()
         self.disk = Disk(world, self.pace.disk_s)
-        self.closed = 0
+        self.closed = self.config.origin
         self.verdicts: dict[int, tuple[int, dict[int, tuple[int, int, int]]]] = {}
         self.order: list[int] = []
         self.flux = self.past_flux = 0
@@ -89,6 +89,10 @@ class Host:
         self.lives = 0
         self.outcome = "not started"
         self.due = 0  # restarts that are on their way
+
+    def first_state(self) -> State:
+        """The state of an empty disk."""
+        return State(self.start_x, mixed=self.config.origin)
 
     def begin(self, _a: object = None, _b: object = None) -> None:
         """Start a process on what the disk holds."""
@@ -113,7 +117,7 @@ class Host:
         """What a process knows when it begins: its disk's editions that are not over."""
         record = self.disk.read()["record"]
         known = Editions(self.world.plan.meshes[n - 1].row(self.vertex) for n in self.known)
-        oldest = known.then((record["closed"] if record else 0) + 1).number
+        oldest = known.then((record["closed"] if record else self.config.origin) + 1).number
         if record and record["open"]:
             oldest = min(oldest, record["open"]["edition"])
         kept = [e for e in known.known if e.number >= oldest or self.world.random() < 0.3]
@@ -129,8 +133,9 @@ class Host:
         """The state is that of the newest write; verdicts after it were never made."""
         writes = self.disk.writes
         newest = writes[-1] if writes else None
-        state = newest.state if newest is not None else State(self.start_x)
-        self.world.watch.rolled_back(self, state, newest.closed if newest is not None else 0)
+        state = newest.state if newest is not None else self.first_state()
+        closed = newest.closed if newest is not None else self.config.origin
+        self.world.watch.rolled_back(self, state, closed)
         self.state = state
 
 

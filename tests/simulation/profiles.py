@@ -20,7 +20,8 @@ class Profile:
     limits over three decades, whether they make sense or not. dense: chance of 30 neighbors.
     early, conserves: share of runs whose rule is of that kind. revivals: per agent, of those that
     have finished. editions: of the mesh, at most, that follow the first; early_news: all learn of
-    each long before it begins. agents, rounds: least and most. seconds: of a round, as powers of
+    each long before it begins. origin: the round after which the run begins, at most. agents,
+    rounds: least and most, rounds after the origin. seconds: of a round, as powers of
     10.
     """
 
@@ -46,6 +47,7 @@ class Profile:
     revivals: float = 0.0
     editions: int = 0
     early_news: bool = False
+    origin: int = 0
     agents: tuple[int, int] = (2, 6)
     rounds: tuple[int, int] = (3, 16)
     seconds: tuple[float, float] = (-2.0, 2.0)
@@ -121,6 +123,19 @@ PROFILES |= {
         agents=(2, 7),
     ),
 }
+
+# Rounds that one message of a deployment opens: the run is under way, disks may be empty.
+PROFILES["segments"] = Profile(
+    origin=300,
+    crashes=0.7,
+    stops=0.2,
+    pauses=0.2,
+    cuts=0.7,
+    late_start=0.3,
+    late_return=0.2,
+    no_disk=0.5,
+    conserves=0.3,
+)
 
 CAMPAIGN = tuple(name for name in PROFILES if name not in ("dense", "sprint"))
 """Taken by turns; the others are large, and each has two seeds in a hundred."""

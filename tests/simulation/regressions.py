@@ -80,6 +80,10 @@ _NOT_ASKED = (
     "an agent that believed a liar, and so waited for payloads as new as its, was held to wait for "
     "an older one that it had not asked for (the promise asked for what nobody waits for)"
 )
+_MADE_SINCE = (
+    "an agent whose disk was turned back made the same payload again after its Hello, and took its "
+    "neighbor's Hello for a vote, although that neighbor let go of the payload at the same greeting"
+)
 
 REGRESSIONS = (
     (500042, "pairs", _SAYS_MORE),
@@ -113,4 +117,5 @@ REGRESSIONS = (
     (3003211, "crashes", _NOBODY_THERE),
     (77000050, "twins", _ROUNDED),
     (91100153, "liar", _NOT_ASKED),
+    (104600241, "loss", _MADE_SINCE),
 )

@@ -259,11 +259,12 @@ class Watch:
                 "its disk",
             )
         writes = process.disk.writes
-        if hello.closed > (writes[-1].closed if writes else 0):
+        closed = writes[-1].closed if writes else self.world.plan.origin
+        if hello.closed > closed:
             raise ViolationError(
                 "disk first",
                 f"agent {process.vertex} says that it has closed round {hello.closed}; its disk "
-                f"says {writes[-1].closed if writes else 0}",
+                f"says {closed}",
             )
 
     def rounds_go_up(self, host: Host, r: int) -> None:

@@ -30,6 +30,17 @@ def test_who_shares_while_a_neighbor_greets_sends_when_it_has_greeted():
     assert end.do("hello b") == ["b: payload a1"]
 
 
+def test_who_shares_while_a_neighbor_greets_is_not_held_by_it():
+    """The neighbor lets go of a payload that the Hello did not name, though it is made again."""
+    end = after("down b", "dial b", "trained", "journaled")
+    assert end.said() == ["b: hello", "journal 1"]
+    assert end.do("hello b round=1 digest=b1 holds=a1") == ["b: payload a1"]
+    assert not end.edge().acked
+    end = after("share", "down b", "dial b")
+    end.do("hello b round=1 digest=b1 holds=a1")
+    assert end.edge().acked
+
+
 def test_nothing_is_said_before_the_others_hello():
     end = after("down b", "dial b")
     end.said()

@@ -97,7 +97,8 @@ class Edge:
     helping: the same, in the round that counted here. theirs: the last round
     that counted for the neighbor, as it says. broken: a round whose payload broke off on this
     connection. sought: we have asked it for its newest payload; seeking: it asks for ours, and has
-    nothing that we could begin again from. sent: the round of the payload that was put in
+    nothing that we could begin again from. said: round and digest of the payload that our Hello
+    of this connection named. sent: the round of the payload that was put in
     line last on this connection. parted_at: since when no present or later edition has this edge;
     parted: the neighbor was told so on this connection. anchor: a round that the neighbor was in
     for certain, and when.
@@ -141,6 +142,7 @@ class Edge:
     doubts_total: int = 0
     one_sided_total: int = 0
     rounds_missed: int = 0
+    said: tuple[int, int] = (0, 0)
     sent: int = 0
     anchor: tuple[int, float] | None = None
     parted_at: float | None = None

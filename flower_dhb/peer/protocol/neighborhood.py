@@ -54,7 +54,9 @@ class Neighborhood(Rounds):
         edge.lacking = edge.helping = False
         edge.sought, edge.seeking, edge.broken = False, False, 0
         edge.parted = False
-        self.out.append(Send(event.link, self._hello(edge)))
+        hello = self._hello(edge)
+        edge.said = hello.round, hello.digest
+        self.out.append(Send(event.link, hello))
 
     def disconnected(self, edge: Edge, event: Disconnected, now: float) -> None:
         """The connection is gone; what came whole stays."""
@@ -136,7 +138,7 @@ class Neighborhood(Rounds):
         if self.round > self.closed and hello.round == self.round and edge.stage.open:
             if self._differs(edge, hello):
                 pass
-            elif hello.holds == self.kept[self.round].digest:
+            elif self._stands(edge, hello.holds):
                 edge.acked = True
             elif edge.acked:  # restarted: its vote stands, but the bytes are gone
                 edge.lacking = True
@@ -151,6 +153,14 @@ class Neighborhood(Rounds):
         if now - edge.down_since >= _SPOKEN_OF_S:
             fields["after_s"] = round(now - edge.down_since)
         self.out.append(Note("connected", fields, warning=False))
+
+    def _stands(self, edge: Edge, holds: int) -> bool:
+        """Whether the neighbor still holds the open round's payload, as its Hello says.
+
+        It lets go of what our own Hello did not name, and so of a payload that was made, or made
+        again, since then.
+        """
+        return holds == self.kept[self.round].digest and edge.said == (self.round, holds)
 
     def _answer_open(self, edge: Edge, hello: Hello) -> None:
         """The neighbor is in a round that is over here: say how it ended."""
