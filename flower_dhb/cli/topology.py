@@ -33,6 +33,7 @@ from flower_dhb.topology.planning import (
     halving_rounds,
     stability_limit,
 )
+from flower_dhb.topology.turns import Turns, parse_graph
 from flower_dhb.topology.weights import WEIGHTS
 
 __all__ = ["configure", "execute"]
@@ -76,10 +77,14 @@ def execute(arguments: argparse.Namespace) -> int:
         "optimize": _optimize,
         "suggest": _suggest,
     }[arguments.action]
-    topology = parse_topology(arguments.topology, arguments.weights)
-    if not isinstance(topology, Topology):
-        raise GraphError(f"'{topology.name}' is directed; this command plans undirected graphs")
-    facts = action(arguments, topology)
+    topology = parse_graph(arguments.topology, arguments.weights)
+    if isinstance(topology, Turns) and arguments.action == "show":
+        facts = _show_turns(topology, arguments.weights)
+    elif isinstance(topology, Topology):
+        facts = action(arguments, topology)
+    else:
+        kind = "a sequence of graphs" if isinstance(topology, Turns) else "directed"
+        raise GraphError(f"'{topology.name}' is {kind}; this command plans undirected graphs")
     if arguments.json:
         print(json.dumps(_finite(facts), indent=1))
     else:
@@ -131,6 +136,21 @@ def _show(arguments: argparse.Namespace, topology: Topology) -> dict[str, Any]:
     if arguments.picture:
         facts["picture"] = _draw(topology, arguments.picture)
     return facts
+
+
+def _show_turns(turns: Turns, weights: str) -> dict[str, Any]:
+    """What a whole period does: rates of rules need one matrix for all rounds."""
+    links = [len(graph.edges) for graph in turns.graphs]
+    return {
+        "topology": turns.name,
+        "weights": weights,
+        "agents": turns.n_agents,
+        "graphs in turn": len(turns),
+        "links in a round": {"least": min(links), "most": max(links)},
+        "disagreement left after a period": turns.second_eigenvalue ** len(turns),
+        "spectral gap, average over a period": turns.spectral_gap,
+        "rounds to halve disagreement": halving_rounds(turns.second_eigenvalue),
+    }
 
 
 def _check_show(arguments: argparse.Namespace, topology: Topology) -> None:

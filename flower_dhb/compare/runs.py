@@ -16,10 +16,10 @@ import torch
 from flower_dhb.algorithms import algorithm_from_config
 from flower_dhb.compare.tasks import Scores, Task, make_task
 from flower_dhb.engine.attacks import Attack
-from flower_dhb.engine.engine import AnyTopology, Engine, random_failures
+from flower_dhb.engine.engine import Engine, random_failures
 from flower_dhb.errors import ConfigError, GraphError
 from flower_dhb.files import write_durably
-from flower_dhb.topology.directed import parse_topology
+from flower_dhb.topology.turns import AnyGraph, parse_graph
 
 __all__ = ["Curves", "Run", "Store", "attack_of", "execute"]
 
@@ -171,8 +171,8 @@ def _task(name: str, batch_size: int, local_steps: int) -> Task:
 
 
 @cache
-def _topology(spec: str, weights: str, digest: str) -> AnyTopology:
-    topology = parse_topology(spec, weights)
+def _topology(spec: str, weights: str, digest: str) -> AnyGraph:
+    topology = parse_graph(spec, weights)
     if topology.digest != digest:
         raise GraphError(
             f"'{spec}' with weights '{weights}' is no longer the graph that this comparison "

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from flower_dhb.algorithms import method
 from flower_dhb.compare.runs import Run, attack_of
 from flower_dhb.compare.tasks import TEST, Task, make_task
-from flower_dhb.engine.engine import mixing_matrix_of
+from flower_dhb.engine.engine import check_rule
 from flower_dhb.errors import ConfigError, FlowerDhbError
-from flower_dhb.topology.directed import parse_topology
+from flower_dhb.topology.turns import parse_graph
 
 __all__ = ["Case", "Comparison"]
 
@@ -92,12 +92,12 @@ class Comparison:
         """
         digests = {}
         for spec in self.topologies:
-            topology = parse_topology(spec, self.weights)
+            topology = parse_graph(spec, self.weights)
             digests[spec] = topology.digest
             attack_of(self.attack, self.attackers, self.attack_from, topology.n_agents)
             for name in self.methods:
                 try:
-                    mixing_matrix_of(method(name), topology)
+                    check_rule(method(name), topology)
                 except FlowerDhbError as error:
                     raise ConfigError(f"method '{name}' on '{spec}': {error}") from None
             for how in self.splits:

@@ -22,10 +22,18 @@ from flower_dhb.engine.reference import Edges, Missing, missing_in
 from flower_dhb.errors import ConfigError, StateError
 from flower_dhb.topology.directed import DirectedTopology
 from flower_dhb.topology.graph import Topology
+from flower_dhb.topology.turns import AnyGraph
 from flower_dhb.topology.weights import Matrix
 from flower_dhb.types import Payload, State
 
-__all__ = ["AnyTopology", "Engine", "Missing", "mixing_matrix_of", "random_failures"]
+__all__ = [
+    "AnyTopology",
+    "Engine",
+    "Missing",
+    "check_rule",
+    "mixing_matrix_of",
+    "random_failures",
+]
 
 AnyTopology: TypeAlias = Topology | DirectedTopology
 
@@ -37,8 +45,8 @@ class Engine:
     ----------
     problem : Problem
         Where agents start and how they train locally.
-    topology : Topology or DirectedTopology, or a sequence of them
-        Of a sequence, round k uses entry k - 1, and it begins anew at its end.
+    topology : Topology, DirectedTopology or Turns
+        The graph; of graphs that take turns, each round uses the next one.
     algorithm : Algorithm
         The rule.
     learning_rate : float
@@ -69,7 +77,7 @@ class Engine:
     def __init__(
         self,
         problem: Problem,
-        topology: AnyTopology | Sequence[AnyTopology],
+        topology: AnyGraph,
         algorithm: Algorithm,
         *,
         learning_rate: float = 0.1,
@@ -80,17 +88,13 @@ class Engine:
     ) -> None:
         if not 0.0 <= learning_rate < float("inf"):
             raise ConfigError(f"learning_rate must be finite and >= 0, got {learning_rate}")
-        single = isinstance(topology, Topology | DirectedTopology)
-        self.topologies: tuple[AnyTopology, ...] = (topology,) if single else tuple(topology)  # type: ignore[arg-type, assignment]
-        if not self.topologies:
-            raise ConfigError("the sequence of topologies is empty")
-        for one in self.topologies:
-            if one.n_agents != problem.n_agents:
-                raise ConfigError(
-                    f"topology '{one.name}' has {one.n_agents} agents, but the problem's data "
-                    f"are split among {problem.n_agents}"
-                )
-            mixing_matrix_of(algorithm, one)
+        if topology.n_agents != problem.n_agents:
+            raise ConfigError(
+                f"topology '{topology.name}' has {topology.n_agents} agents, but the problem's "
+                f"data are split among {problem.n_agents}"
+            )
+        self.topology = topology
+        check_rule(algorithm, topology)
         self.problem, self.algorithm = problem, algorithm
         self.learning_rate, self.missing, self.mixing = learning_rate, missing, mixing
         self.device = torch.device(device)
@@ -121,7 +125,7 @@ class Engine:
     def step(self) -> None:
         """One round of all agents: adapt, share, combine."""
         k = self.round + 1
-        topology = self.topologies[(k - 1) % len(self.topologies)]
+        topology = self.topology.at(k)
         failing = list(missing_in(self.missing, k))
         if self.attackers and self.attackers.cut_out:
             failing += _edges_of(topology, self.attackers.attack.vertices)
@@ -224,7 +228,7 @@ class Engine:
             return self._new_mixers(clipped)
         if failing:
             return self._new_mixers(mixing_matrix_of(self.algorithm, topology, failing))
-        at = (k - 1) % len(self.topologies)
+        at = (k - 1) % len(self.topology.graphs)
         if at not in self._mixers:
             self._mixers[at] = self._new_mixers(mixing_matrix_of(self.algorithm, topology))
         return self._mixers[at]
@@ -334,7 +338,7 @@ class Engine:
             "version": 2,
             "algorithm": self.algorithm.to_config(),
             # What the graphs are, not what they are called: a file may change.
-            "topologies": [topology.digest for topology in self.topologies],
+            "topologies": [graph.digest for graph in self.topology.graphs],
             "problem": self.problem.digest,
             "learning_rate": self.learning_rate,
             "round": self.round,
@@ -358,6 +362,17 @@ def mixing_matrix_of(algorithm: Algorithm, topology: AnyTopology, failing: Edges
     return topology.with_missing(failing)
 
 
+def check_rule(algorithm: Algorithm, topology: AnyGraph) -> None:
+    """Raise ConfigError if the rule cannot run on one of the graphs, each looked at alone.
+
+    For graphs that take turns that is stricter than need be: a rule that diverges on one of
+    them may still do well on all of them in turn.
+    """
+    if algorithm.graph != COMPLETE:
+        for graph in topology.graphs:
+            algorithm.check(graph)
+
+
 def messages(algorithm: Algorithm, topology: AnyTopology, failing: Sequence[Any] = ()) -> int:
     """Payloads sent in one round over all links; by way of a server for the centralized rule."""
     if algorithm.graph == COMPLETE:
@@ -368,13 +383,14 @@ def messages(algorithm: Algorithm, topology: AnyTopology, failing: Sequence[Any]
     return 2 * (len(topology.edges) - len({(min(edge), max(edge)) for edge in failing}))
 
 
-def random_failures(topology: AnyTopology, probability: float, seed: int) -> Missing:
+def random_failures(topology: AnyGraph, probability: float, seed: int) -> Missing:
     """Edges that fail independently with a probability each round, drawn from seed and round."""
     if not 0.0 <= probability <= 1.0:
         raise ConfigError(f"failure probability must be in [0, 1], got {probability}")
 
     def failing(round: int) -> Edges:
-        draws = np.random.default_rng([seed, round]).random(len(topology.edges))
-        return [e for e, draw in zip(topology.edges, draws, strict=True) if draw < probability]
+        edges = topology.at(round).edges
+        draws = np.random.default_rng([seed, round]).random(len(edges))
+        return [e for e, draw in zip(edges, draws, strict=True) if draw < probability]
 
     return failing

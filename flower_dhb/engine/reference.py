@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from flower_dhb.algorithms.base import Algorithm
 from flower_dhb.algorithms.measurement import measured
 from flower_dhb.errors import ConfigError
-from flower_dhb.topology.directed import DirectedTopology
-from flower_dhb.topology.graph import Topology
+from flower_dhb.topology.turns import AnyGraph
 
 __all__ = ["Edges", "Missing", "missing_in", "simulate"]
 
@@ -22,7 +21,7 @@ Missing: TypeAlias = Callable[[int], Edges] | Mapping[int, Edges] | Sequence[Edg
 
 def simulate(
     algorithm: Algorithm,
-    topology: Topology | DirectedTopology,
+    topology: AnyGraph,
     start: NDArray[Any],
     local_step: Callable[[NDArray[Any], int], NDArray[Any]],
     rounds: int,
@@ -32,6 +31,8 @@ def simulate(
 
     Parameters
     ----------
+    topology : Topology, DirectedTopology or Turns
+        The graph; of graphs that take turns, each round uses the next one.
     start : (n, d)
         Initial parameters, one row an agent; `(d,)` gives all agents the same. Integers
         are computed with in float64, half precision in float32.
@@ -63,7 +64,8 @@ def simulate(
         x = np.broadcast_to(x, (n, len(x)))
     if x.ndim != 2 or len(x) != n:
         raise ConfigError(f"start must be ({n}, d), one row an agent; got shape {x.shape}")
-    algorithm.check(topology)
+    for graph in topology.graphs:
+        algorithm.check(graph)
 
     state = algorithm.start(x.copy())
     trajectory = np.empty((rounds + 1, *x.shape), x.dtype)
@@ -75,7 +77,7 @@ def simulate(
                 f"round {k}: local_step returned shape {trained.shape}, expected {x.shape}"
             )
         state = measured(algorithm, state, trained)
-        weights = topology.with_missing(missing_in(missing, k)).astype(x.dtype)
+        weights = topology.at(k).with_missing(missing_in(missing, k)).astype(x.dtype)
         mixed = {
             name: weights @ vector for name, vector in algorithm.outgoing(state, trained).items()
         }

@@ -264,9 +264,11 @@ def a_topology(topology: object) -> Topology:
     if isinstance(topology, str):
         return Topology.parse(topology)
     if not isinstance(topology, Topology):
+        turns = type(topology).__name__ == "Turns"
         raise ConfigError(
             f"topology must be a Topology or its name, such as 'ring:8', got "
             f"{type(topology).__name__}"
+            + ("; graphs that take turns run in the engine and in 'flower-dhb compare'" * turns)
         )
     return topology
 

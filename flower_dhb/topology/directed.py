@@ -30,6 +30,8 @@ class DirectedTopology:
     value, is 1 / (1 + the number of receivers of j) for every edge j -> i and for i = j:
     columns sum to 1, rows need not. Source of the weights: Kempe, Dobra & Gehrke, FOCS 2003.
 
+    connected: False for one of several graphs that take turns (`Turns`), which need not be.
+
     Raises GraphError if an edge is a self-loop or the graph is not strongly connected.
     """
 
@@ -38,6 +40,7 @@ class DirectedTopology:
         edges: Iterable[tuple[int, int]],
         *,
         name: str = "directed",
+        connected: bool = True,
     ) -> None:
         self.name: Final = name
         self.edges: Final = tuple(
@@ -59,7 +62,7 @@ class DirectedTopology:
         matrix = np.eye(n)
         senders, receivers = np.array(self.edges).T
         matrix[receivers, senders] = 1.0
-        if not _strongly_connected(self.edges, n):
+        if connected and not _strongly_connected(self.edges, n):
             raise GraphError(
                 f"{name}: not strongly connected: some agents never hear of others; add edges back"
             )
@@ -88,6 +91,15 @@ class DirectedTopology:
     def n_agents(self) -> int:
         """Number of vertices `n`."""
         return len(self.mixing_matrix)
+
+    @property
+    def graphs(self) -> tuple[DirectedTopology, ...]:
+        """The graphs that take turns: this one alone, as `Turns` has several."""
+        return (self,)
+
+    def at(self, round: int) -> DirectedTopology:  # noqa: ARG002
+        """The graph of a round: this one in each, as `Turns` has others."""
+        return self
 
     def __repr__(self) -> str:
         return f"DirectedTopology({self.name}: {self.n_agents} agents, {len(self.edges)} edges)"

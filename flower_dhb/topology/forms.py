@@ -18,6 +18,7 @@ __all__ = [
     "FORMS",
     "MAX_AGENTS",
     "MAX_EDGES",
+    "TURNS",
     "Form",
     "Plan",
     "check_size",
@@ -189,6 +190,15 @@ FORMS: dict[str, Form] = {
     "erdos-renyi": Form("erdos-renyi:N:P:SEED", "erdos_renyi", _first),
     "random-regular": Form("random-regular:N:DEGREE:SEED", "random_regular", _first),
     "small-world": Form("small-world:N:K:P:SEED", "small_world", _first),
+}
+
+# Sequences of graphs (`topology.turns`), which the engine has and the other runtimes have not.
+TURNS: dict[str, str] = {
+    "one-peer": "one-peer:N",
+    "directed-one-peer": "directed-one-peer:N",
+    "matchings": "matchings:GRAPH",
+    "random-pairs": "random-pairs:N:PERIOD:SEED",
+    "turns": "turns:GRAPH+GRAPH+… or turns:FILE",
 }
 
 

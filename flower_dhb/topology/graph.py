@@ -15,7 +15,7 @@ from flower_dhb.errors import GraphError, unknown
 from flower_dhb.extras import load
 from flower_dhb.topology import forms
 from flower_dhb.topology.files import read_graph
-from flower_dhb.topology.forms import FORMS, Plan
+from flower_dhb.topology.forms import FORMS, TURNS, Plan
 from flower_dhb.topology.given import (
     check_connected,
     pairs,
@@ -47,7 +47,8 @@ class Topology:
 
     name: what people call the graph. digest: what it is, to the bit of its weights.
     labels: of the vertices, in order. edges: pairs i < j, ascending. kind, sizes: of a
-    built-in graph, such as `torus` and (3, 4); `""` and () of any other.
+    built-in graph, such as `torus` and (3, 4); `""` and () of any other. connected: False for
+    one of several graphs that take turns (`Turns`), which need not be.
 
     Raises GraphError if the graph is directed, has a self-loop, is not connected, has more
     than 20,000 vertices or 2,000,000 edges, or the matrix is not a mixing matrix of it.
@@ -59,9 +60,11 @@ class Topology:
         weights: Weights = "metropolis",
         *,
         name: str = "custom",
+        connected: bool = True,
     ) -> None:
         plan = graph if isinstance(graph, Plan) else plan_of_networkx(graph)
-        check_connected(plan)
+        if connected:
+            check_connected(plan)
         self.name: Final = name
         self.kind: Final = plan.kind
         self.sizes: Final = plan.sizes
@@ -69,7 +72,8 @@ class Topology:
         ends = _frozen(sorted_ends(plan))
         self.edges: Final[tuple[tuple[int, int], ...]] = tuple((a, b) for a, b in ends.tolist())
         self._group = plan.group
-        self._weights = edge_weights(len(plan.labels), ends, weights, plan.group)
+        part = not connected
+        self._weights = edge_weights(len(plan.labels), ends, weights, plan.group, part=part)
         self._rows = self._weights.rows()
 
     # --- builders -------------------------------------------------------------------
@@ -248,6 +252,15 @@ class Topology:
         """Number of vertices `n`."""
         return len(self.labels)
 
+    @property
+    def graphs(self) -> tuple[Topology, ...]:
+        """The graphs that take turns: this one alone, as `Turns` has several."""
+        return (self,)
+
+    def at(self, round: int) -> Topology:  # noqa: ARG002
+        """The graph of a round: this one in each, as `Turns` has others."""
+        return self
+
     def __len__(self) -> int:
         return self.n_agents
 
@@ -371,6 +384,12 @@ def _read(spec: str) -> tuple[forms.Form, list[Any]] | None:
     if not isinstance(spec, str):
         raise GraphError(f"a topology is a text such as 'ring:8' or a file's name, got {spec!r}")
     kind = spec.partition(":")[0]
+    if kind in TURNS:
+        raise GraphError(
+            f"'{spec}' is a sequence of graphs that take turns, which the engine, `simulate` and "
+            "'flower-dhb compare' run; agents of a Flower run or of a mesh keep to one graph: take "
+            "one such as 'ring:8' or 'exponential:8'"
+        )
     if kind not in FORMS:
         if "." in kind or "/" in spec or "\\" in spec:
             return None

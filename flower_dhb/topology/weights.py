@@ -130,6 +130,8 @@ WEIGHTS: dict[str, str | _Lazy] = {
     **{f"lazy-{name}".replace("-metropolis", ""): _Lazy(name) for name in _RULES},
 }
 
+_OF_PARTS = tuple(name for name in WEIGHTS if "laplacian" not in name)
+
 
 def edge_weights(
     n_agents: int,
@@ -138,14 +140,22 @@ def edge_weights(
     group: tuple[int, ...] = (),
     *,
     connected: bool = False,
+    part: bool = False,
 ) -> EdgeWeights:
     """Mixing weights of a connected graph by name, by rule, or as given.
 
     Named weights are mixing matrices of any connected graph: their own weights are
     positive, or the spectrum is balanced by construction. All others are checked.
-    group: see `spectrum`. connected: whether the graph is known to be. Raises GraphError
+    group: see `spectrum`. connected: whether the graph is known to be. part: whether it is one
+    of several that take turns and need not be connected one by one. Raises GraphError
     if the name is unknown, the graph is not connected, or a matrix is not a mixing matrix.
     """
+    if part and not (isinstance(weights, str) and weights in _OF_PARTS):
+        raise GraphError(
+            f"a graph that takes turns with others has weights of the names {', '.join(_OF_PARTS)}"
+            f", which need no connected graph; got {weights!r}"
+        )
+    connected = connected or part
     if isinstance(weights, str):
         if weights not in WEIGHTS:
             raise GraphError(unknown("weights", weights, WEIGHTS))
