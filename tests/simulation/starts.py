@@ -43,7 +43,7 @@ class Starts(Plan):
         self.edges = [(i, j) for i, others in enumerate(self.neighbors) for j in others if i < j]
         self.dialers = {(i, j): i if (i + j) % 2 else j for i, j in self.edges}
         self.weights = {edge: rng.randrange(1, 1000) for edge in self.edges}
-        self.rounds, self.away_rounds = rounds, 10
+        self.origin, self.rounds, self.away_rounds = 0, rounds, 10
         self.meshes = [Mesh(1, 1, rounds, frozenset(range(n)), self.weights)]
         self.joined, self.news = [1] * n, []
         self.conserves = self.early = self.groups_writes = False
