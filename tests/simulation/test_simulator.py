@@ -85,7 +85,8 @@ def test_plans_are_of_their_profile(profile: str) -> None:
     odds = PROFILES[profile]
     for seed in range(20):
         plan = Plan(seed, profile)
-        assert odds.rounds[0] <= plan.meshes[0].rounds <= odds.rounds[1]
+        assert 0 <= plan.origin <= odds.origin
+        assert odds.rounds[0] <= plan.meshes[0].rounds - plan.origin <= odds.rounds[1]
         assert plan.size >= 2
         for mesh in plan.meshes:
             border = [min(mesh.members)]
