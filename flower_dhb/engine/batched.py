@@ -15,11 +15,14 @@ from flower_dhb.engine.draws import Draws
 from flower_dhb.engine.graph_passes import (
     apply_updates,
     call_directly,
+    drop_idle_gradients,
     fold_constants,
     fuse_bias,
     is_random,
+    own_gradients,
     simplify,
 )
+from flower_dhb.engine.updates import Updates
 from flower_dhb.errors import ConfigError
 from flower_dhb.types import STATISTICS, Entry, Layout, Statistics
 
@@ -78,8 +81,18 @@ class LocalModel:
         """Arrays that a stack holds: those trained, then the others; twins not repeated."""
         return self.trainable + self.other
 
-    def step(self, stack: Stack, x: Tensor, y: Tensor, learning_rate: float) -> None:
-        """One SGD step of all agents of a stack, in place: `p -= learning_rate * gradient`."""
+    def step(
+        self,
+        stack: Stack,
+        x: Tensor,
+        y: Tensor,
+        learning_rate: float,
+        updates: Updates | None = None,
+    ) -> None:
+        """One step of all agents of a stack, in place: that of `updates`.
+
+        None is plain SGD, `p -= learning_rate * gradient`.
+        """
         raise NotImplementedError
 
     def outputs(self, stack: Stack, x: Tensor) -> Tensor:
@@ -111,13 +124,25 @@ class Batched(LocalModel):
         self.may_draw = True  # until the first trace shows otherwise
 
     def step(  # noqa: D102 (in the base class)
-        self, stack: Stack, x: Tensor, y: Tensor, learning_rate: float
+        self,
+        stack: Stack,
+        x: Tensor,
+        y: Tensor,
+        learning_rate: float,
+        updates: Updates | None = None,
     ) -> None:
-        key = ("step", x.shape, x.dtype, x.device, y.shape)
+        n_trained = len(self.trainable)
+        key = ("step", updates is None, x.shape, x.dtype, x.device, y.shape)
         if key not in self._traces:
-            self._traces[key] = self._trace_step(stack, x, y)
-        fresh = self._traces[key](*stack, x, y, -learning_rate)
-        for tensor, new in zip(stack[len(self.trainable) :], fresh, strict=True):
+            self._traces[key] = self._trace_step(stack, x, y, in_place=updates is None)
+        if updates is None:
+            fresh = self._traces[key](*stack, x, y, -learning_rate)
+        else:
+            found = self._traces[key](*stack, x, y)
+            gradients, fresh = found[:n_trained], found[n_trained:]
+            updates.advance()
+            updates.apply(stack[:n_trained], gradients, learning_rate)
+        for tensor, new in zip(stack[n_trained:], fresh, strict=True):
             if new is not tensor:
                 tensor.copy_(new)
 
@@ -128,7 +153,10 @@ class Batched(LocalModel):
         result: Tensor = self._traces[key](*stack, x)[0]
         return result
 
-    def _trace_step(self, stack: Stack, x: Tensor, y: Tensor) -> Callable[..., Any]:
+    def _trace_step(
+        self, stack: Stack, x: Tensor, y: Tensor, *, in_place: bool = True
+    ) -> Callable[..., Any]:
+        """The gradient of all agents; in_place: with the update by plain SGD in it."""
         n_trained = len(self.trainable)
 
         def loss(trained: list[Tensor], other: list[Tensor], x: Tensor, y: Tensor) -> Any:
@@ -149,10 +177,14 @@ class Batched(LocalModel):
         module = self._record(gradients, [*stack, x, y])
         self.may_draw = is_random(module.graph)
         simplify(module)
+        drop_idle_gradients(module, n_trained)
         fold_constants(module, x.device)
         fuse_bias(module)
         simplify(module)
-        apply_updates(module, n_trained)
+        if in_place:
+            apply_updates(module, n_trained)
+        else:
+            own_gradients(module, n_trained)
         call_directly(module)
         self.draws.separate(module, len(x))
         module.recompile()
@@ -189,9 +221,16 @@ class Looped(LocalModel):
     """One agent after the other with plain autograd: slower, for any module at all."""
 
     def step(  # noqa: D102
-        self, stack: Stack, x: Tensor, y: Tensor, learning_rate: float
+        self,
+        stack: Stack,
+        x: Tensor,
+        y: Tensor,
+        learning_rate: float,
+        updates: Updates | None = None,
     ) -> None:
         self.module.train()
+        if updates is not None:
+            updates.advance()
         n_trained = len(self.trainable)
         for agent in range(len(x)):
             arrays = [tensor[agent] for tensor in stack]
@@ -202,6 +241,9 @@ class Looped(LocalModel):
                     gradients = torch.autograd.grad(
                         self.loss(output, y[agent]), trained, allow_unused=True
                     )
+            if updates is not None:
+                updates.apply(arrays[:n_trained], gradients, learning_rate, agent)
+                continue
             for tensor, gradient in zip(arrays, gradients, strict=False):
                 if gradient is not None:
                     tensor.add_(gradient, alpha=-learning_rate)

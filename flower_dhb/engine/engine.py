@@ -20,6 +20,7 @@ from flower_dhb.engine.mixer import CHUNK, Mixer
 from flower_dhb.engine.problem import Agents, Problem
 from flower_dhb.engine.reference import Edges, Missing, missing_in
 from flower_dhb.errors import ConfigError, StateError
+from flower_dhb.problems.optimizers import Schedule
 from flower_dhb.topology.directed import DirectedTopology
 from flower_dhb.topology.graph import Topology
 from flower_dhb.topology.turns import AnyGraph
@@ -51,6 +52,10 @@ class Engine:
         The rule.
     learning_rate : float
         Of the local steps.
+    schedule : Schedule or str
+        What becomes of the learning rate from round to round: `constant`, `cosine`, …
+    rounds : int, optional
+        Of the whole run, for a schedule that depends on it.
     missing : optional
         Edges that fail, per round: a mapping by round, a function of the round, or a
         sequence whose first entry is round 1. Their weight returns to both ends.
@@ -81,6 +86,8 @@ class Engine:
         algorithm: Algorithm,
         *,
         learning_rate: float = 0.1,
+        schedule: Schedule | str = "constant",
+        rounds: int | None = None,
         missing: Missing | None = None,
         mixing: str = "auto",
         device: str = "cpu",
@@ -97,6 +104,13 @@ class Engine:
         check_rule(algorithm, topology)
         self.problem, self.algorithm = problem, algorithm
         self.learning_rate, self.missing, self.mixing = learning_rate, missing, mixing
+        self.schedule = Schedule.parse(schedule) if isinstance(schedule, str) else schedule
+        if self.schedule.needs_rounds and not (rounds is not None and rounds >= 1):
+            raise ConfigError(
+                f"the schedule '{self.schedule}' depends on the number of rounds of the whole "
+                f"run: Engine(..., rounds=300); got {rounds!r}"
+            )
+        self.rounds = rounds
         self.device = torch.device(device)
         self.round = 0
         self.agents = problem.start(self.device)
@@ -130,7 +144,8 @@ class Engine:
         if self.attackers and self.attackers.cut_out:
             failing += _edges_of(topology, self.attackers.attack.vertices)
         x = self.agents.parameters
-        self.problem.adapt(self.agents, k, self.learning_rate, self._trained)
+        rate = self.schedule.rate(self.learning_rate, k, self.rounds or k)
+        self.problem.adapt(self.agents, k, rate, self._trained)
         if self.attackers:
             self.attackers.trained(k, x, self._trained)
         self._numbers = measured(self.algorithm, State(x, self.memory), self._trained).measured
@@ -335,12 +350,14 @@ class Engine:
 
     def _description(self) -> dict[str, Any]:
         return {
-            "version": 2,
+            "version": 3,
             "algorithm": self.algorithm.to_config(),
             # What the graphs are, not what they are called: a file may change.
             "topologies": [graph.digest for graph in self.topology.graphs],
             "problem": self.problem.digest,
             "learning_rate": self.learning_rate,
+            "schedule": str(self.schedule),
+            "rounds": self.rounds if self.schedule.needs_rounds else None,
             "round": self.round,
             "bytes_sent": self.bytes_sent,
         }

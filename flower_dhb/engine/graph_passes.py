@@ -20,9 +20,11 @@ __all__ = [
     "apply_updates",
     "call_directly",
     "draws",
+    "drop_idle_gradients",
     "fold_constants",
     "fuse_bias",
     "is_random",
+    "own_gradients",
     "simplify",
 ]
 
@@ -169,6 +171,38 @@ def apply_updates(module: GraphModule, n_parameters: int) -> None:
                 )
         update.meta = dict(parameter.meta)
     graph.eliminate_dead_code(lambda node: _mutates(node) or node.is_impure())
+
+
+def drop_idle_gradients(module: GraphModule, n_parameters: int) -> None:
+    """Let the gradient of a parameter that the model does not use be None, as autograd has it.
+
+    Recorded are zeros, which an optimizer with weight decay would take for a gradient.
+    """
+    output = next(node for node in module.graph.nodes if node.op == "output")
+    results = list(output.args[0])
+    for place in range(n_parameters):
+        node = results[place]
+        while isinstance(node, Node) and node.target in (_RESHAPES | _COPIES):
+            node = cast(Node, node.args[0])
+        if isinstance(node, Node) and node.target is aten.zeros_like.default:
+            results[place] = None
+    output.args = (tuple(results),)
+    module.graph.eliminate_dead_code()
+
+
+def own_gradients(module: GraphModule, n_parameters: int) -> None:
+    """Let each gradient have memory of its own: an optimizer changes the parameters in place.
+
+    The graph's first outputs are the gradients; one may be another parameter itself.
+    """
+    nodes = list(module.graph.nodes)
+    inputs = [node for node in nodes if node.op == "placeholder"]
+    results = list(nodes[-1].args[0])
+    for place in range(n_parameters):
+        if results[place] is not None:
+            results[place] = _copied(results[place], inputs[-1])
+    nodes[-1].args = (tuple(results),)
+    module.graph.lint()
 
 
 def is_random(graph: Graph) -> bool:

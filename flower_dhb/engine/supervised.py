@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from flower_dhb.engine.batched import Batched, LocalModel, Looped, Loss, cross_entropy
 from flower_dhb.engine.problem import Agents
+from flower_dhb.engine.updates import Updates
 from flower_dhb.errors import ConfigError
+from flower_dhb.problems.optimizers import LocalOptimizer
 from flower_dhb.problems.splits import Indices, batches
 from flower_dhb.topology.graph import digest_of
 from flower_dhb.types import STATISTICS, Entry, Statistics
@@ -44,6 +46,8 @@ class Supervised:
         Which samples each agent holds (`flower_dhb.problems.splits.split`).
     batch_size, local_steps, seed
         Batches are those of `flower_dhb.problems.splits.batches`, the same as in every runtime.
+    optimizer : LocalOptimizer or str
+        Of the local steps: `sgd`, `momentum:0.9`, `adamw`, … Its state begins anew each round.
     loss : callable
         `loss(output, target)`, the mean over a batch.
     backend : str
@@ -65,6 +69,7 @@ class Supervised:
         batch_size: int = 32,
         local_steps: int = 1,
         seed: int = 0,
+        optimizer: LocalOptimizer | str = "sgd",
         loss: Loss = cross_entropy,
         backend: str = "batched",
         block: int | None = None,
@@ -83,6 +88,9 @@ class Supervised:
         self.parts = [torch.from_numpy(np.asarray(part, np.int64)) for part in parts]
         self.inputs, self.targets = inputs, targets
         self.batch_size, self.local_steps, self.seed = batch_size, local_steps, seed
+        self.optimizer = (
+            LocalOptimizer.parse(optimizer) if isinstance(optimizer, str) else optimizer
+        )
         self._wanted_block = block
         self.block = len(self.parts)
         self._initial = {name: t.detach().clone() for name, t in module.state_dict().items()}
@@ -90,6 +98,7 @@ class Supervised:
         self._schedule: dict[int, Tensor] = {}
         # The block that is being trained; kept, since fresh memory costs page faults.
         self._stacks: dict[tuple[int, torch.device], list[Tensor]] = {}
+        self._updates: dict[tuple[int, torch.device], Updates] = {}
 
     @property
     def n_agents(self) -> int:
@@ -98,8 +107,9 @@ class Supervised:
 
     @property
     def digest(self) -> str:
-        """Samples of each agent, their targets, batches, steps and seed."""
-        settings = (self.batch_size, self.local_steps, self.seed, *self.inputs.shape)
+        """Samples of each agent, their targets, batches, steps, optimizer and seed."""
+        steps = (self.batch_size, self.local_steps, str(self.optimizer))
+        settings = (*steps, self.seed, *self.inputs.shape)
         parts = [part.numpy() for part in self.parts]
         return digest_of(settings, self.targets.cpu().numpy(), *parts)
 
@@ -125,16 +135,17 @@ class Supervised:
         return Agents(rows("parameter"), rows("statistic"), local)
 
     def adapt(self, agents: Agents, round: int, learning_rate: float, trained: Tensor) -> None:
-        """`local_steps` SGD steps of every agent, block by block."""
+        """`local_steps` steps of every agent's optimizer, block by block."""
         positions = self._batches(round)
         for first in range(0, self.n_agents, self.block):
             block = slice(first, min(first + self.block, self.n_agents))
             stack = self._load(agents, block)
+            updates = self._fresh_updates(stack)
             with self._drawing(round, block, trained.device):
                 for step in range(self.local_steps):
                     index = positions[block, step].to(trained.device)
                     x = self.inputs[index]
-                    self.model.step(stack, x, self.targets[index], learning_rate)
+                    self.model.step(stack, x, self.targets[index], learning_rate, updates)
             self._store(stack, agents, trained, block)
 
     def outputs(self, agents: Agents, inputs: Tensor) -> Iterator[tuple[slice, Tensor]]:
@@ -167,15 +178,26 @@ class Supervised:
         for trial in range(4):  # the first one traces
             began = time.perf_counter()
             stack = self._load(agents, block)
+            updates = self._fresh_updates(stack)
             with self._drawing(1, block, agents.parameters.device):
                 for step in range(self.local_steps):
                     at = index[:, step].to(self.inputs.device)
-                    self.model.step(stack, self.inputs[at], self.targets[at], 0.0)
+                    self.model.step(stack, self.inputs[at], self.targets[at], 0.0, updates)
             if agents.parameters.device.type == "cuda":
                 torch.cuda.synchronize()
             if trial:
                 best = min(best, (time.perf_counter() - began) / size)
         return best
+
+    def _fresh_updates(self, stack: list[Tensor]) -> Updates | None:
+        """The optimizer of a block of agents, at the beginning of a round; None is plain SGD."""
+        if self.optimizer.plain:
+            return None
+        key = (len(stack[0]), stack[0].device)
+        if key not in self._updates:
+            self._updates[key] = Updates(self.optimizer, stack[: len(self.model.trainable)])
+        self._updates[key].begin()
+        return self._updates[key]
 
     def _good_block(self, device: torch.device) -> int:
         if device.type != "cpu":

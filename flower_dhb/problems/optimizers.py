@@ -122,6 +122,11 @@ class LocalOptimizer:
                 words.append(f"{setting}={value!r}")
         return ":".join(words)
 
+    @property
+    def plain(self) -> bool:
+        """Whether it is SGD without anything: `x ← x − α g`."""
+        return not (self.momentum or self.weight_decay or self.epsilon)
+
     def make(
         self, parameters: Iterable[torch.Tensor], learning_rate: float
     ) -> torch.optim.Optimizer:
@@ -234,6 +239,11 @@ class Schedule:
         if not self.warmup:
             return word
         return f"warmup:{self.warmup}" + ("" if word == "constant" else f"+{word}")
+
+    @property
+    def needs_rounds(self) -> bool:
+        """Whether a round's rate depends on how many rounds the run has."""
+        return self.name in ("cosine", "linear") or any(m < 1.0 for m in self.milestones)
 
     def rate(self, base: float, round: int, rounds: int) -> float:
         """Learning rate of a round: `base` times the share that the schedule has there.
