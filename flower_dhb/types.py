@@ -64,12 +64,15 @@ class State:
     parameters: `(d,)` or `(n, d)`, the `x(k)` of the law. memory: vectors of the same
     shape, by name; which ones there are is the rule's business. measured: numbers that
     the rule has taken of the whole vectors in this round (`algorithms.measurement`), a
-    float for one agent, `(n, 1)` for all of them; empty for most rules.
+    float for one agent, `(n, 1)` for all of them; empty for most rules. round: how many
+    rounds it has been through, so that `outgoing` and `combine` are those of round
+    `round + 1`. The runtime says it: what a rule returns need not.
     """
 
     parameters: Vector
     memory: Mapping[str, Vector]
     measured: Mapping[str, Any] = field(default_factory=dict)
+    round: int = 0
 
 
 @dataclass(frozen=True)

@@ -81,16 +81,17 @@ def combine(
     """
     if out is None:
         memory = {name: np.empty_like(trained) for name in algorithm.memory}
-        out = State(np.empty_like(trained), memory)
+        out = State(np.empty_like(trained), memory, round=state.round + 1)
     steps = None
     if algorithm.linear:
-        steps = _plan(algorithm, float(weights[vertex]), tuple(sorted(state.measured.items())))
+        numbers = tuple(sorted(state.measured.items()))
+        steps = _plan(algorithm, float(weights[vertex]), numbers, state.round)
     scratch: dict[str, Block] = {}
     term = np.empty_like(trained[:BLOCK])
     for start in range(0, trained.shape[0], BLOCK):
         part = slice(start, min(start + BLOCK, trained.shape[0]))
         memory = {k: v[part] for k, v in state.memory.items()}
-        piece = State(state.parameters[part], memory, state.measured)
+        piece = State(state.parameters[part], memory, state.measured, state.round)
         near = {
             name: [(float(weights[j]), payloads[j][name][part]) for j in sorted(payloads)]
             for name in algorithm.vectors
@@ -228,13 +229,13 @@ def _scratch(scratch: dict[str, Block], name: str, like: Block, size: int) -> Bl
 
 @lru_cache(maxsize=256)
 def _plan(
-    algorithm: Algorithm, own_weight: float, measured: tuple[tuple[str, float], ...]
+    algorithm: Algorithm, own_weight: float, measured: tuple[tuple[str, float], ...], round: int
 ) -> tuple[_Step, ...]:
-    """What each output of a linear rule is made of."""
+    """What each output of a linear rule is made of, after so many rounds."""
     names = [_PARAMETERS, *(f"memory/{m}" for m in algorithm.memory), _TRAINED]
     names += [f"near/{v}" for v in algorithm.vectors]
     inputs = dict(zip(names, np.eye(len(names)), strict=True))
-    unit = _probe(algorithm, own_weight, inputs, dict(measured))
+    unit = _probe(algorithm, own_weight, inputs, dict(measured), round)
     outputs = [_PARAMETERS, *algorithm.memory]
     chosen: list[tuple[str, dict[str, float]]] = []
     for output in outputs:
@@ -260,10 +261,11 @@ def _probe(
     own_weight: float,
     inputs: Mapping[str, NDArray[np.float64]],
     measured: Mapping[str, float],
+    round: int,
 ) -> dict[str, NDArray[np.float64]]:
     """A rule's outputs for given inputs; `near/v` is the neighbors' part of a mixed vector."""
     memory = {name: inputs[f"memory/{name}"] for name in algorithm.memory}
-    state = State(inputs[_PARAMETERS], memory, measured)
+    state = State(inputs[_PARAMETERS], memory, measured, round)
     own = algorithm.outgoing(state, inputs[_TRAINED])
     mixed = {v: own_weight * own[v] + inputs[f"near/{v}"] for v in algorithm.vectors}
     new = algorithm.combine(state, inputs[_TRAINED], mixed)

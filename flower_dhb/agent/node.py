@@ -355,7 +355,8 @@ class Node:
     def _state(self, pending: Pending) -> State:
         """The state with what the rule measures in the pending round; taken once."""
         if self._measured is None:
-            self._measured = measured(self.algorithm, self._snapshot.state, pending.trained)
+            state = replace(self._snapshot.state, round=pending.round - 1)
+            self._measured = measured(self.algorithm, state, pending.trained)
         return self._measured
 
     def _require_pending(self) -> Pending:

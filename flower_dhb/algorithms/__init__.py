@@ -4,11 +4,16 @@ from flower_dhb.algorithms.base import Algorithm
 from flower_dhb.algorithms.cdmsgd import CDMSGD
 from flower_dhb.algorithms.centralized import Centralized
 from flower_dhb.algorithms.decentlam import DecentLaM
+from flower_dhb.algorithms.diloco import DiLoCo
 from flower_dhb.algorithms.dsgd import DSGD
 from flower_dhb.algorithms.exact_diffusion import ExactDiffusion
+from flower_dhb.algorithms.gasloc import GASLoC
+from flower_dhb.algorithms.global_update_tracking import GlobalUpdateTracking
 from flower_dhb.algorithms.gradient_tracking import GradientTracking
 from flower_dhb.algorithms.heavy_ball import HeavyBall
 from flower_dhb.algorithms.momentum_tracking import MomentumTracking
+from flower_dhb.algorithms.motef import MoTEF
+from flower_dhb.algorithms.noloco import NoLoCo
 from flower_dhb.algorithms.push_sum import PushSum
 from flower_dhb.algorithms.quasi_global import QuasiGlobal
 from flower_dhb.algorithms.registry import (
@@ -33,10 +38,15 @@ __all__ = [
     "Algorithm",
     "Centralized",
     "DecentLaM",
+    "DiLoCo",
     "ExactDiffusion",
+    "GASLoC",
+    "GlobalUpdateTracking",
     "GradientTracking",
     "HeavyBall",
+    "MoTEF",
     "MomentumTracking",
+    "NoLoCo",
     "PushSum",
     "QuasiGlobal",
     "SafeguardedHeavyBall",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Protocol, TypeAlias
 
 import numpy as np
@@ -20,6 +20,9 @@ __all__ = [
     "check_choice",
     "check_flag",
     "check_fraction",
+    "check_positive",
+    "check_share",
+    "refuse_unmixed",
     "zeros_like",
 ]
 
@@ -201,7 +204,7 @@ class Algorithm(ABC):
         return True
 
     def start(self, parameters: Vector) -> State:
-        """State at round 0: the common initial parameters, and zero memory."""
+        """State before the first round: the common initial parameters, and zero memory."""
         return State(parameters, {name: zeros_like(parameters) for name in self.memory})
 
     def restart(self, state: State) -> State:
@@ -212,7 +215,8 @@ class Algorithm(ABC):
         the next round is a first round, from where they are.
         """
         first = self.start(state.parameters).memory
-        return State(state.parameters, {**state.memory, **{m: first[m] for m in self.conserved}})
+        memory = {**state.memory, **{m: first[m] for m in self.conserved}}
+        return replace(state, memory=memory, measured={})
 
     @abstractmethod
     def outgoing(self, state: State, trained: Vector) -> Payload:
@@ -271,12 +275,17 @@ class Algorithm(ABC):
     def check_spectrum(self, graph: Graph) -> None:  # noqa: B027 (most rules have no limit)
         """Raise ConfigError if the rule diverges on this graph whatever the step size."""
 
+    @classmethod
+    def settings(cls) -> list[str]:
+        """Names of what can be set: those of all rules first."""
+        return [f.name for f in fields(cls) if f.init]
+
     def to_config(self) -> dict[str, Any]:
         """Name and settings as plain values; `algorithm_from_config` is the inverse.
 
         Clipping and screening are named where they are not at their defaults.
         """
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        values = {name: getattr(self, name) for name in self.settings()}
         for guard, default in GUARDS.items():
             if values[guard] == default:
                 del values[guard]
@@ -311,6 +320,39 @@ def check_fraction(what: str, value: object) -> None:
     """Raise ConfigError unless `value` is a number in [0, 1)."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value < 1.0:
         raise ConfigError(f"{what} must be a number in [0, 1), got {value!r}")
+
+
+def check_share(what: str, value: object) -> None:
+    """Raise ConfigError unless `value` is a number in [0, 1]."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value <= 1.0:
+        raise ConfigError(f"{what} must be a number in [0, 1], got {value!r}")
+
+
+def check_positive(what: str, value: object) -> None:
+    """Raise ConfigError unless `value` is a finite number above 0."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0.0 < value < float("inf"):  # type: ignore[operator]
+        raise ConfigError(f"{what} must be a finite number above 0, got {value!r}")
+
+
+def refuse_unmixed(who: str, graph: Graph, momentum: float, momentum_mixing: float) -> None:
+    """Raise ConfigError where mixed momentum `b` makes disagreement grow, whatever the step size.
+
+    A mode with eigenvalue u of W is `r^2 - (u + b v) r + b v` without steps, with
+    `v = 1 - w + w u`: stable only if `1 + u + 2 b v > 0`, which holds on every graph if
+    `w <= 0.5`.
+    """
+    if momentum_mixing <= 0.5:
+        return  # so the graph's spectrum need not be known
+    lowest = graph.smallest_eigenvalue
+    mixed = 1.0 - momentum_mixing + momentum_mixing * lowest
+    if not 1.0 + lowest + 2.0 * momentum * mixed > 0.0:
+        raise ConfigError(
+            f"{who} with momentum {momentum} and momentum_mixing {momentum_mixing} diverges for "
+            f"every step size on this graph: the smallest eigenvalue of its mixing matrix is "
+            f"{lowest:.4g}. Remedies: momentum_mixing <= 0.5, or lazy weights (I + W) / 2 "
+            "(weights='lazy')"
+        )
 
 
 def check_flag(what: str, value: object) -> None:

@@ -11,23 +11,28 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from flower_dhb.algorithms.base import Algorithm, check_flag, check_fraction
+from flower_dhb.algorithms.base import COMBINE_THEN_ADAPT, check_flag
+from flower_dhb.algorithms.heavy_ball import HeavyBall, fixed
 from flower_dhb.types import Payload, State, Vector
 
 __all__ = ["CDMSGD"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class CDMSGD(Algorithm):
+class CDMSGD(HeavyBall):
     """Every agent runs heavy ball on its own data; `x` is averaged before the step.
 
-    With `s = z - x`: `v+ = b v + s` and `x+ = W x + v+`; with `nesterov`,
+    With `s = z - x`: `v+ = b v + s` and `x+ = W x + v+`, which is `HeavyBall` in the buffer
+    form, combine-then-adapt, with momentum mixing 0; with `nesterov`,
     `x+ = W x + s + b v+`. `momentum` is `b`, in [0, 1).
 
     Raises ConfigError for a value outside its range.
     """
 
-    momentum: float = 0.9
+    momentum_mixing: float = fixed(0.0)
+    form: str = fixed("buffer")
+    order: str = fixed(COMBINE_THEN_ADAPT)
+    payload: str = fixed("separate")
     nesterov: bool = False
 
     name: ClassVar[str] = "cdmsgd"
@@ -35,26 +40,15 @@ class CDMSGD(Algorithm):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_fraction("momentum", self.momentum)
         check_flag("nesterov", self.nesterov)
 
     @property
-    def vectors(self) -> tuple[str, ...]:
-        return ("parameters",)
-
-    @property
-    def memory(self) -> tuple[str, ...]:
-        return ("momentum",)
-
-    @property
-    def shares_before_training(self) -> bool:
-        return True
-
-    def outgoing(self, state: State, trained: Vector) -> Payload:  # noqa: ARG002
-        return {"parameters": state.parameters}
+    def has_closed_form(self) -> bool:
+        return not self.nesterov
 
     def combine(self, state: State, trained: Vector, mixed: Payload) -> State:
-        step = trained - state.parameters
-        v = self.momentum * state.memory["momentum"] + step
-        move = step + self.momentum * v if self.nesterov else v
-        return State(mixed["parameters"] + move, {"momentum": v})
+        new = super().combine(state, trained, mixed)
+        if not self.nesterov:
+            return new
+        move = (trained - state.parameters) + self.momentum * new.memory["momentum"]
+        return State(mixed["parameters"] + move, new.memory)

@@ -8,8 +8,8 @@ momentum. Derivations: `docs/algorithm.md`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, cast
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,14 +20,22 @@ from flower_dhb.algorithms.base import (
     Algorithm,
     Graph,
     check_choice,
+    check_fraction,
+    check_share,
+    refuse_unmixed,
 )
 from flower_dhb.errors import ConfigError
 from flower_dhb.types import Payload, State, Vector
 
-__all__ = ["HeavyBall"]
+__all__ = ["HeavyBall", "fixed"]
 
 DISPLACEMENT, BUFFER, TRACKING = "displacement", "buffer", "tracking"
 FOLDED, SEPARATE = "folded", "separate"
+
+
+def fixed(value: Any) -> Any:
+    """A setting that a rule derived from another one has settled: it cannot be given."""
+    return field(default=value, init=False, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,12 +88,8 @@ class HeavyBall(Algorithm):
         if self.momentum_mixing is None:
             mixes_fully = self.form == BUFFER and self.order == ADAPT_THEN_COMBINE
             object.__setattr__(self, "momentum_mixing", 1.0 if mixes_fully else 0.5)
-        _check_number("momentum", self.momentum, "in [0, 1)")
-        if not 0.0 <= self.momentum < 1.0:
-            raise ConfigError(f"momentum must be in [0, 1), got {self.momentum}")
-        _check_number("momentum_mixing", self.momentum_mixing, "in [0, 1]")
-        if not 0.0 <= self.momentum_mixing <= 1.0:
-            raise ConfigError(f"momentum_mixing must be in [0, 1], got {self.momentum_mixing}")
+        check_fraction("momentum", self.momentum)
+        check_share("momentum_mixing", self.momentum_mixing)
         if self.payload is None:
             object.__setattr__(self, "payload", SEPARATE if self.form == BUFFER else FOLDED)
         check_choice("payload", self.payload, (FOLDED, SEPARATE))
@@ -99,8 +103,8 @@ class HeavyBall(Algorithm):
     def vectors(self) -> tuple[str, ...]:
         if self.form == TRACKING:
             return ("folded", "tracker") if self._folded else ("parameters", "momentum", "tracker")
-        if self._folded:
-            return ("folded",)
+        if self._folded:  # where no momentum is mixed, what is sent is the model itself
+            return ("folded",) if self._mixed_part else ("parameters",)
         # The buffer forms leave at home a momentum that nobody would use.
         mixes = self.momentum * self.momentum_mixing > 0
         return ("parameters", "momentum") if mixes or self.form != BUFFER else ("parameters",)
@@ -109,7 +113,10 @@ class HeavyBall(Algorithm):
     def memory(self) -> tuple[str, ...]:
         if self.form == TRACKING:
             return ("displacement", "mixed_tracker", "last_step")
-        return ("displacement",) if self.form == DISPLACEMENT else ("momentum",)
+        if self.form == BUFFER:
+            return ("momentum",)
+        # Without momentum nothing is remembered, unless it is sent to be looked at.
+        return ("displacement",) if self.momentum or not self._folded else ()
 
     @property
     def shares_before_training(self) -> bool:
@@ -127,30 +134,29 @@ class HeavyBall(Algorithm):
         base = state.parameters if self.shares_before_training else trained
         if self.form == BUFFER:
             return self._outgoing_buffer(state, trained)
-        d = state.memory["displacement"]
         payload: dict[str, Vector] = {}
         if self.form == TRACKING:
             payload["tracker"] = y = self._tracker(state, trained)
             base = state.parameters + y
-        if self._folded:
-            payload["folded"] = base + self._mixed_part * d
+        if "folded" in self.vectors:
+            payload["folded"] = base + self._mixed_part * state.memory["displacement"]
         else:
-            payload["parameters"], payload["momentum"] = base, d
+            payload["parameters"] = base
+        if not self._folded:
+            payload["momentum"] = state.memory["displacement"]
         return {name: payload[name] for name in self.vectors}
 
     def combine(self, state: State, trained: Vector, mixed: Payload) -> State:
         if self.form == BUFFER:
             return self._combine_buffer(state, trained, mixed)
-        x, d = state.parameters, state.memory["displacement"]
-        new = (
-            mixed["folded"]
-            if self._folded
-            else (mixed["parameters"] + self._mixed_part * mixed["momentum"])
-        )
-        new = new + self._own_part * d
+        x, new = state.parameters, mixed[self.vectors[0]]
+        if not self._folded:
+            new = new + self._mixed_part * mixed["momentum"]
+        if "displacement" in self.memory:
+            new = new + self._own_part * state.memory["displacement"]
         if self.shares_before_training:
             new = new + (trained - x)
-        memory = {"displacement": new - x}
+        memory = {"displacement": new - x} if "displacement" in self.memory else {}
         if self.form == TRACKING:
             memory |= {"mixed_tracker": mixed["tracker"], "last_step": trained - x}
         return State(new, memory)
@@ -203,27 +209,22 @@ class HeavyBall(Algorithm):
         A displacement mode with eigenvalue u of W is stable only if
         `1 + u + 2 b (1 - w + w u) > 0`, whatever the curvature.
         """
-        if self.form == BUFFER:
-            return
-        if self.momentum_mixing <= 0.5:
-            return  # holds on every graph, so its spectrum need not be known
-        lowest = graph.smallest_eigenvalue
-        if not 1.0 + lowest + 2.0 * self.momentum * self._mixing_of(lowest) > 0.0:
-            raise ConfigError(
-                f"form '{self.form}' with momentum {self.momentum} and momentum_mixing "
-                f"{self.momentum_mixing} diverges for every step size on this graph: the smallest "
-                f"eigenvalue of its mixing matrix is {lowest:.4g}. Remedies: momentum_mixing <= "
-                "0.5, or lazy weights (I + W) / 2 (weights='lazy')"
-            )
+        if self.form != BUFFER:
+            refuse_unmixed(f"form '{self.form}'", graph, self.momentum, self.momentum_mixing)
+
+    @property
+    def has_closed_form(self) -> bool:
+        """Whether `stability_limit` can say something."""
+        return self.form != TRACKING
 
     def stability_limit(self, eigenvalues: NDArray[np.float64]) -> float:
         """Largest stable `step size x curvature` on a quadratic; 0 if there is none.
 
-        eigenvalues: (n,) float64, of the mixing matrix. Raises ConfigError for the
-        tracking form, whose limit has no closed form. Derivation: `docs/algorithm.md`.
+        eigenvalues: (n,) float64, of the mixing matrix. Raises ConfigError where the limit
+        has no closed form (tracking, Nesterov). Derivation: `docs/algorithm.md`.
         """
-        if self.form == TRACKING:
-            raise ConfigError("the tracking form has no closed-form stability limit")
+        if not self.has_closed_form:
+            raise ConfigError(f"{self} has no closed-form stability limit")
         return max(0.0, min(self._limit(float(u)) for u in eigenvalues))
 
     def _limit(self, u: float) -> float:
@@ -246,8 +247,3 @@ class HeavyBall(Algorithm):
     def _mixing_of(self, u: float) -> float:
         """Eigenvalue of `Pt` that belongs to the eigenvalue `u` of W."""
         return 1.0 - self.momentum_mixing + self.momentum_mixing * u
-
-
-def _check_number(what: str, value: object, wanted: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ConfigError(f"{what} must be a number {wanted}, got {value!r}")

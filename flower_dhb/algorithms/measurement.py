@@ -7,6 +7,7 @@ runtime alike.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -29,8 +30,7 @@ def measured(algorithm: Algorithm, state: State, trained: Vector) -> State:
     if not algorithm.products:
         return state
     numbers = algorithm.measure(inner_products(algorithm, state, trained))
-    kept = {name: _like(trained, value) for name, value in numbers.items()}
-    return State(state.parameters, state.memory, kept)
+    return replace(state, measured={k: _like(trained, v) for k, v in numbers.items()})
 
 
 def inner_products(algorithm: Algorithm, state: State, trained: Vector) -> Products:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any, TypeVar
 
 from flower_dhb.algorithms.base import COMPLETE, Algorithm, Graph
 from flower_dhb.algorithms.cdmsgd import CDMSGD
 from flower_dhb.algorithms.centralized import Centralized
 from flower_dhb.algorithms.decentlam import DecentLaM
+from flower_dhb.algorithms.diloco import DiLoCo
 from flower_dhb.algorithms.dsgd import DSGD
 from flower_dhb.algorithms.exact_diffusion import ExactDiffusion
+from flower_dhb.algorithms.gasloc import GASLoC
+from flower_dhb.algorithms.global_update_tracking import GlobalUpdateTracking
 from flower_dhb.algorithms.gradient_tracking import GradientTracking
 from flower_dhb.algorithms.heavy_ball import HeavyBall
 from flower_dhb.algorithms.momentum_tracking import MomentumTracking
+from flower_dhb.algorithms.motef import MoTEF
+from flower_dhb.algorithms.noloco import NoLoCo
 from flower_dhb.algorithms.push_sum import PushSum
 from flower_dhb.algorithms.quasi_global import QuasiGlobal
 from flower_dhb.algorithms.safeguarded import SafeguardedHeavyBall
@@ -46,8 +50,13 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
         GradientTracking,
         MomentumTracking,
         ExactDiffusion,
+        GASLoC,
+        NoLoCo,
+        GlobalUpdateTracking,
+        MoTEF,
         PushSum,
         Centralized,
+        DiLoCo,
     )
 }
 
@@ -143,8 +152,8 @@ def algorithm_from_config(config: Mapping[str, Any]) -> Algorithm:
 
 def settings_of(name: str) -> list[str]:
     """Names of a rule's settings, its own first, then those that all rules have."""
-    common = [field.name for field in fields(Algorithm)]
-    return [f.name for f in fields(ALGORITHMS[name]) if f.name not in common] + common
+    common = Algorithm.settings()
+    return [s for s in ALGORITHMS[name].settings() if s not in common] + common
 
 
 def relayed_methods() -> list[str]:

@@ -148,7 +148,8 @@ class Engine:
         self.problem.adapt(self.agents, k, rate, self._trained)
         if self.attackers:
             self.attackers.trained(k, x, self._trained)
-        self._numbers = measured(self.algorithm, State(x, self.memory), self._trained).measured
+        state = State(x, self.memory, round=self.round)
+        self._numbers = measured(self.algorithm, state, self._trained).measured
         found = self._measure(topology, failing)
         refused = self._guards.screen(k, found) if self._guards and found else set()
         mixer, averager = self._mixers_of(k, topology, [*failing, *refused], found)
@@ -193,7 +194,7 @@ class Engine:
     def _state(self, part: slice) -> State:
         scalars = self.algorithm.scalars
         memory = {name: m if name in scalars else m[:, part] for name, m in self.memory.items()}
-        return State(self.agents.parameters[:, part], memory, self._numbers)
+        return State(self.agents.parameters[:, part], memory, self._numbers, self.round)
 
     def _combine(self, mixer: Mixer) -> Tensor:
         """The rule on some columns of all agents at a time: intermediates stay in the cache.

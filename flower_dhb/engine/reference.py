@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -81,7 +82,7 @@ def simulate(
         mixed = {
             name: weights @ vector for name, vector in algorithm.outgoing(state, trained).items()
         }
-        state = algorithm.combine(state, trained, mixed)
+        state = replace(algorithm.combine(state, trained, mixed), round=k)
         trajectory[k] = state.parameters
     return trajectory
 

@@ -71,6 +71,15 @@ class RuleKeys(TypedDict, total=False):
     """Whether the gradient is taken ahead of the step. Allowed: true, false."""
     lazy: bool | str
     """Whether an agent keeps half of its weight to itself. Allowed: true, false."""
+    outer_rate: float | str
+    """By what a round's local step is multiplied, of rules that are made for many local steps.
+
+    Allowed: above 0.
+    """
+    consensus_rate: float | str
+    """How strongly an agent follows its neighbors' parameters. Allowed: above 0."""
+    tracking: float | str
+    """How much of the pull of earlier rounds is taken into account. Allowed: 0 or more, below 1."""
     clipping: float | str
     """How far a neighbor can pull an agent in a round.
 
@@ -105,7 +114,7 @@ class RunConfig:
 
     Allowed: `dmsgd`, `safeguarded`, `dmsgd-gt`, `dmsgd-cta`, `dmsgd-buffer`, `dmsgd-buffer-cta`,
     `dsgd`, `cdsgd`, `cdmsgd`, `cdmsgd-nesterov`, `qg`, `decentlam`, `dsgt`, `momentum-tracking`,
-    `exact-diffusion`, `exact-diffusion-hb`.
+    `exact-diffusion`, `exact-diffusion-hb`, `gasloc`, `noloco`, `gut`, `motef`.
     """
     rounds: int = 100
     """Number of rounds.

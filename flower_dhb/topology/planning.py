@@ -34,6 +34,7 @@ __all__ = [
 Array = NDArray[np.float64]
 
 _TINY = 1e-9
+_LATE = 10**9  # rounds: what a rule that changes with them has become
 _LOOK = 2**24  # bytes
 _DIVERGED = 1.0 + 1e-7  # eigenvalues of these small matrices are accurate to about 1e-8
 
@@ -56,7 +57,7 @@ def _response(algorithm: Algorithm, mixing: Array, curvature: Array, unit: str) 
     """
     ones, zeros = np.ones_like(mixing), np.zeros_like(mixing)
     memory = {name: ones if name == unit else zeros for name in algorithm.memory}
-    state = State(ones if unit == "parameters" else zeros, memory)
+    state = State(ones if unit == "parameters" else zeros, memory, round=_LATE)
     trained = (1.0 - curvature) * state.parameters + (ones if unit == "data" else zeros)
     payload = algorithm.outgoing(state, trained)
     new = algorithm.combine(state, trained, {k: mixing * v for k, v in payload.items()})
@@ -101,7 +102,7 @@ def stability_limit(algorithm: Algorithm, eigenvalues: Array) -> float:
     eigenvalues: (n,) float64, of the mixing matrix. In closed form where there is one,
     else by bisection on the spectral radius, to 4 digits.
     """
-    if isinstance(algorithm, HeavyBall) and algorithm.form != "tracking":
+    if isinstance(algorithm, HeavyBall) and algorithm.has_closed_form:
         return algorithm.stability_limit(eigenvalues)
     low, high = 0.0, 8.0
     u = np.unique(np.round(eigenvalues, 12))

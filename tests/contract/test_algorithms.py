@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from flower_dhb import DSGD, HeavyBall, Topology, algorithm_from_config, simulate
-from flower_dhb.algorithms import ALGORITHMS, QuasiGlobal, method, relayed_methods
+from flower_dhb.algorithms import ALGORITHMS, GASLoC, QuasiGlobal, method, relayed_methods
 from flower_dhb.algorithms.measurement import measured
 from flower_dhb.types import State
 
@@ -31,6 +31,10 @@ RULES = [
     DSGD(),
     DSGD(order="combine-then-adapt"),
     *(method(name) for name in relayed_methods() if name != "qg"),
+    method("gasloc:momentum-mixing=0.5"),
+    method("noloco:outer-rate=0.5:consensus-rate=0.9"),
+    method("gut:tracking=0.3"),
+    method("motef:consensus-rate=0.5"),
     QuasiGlobal(momentum=0.5),  # with 0.9 it is slower than the rounds below allow for
 ]
 
@@ -89,9 +93,12 @@ def test_mixing_alone_keeps_the_network_average(algorithm, missing):
 def test_the_first_round_moves_the_average_by_the_average_local_step(algorithm):
     """Whatever a rule remembers later, it begins as plain averaged training.
 
-    Nesterov's flavor looks ahead: its first step is 1 + momentum times as long.
+    Nesterov's flavor looks ahead: its first step is 1 + momentum times as long. Outer rates
+    multiply it.
     """
-    gain = 1.0 + algorithm.momentum if getattr(algorithm, "nesterov", False) else 1.0
+    looks_ahead = getattr(algorithm, "nesterov", False) or isinstance(algorithm, GASLoC)
+    gain = 1.0 + algorithm.momentum if looks_ahead else 1.0
+    gain *= getattr(algorithm, "outer_rate", 1.0)
     start = np.random.default_rng(1).normal(size=(8, D))
     step = towards(TARGETS, 0.1 * gain)
     first = simulate(algorithm, GRAPH, start, towards(TARGETS), rounds=1)[1]

@@ -30,12 +30,13 @@ CORRECTION = {
     "dsgt": lambda memory: memory["mixed_tracker"] - memory["last_step"],
     "momentum-tracking": lambda memory: memory["mixed_tracker"] - memory["momentum"],
     "exact-diffusion": lambda memory: memory["correction"],
+    "motef": lambda memory: memory["mixed_tracker"] - memory["momentum"],
 }
 
 
 def one_round(rule: Algorithm, state: State, step: Vector, weights: Floats) -> State:
     """A round in which each agent's local step is given."""
-    state = State(state.parameters, state.memory, MEASURED)
+    state = State(state.parameters, state.memory, MEASURED, round=7)
     trained = state.parameters + step
     payload = rule.outgoing(state, trained)
     return rule.combine(state, trained, {name: weights @ v for name, v in payload.items()})
@@ -124,6 +125,8 @@ EXACT_RULES = [
     "dsgt",
     "dsgt:order=combine-then-adapt",
     "momentum-tracking:momentum=0.5",
+    "motef:momentum=0.5",
+    "motef:momentum=0.5:consensus-rate=0.5",
     "exact-diffusion",
     "exact-diffusion:momentum=0.5",
     "exact-diffusion:lazy=false",

@@ -16,16 +16,22 @@ from flower_dhb.algorithms import (
     DSGD,
     Centralized,
     DecentLaM,
+    DiLoCo,
     ExactDiffusion,
+    GASLoC,
+    GlobalUpdateTracking,
     GradientTracking,
     HeavyBall,
     MomentumTracking,
+    MoTEF,
+    NoLoCo,
     PushSum,
     QuasiGlobal,
 )
 from flower_dhb.engine.engine import Engine
 from flower_dhb.engine.problem import Analytic
 from flower_dhb.engine.reference import simulate
+from flower_dhb.errors import ConfigError
 from flower_dhb.topology.directed import DirectedTopology
 from flower_dhb.topology.graph import Topology
 from flower_dhb.types import State
@@ -123,6 +129,85 @@ def exact_diffusion(ws, b, lazy):
         yield x
 
 
+def gossip_nesterov(ws, a, b, omega):
+    """GASLoC: pseudo-gradients, a Laplacian L = I - W, momentum on what was shared."""
+    x, before = START, START
+    for k, w in enumerate(ws, start=1):
+        pseudo = -A * gradient(x, k)
+        shared = x + a * pseudo
+        laplacian, mixing = np.eye(N) - w, (1 - omega) * np.eye(N) + omega * w
+        x = x + a * pseudo - laplacian @ shared + b * mixing @ (shared - before)
+        before = shared
+        yield x
+
+
+def gossip_outer(ws, a, b, c):
+    """NoLoCo: slow weights phi, outer gradients of the mean, a pull to the mean of phi."""
+    phi, delta = START, np.zeros_like(START)
+    for k, w in enumerate(ws, start=1):
+        outer = A * gradient(phi, k)
+        delta = b * delta - a * w @ outer - c * (phi - w @ phi)
+        phi = phi + delta
+        yield phi
+
+
+def update_tracking(ws, t):
+    """GUT in gradients: y = e + t (W y - e_previous), with e = g + (I - W) x / A."""
+    x, e_before, mixed, mixed_before = START, np.zeros_like(START), None, None
+    for k, w in enumerate(ws, start=1):
+        mixed = w @ x
+        # W y, from what the neighbors' parameters have become: zero before the first round,
+        # in which the agents have averaged nothing and the pull counts once more.
+        tracked = (x - mixed) / A if mixed_before is None else (mixed_before - mixed) / A
+        e = gradient(x, k) + (x - mixed) / A
+        y = e + t * (tracked - e_before)
+        x, e_before, mixed_before = x - A * y, e, mixed
+        yield x
+
+
+def smoothed_tracking(ws, b, c):
+    """MoTEF without compression: V follows M, M smooths the gradients, X moves by V."""
+    x, m, v = START, None, None
+    for k, w in enumerate(ws, start=1):
+        g = gradient(x, k)
+        new = g if m is None else b * m + (1 - b) * g
+        v = new if m is None else v + new - m
+        mix = np.eye(N) + c * (w - np.eye(N))
+        x, v, m = mix @ x - A * v, mix @ v, new
+        yield x
+
+
+def outer_nesterov(ws, a, b):
+    """DiLoCo: the outer gradient of a server, by Nesterov's momentum as PyTorch writes it."""
+    x, v = START.mean(axis=0), np.zeros(D)
+    for k, _ in enumerate(ws, start=1):
+        outer = (A * gradient(np.tile(x, (N, 1)), k)).mean(axis=0)
+        v = b * v + outer
+        x = x - a * (outer + b * v)
+        yield np.tile(x, (N, 1))
+
+
+def with_local_control(ws):
+    """K-GT with one local step: control variates c in the step, which sum to zero."""
+    x, c = START, None
+    for k, w in enumerate(ws, start=1):
+        g = gradient(x, k)
+        z = g if c is None else g + c
+        c = (np.zeros_like(z) if c is None else c) - z + w @ z
+        x = w @ (x - A * z)
+        yield x
+
+
+def proximal_skip(ws):
+    """Decentralized ProxSkip that never skips: a dual variable that its own step pays."""
+    x, dual = START, np.zeros_like(START)
+    for k, w in enumerate(ws, start=1):
+        z = x - A * gradient(x, k) - dual
+        x = (np.eye(N) + w) @ z / 2
+        dual = dual + (z - x)
+        yield x
+
+
 def server(ws, b):
     x, d = np.broadcast_to(START.mean(axis=0), START.shape), np.zeros(D)
     for k, _ in enumerate(ws, start=1):
@@ -148,15 +233,32 @@ LAWS = [
     (ExactDiffusion(momentum=0.6), lambda ws: exact_diffusion(ws, 0.6, True)),
     (ExactDiffusion(momentum=0.6, lazy=False), lambda ws: exact_diffusion(ws, 0.6, False)),
     (ExactDiffusion(lazy=False), lambda ws: exact_diffusion(ws, 0.0, False)),
+    (GASLoC(outer_rate=0.8, momentum=0.6), lambda ws: gossip_nesterov(ws, 0.8, 0.6, 0.0)),
+    (GASLoC(momentum_mixing=0.4), lambda ws: gossip_nesterov(ws, 0.7, 0.9, 0.4)),
+    (GASLoC(momentum=0.5, momentum_mixing=1.0), lambda ws: gossip_nesterov(ws, 0.7, 0.5, 1.0)),
+    (NoLoCo(), lambda ws: gossip_outer(ws, 0.7, 0.5, 0.7)),
+    (NoLoCo(momentum=0.8, consensus_rate=0.9), lambda ws: gossip_outer(ws, 0.7, 0.8, 0.9)),
+    (NoLoCo(outer_rate=1, momentum=0.7, consensus_rate=1), lambda ws: decentlam(ws, 0.7)),
+    (GlobalUpdateTracking(), lambda ws: update_tracking(ws, 0.1)),
+    (GlobalUpdateTracking(tracking=0.3), lambda ws: update_tracking(ws, 0.3)),
+    (GlobalUpdateTracking(tracking=0.0), lambda ws: dsgd(ws, "cta")),
+    (MoTEF(), lambda ws: smoothed_tracking(ws, 0.9, 1.0)),
+    (MoTEF(momentum=0.6, consensus_rate=0.3), lambda ws: smoothed_tracking(ws, 0.6, 0.3)),
+    # Where their local steps are one, these two are rules that are here already.
+    (GradientTracking(), with_local_control),
+    (ExactDiffusion(), proximal_skip),
 ]
 
 
-@pytest.mark.parametrize(("rule", "law"), LAWS, ids=[str(rule) for rule, _ in LAWS])
+@pytest.mark.parametrize(
+    ("rule", "law"), LAWS, ids=[f"{rule} {i}" for i, (rule, _) in enumerate(LAWS)]
+)
 @pytest.mark.parametrize("missing", [{}, MISSING], ids=["all edges", "missing edges"])
 def test_a_rule_is_its_papers_law(rule, law, missing):
-    # D2 alone needs eigenvalues above -1/3: lazy weights keep the negative one on its edge.
     graph = GRAPH
-    if isinstance(rule, ExactDiffusion) and not rule.lazy:
+    try:
+        rule.check(graph)
+    except ConfigError:  # D2, for one: lazy weights keep the negative one on its edge
         graph = Topology.from_edges(EDGES, (np.eye(N) + negative()) / 2)
     ws = [graph.with_missing(missing.get(k, ())) for k in range(1, ROUNDS + 1)]
     expected = np.array(list(law(ws)))
@@ -167,6 +269,27 @@ def test_a_rule_is_its_papers_law(rule, law, missing):
     for k in range(ROUNDS):
         engine.step()
         np.testing.assert_allclose(engine.parameters.numpy(), expected[k], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_diloco_is_one_model_for_all_and_gossip_on_a_complete_graph_is_diloco(momentum):
+    start, complete = START.mean(axis=0), Topology.complete(N, "uniform")
+    expected = np.array(list(outer_nesterov(range(ROUNDS), 0.7, momentum)))
+    for rule in (DiLoCo(momentum=momentum), GASLoC(momentum=momentum, momentum_mixing=1.0)):
+        found = simulate(rule, complete, start, local_step, ROUNDS)
+        np.testing.assert_allclose(found[1:], expected, rtol=0, atol=1e-12)
+    # The paper's agents keep their momentum, so they differ; where their data do not, neither
+    # do they.
+    same = lambda x, k: x - A * gradient(np.tile(x[:1], (N, 1)), k)[:1]  # noqa: E731
+    alike = [simulate(r, complete, start, same, ROUNDS) for r in (DiLoCo(), GASLoC())]
+    np.testing.assert_allclose(*alike, rtol=0, atol=1e-12)
+    # Whatever the graph, the average moves as DiLoCo does with the average step.
+    steps: list[np.ndarray] = []
+    watched = lambda x, k: steps.append((local_step(x, k) - x).mean(0)) or local_step(x, k)  # noqa: E731
+    found = simulate(GASLoC(momentum=momentum), GRAPH, START, watched, ROUNDS).mean(axis=1)
+    replayed = lambda x, k: x + steps[k - 1]  # noqa: E731
+    alone = simulate(DiLoCo(momentum=momentum), Topology.complete(1), start, replayed, ROUNDS)
+    np.testing.assert_allclose(found, alone[:, 0], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
@@ -214,6 +337,10 @@ BUILD = {
     "momentum tracking": lambda b: MomentumTracking(momentum=b),
     "exact diffusion": lambda b: ExactDiffusion(momentum=b),
     "D2": lambda b: ExactDiffusion(momentum=b, lazy=False),
+    "gossip": lambda b: GASLoC(momentum=b, momentum_mixing=0.3),
+    "gossip, outer": lambda b: NoLoCo(momentum=b, consensus_rate=0.4),
+    "update tracking": lambda b: GlobalUpdateTracking(tracking=b),
+    "smoothed tracking": lambda b: MoTEF(momentum=b, consensus_rate=0.6),
     "consensus": lambda b: CDMSGD(momentum=b, nesterov=True),
     "tracking, plain": lambda b: GradientTracking(order="combine-then-adapt"),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,7 +51,7 @@ def trajectory(
         away = {*frozen.get(k, ()), *alone.get(k, ())}
         edges = [e for e in topology.edges if away & set(e) or epoch[e[0]] != epoch[e[1]]]
         trained = step(state.parameters, k)
-        state = measured(rule, state, trained)
+        state = measured(rule, replace(state, round=k - 1), trained)
         payload = rule.outgoing(state, trained)
         mixed = {name: topology.with_missing(edges) @ v for name, v in payload.items()}
         new = rule.combine(state, trained, mixed)

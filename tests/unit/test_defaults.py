@@ -19,13 +19,18 @@ DEFAULTS = {
     "algorithms.Centralized": "momentum=0.9",
     "algorithms.DecentLaM": "momentum=0.9",
     "algorithms.DSGD": "order='adapt-then-combine'",
+    "algorithms.DiLoCo": "outer_rate=0.7, momentum=0.9",
     "algorithms.ExactDiffusion": "momentum=0.0, lazy=True",
+    "algorithms.GASLoC": "outer_rate=0.7, momentum=0.9, momentum_mixing=0.0",
+    "algorithms.GlobalUpdateTracking": "tracking=0.1",
     "algorithms.GradientTracking": "order='adapt-then-combine'",
     "algorithms.HeavyBall": (
         "momentum=0.9, momentum_mixing=None, form='displacement', order='adapt-then-combine', "
         "payload=None"
     ),
+    "algorithms.MoTEF": "momentum=0.9, consensus_rate=1.0",
     "algorithms.MomentumTracking": "momentum=0.9",
+    "algorithms.NoLoCo": "outer_rate=0.7, momentum=0.5, consensus_rate=None",
     "algorithms.QuasiGlobal": "momentum=0.9, nesterov=False",
     "compare.runs.Run": "failures=0.0, attack='', attackers=1, attack_from=1",
     "runs.config.RunConfig": (
@@ -113,13 +118,13 @@ def test_numpys_numbers_and_texts_become_pythons(rule: type[Algorithm]) -> None:
 def test_names_of_rules_are_what_configs_checkpoints_and_messages_say() -> None:
     names = {
         *("cdmsgd", "centralized", "decentlam", "dsgd", "exact-diffusion", "dsgt", "dmsgd"),
-        *("momentum-tracking", "sgp", "qg"),
+        *("momentum-tracking", "sgp", "qg", "gasloc", "noloco", "diloco", "gut", "motef"),
     }
     found = {name: rule for name, rule in ALGORITHMS.items() if rule in RULES}
     assert names <= set(found)
     assert all(rule.name == name for name, rule in found.items())
     others = {name for name, rule in found.items() if rule.graph != "undirected"}
-    assert others == {"centralized", "sgp"}
+    assert others == {"centralized", "diloco", "sgp"}
     assert PushSum().preserves_average is False
     assert DSGD().preserves_average is True
 

@@ -61,11 +61,11 @@ def test_the_folded_payload_is_parameters_plus_the_mixed_part_of_the_momentum():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"momentum": 1}, r"momentum must be in \[0, 1\), got 1"),
-        ({"momentum": float("nan")}, r"momentum must be in \[0, 1\), got nan"),
+        ({"momentum": 1}, r"momentum must be a number in \[0, 1\), got 1"),
+        ({"momentum": float("nan")}, r"momentum must be a number in \[0, 1\), got nan"),
         ({"momentum": "0.9"}, "momentum must be a number"),
         ({"momentum": None}, "momentum must be a number"),
-        ({"momentum_mixing": -0.1}, r"momentum_mixing must be in \[0, 1\], got -0.1"),
+        ({"momentum_mixing": -0.1}, r"momentum_mixing must be a number in \[0, 1\], got -0.1"),
         ({"momentum_mixing": False}, "momentum_mixing must be a number"),
         ({"form": "polyak"}, "form must be one of displacement, buffer, tracking; got 'polyak'"),
         ({"order": ""}, "order must be one of"),
@@ -91,7 +91,7 @@ def test_dsgd_knows_two_orders():
         ({}, "unknown algorithm 'None'"),
         ({"name": "dsgd", "momentum": 0.9}, "unknown setting of dsgd 'momentum'"),
         ({"name": "dmsgd", "momentun": 0.9}, "did you mean 'momentum'"),
-        ({"name": "dmsgd", "momentum": 2}, "momentum must be in"),
+        ({"name": "dmsgd", "momentum": 2}, "momentum must be a number in"),
     ],
 )
 def test_configs_that_name_no_rule(config, message):

@@ -58,7 +58,7 @@ def agent(seen=None, *, arrays=START, train=None, evaluate=None, **changes):
 
 
 def neighbor(j, k, x, run="r", statistics=None):
-    vectors = {"folded": np.asarray(x, float)}
+    vectors = {"parameters": np.asarray(x, float)}
     if statistics is not None:
         vectors["statistics"] = np.asarray(statistics, float)
     return codec.encode(vectors, run=run, round=k, vertex=j)
@@ -124,12 +124,12 @@ def test_the_app_does_not_see_the_agents_own_state():
 def test_rounds_as_the_law_says_with_statistics_and_what_stays_local():
     one = agent()
     assert one.vectors == (
-        VectorSpec("folded", "float64", 4),
+        VectorSpec("parameters", "float64", 4),
         VectorSpec("statistics", "float64", 2),
     )
     first = one.train(1)
     x = np.arange(4.0)
-    assert vectors(first.frame) == {"folded": (x + 1).tolist(), "statistics": [1.5, 1.25]}
+    assert vectors(first.frame) == {"parameters": (x + 1).tolist(), "statistics": [1.5, 1.25]}
     header = codec.read_header(first.frame)
     assert (header.run, header.round, header.vertex) == ("r", 1, 2)
     assert (first.failure, first.refused, dict(first.metrics)) == ("", (), {"count": 1})
@@ -144,7 +144,7 @@ def test_rounds_as_the_law_says_with_statistics_and_what_stays_local():
     assert snapshot.local["steps"] == 8
     # The second round, alone: all weight is its own, and its momentum moves it on.
     second = one.train(2)
-    assert vectors(second.frame)["folded"] == (x1 + 1).tolist()
+    assert vectors(second.frame)["parameters"] == (x1 + 1).tolist()
     assert dict(second.metrics) == {"count": 2}  # the app's own state is kept
     one.combine(2, {}, evaluate=False)
     np.testing.assert_allclose(one.snapshot().state.parameters, x1 + 1 + 0.5 * (x1 - x))
@@ -164,7 +164,7 @@ def test_before_the_first_round_the_state_is_the_start():
     [
         (neighbor(0, 2, np.zeros(4)), "payload is of round 2, expected 1"),
         (neighbor(7, 1, np.zeros(4)), "payload is of vertex 7, expected 0"),
-        (neighbor(0, 1, np.zeros(3)), r"'folded' is float64\[3\], expected float64\[4\]"),
+        (neighbor(0, 1, np.zeros(3)), r"'parameters' is float64\[3\], expected float64\[4\]"),
         (neighbor(0, 1, np.zeros(4), run="q"), "payload is of run 'q', expected 'r'"),
     ],
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,6 +22,7 @@ from flower_dhb.agent.codec import VectorSpec
 from flower_dhb.agent.node import STATISTICS_VECTOR, Node, Snapshot
 from flower_dhb.agent.policy import Policy
 from flower_dhb.algorithms import Algorithm
+from flower_dhb.algorithms.measurement import measured
 from flower_dhb.errors import StateError
 from flower_dhb.flower.arrays import array_record, start_frame
 from flower_dhb.flower.legacy import in_new_form
@@ -225,6 +226,7 @@ class Agent:
         state = snapshot.state
         if epoch > snapshot.epoch:
             state = self.algorithm.restart(state)
+        state = measured(self.algorithm, replace(state, round=round - 1), state.parameters)
         outgoing = self.algorithm.outgoing(state, state.parameters)
         payload = {name: outgoing[name] for name in self.algorithm.vectors}
         return codec.encode(payload, run=self.run, round=round, vertex=self.vertex)

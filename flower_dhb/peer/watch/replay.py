@@ -15,7 +15,7 @@ missing, or has no vectors, there is *no evidence* (`Unseen`), and nobody is gui
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from heapq import merge
 from itertools import repeat
 from pathlib import Path
@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from flower_dhb.agent import mixing
 from flower_dhb.agent.screening import clip_factors, clipped, distance
 from flower_dhb.algorithms import Algorithm, algorithm_from_config
+from flower_dhb.algorithms.measurement import measured
 from flower_dhb.errors import ConfigError
 from flower_dhb.peer.watch.editions import FORMER, read_editions
 from flower_dhb.peer.watch.ledger import Ledger, read_ledger
@@ -294,8 +295,9 @@ class Replay:
         if shared is None or combined is None:
             self._miss(who, "not computed again: its record has no vectors of it", k)
             return
-        before = _state(shared, "before/")
         trained = shared["trained"]
+        before = replace(_state(shared, "before/"), round=k - 1)
+        before = measured(self.algorithm, before, trained)
         sent = {name: shared[f"sent/{name}"] for name in self.algorithm.vectors}
         outgoing = self.algorithm.outgoing(before, trained)
         if any(not np.array_equal(sent[name], outgoing[name]) for name in sent):
