@@ -38,7 +38,8 @@ DEFAULTS = {
         "observe_average=False, encryption='none', bind_nodes=False, name='run'"
     ),
     "engine.engine.Engine": (
-        "learning_rate=0.1, missing=None, mixing='auto', device='cpu', attack=None"
+        "learning_rate=0.1, schedule='constant', rounds=None, missing=None, mixing='auto', "
+        "device='cpu', attack=None"
     ),
     "engine.mixer.Mixer": "kind='auto'",
     "engine.mixer.prefers_sparse": "device='cpu'",
