@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from functools import cache
+from torch import nn
 
-from clients.workload import Workload
+from clients.workload import Samples, Workload
 from flower_dhb.problems.digits import load_digits
-from flower_dhb.problems.models import make_model
-from flower_dhb.problems.splits import split
+from flower_dhb.problems.models import new_model
 
-__all__ = ["load"]
+__all__ = ["Digits"]
 
 
-@cache
-def load(model: str, how: str, n_agents: int, seed: int, data_dir: str) -> Workload:  # noqa: ARG001
-    """1,200 training digits over `n_agents` agents, 360 test digits.
+class Digits(Workload):
+    """1,200 training and 360 test digits of 8 x 8 pixels, in ten classes."""
 
-    model: `logistic`, `mlp` or `cnn`. how: `iid`, `classes:K` or `dirichlet:A`.
-    """
-    digits = load_digits()
-    return Workload(
-        digits.train_x,
-        digits.train_y,
-        digits.test_x,
-        digits.test_y,
-        split(digits.train_y.numpy(), n_agents, how, seed),
-        lambda: make_model(model, seed),
-    )
+    models = ("mlp", "logistic", "cnn")
+
+    def load(self, *, train: bool) -> Samples:  # noqa: D102
+        data = load_digits()
+        return Samples(data.train_x, data.train_y) if train else Samples(data.test_x, data.test_y)
+
+    def build(self, model: str) -> nn.Module:  # noqa: D102
+        return new_model(model)

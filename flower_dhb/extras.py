@@ -18,6 +18,7 @@ EXTRAS = {
     "grpc": "peer",
     "matplotlib": "plot",
     "networkx": "graphs",
+    "peft": "lora",
     "prometheus_client": "peer",
     "psutil": "simulation",
     "ray": "simulation",
@@ -26,6 +27,7 @@ EXTRAS = {
     "tomli_w": "peer",
     "torch": "engine",
     "torchvision": "vision",
+    "transformers": "lora",
 }
 
 

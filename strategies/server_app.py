@@ -12,8 +12,9 @@ from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.common import log
 from flwr.serverapp import Grid, ServerApp
 
-from clients.client_app import load_workload
-from clients.workload import Workload, evaluate
+from clients.agents import parts_of, samples_of
+from clients.settings import Settings
+from clients.workload import evaluate, put, shared
 from flower_dhb import RunConfig, RunFolder, ServerlessStrategy
 from flower_dhb.files import read_toml
 from flower_dhb.runs.config import get_text
@@ -32,12 +33,14 @@ def main(grid: Grid, context: Context) -> None:
     if before:
         values = resumed(folder_to_resume(before), values, _defaults())
     config = RunConfig.of(values)
-    workload = load_workload(values, config.topology.n_agents)
+    settings = Settings.of(values)
+    parts = parts_of(settings, config.topology.n_agents)
     if before:
         folder = RunFolder.resume(before, config.topology)
     else:
         runs = get_text(values, "runs-dir", "runs")
         folder = RunFolder(runs, config.name, config.topology, values)
+        folder.draw_split(samples_of(settings.workload, train=True).y.numpy(), parts)
     log(INFO, "this run leaves its results in %s", folder.path.resolve())
     strategy = ServerlessStrategy(
         config.topology,
@@ -54,9 +57,9 @@ def main(grid: Grid, context: Context) -> None:
     )
     result = strategy.start(
         grid,
-        initial_arrays=ArrayRecord(workload.make_model().state_dict()),
+        initial_arrays=ArrayRecord(shared(settings.new_model())),
         num_rounds=config.rounds,
-        evaluate_fn=_observer(workload) if config.observe_average else None,
+        evaluate_fn=_observer(settings) if config.observe_average else None,
     )
     models = {v: _numpy(record) for v, record in result.models.items()}
     folder.finish(models, f"{config.name}: {config.algorithm.name} on {config.topology.name}")
@@ -71,13 +74,14 @@ def _defaults() -> dict[str, Any]:
     return dict(document["tool"]["flwr"]["app"]["config"])
 
 
-def _observer(workload: Workload) -> Callable[[int, ArrayRecord], MetricRecord]:
+def _observer(settings: Settings) -> Callable[[int, ArrayRecord], MetricRecord]:
     """Test the average model, which no agent ever has."""
+    model, device = settings.new_model(), settings.device_of(0)
 
     def observe(round: int, arrays: ArrayRecord) -> MetricRecord:  # noqa: ARG001
-        model = workload.make_model()
-        model.load_state_dict(arrays.to_torch_state_dict())
-        loss, accuracy = evaluate(model, workload.test_x, workload.test_y)
+        test = samples_of(settings.workload, train=False)
+        put(arrays.to_torch_state_dict(), model.to(device))
+        loss, accuracy = evaluate(model, settings.workload, test, device)
         return MetricRecord({"loss": loss, "accuracy": accuracy})
 
     return observe

@@ -6,15 +6,17 @@ import json
 import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from flower_dhb.errors import ConfigError
 from flower_dhb.extras import installed
+from flower_dhb.figures.splits import draw_split
 from flower_dhb.figures.topologies import draw
 from flower_dhb.files import sync, write_durably
 from flower_dhb.flower.checkpoint import read_records
@@ -73,6 +75,14 @@ class RunFolder:
         self.rows: list[dict[str, Any]] = []
         self._shown: list[Row] = []
         self._history = path / "history.jsonl"
+
+    def draw_split(self, labels: NDArray[np.integer], parts: Sequence[NDArray[np.integer]]) -> None:
+        """Draw which classes each agent has, as `split.png`.
+
+        labels: (m,), the class of each sample. parts: the samples of each agent.
+        """
+        if installed("matplotlib"):
+            draw_split(labels, parts).savefig(self.path / "split.png", dpi=150)
 
     @property
     def checkpoint(self) -> Path:
