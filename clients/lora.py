@@ -12,11 +12,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from clients.text import LENGTH, WORDS, Text, passages
+from clients.text import LENGTH, SUBJECTS, WORDS, Text
 from flower_dhb import ConfigError
 from flower_dhb.extras import load
 
 __all__ = ["TextLora"]
+
+# What queries and values are computed with, as the authors of LoRA chose, by the names in use.
+_ATTENTION = ["q_lin", "v_lin", "query", "value", "q_proj", "v_proj"]
 
 
 class TextLora(Text):
@@ -29,7 +32,7 @@ class TextLora(Text):
         peft = load("peft", "workload 'text-lora'")
         base = self._saved() if model == "saved-base" else _random()
         adapters = peft.LoraConfig(
-            task_type=peft.TaskType.SEQ_CLS, r=4, lora_alpha=16, target_modules="all-linear"
+            task_type=peft.TaskType.SEQ_CLS, r=4, lora_alpha=16, target_modules=_ATTENTION
         )
         return _Scores(peft.get_peft_model(base, adapters))
 
@@ -41,9 +44,8 @@ class TextLora(Text):
                 f"workload 'text-lora': there is no model in '{folder}': write one there with "
                 'save_pretrained, or take model = "random-base"'
             )
-        classes = len(passages(train=False).y.unique())
         return transformers.AutoModelForSequenceClassification.from_pretrained(
-            str(folder), num_labels=classes, local_files_only=True
+            str(folder), num_labels=len(SUBJECTS), local_files_only=True
         )
 
 
@@ -56,11 +58,11 @@ def _random() -> Any:
         hidden_dim=128,
         n_layers=2,
         n_heads=4,
-        num_labels=len(passages(train=False).y.unique()),
+        num_labels=len(SUBJECTS),
         dropout=0.0,
         attention_dropout=0.0,
         seq_classif_dropout=0.0,
-        initializer_range=0.2,
+        initializer_range=0.05,
     )
     return transformers.DistilBertForSequenceClassification(config)
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from flower_dhb.problems.optimizers import LocalOptimizer, Schedule
 from torch import nn
 
 from clients.cancer import Cancer
@@ -23,6 +22,7 @@ from clients.text import Text
 from clients.workload import Workload
 from flower_dhb import ConfigError
 from flower_dhb.errors import unknown
+from flower_dhb.problems.optimizers import LocalOptimizer, Schedule
 from flower_dhb.runs.config import (
     get_choice,
     get_flag,

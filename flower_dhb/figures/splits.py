@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from flower_dhb.errors import ConfigError
 from flower_dhb.extras import needs_extra
-from flower_dhb.figures.style import INK, MAIN, MUTED, STYLE
+from flower_dhb.figures.style import INK, MAIN, STYLE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,7 +61,11 @@ def draw_split(
         colors = LinearSegmentedColormap.from_list("split", ["white", MAIN])
         axes.imshow(counts, cmap=colors, vmin=0, aspect="auto", interpolation="nearest")
         axes.grid(visible=False)
-        axes.set(xlabel="agent", ylabel="class")
+        each = counts.sum(axis=0)
+        axes.set(
+            xlabel=f"agent\n{each.sum():,} samples, {each.min():,} to {each.max():,} per agent"
+        )
+        axes.set(ylabel="class")
         for axis, number in ((axes.xaxis, agents), (axes.yaxis, classes)):
             if number <= _NUMBERED_UP_TO:
                 axis.set_ticks(range(number))
@@ -73,7 +77,4 @@ def draw_split(
                     column, row, f"{count}", ha="center", va="center", color=color, fontsize=7.5
                 )
         axes.set_title(title or "Samples of each class that each agent has")
-        each = counts.sum(axis=0)
-        about = f"{each.sum():,} samples, {each.min():,} to {each.max():,} per agent"
-        axes.set_title(about, loc="right", color=MUTED, fontsize=8.5, fontweight="normal", y=-0.02)
     return figure

@@ -58,7 +58,13 @@ def test_a_run_leaves_its_history_config_pictures_and_models(digits) -> None:
     folder = digits.folder
     names = {path.name for path in folder.iterdir()}
     agents = {f"agent-{v:03d}.safetensors" for v in range(7)}
-    assert names == agents | {"history.jsonl", "config.toml", "convergence.png", "topology.png"}
+    assert names == agents | {
+        "history.jsonl",
+        "config.toml",
+        "convergence.png",
+        "topology.png",
+        "split.png",
+    }
     rows = history(folder)
     assert [row["round"] for row in rows] == [1, 2, 3, 4, 5]
     required = {
@@ -73,7 +79,7 @@ def test_a_run_leaves_its_history_config_pictures_and_models(digits) -> None:
         assert row["accuracy_worst"] == min(row["accuracy"])
     config = tomllib.loads((folder / "config.toml").read_text())
     assert (config["topology"], config["algorithm"]) == (TOPOLOGY, "dmsgd")
-    for picture in ("convergence.png", "topology.png"):
+    for picture in ("convergence.png", "topology.png", "split.png"):
         data = (folder / picture).read_bytes()
         assert data.startswith(b"\x89PNG")
         assert len(data) > 10_000

@@ -1,9 +1,6 @@
-"""The app's client side: local training against a loop by hand, and data sets from their files."""
+"""The app's client side: local training against a loop by hand, its settings, its memory."""
 
-import gzip
-import hashlib
-import pickle
-import struct
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -12,12 +9,17 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 from torch import nn
 
-from clients import client_app, vision
-from clients.client_app import WORKLOADS, evaluate_own_model, load_workload, train_locally
-from clients.workload import evaluate, train
+from clients import settings
+from clients.agents import Agent, count_agents, parts_of, samples_of
+from clients.client_app import evaluate_own_model, train_locally
+from clients.digits import Digits
+from clients.settings import WORKLOADS, Settings
+from clients.start import initial_arrays
+from clients.workload import Samples, Workload, evaluate, put, shared, train
 from flower_dhb import ConfigError, Topology
 from flower_dhb.problems.digits import load_digits
 from flower_dhb.problems.models import make_model
+from flower_dhb.problems.optimizers import LocalOptimizer
 from flower_dhb.problems.splits import batches, split
 
 VALUES = {
@@ -28,7 +30,9 @@ VALUES = {
     "batch-size": 8,
     "local-steps": 3,
     "seed": 4,
+    "rounds": 10,
 }
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +57,10 @@ def metrics(reply):
     return dict(reply.content.metric_records["metrics"])
 
 
+def arrays(reply):
+    return reply.content.array_records["arrays"].to_torch_state_dict()
+
+
 # --- training and evaluating ------------------------------------------------------------
 
 
@@ -75,7 +83,7 @@ def test_train_is_plain_gradient_descent_on_the_agents_own_batches():
         p[np.arange(8), y] -= 1.0
         w, b = w - 0.1 * p.T @ x / 8, b - 0.1 * p.mean(axis=0)
 
-    trained = reply.content.array_records["arrays"].to_torch_state_dict()
+    trained = arrays(reply)
     # Three steps in float32 against float64; a step moves weights by a thousand times more.
     np.testing.assert_allclose(trained["weight"].numpy(), w, rtol=0, atol=1e-6)
     np.testing.assert_allclose(trained["bias"].numpy(), b, rtol=0, atol=1e-6)
@@ -89,14 +97,30 @@ def test_train_is_plain_gradient_descent_on_the_agents_own_batches():
 def test_training_depends_on_round_vertex_and_seed_and_on_nothing_else():
     def weights(round=6, vertex=2, **changes):
         reply = train_locally(message(make_model("mlp", 0), round), context(vertex, **changes))
-        return reply.content.array_records["arrays"].to_torch_state_dict()["0.weight"]
+        return arrays(reply)["0.weight"]
 
     changes = {"model": "mlp"}
     first = weights(**changes)
     torch.rand(5)
     assert torch.equal(weights(**changes), first)
+    # On its own device, an agent has its samples alone, and they are the same.
+    alone = train_locally(message(make_model("mlp", 0)), context(key="vertex", **changes))
+    assert torch.equal(arrays(alone)["0.weight"], first)
     for other in ({"round": 7}, {"vertex": 3}, {"seed": 5}, {"local-steps": 1}):
         assert not torch.equal(weights(**(changes | other)), first)
+
+
+def test_optimizer_and_schedule_are_those_of_torch():
+    """Momentum within the round, then nothing is left of it; the rate is the round's."""
+    changes = {"optimizer": "momentum:0.8:weight-decay=0.1", "schedule": "step:0.5@4"}
+    model = make_model("logistic", 4)
+    found = [arrays(train_locally(message(model, k), context(**changes))) for k in (4, 5)]
+    agent = Agent.of(VALUES, {"partition-id": 2})
+    for k, rate, reply in ((4, 0.1, found[0]), (5, 0.05, found[1])):
+        mine = make_model("logistic", 4)
+        sgd = torch.optim.SGD(mine.parameters(), lr=rate, momentum=0.8, weight_decay=0.1)
+        train(mine, agent.batches(k), sgd)
+        assert torch.equal(reply["weight"], mine.weight)
 
 
 def test_evaluation_is_loss_and_accuracy_on_the_common_test_digits():
@@ -116,31 +140,59 @@ def test_evaluation_is_loss_and_accuracy_on_the_common_test_digits():
 
 
 def test_evaluation_in_chunks_gives_the_same():
-    model, digits = make_model("mlp", 1), load_digits()
-    whole = evaluate(model, digits.test_x, digits.test_y)
-    parts = evaluate(model, digits.test_x, digits.test_y, chunk=7)  # 360 = 51 * 7 + 3
+    model, test = make_model("mlp", 1), Digits().load(train=False)
+    whole = evaluate(model, Digits(), test, CPU, chunk=360)
+    parts = evaluate(model, Digits(), test, CPU, chunk=7)  # 360 = 51 * 7 + 3
     assert parts == pytest.approx(whole, rel=1e-6)
 
 
-def test_train_leaves_dropout_on_and_evaluate_turns_it_off():
-    seen = []
+class Noted(Workload):
+    """Notes whether its model is in training when it is called, and draws with dropout."""
 
-    class Watch(nn.Linear):
-        def forward(self, x):
-            seen.append(self.training)
-            return super().forward(x)
+    models = ("watch",)
+    seen: ClassVar[list] = []
 
-    x, y = torch.zeros(4, 2), torch.zeros(4, dtype=torch.int64)
-    model = Watch(2, 2)
-    train(model, x, y, np.array([[0, 1], [2, 3]]), 0.1)
-    evaluate(model, x, y)
-    assert seen == [True, True, False]
+    def load(self, *, train):
+        return Samples(torch.ones(40, 2), torch.arange(40) % 2)
+
+    def build(self, model):
+        class Watch(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.drop, self.linear = nn.Dropout(0.5), nn.Linear(2, 2)
+
+            def forward(self, x):
+                Noted.seen.append(self.training)
+                return self.linear(self.drop(x))
+
+        return Watch()
+
+
+def test_dropout_is_on_in_training_alone_and_drawn_from_seed_vertex_and_round(monkeypatch):
+    monkeypatch.setitem(settings.WORKLOADS, "noted", Noted)
+    values = {"workload": "noted", "model": "auto", "split": "iid"}
+    start = Settings.of(VALUES | values).new_model()
+
+    def weights(round, vertex):
+        return arrays(train_locally(message(start, round), context(vertex, **values)))
+
+    Noted.seen.clear()
+    first = weights(1, 0)["linear.weight"]
+    evaluate_own_model(message(start), context(**values))
+    assert Noted.seen == [True, True, True, False]
+    state = torch.random.get_rng_state()
+    assert torch.equal(weights(1, 0)["linear.weight"], first)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert not torch.equal(weights(2, 0)["linear.weight"], first)
+
+
+# --- settings ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("key", ["vertex", "partition-id"])
 def test_the_vertex_comes_from_the_node_config(key):
     reply = train_locally(message(make_model("logistic", 4)), context(3, key))
-    parts = load_workload(VALUES, 5).parts
+    parts = parts_of(Settings.of(VALUES), 5)
     assert metrics(reply)["num-examples"] == len(parts[3])
 
 
@@ -158,9 +210,18 @@ def test_a_vertex_outside_the_topology_is_refused(key, vertex):
         ({"batch-size": 0}, "'batch-size' must be at least 1, got 0"),
         ({"local-steps": 1.5}, "'local-steps' must be an integer, got 1.5"),
         ({"workload": "digit"}, "unknown workload 'digit', did you mean 'digits'"),
-        ({"model": "mpl"}, "unknown model 'mpl'"),
+        ({"model": "mpl"}, "workload 'digits': unknown model 'mpl', did you mean 'mlp'"),
+        ({"workload": "mnist", "model": "mlp"}, "workload 'mnist': unknown model 'mlp'"),
         ({"split": "classes"}, "needs a number after the colon"),
         ({"data-dir": 3}, "'data-dir' must be a text, got 3"),
+        ({"download": "yes"}, "'download' must be true or false, got 'yes'"),
+        ({"normalization": "layer"}, "unknown normalization 'layer'"),
+        ({"normalization": "group"}, "this model has no normalization"),
+        ({"optimizer": "adamm"}, "run config: unknown optimizer 'adamm', did you mean 'adam"),
+        ({"schedule": "cosin"}, "run config: unknown learning-rate schedule 'cosin'"),
+        ({"augment": 1}, "'augment' must be true or false, got 1"),
+        ({"device": "gpu"}, "'device' must be auto, cpu, cuda .* or cuda:NUMBER, got 'gpu'"),
+        ({"device": "cuda:99"}, "got 'cuda:99'; this process sees"),
     ],
 )
 def test_bad_settings_are_refused_with_their_key(changes, text):
@@ -168,216 +229,122 @@ def test_bad_settings_are_refused_with_their_key(changes, text):
         train_locally(message(make_model("logistic", 4)), context(**changes))
 
 
-# --- workloads --------------------------------------------------------------------------
+def test_agents_take_turns_on_gpus(monkeypatch):
+    def device(text, vertex):
+        return str(Settings.of({"device": text}).device_of(vertex))
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert device("auto", 3) == device("cpu", 3) == "cpu"
+    with pytest.raises(ConfigError, match="this process sees 0 GPUs"):
+        device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [device("auto", v) for v in range(3)] == ["cuda:0", "cuda:1", "cuda:0"]
+    assert [device("cuda", v) for v in range(3)] == ["cuda:0", "cuda:1", "cuda:0"]
+    assert device("cuda:1", 0) == "cuda:1"
+    assert device("cpu", 0) == "cpu"
+
+
+# --- data and models ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("how", ["iid", "classes:2", "classes:10", "dirichlet:0.5"])
 @pytest.mark.parametrize("n_agents", [5, 16])
 def test_each_training_digit_is_one_agents(how, n_agents):
-    workload = load_workload({"split": how, "seed": 1}, n_agents)
-    assert len(workload.parts) == n_agents
-    assert min(len(part) for part in workload.parts) > 0
-    assert sorted(np.concatenate(workload.parts)) == list(range(1200))
+    parts = parts_of(Settings.of({"split": how, "seed": 1}), n_agents)
+    assert len(parts) == n_agents
+    assert min(len(part) for part in parts) > 0
+    assert sorted(np.concatenate(parts)) == list(range(1200))
     if how == "classes:2":
-        labels = workload.train_y.numpy()
-        assert {len(np.unique(labels[part])) for part in workload.parts} == {2}
+        labels = load_digits().train_y.numpy()
+        assert {len(np.unique(labels[part])) for part in parts} == {2}
 
 
-def test_digits_take_nothing_from_the_data_folder(tmp_path):
-    load_workload({"split": "iid", "data-dir": str(tmp_path / "absent")}, 3)
+def test_a_process_reads_its_data_once_and_a_device_keeps_its_own_samples_alone(monkeypatch):
+    reads = []
+
+    class Counted(Noted):
+        def load(self, *, train):
+            reads.append(train)
+            return super().load(train=train)
+
+    monkeypatch.setitem(settings.WORKLOADS, "counted", Counted)
+    values = VALUES | {"workload": "counted", "model": "auto", "split": "iid"}
+    simulated = [Agent.of(values, {"partition-id": v}) for v in range(5)]
+    assert all(agent.samples is simulated[0].samples for agent in simulated)
+    assert reads == [True]
+    for _ in range(2):  # two messages
+        device = Agent.of(values, {"vertex": 3, "partition-id": 3})
+        assert device.samples.x.untyped_storage().nbytes() == 8 * 2 * 4  # 8 of 40, two floats
+    assert reads == [True, True]
+    assert initial_arrays(values).keys() == {"linear.weight", "linear.bias"}
+    assert reads == [True, True]  # a peer that begins needs no data for that
 
 
 def test_the_models_of_all_agents_start_alike():
-    workload = load_workload({"model": "cnn", "split": "iid"}, 3)
-    first, second = workload.make_model(), workload.make_model()
+    values = Settings.of({"model": "cnn", "split": "iid"})
+    first, second = values.new_model(), values.new_model()
     for a, b in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.equal(a, b)
         assert a is not b
 
 
-def test_the_app_lists_all_workloads():
-    assert set(WORKLOADS) == {"digits", "mnist", "fashion-mnist", "cifar10"}
-    assert client_app.app is not None
+def test_frozen_parameters_stay_at_home():
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
+    model[0].requires_grad_(requires_grad=False)
+    travels = shared(model)
+    assert travels.keys() == {k for k in model.state_dict() if not k.startswith("0.")}
+    other = {name: array + 1 for name, array in travels.items()}
+    frozen = model[0].weight.clone()
+    put(other, model)
+    assert torch.equal(model[2].weight, other["2.weight"])
+    assert torch.equal(model[0].weight, frozen)
+    with pytest.raises(RuntimeError, match=r"arrays of the model are missing: 2\.bias"):
+        put({k: v for k, v in other.items() if k != "2.bias"}, model)
+    with pytest.raises(RuntimeError, match="the model has no arrays more"):
+        put(other | {"more": torch.zeros(1)}, model)
 
 
-# --- data sets in their original formats ---------------------------------------------------
-
-rng = np.random.default_rng(0)
-LABELS = {"train": np.arange(40) % 10, "t10k": np.arange(20) % 10}
-GRAY = {name: rng.integers(0, 256, (len(y), 28, 28), np.uint8) for name, y in LABELS.items()}
-COLOR = {
-    name: rng.integers(0, 256, (len(y), 3, 32, 32), np.uint8)
-    for name, y in (("train", np.arange(50) % 10), ("test", np.arange(20) % 10))
-}
-FOLDERS = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}
-
-
-def idx(array):
-    """An array of bytes in the IDX format: magic with its dimensions, sizes, values."""
-    head = struct.pack(">I", 0x0800 | array.ndim) + struct.pack(f">{array.ndim}I", *array.shape)
-    return head + array.astype(np.uint8).tobytes()
-
-
-def write_idx(folder, *, packed=False):
-    folder.mkdir(parents=True)
-    for name, labels in LABELS.items():
-        for file, data in (
-            (f"{name}-images-idx3-ubyte", idx(GRAY[name])),
-            (f"{name}-labels-idx1-ubyte", idx(labels)),
-        ):
-            if packed:
-                (folder / f"{file}.gz").write_bytes(gzip.compress(data))
-            else:
-                (folder / file).write_bytes(data)
-
-
-def write_cifar(folder):
-    """Five training batches of ten images and one test batch; returns MD5 sums by file."""
-    folder = folder / "cifar-10-batches-py"
-    folder.mkdir(parents=True)
-    contents = {
-        f"data_batch_{i + 1}": (COLOR["train"][10 * i : 10 * i + 10], list(range(10)))
-        for i in range(5)
+def test_the_app_lists_all_workloads_and_their_models():
+    assert set(WORKLOADS) == {
+        *("digits", "cancer", "text", "text-lora", "mnist", "fashion-mnist", "cifar10", "cifar100")
     }
-    contents["test_batch"] = (COLOR["test"], [k % 10 for k in range(20)])
-    files = {
-        name: {"data": images.reshape(len(images), -1), "labels": labels}
-        for name, (images, labels) in contents.items()
-    } | {"batches.meta": {"label_names": [f"class {i}" for i in range(10)]}}
-    sums = {}
-    for name, content in files.items():
-        data = pickle.dumps(content)
-        (folder / name).write_bytes(data)
-        sums[name] = hashlib.md5(data, usedforsecurity=False).hexdigest()
-    return sums
+    for name, kind in WORKLOADS.items():
+        assert Settings.of({"workload": name}).model == kind.models[0]
 
 
-@pytest.fixture
-def cifar(tmp_path, monkeypatch):
-    """A folder of small CIFAR-10 files. torchvision knows the MD5 sums of the real ones only."""
-    from torchvision.datasets import CIFAR10
-
-    sums = write_cifar(tmp_path)
-    monkeypatch.setattr(
-        CIFAR10, "train_list", [[f"data_batch_{i}", sums[f"data_batch_{i}"]] for i in range(1, 6)]
-    )
-    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", sums["test_batch"]]])
-    monkeypatch.setattr(CIFAR10, "meta", CIFAR10.meta | {"md5": sums["batches.meta"]})
-    return tmp_path
-
-
-def load(dataset, folder, n_agents=4, how="iid", **changes):
-    values = {"workload": dataset, "model": "cnn", "split": how, "data-dir": str(folder)}
-    return load_workload(values | changes, n_agents)
-
-
-@pytest.mark.parametrize("dataset", FOLDERS)
-def test_mnist_and_fashion_mnist_are_read_from_their_idx_files(dataset, tmp_path):
-    write_idx(tmp_path / FOLDERS[dataset] / "raw")
-    workload = load(dataset, tmp_path)
-    for x, y, name in (
-        (workload.train_x, workload.train_y, "train"),
-        (workload.test_x, workload.test_y, "t10k"),
-    ):
-        assert (x.dtype, y.dtype) == (torch.float32, torch.int64)
-        np.testing.assert_array_equal(x.numpy(), GRAY[name][:, None].astype(np.float32) / 255)
-        np.testing.assert_array_equal(y.numpy(), LABELS[name])
-    assert sorted(np.concatenate(workload.parts)) == list(range(40))
-    assert workload.make_model()(workload.test_x).shape == (20, 10)
-
-
-def test_cifar10_is_read_from_its_batches(cifar):
-    workload = load("cifar10", cifar, how="classes:5")
-    assert workload.train_x.shape == (50, 3, 32, 32)
-    expected = COLOR["train"].astype(np.float32) / 255  # channels first, as in the files
-    np.testing.assert_array_equal(workload.train_x.numpy(), expected)
-    np.testing.assert_array_equal(workload.test_x.numpy(), COLOR["test"].astype(np.float32) / 255)
-    np.testing.assert_array_equal(workload.train_y.numpy(), np.arange(50) % 10)
-    np.testing.assert_array_equal(workload.test_y.numpy(), np.arange(20) % 10)
-    assert {len(np.unique(part % 10)) for part in workload.parts} == {5}
-    assert workload.make_model()(workload.test_x).shape == (20, 10)
-
-
-def test_an_agent_trains_and_evaluates_on_images(tmp_path):
-    write_idx(tmp_path / "MNIST" / "raw")
-    changes = {"workload": "mnist", "model": "cnn", "split": "iid", "data-dir": str(tmp_path)}
-    model = load("mnist", tmp_path, 5, seed=4).make_model()
-    before = {name: array.clone() for name, array in model.state_dict().items()}
-    reply = train_locally(message(model), context(**changes))
-    after = reply.content.array_records["arrays"].to_torch_state_dict()
-    assert all(not torch.equal(after[name], before[name]) for name in before)
-    found = metrics(evaluate_own_model(message(model), context(**changes)))
-    assert found["num-examples"] == 20
-    assert 0.0 <= found["accuracy"] <= 1.0
-
-
-def test_weights_of_the_image_model_come_from_the_seed_alone(tmp_path):
-    write_idx(tmp_path / "MNIST" / "raw")
-
-    def weights(seed):
-        model = load("mnist", tmp_path, seed=seed).make_model()
-        return torch.nn.utils.parameters_to_vector(model.parameters())
-
-    state = torch.random.get_rng_state()
-    first = weights(1)
-    torch.testing.assert_close(torch.random.get_rng_state(), state, rtol=0, atol=0)
-    torch.rand(3)
-    assert torch.equal(weights(1), first)
-    assert not torch.equal(weights(2), first)
+@pytest.mark.parametrize("workload", ["cancer", "text"])
+def test_what_ships_with_scikit_learn_is_divided_once_and_for_all(workload):
+    data = WORKLOADS[workload]()
+    training, test = data.load(train=True), data.load(train=False)
+    assert (len(training.y), len(test.y)) == {"cancer": (426, 143), "text": (1992, 504)}[workload]
+    rows = [
+        {(int(label), *row.tolist()) for row, label in zip(*samples, strict=True)}
+        for samples in (training, test)
+    ]
+    assert not rows[0] & rows[1]
+    for model in data.models:
+        scores = data.build(model)(data.prepare(test.x[:3]))
+        assert scores.shape == (3, int(test.y.max()) + 1)
 
 
 @pytest.mark.parametrize(
-    ("dataset", "kind"),
-    [("mnist", "MNIST"), ("fashion-mnist", "FashionMNIST"), ("cifar10", "CIFAR10")],
+    ("workload", "optimizer", "rate", "least"),
+    [("cancer", "sgd", 0.1, 0.95), ("text", "adamw", 0.02, 0.6)],
 )
-def test_missing_files_are_refused_with_the_line_that_fetches_them(dataset, kind, tmp_path):
-    with pytest.raises(ConfigError) as error:
-        load(dataset, tmp_path)
-    text = str(error.value)
-    assert f"workload '{dataset}': no {kind} files in '{tmp_path}', or damaged ones" in text
-    program = text.split('python -c "', 1)[1].removesuffix('"')
-    assert program == (
-        f"from torchvision.datasets import {kind}; {kind}({str(tmp_path)!r}, download=True)"
-    )
-    compile(program, "the line", "exec")
-
-
-def test_packed_files_alone_are_not_enough(tmp_path):
-    # torchvision unpacks them when it is asked to fetch; a run changes nothing in the folder.
-    write_idx(tmp_path / "MNIST" / "raw", packed=True)
-    before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(ConfigError, match="no MNIST files"):
-        load("mnist", tmp_path)
-    assert sorted(tmp_path.rglob("*")) == before
-
-
-def test_other_files_under_the_names_of_cifar10_are_not_read(tmp_path):
-    write_cifar(tmp_path)  # their MD5 sums are not those of the real files: nothing is unpickled
-    with pytest.raises(ConfigError, match=r"no CIFAR10 files in .*, or damaged ones"):
-        load("cifar10", tmp_path)
-
-
-@pytest.mark.parametrize("dataset", vision.DATASETS)
-@pytest.mark.parametrize("model", ["mlp", "logistic", "resnet"])
-def test_a_model_that_the_workload_does_not_have(dataset, model, tmp_path):
-    text = f"workload '{dataset}' has the model 'cnn', got '{model}'"
-    with pytest.raises(ConfigError, match=text):
-        load(dataset, tmp_path, model=model)
-
-
-def test_without_torchvision_the_remedy_is_named(monkeypatch, tmp_path):
-    import sys
-
-    monkeypatch.setitem(sys.modules, "torchvision", None)
-    with pytest.raises(
-        ConfigError, match=r"needs the 'vision' extra: pip install 'flower-dhb\[vision\]'"
-    ):
-        load("mnist", tmp_path)
+def test_the_first_model_of_a_workload_learns(workload, optimizer, rate, least):
+    """One agent with half of the data; chance is 0.63 and 0.125."""
+    changes = {"workload": workload, "model": "auto", "split": "iid", "topology": "complete:2"}
+    agent = Agent.of(VALUES | changes | {"local-steps": 150}, {"partition-id": 0})
+    model = agent.settings.new_model()
+    local = LocalOptimizer.parse(optimizer).make(model.parameters(), rate)
+    train(model, agent.batches(1), local)
+    test = samples_of(agent.settings.workload, train=False)
+    _, accuracy = evaluate(model, agent.settings.workload, test, CPU)
+    assert accuracy > least
 
 
 def test_a_message_needs_the_number_of_agents_and_not_their_graph(monkeypatch, tmp_path):
     """Each message asks for it: at a thousand agents, a graph would cost more than training."""
-    count_agents = client_app.count_agents
     built = []
     monkeypatch.setattr(Topology, "__init__", lambda self, *_, **__: built.append(self))
     for spec, expected in (("ring:1000", 1000), ("torus:30x40", 1200), ("hypercube:10", 1024)):

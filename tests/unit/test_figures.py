@@ -5,10 +5,12 @@ from io import BytesIO
 import numpy as np
 import pytest
 
-from flower_dhb import Topology
+from flower_dhb import ConfigError, Topology
 from flower_dhb.figures.positions import on_circle, places, wrapped_edges
 from flower_dhb.figures.runs import convergence_figure
+from flower_dhb.figures.splits import count_classes, draw_split
 from flower_dhb.figures.topologies import draw
+from flower_dhb.problems.splits import split
 
 FORMS = [
     *("ring:16", "complete:8", "star:9", "path:2", "path:9", "path:12", "torus:4x4", "torus:2x3"),
@@ -255,3 +257,34 @@ def test_texts_of_the_convergence_figure_do_not_overlap():
     assert len(boxes) == 5
     for i, box in enumerate(boxes):
         assert not any(box.overlaps(other) for other in boxes[:i])
+
+
+# --- splits ------------------------------------------------------------------------------
+
+
+def test_a_split_is_counted_by_class_and_agent():
+    labels, parts = np.array([0, 2, 2, 1, 0, 0]), [np.array([0, 4, 1]), np.array([2, 3, 5])]
+    assert count_classes(labels, parts).tolist() == [[2, 1], [0, 1], [1, 1]]
+    assert count_classes(labels, [parts[0]]).tolist() == [[2], [0], [1]]  # no one has class 1
+    with pytest.raises(ConfigError, match="got 0 agents"):
+        count_classes(labels, [])
+    with pytest.raises(ConfigError, match="classes from 0 on"):
+        count_classes(labels - 1, parts)
+
+
+@pytest.mark.parametrize("agents", [5, 16, 64])
+@pytest.mark.parametrize("classes", [2, 10, 100])
+def test_a_picture_of_a_split_has_all_that_can_be_read(agents, classes):
+    labels = np.random.default_rng(0).integers(0, classes, 6400)
+    parts = split(labels, agents, "dirichlet:0.3", 0)
+    figure = draw_split(labels, parts)
+    assert png(figure)
+    found = texts(figure)
+    counts = count_classes(labels, parts)
+    least, most = counts.sum(axis=0).min(), counts.sum(axis=0).max()
+    assert {f"agent\n6,400 samples, {least:,} to {most:,} per agent", "class"} <= set(found)
+    if max(agents, classes) <= 20:
+        assert {str(count) for count in counts[counts > 0]} <= set(found)
+        boxes = extents(figure, lambda t: t.get_text().isdecimal() and t.axes is not None)
+        for i, box in enumerate(boxes):
+            assert not any(box.overlaps(other) for other in boxes[i + 1 :])

@@ -174,22 +174,23 @@ def test_the_table_equals_the_defaults_of_the_library():
 def test_the_table_equals_the_defaults_in_the_apps_own_code():
     source = "".join(
         (ROOT / path).read_text(encoding="utf-8")
-        for path in ("clients/client_app.py", "strategies/server_app.py")
+        for path in ("clients/settings.py", "strategies/server_app.py")
     )
-    found = re.findall(r'get_\w+\(\s*\w+, "([a-z-]+)", ("[^"]*"|[\d.]+)', source)
+    found = re.findall(r'get_\w+\(\s*\w+, "([a-z-]+)", ("[^"]*"|[\d.]+|True|False)', source)
     assert {key for key, _ in found} >= {"learning-rate", "batch-size", "split", "runs-dir"}
     for key, default in found:
-        assert CONFIG[key] == tomllib.loads(f"x = {default}")["x"], key
+        assert CONFIG[key] == tomllib.loads(f"x = {default.lower()}")["x"], key
 
 
-NAMES = ["topology", "weights", "algorithm", "form", "order", "payload", "workload", "model"]
+NAMES = ["topology", "weights", "algorithm", "form", "order", "payload", "workload"]
+NAMES += ["normalization"]
 
 
 def known_names(key):
     """The names that the code takes for a key."""
-    from clients.client_app import WORKLOADS
+    from clients.networks import NORMALIZATIONS
+    from clients.settings import WORKLOADS
     from flower_dhb.algorithms import method, relayed_methods
-    from flower_dhb.problems.models import MODELS
     from flower_dhb.topology.forms import FORMS
     from flower_dhb.topology.weights import WEIGHTS
 
@@ -201,7 +202,7 @@ def known_names(key):
         "order": {"adapt-then-combine", "combine-then-adapt"},
         "payload": {AUTO, "folded", "separate"},
         "workload": set(WORKLOADS),
-        "model": {"digits", *MODELS},
+        "normalization": set(NORMALIZATIONS),
     }[key]
 
 

@@ -33,7 +33,7 @@ def test_a_run_leaves_everything_that_is_promised(tmp_path):
     assert folder.name.endswith("-try")
     models = {f"agent-{v:03d}.safetensors" for v in range(16)}
     assert {path.name for path in folder.iterdir()} == models | {
-        *("history.jsonl", "config.toml", "convergence.png", "topology.png")
+        *("history.jsonl", "config.toml", "convergence.png", "topology.png", "split.png")
     }
     rows = history(folder)
     assert [row["round"] for row in rows] == [1, 2]

@@ -80,6 +80,6 @@ def main(grid: Grid, context: Context) -> None:
 def _start(config: dict[str, object], n: int) -> ArrayRecord:
     if config["work"] == "numpy":
         return ArrayRecord([np.zeros(int(config["parameters"]), np.float32)])
-    from clients.client_app import load_workload
+    from clients.start import initial_arrays
 
-    return ArrayRecord(load_workload(config, n).make_model().state_dict())
+    return ArrayRecord(initial_arrays(config))
