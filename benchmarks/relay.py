@@ -84,7 +84,9 @@ def make_server_app(
                 Topology.ring(N_AGENTS), evaluate_every=0, average=False
             ),
             ("fedavg", "train"): lambda: FedAvg(fraction_evaluate=0.0, **everyone),
-            ("relay", "train and evaluate"): lambda: ServerlessStrategy(Topology.ring(N_AGENTS)),
+            ("relay", "train and evaluate"): lambda: ServerlessStrategy(
+                Topology.ring(N_AGENTS), join_evaluation=True
+            ),
             ("fedavg", "train and evaluate"): lambda: FedAvg(
                 min_evaluate_nodes=N_AGENTS, **everyone
             ),

@@ -51,7 +51,7 @@ from flower_dhb.flower.store import STATE_DIR, Store, keep_model, open_store
 from flower_dhb.metrics import sketch
 from flower_dhb.types import NDArrays, Payload
 
-__all__ = ["Protect", "Sealing", "pass_on", "take_turn", "vertex_of", "who"]
+__all__ = ["Protect", "Sealing", "pass_on", "take_turn", "unprotected", "vertex_of", "who"]
 
 _PASSED = f"{PROTOCOL}.passed"
 

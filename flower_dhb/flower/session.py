@@ -152,7 +152,10 @@ class Session:
             node, last = self.members.node(vertex), segment.last
             if node is None:
                 continue
-            made = self.ledger.instruction(vertex, "report", last, report=False)
+            known = self._announcements()
+            made = self.ledger.instruction(
+                vertex, "report", last, report=False, announcements=known
+            )
             made = replace(made, ask="segment", segment=segment, evaluates=evaluates)
             content = made.to_records(config)
             message = Message(content, node, MessageType.TRAIN, group_id=str(last), ttl=ttl_s)

@@ -16,7 +16,7 @@ from flower_dhb.agent.policy import Policy
 from flower_dhb.errors import ConfigError, FlowerDhbError
 from flower_dhb.flower.calls import evaluate_of
 from flower_dhb.flower.legacy import in_new_form
-from flower_dhb.flower.mod import pass_on, take_turn
+from flower_dhb.flower.mod import pass_on, take_turn, unprotected
 from flower_dhb.flower.records import Answer, Instruction, Question, read_request
 from flower_dhb.site.ending import Ending
 from flower_dhb.site.protection import introduce, protection
@@ -97,7 +97,9 @@ def _hold_segment(
 
     def turn(request: Instruction, message: Message) -> Answer:
         call = calls.get(request.ask, ending.ends(call_next))
-        return take_turn(request, message, context, call, policy)
+        # What came through the relay may be sealed; what neighbors exchange themselves is not.
+        protect = unprotected if request.encryption == "none" else protection(context)
+        return take_turn(request, message, context, call, policy, protect)
 
     answer = hold_segment(instruction, message, context, turn, ending)
     return replace(answer, policy=str(policy))

@@ -144,6 +144,7 @@ class _Hold:
     turn: Turn
     ending: Ending
     lines: list[RoundLine] = field(default_factory=list)
+    refused: tuple[str, ...] = ()
     end_early: Callable[[], None] | None = None
 
     def hold(self, message: Message, home: Home, tls: TlsFiles) -> Answer:
@@ -156,7 +157,7 @@ class _Hold:
             caught = self._catch_up(message, found)
             if caught.failure:
                 return replace(caught, ask="segment", round=segment.last)
-            found = caught.state_round
+            self.refused, found = caught.refused, caught.state_round
         joins = found < 0 or segment.first - 1 - found > _AWAY_ROUNDS
         configs = {
             "train": dict(message.content.get(ask.config_key, {})),
@@ -349,6 +350,7 @@ class _Hold:
             state_round=-1 if snapshot is None else snapshot.round,
             failure=failure,
             epoch=0 if snapshot is None else snapshot.epoch,
+            refused=self.refused,
             quarantined=() if snapshot is None else snapshot.screen.quarantined(self.segment.last),
             lines=tuple(self.lines),
         )

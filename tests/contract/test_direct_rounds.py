@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from flower_dhb import (
     consensus_mod,
     decentralize,
 )
+from flower_dhb.agent.envelope import is_sealed
 from flower_dhb.flower.arrays import named_arrays, start_frame
 from flower_dhb.flower.records import Answer, Instruction
 from flower_dhb.flower.segment import Segment
@@ -88,6 +90,62 @@ def test_an_edge_without_an_address_counts_in_relayed_rounds(tmp_path) -> None:
     sent = [record.bytes_sent for record in result.history]
     assert sent[4] == sum(result.history[4].bytes_by_agent.values()) > max(sent[:4])
     assert not any(record.missing for record in result.history)
+
+
+def test_what_goes_through_the_relay_in_a_direct_run_can_be_sealed(tmp_path) -> None:
+    """The edge 2-3 counts in relayed rounds: to the same bits, and the relay reads none."""
+    app = numpy_app(N, D, rate=RATE, mods=[consensus_mod])
+    ends, seen, relayed = {}, {}, {}
+    for name in ("none", "neighbors"):
+        configs = node_configs(tmp_path / name, N, without_address={2, 3})
+        for v, config in enumerate(configs):
+            config["model-file"] = str(tmp_path / name / f"model-{v}.safetensors")
+        grid = TogetherGrid(app, N, node_config=lambda v, configs=configs: configs[v])
+        strategy = ServerlessStrategy(
+            IRREGULAR, HeavyBall(), transport="direct", encryption=name, evaluate_every=3
+        )
+        result = strategy.start(grid, start_arrays(D)[0], ROUNDS)
+        assert not any(record.missing for record in result.history)
+        files = [load_file(Path(str(config["model-file"]))) for config in configs]
+        ends[name] = [[f[key].tolist() for key in sorted(f)] for f in files]
+        relayed[name] = [record.round for record in result.history if not record.events]
+        payloads = [
+            array.data
+            for _, reply in grid.replies
+            for array in reply.content.array_records.get("flower_dhb.payload", {}).values()
+        ]
+        seen[name] = [is_sealed(data) for data in payloads]
+    assert relayed["neighbors"] == relayed["none"] != []
+    assert ends["neighbors"] == ends["none"]
+    assert len(seen["none"]) == len(seen["neighbors"]) > 0
+    assert not any(seen["none"])
+    assert all(seen["neighbors"])
+
+
+def test_a_payload_that_is_refused_before_a_segment_is_told(tmp_path) -> None:
+    """What a relayed round has left open is combined in the message of the next segment."""
+
+    class Tampering(TogetherGrid):
+        def push_messages(self, messages):
+            messages = list(messages)
+            for message in messages:
+                payloads = message.content.array_records.get("flower_dhb.payloads", {})
+                if self.vertex_of[message.metadata.dst_node_id] == 2 and "3" in payloads:
+                    data = payloads["3"].data
+                    payloads["3"].data = data[:-1] + bytes([data[-1] ^ 1])
+            return super().push_messages(messages)
+
+    configs = node_configs(tmp_path, N, without_address={2, 3})
+    app = numpy_app(N, D, rate=RATE, mods=[consensus_mod])
+    grid = Tampering(app, N, node_config=lambda v: configs[v])
+    strategy = ServerlessStrategy(
+        IRREGULAR, HeavyBall(), transport="direct", encryption="neighbors", evaluate_every=3
+    )
+    result = strategy.start(grid, start_arrays(D)[0], ROUNDS)
+    told = [(v, text) for record in result.history for v, text in record.events]
+    refused = [(v, text) for v, text in told if text.startswith("refused a payload")]
+    assert [v for v, _ in refused] == [0, 2], "the one array lies in both messages here"
+    assert all("round 5, neighbor 3: the sealed payload is not as" in text for _, text in refused)
 
 
 def test_what_cannot_hold_direct_rounds_is_refused_by_name(tmp_path) -> None:

@@ -19,7 +19,7 @@ from flower_dhb.flower.checkpoint import Checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-N, ROUNDS, SIZE = 3, 6, 8
+N, ROUNDS, SIZE = 3, 4, 8
 TESTS = str(Path(__file__).parents[1])
 WHERE = os.environ | {"PYTHONPATH": os.pathsep.join([TESTS, os.environ.get("PYTHONPATH", "")])}
 

@@ -10,15 +10,17 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from flwr.app import Message, MetricRecord
+from safetensors.numpy import load_file
 from support.apps import flat, numpy_app, start_arrays
 from support.grid import LocalGrid
+from support.meshes import write_keys
 
 from flower_dhb import (
     DSGD,
@@ -32,6 +34,7 @@ from flower_dhb import (
 from flower_dhb.errors import NotNowError
 from flower_dhb.flower.checkpoint import Checkpoint, read_records
 from flower_dhb.metrics import RoundRecord
+from flower_dhb.peer.mesh.certificates import Authority
 
 N, D, ROUNDS = 3, 4, 3
 GRAPH = Topology.star(N)
@@ -55,12 +58,18 @@ class DyingGrid(LocalGrid):
     what they were asked, and before it hears of it. In between, nothing else happens.
     """
 
-    def __init__(self, folder: Path | None, dies_at: int | None = None):
+    def __init__(
+        self,
+        folder: Path | None,
+        dies_at: int | None = None,
+        configs: Sequence[dict[str, Any]] = (),
+    ):
         where = {} if folder is None else {"state-dir": str(folder)}
+        configs = configs or [{}] * N
         app = numpy_app(N, D, mods=[consensus_mod, self._train])
         self.meanwhile = lambda: None  # happens while an agent trains
         self.calls, self._over, self._dies_at = 0, False, dies_at
-        super().__init__(app, N, node_config=lambda i: {"partition-id": i, **where})
+        super().__init__(app, N, node_config=lambda i: {"partition-id": i, **where, **configs[i]})
 
     def _train(self, message: Message, context: Any, call_next: Any) -> Message:
         reply = call_next(message, context)
@@ -155,6 +164,30 @@ def test_a_death_at_any_call_where_evaluations_come_with_the_next_round(tmp_path
         with pytest.raises(Killed):
             start(strategy(here / "run", **options), DyingGrid(here / "agents", n))
         same(start(strategy(here / "run", **options), DyingGrid(here / "agents")), plain)
+
+
+def test_a_death_at_any_call_where_payloads_are_sealed(tmp_path: Path) -> None:
+    """Keys and secrets of the agents' files serve the run that goes on, too."""
+    homes = write_keys(Authority.create("m1", 30), tmp_path / "mesh", N)
+
+    def live(here: Path, dies_at: int | None = None) -> tuple[DyingGrid, Any]:
+        files = [here / f"model-{v}.safetensors" for v in range(N)]
+        configs = [{"mesh": str(homes[v]), "model-file": str(files[v])} for v in range(N)]
+        grid = DyingGrid(here / "agents", dies_at, configs)
+        settings = {"encryption": "neighbors", "collect_models": False}
+        made = strategy(here / "run", HeavyBall(form="tracking"), **settings)
+        result = made.start(grid, start_arrays(D)[0], ROUNDS)
+        models = [load_file(path) for path in files]
+        # A signature may be a few bytes longer or shorter.
+        history = [{**r, "bytes_sent": 0, "bytes_by_agent": {}} for r in told(result)]
+        return grid, (history, [[m[key].tolist() for key in sorted(m)] for m in models])
+
+    counting, plain = live(tmp_path / "counted")
+    assert not any(record["events"] or record["missing"] for record in plain[0])
+    for n in range(1, counting.calls + 1):
+        with pytest.raises(Killed):
+            live(tmp_path / str(n), n)
+        assert live(tmp_path / str(n))[1] == plain
 
 
 def test_it_may_die_again_and_again(tmp_path: Path) -> None:
