@@ -22,10 +22,13 @@ from flower_dhb.algorithms.registry import (
     algorithm_from_config,
     check_relayed,
     default_algorithm,
+    known_names,
     method,
     method_config,
     register,
     relayed_methods,
+    require_rule,
+    rule_class,
     settings_of,
 )
 from flower_dhb.algorithms.safeguarded import SafeguardedHeavyBall
@@ -53,9 +56,12 @@ __all__ = [
     "algorithm_from_config",
     "check_relayed",
     "default_algorithm",
+    "known_names",
     "method",
     "method_config",
     "register",
     "relayed_methods",
+    "require_rule",
+    "rule_class",
     "settings_of",
 ]

@@ -80,10 +80,13 @@ class Algorithm(ABC):
     whole vectors, once a round, and `measure` makes of them the numbers that the two
     methods find in `state.measured`.
 
-    name: by which run configs, comparisons and messages know the rule. graph: the kind of
-    graph that it runs on. linear: whether, the measured numbers given, `combine` is a
-    linear function of state, trained parameters and payloads; only then does the blocked
-    kernel replace it by scaled additions.
+    name: by which messages call the rule, and run configs and comparisons if it is registered;
+    the class's own name unless it is given. graph: the kind of graph that it runs on. linear:
+    whether, the measured numbers given, `combine` is a linear function of state, trained
+    parameters and payloads; only then does the blocked kernel replace it by scaled additions.
+    registered: whether `name` stands for the class (`register` says so).
+
+    A round's number is `state.round + 1`; a rule may use it.
 
     Two settings, which every rule has, say how far an agent believes its neighbors
     (`agent.screening`; `docs/algorithm.md`, "Neighbors that lie"):
@@ -112,10 +115,13 @@ class Algorithm(ABC):
     name: ClassVar[str]
     graph: ClassVar[str] = UNDIRECTED
     linear: ClassVar[bool] = False
+    registered: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
-        # A subclass may compute something else: it declares for itself that it is linear.
+        # A subclass may compute something else: it declares for itself what it is.
         cls.linear = cls.__dict__.get("linear", False)
+        cls.name = cls.__dict__.get("name", cls.__name__)
+        cls.registered = False
 
     def __post_init__(self) -> None:
         # A NumPy scalar would lift float32 vectors to its own dtype; Python's does not.
@@ -283,13 +289,16 @@ class Algorithm(ABC):
     def to_config(self) -> dict[str, Any]:
         """Name and settings as plain values; `algorithm_from_config` is the inverse.
 
+        The name of a rule that is not registered is where it is: `package.module:Rule`.
         Clipping and screening are named where they are not at their defaults.
         """
         values = {name: getattr(self, name) for name in self.settings()}
         for guard, default in GUARDS.items():
             if values[guard] == default:
                 del values[guard]
-        return {"name": self.name, **values}
+        kind = type(self)
+        place = f"{kind.__module__}:{kind.__qualname__}"
+        return {"name": self.name if kind.registered else place, **values}
 
 
 def zeros_like(vector: Vector) -> Vector:

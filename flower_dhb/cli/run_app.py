@@ -84,7 +84,7 @@ class AppFolder:
             raise ConfigError(f"--agents must be at least 1, got {agents}")
         if not self._names("RunConfig"):
             return self._agents(values) if agents is None else agents, handed
-        topology = RunConfig.of(values).topology
+        topology = RunConfig.of(values, str(self.path)).topology
         if agents not in (None, topology.n_agents):
             raise ConfigError(
                 f"--agents {agents}, but the topology '{topology.name}' has {topology.n_agents} "

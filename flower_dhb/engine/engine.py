@@ -13,6 +13,7 @@ from torch import Tensor
 from flower_dhb.agent.mixing import convex_rows
 from flower_dhb.algorithms.base import COMPLETE, Algorithm
 from flower_dhb.algorithms.measurement import measured
+from flower_dhb.algorithms.registry import require_rule
 from flower_dhb.engine.attacks import Attack, Attackers
 from flower_dhb.engine.checkpoint import read, write
 from flower_dhb.engine.guards import Guards, Measured, clipped_matrix
@@ -381,11 +382,12 @@ def mixing_matrix_of(algorithm: Algorithm, topology: AnyTopology, failing: Edges
 
 
 def check_rule(algorithm: Algorithm, topology: AnyGraph) -> None:
-    """Raise ConfigError if the rule cannot run on one of the graphs, each looked at alone.
+    """Raise ConfigError if it is no rule, or cannot run on one of the graphs, each looked at alone.
 
     For graphs that take turns that is stricter than need be: a rule that diverges on one of
     them may still do well on all of them in turn.
     """
+    require_rule(algorithm)
     if algorithm.graph != COMPLETE:
         for graph in topology.graphs:
             algorithm.check(graph)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from flower_dhb.algorithms.base import Algorithm
 from flower_dhb.algorithms.measurement import measured
+from flower_dhb.algorithms.registry import require_rule
 from flower_dhb.errors import ConfigError
 from flower_dhb.topology.turns import AnyGraph
 
@@ -65,6 +66,7 @@ def simulate(
         x = np.broadcast_to(x, (n, len(x)))
     if x.ndim != 2 or len(x) != n:
         raise ConfigError(f"start must be ({n}, d), one row an agent; got shape {x.shape}")
+    require_rule(algorithm)
     for graph in topology.graphs:
         algorithm.check(graph)
 

@@ -452,7 +452,7 @@ def _write(algorithm: Algorithm, layout: Layout) -> str:
 def _read(text: str) -> tuple[Algorithm, Layout]:
     fields = Fields.parse(text, limit=_LIMIT_INSTRUCTION)
     try:
-        algorithm = algorithm_from_config(fields.get("algorithm"))
+        algorithm = algorithm_from_config(fields.get("algorithm"), from_message=True)
         layout = Layout.from_config(fields.get("layout"))
     except FlowerDhbError:
         raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from typing import Any, TypeAlias, TypedDict, cast, get_args
 
@@ -114,7 +115,8 @@ class RunConfig:
 
     Allowed: `dmsgd`, `safeguarded`, `dmsgd-gt`, `dmsgd-cta`, `dmsgd-buffer`, `dmsgd-buffer-cta`,
     `dsgd`, `cdsgd`, `cdmsgd`, `cdmsgd-nesterov`, `qg`, `decentlam`, `dsgt`, `momentum-tracking`,
-    `exact-diffusion`, `exact-diffusion-hb`, `gasloc`, `noloco`, `gut`, `motef`.
+    `exact-diffusion`, `exact-diffusion-hb`, `gasloc`, `noloco`, `gut`, `motef`, or a rule of your
+    own: `package.module:Rule`.
     """
     rounds: int = 100
     """Number of rounds.
@@ -157,13 +159,16 @@ class RunConfig:
     """Of the run, in the name of its folder."""
 
     @classmethod
-    def of(cls, values: Values) -> RunConfig:
+    def of(cls, values: Values, folder: str | None = None) -> RunConfig:
         """Read the keys of a Flower run config; keys of the app itself are left alone.
+
+        folder: of the app, where a rule of its own is looked for (`package.module:Rule`); in the
+        app's own processes its modules are found without it.
 
         Raises ConfigError that names the key, the value found and the values allowed.
         """
         topology = _topology(values)
-        algorithm = _algorithm(values)
+        algorithm = _algorithm(values, folder)
         try:
             check_relayed(algorithm, topology)
         except ConfigError as error:
@@ -205,10 +210,18 @@ def said_of_rounds(values: Values) -> str:
     )
 
 
-def known_keys() -> set[str]:
-    """All keys that `RunConfig.of` reads, the settings of every rule included."""
+def known_keys(values: Values | None = None, folder: str | None = None) -> set[str]:
+    """All keys that `RunConfig.of` reads, the settings of every rule included.
+
+    values: a run config, which may name a rule of the app's own, with settings of its own.
+    folder: as for `RunConfig.of`.
+    """
     own = {field.name for field in fields(RunConfig)} | {"weights"}
-    settings = {name for each in ALGORITHMS for name in settings_of(each)}
+    settings = _settings_of_all()
+    if values is not None:
+        with suppress(ConfigError):  # which is said where the rule is made
+            name = method_config(get_text(values, "algorithm", "dmsgd"))["name"]
+            settings |= {*settings_of(name, folder)}
     return {name.replace("_", "-") for name in own | settings}
 
 
@@ -281,7 +294,11 @@ def _topology(values: Values) -> Topology:
         raise GraphError(f"run config: {error}") from None
 
 
-def _algorithm(values: Values) -> Algorithm:
+def _settings_of_all() -> set[str]:
+    return {setting for rule in ALGORITHMS for setting in settings_of(rule)}
+
+
+def _algorithm(values: Values, folder: str | None) -> Algorithm:
     """The rule that `algorithm` names, with those settings that the run config holds.
 
     A setting of `auto` is left to the rule.
@@ -289,8 +306,8 @@ def _algorithm(values: Values) -> Algorithm:
     text = get_text(values, "algorithm", "dmsgd")
     try:
         config = method_config(text)
-        known = settings_of(config["name"])
-        for name in sorted({s for each in ALGORITHMS for s in settings_of(each)}):
+        known = settings_of(config["name"], folder)
+        for name in sorted({*_settings_of_all(), *known}):
             key = name.replace("_", "-")
             value = values.get(key, AUTO)
             if value == AUTO or (name in GUARDS and "algorithm" not in values):
@@ -303,6 +320,6 @@ def _algorithm(values: Values) -> Algorithm:
                     f"'{config['name']}' has no setting '{key}', got {value!r}; its settings: "
                     f"{has}. Leave '{key}' at \"auto\""
                 )
-        return algorithm_from_config(config)
+        return algorithm_from_config(config, folder)
     except ConfigError as error:
         raise ConfigError(f"run config: {error}") from None

@@ -11,6 +11,7 @@ from tests.support.peers import APP, PATIENT, Mesh
 
 sys.path.insert(0, str(APP))
 import quadratics
+from own_rules import Warming
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(90)]
 
@@ -22,7 +23,7 @@ RULES = {
     "dmsgd-separate": {"algorithm": "dmsgd", "payload": "separate"},
     "dmsgd-gt": {"algorithm": "dmsgd", "form": "tracking"},
     "dmsgd-combine-then-adapt": {"algorithm": "dmsgd", "order": "combine-then-adapt"},
-    "d-psgd": {"algorithm": "dsgd"},
+    "own": {"algorithm": "own_rules:Warming:strength=0.8:warmup=2"},
     "safeguarded": {"algorithm": "safeguarded"},
 }
 
@@ -55,6 +56,8 @@ def test_peers_give_the_numbers_of_simulate(rule, tmp_path):
 
     topology = Topology.from_edges(EDGES)
     assert algorithm == algorithm_from_config(algorithm.to_config())
+    if rule == "own":
+        assert algorithm == Warming(strength=0.8, warmup=2)
     expected = simulate(algorithm, topology, start, local_step, ROUNDS)[-1]
     # float64 throughout; the two sum over neighbors in another order, so they differ by
     # rounding: about 20 rounds of a few units in the last place of numbers near 1.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.flower_runs import DIGITS, RATE, ROUNDS, RULES, SEED, TOPOLOGY, models
+from support.flower_runs import DIGITS, OWN_RULES, RATE, ROUNDS, RULES, SEED, TOPOLOGY, models
 
 from flower_dhb import Topology
 from flower_dhb.algorithms import method
@@ -20,7 +20,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.xdist_grou
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_engine_is_flwr_run(rules: dict[str, Path], name: str) -> None:
+def test_engine_is_flwr_run(
+    rules: dict[str, Path], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(OWN_RULES.parent)
     module, data = make_model("mlp", SEED), load_digits()
     parts = split(data.train_y.numpy(), 7, DIGITS["split"], SEED)
     problem = Supervised(module, data.train_x, data.train_y, parts, seed=SEED)

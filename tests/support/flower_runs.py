@@ -26,6 +26,7 @@ from flower_dhb.problems.splits import batches, split
 from flower_dhb.runs.superlink import SuperLink
 
 ROOT = Path(__file__).parents[2]
+OWN_RULES = Path(__file__).parent / "peer_app" / "own_rules.py"
 
 # Seven agents whose degrees differ, two classes of digits for each.
 TOPOLOGY, ROUNDS, SEED, RATE = "erdos-renyi:7:0.4:2", 5, 3, 0.2
@@ -48,6 +49,7 @@ RULES: dict[str, dict[str, Any]] = {
     "qg": {"algorithm": "qg", "observe-average": False, "evaluate-every": 0},
     "dsgd": {"algorithm": "dsgd", "observe-average": False, "evaluate-every": 0},
     "clipped": {"algorithm": CLIPPED, "observe-average": False, "evaluate-every": 0},
+    "own": {"algorithm": "own_rules:Warming", "observe-average": False, "evaluate-every": 0},
 }
 
 ALL_RULES = """\"\"\"The ServerApp beside this file, once for each rule.\"\"\"
@@ -74,7 +76,7 @@ def write_all_rules(path: Path) -> None:
     """A copy of the app at the root whose ServerApp runs all of `RULES`, one after the other."""
     document = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     app = document["tool"]["flwr"]["app"]
-    app["fab-include"] = ["strategies/**/*.py", "clients/**/*.py"]
+    app["fab-include"] = ["strategies/**/*.py", "clients/**/*.py", "own_rules.py"]
     app["components"]["serverapp"] = "strategies.all_rules:app"
     app["config"]["rules"] = json.dumps(RULES)
     path.mkdir()
@@ -82,6 +84,8 @@ def write_all_rules(path: Path) -> None:
     for folder in ("strategies", "clients"):
         shutil.copytree(ROOT / folder, path / folder, ignore=shutil.ignore_patterns("*.pyc"))
     (path / "strategies" / "all_rules.py").write_text(ALL_RULES, encoding="utf-8")
+    # A rule of the app's own, which its ClientApp does not import.
+    shutil.copy(OWN_RULES, path)
 
 
 def run(superlink: SuperLink, app: Path, n: int, runs: Path, **settings: Any) -> list[Path]:

@@ -182,6 +182,7 @@ def test_the_table_equals_the_defaults_in_the_apps_own_code():
         assert CONFIG[key] == tomllib.loads(f"x = {default.lower()}")["x"], key
 
 
+OWN = "package.module:Rule"
 NAMES = ["topology", "weights", "algorithm", "form", "order", "payload", "workload"]
 NAMES += ["normalization"]
 
@@ -197,7 +198,7 @@ def known_names(key):
     return {
         "topology": {form.text for form in FORMS.values()},
         "weights": set(WEIGHTS),
-        "algorithm": {name for name in relayed_methods() if _ours(method(name))},
+        "algorithm": {name for name in relayed_methods() if _ours(method(name))} | {OWN},
         "form": {"displacement", "buffer", "tracking"},
         "order": {"adapt-then-combine", "combine-then-adapt"},
         "payload": {AUTO, "folded", "separate"},

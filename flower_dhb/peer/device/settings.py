@@ -13,6 +13,7 @@ from flower_dhb.agent.policy import Policy
 from flower_dhb.algorithms import Algorithm, algorithm_from_config, check_relayed
 from flower_dhb.errors import ConfigError, unknown
 from flower_dhb.files import read_toml
+from flower_dhb.peer.device.code import digest_of_folder
 from flower_dhb.peer.protocol.edition import Edition
 from flower_dhb.peer.protocol.settings import Config, Timing
 from flower_dhb.peer.wire.address import parse_address
@@ -20,6 +21,7 @@ from flower_dhb.peer.wire.edition import MeshEdition
 from flower_dhb.peer.wire.identity import Identity
 from flower_dhb.peer.wire.tls import TlsFiles
 from flower_dhb.peer.wire.transport import Limits
+from flower_dhb.references import folder_here, is_reference
 
 __all__ = ["KEYS", "TIMES", "NeighborKeys", "PeerKeys", "PeerSettings", "check_loopback"]
 
@@ -347,7 +349,7 @@ class PeerSettings:
         values["timing"] = _table(Timing, "timing", values.get("timing", {}), TIMES)
         values["limits"] = _table(Limits, "limits", values.get("limits", {}))
         values["policy"] = Policy.of_table(values.get("policy", {}))
-        values["algorithm"] = algorithm_from_config(values["algorithm"])
+        values["algorithm"] = _rule(values["algorithm"], values["app"], values["policy"])
         check_relayed(values["algorithm"])
         return cls(
             **{key.replace("-", "_"): value for key, value in values.items()},
@@ -369,6 +371,14 @@ _REQUIRED = {
     for f in fields(PeerSettings)
     if f.default is MISSING and f.default_factory is MISSING and f.name != "weights"
 }
+
+
+def _rule(config: Mapping[str, Any], app: Path, policy: Policy) -> Algorithm:
+    """The rule, which may be the app's own: none of its code runs before the policy allows it."""
+    folder = folder_here(app)
+    if folder and policy.apps is not None and is_reference(str(config.get("name"))):
+        policy.check_app(digest_of_folder(app))
+    return algorithm_from_config(config, folder)
 
 
 def check_loopback(address: str) -> None:

@@ -172,7 +172,7 @@ def create_mesh(plan: MeshPlan) -> list[Path]:
     defaults = _flat(document.get("config", {}))
     _check_keys(plan, defaults)
     values = {**defaults, **plan.overrides}
-    config = RunConfig.of(values)
+    config = RunConfig.of(values, str(plan.app))
     topology = config.topology
     hosts = _placed(plan.hosts, topology)
     check_addresses(hosts)
@@ -221,7 +221,7 @@ def create_mesh(plan: MeshPlan) -> list[Path]:
 
 def _check_keys(plan: MeshPlan, defaults: Mapping[str, Any]) -> None:
     """Refuse keys that nothing would read, and those that are decided elsewhere."""
-    known = sorted({*defaults, *known_keys()})
+    known = sorted({*defaults, *known_keys({**defaults, **plan.overrides}, str(plan.app))})
     for key in plan.overrides:
         if key not in known:
             raise ConfigError(unknown("run-config key", key, known))
@@ -288,7 +288,7 @@ def check_addresses(hosts: Mapping[int, Host]) -> None:
 
 def n_agents(app: Path, overrides: Mapping[str, Any]) -> int:
     """Number of vertices of the topology that the app's run config names."""
-    return RunConfig.of(run_config_of(app, overrides)).topology.n_agents
+    return RunConfig.of(run_config_of(app, overrides), str(app)).topology.n_agents
 
 
 class AppKeys(TypedDict, total=False):

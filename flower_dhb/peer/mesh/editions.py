@@ -17,6 +17,7 @@ from flower_dhb.peer.mesh.devices import Host, peer_document
 from flower_dhb.peer.mesh.overview import read_overview
 from flower_dhb.peer.watch.editions import read_editions
 from flower_dhb.peer.wire.edition import MeshEdge, MeshEdition, MeshVertex
+from flower_dhb.references import folder_here
 from flower_dhb.topology.graph import Topology
 
 __all__ = [
@@ -332,7 +333,8 @@ def _weights(
     try:
         ends = [(index[a], index[b]) for a, b in pairs]
         topology = Topology.from_edges(ends, scheme, name=folder.document["topology"])
-        check_relayed(algorithm_from_config(folder.document["algorithm"]), topology)
+        app = folder_here(folder.document["device"].get("app"))
+        check_relayed(algorithm_from_config(folder.document["algorithm"], app), topology)
     except GraphError as error:
         raise ConfigError(f"the graph as it would be: {error}") from None
     matrix = topology.mixing_matrix

@@ -34,6 +34,7 @@ from flower_dhb.peer.watch.ledger import Ledger, read_ledger
 from flower_dhb.peer.watch.recorder import fingerprint
 from flower_dhb.peer.watch.records import Record, Spans, read_record
 from flower_dhb.peer.wire.edition import MeshEdition
+from flower_dhb.references import folder_here
 from flower_dhb.types import State
 
 __all__ = ["Doubt", "Finding", "Replay", "Unseen", "of_mesh"]
@@ -376,5 +377,6 @@ def of_mesh(document: Mapping[str, Any], directory: Path, fetched: Path | None =
         raise ConfigError(
             f'{fetched or directory}: no records; set record = "payloads" in peer.toml'
         )
-    algorithm = algorithm_from_config(document["algorithm"])
+    app = folder_here(document.get("device", {}).get("app"))
+    algorithm = algorithm_from_config(document["algorithm"], app)
     return Replay(records, editions, algorithm, ledgers)
