@@ -142,10 +142,8 @@ class Supervised:
             stack = self._load(agents, block)
             updates = self._fresh_updates(stack)
             with self._drawing(round, block, trained.device):
-                for step in range(self.local_steps):
-                    index = positions[block, step].to(trained.device)
-                    x = self.inputs[index]
-                    self.model.step(stack, x, self.targets[index], learning_rate, updates)
+                for x, y in self._samples(positions[block]):
+                    self.model.step(stack, x, y, learning_rate, updates)
             self._store(stack, agents, trained, block)
 
     def outputs(self, agents: Agents, inputs: Tensor) -> Iterator[tuple[slice, Tensor]]:
@@ -180,14 +178,24 @@ class Supervised:
             stack = self._load(agents, block)
             updates = self._fresh_updates(stack)
             with self._drawing(1, block, agents.parameters.device):
-                for step in range(self.local_steps):
-                    at = index[:, step].to(self.inputs.device)
-                    self.model.step(stack, self.inputs[at], self.targets[at], 0.0, updates)
+                for x, y in self._samples(index):
+                    self.model.step(stack, x, y, 0.0, updates)
             if agents.parameters.device.type == "cuda":
                 torch.cuda.synchronize()
             if trial:
                 best = min(best, (time.perf_counter() - began) / size)
         return best
+
+    def _samples(self, positions: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs and targets of each local step, `(agents, batch_size, …)`.
+
+        positions: (agents, local_steps, batch_size).
+        """
+        by_step = positions.transpose(0, 1).contiguous().to(self.inputs.device)
+        for index in by_step:
+            flat = index.view(-1)  # rows are copied whole, which an index of two axes is not
+            x, y = self.inputs.index_select(0, flat), self.targets.index_select(0, flat)
+            yield x.view(*index.shape, *x.shape[1:]), y.view(*index.shape, *y.shape[1:])
 
     def _fresh_updates(self, stack: list[Tensor]) -> Updates | None:
         """The optimizer of a block of agents, at the beginning of a round; None is plain SGD."""
