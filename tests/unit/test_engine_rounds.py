@@ -19,6 +19,7 @@ from flower_dhb.errors import ConfigError, StateError
 from flower_dhb.metrics import consensus_distance
 from flower_dhb.topology.directed import DirectedTopology
 from flower_dhb.topology.graph import Topology
+from flower_dhb.topology.turns import Turns
 
 GRAPH = Topology.from_edges([(0, 1), (0, 2), (0, 3), (1, 2), (3, 4), (4, 5)])
 ONE_WAY = DirectedTopology([(0, 1), (1, 2), (2, 0), (2, 3), (3, 4), (4, 5), (5, 0)])
@@ -161,7 +162,7 @@ def test_statistics_are_counted_in_their_own_dtype() -> None:
 
 def test_a_checkpoint_holds_state_of_every_kind(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "run.safetensors"
-    found = engine(HeavyBall(form="tracking"), [GRAPH, Topology.ring(6)])
+    found = engine(HeavyBall(form="tracking"), Turns([GRAPH, Topology.ring(6)]))
     found.agents.local["count"] = torch.arange(6)
     found.agents.statistics = torch.arange(6.0).reshape(6, 1)
     found.run(3)
@@ -172,7 +173,7 @@ def test_a_checkpoint_holds_state_of_every_kind(tmp_path: Path) -> None:
         *("memory.displacement", "memory.mixed_tracker", "memory.last_step"),
     }
     assert (description["round"], description["bytes_sent"]) == (3, found.bytes_sent)
-    other = engine(HeavyBall(form="tracking"), [GRAPH, Topology.ring(6)])
+    other = engine(HeavyBall(form="tracking"), Turns([GRAPH, Topology.ring(6)]))
     other.agents.local["count"] = torch.zeros(6, dtype=torch.int64)
     other.agents.statistics = torch.zeros(6, 1)
     other.load(path)
@@ -192,7 +193,7 @@ def test_a_checkpoint_holds_state_of_every_kind(tmp_path: Path) -> None:
         (lambda: engine(HeavyBall(momentum=0.8)), "algorithm"),
         (lambda: engine(DSGD()), "algorithm"),
         (lambda: engine(graph=Topology.ring(6)), "topolog"),
-        (lambda: engine(graph=[GRAPH, GRAPH]), "topolog"),
+        (lambda: engine(graph=Turns([GRAPH, GRAPH])), "topolog"),
         (lambda: engine(learning_rate=0.2), "learning_rate"),
     ],
 )
