@@ -18,6 +18,7 @@ EXTRAS = {
     "grpc": "peer",
     "matplotlib": "plot",
     "networkx": "graphs",
+    "pandas": "frames",
     "peft": "lora",
     "prometheus_client": "peer",
     "psutil": "simulation",

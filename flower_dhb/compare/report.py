@@ -1,177 +1,333 @@
-"""What a comparison showed: rounds and megabytes to the targets, in tables and in JSON."""
+"""Tables of a comparison: as text for 80 columns, in Markdown and in LaTeX."""
 
 from __future__ import annotations
 
 import math
-import platform
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
-from typing import Any
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Any, TypeAlias
 
-import numpy as np
+from flower_dhb.compare.results import CONFIDENCE, VIEWS, Numbers, Outcome, Spread
+from flower_dhb.compare.settings import Case
 
-from flower_dhb.compare.comparison import Outcome
-from flower_dhb.compare.runs import Curves
-from flower_dhb.compare.settings import Case, Comparison
-
-__all__ = ["NOT_REACHED", "Spread", "markdown", "rows", "to_json"]
+__all__ = ["NOT_REACHED", "Results"]
 
 NOT_REACHED = "not reached"
-VIEWS = ("average", "mean", "worst")  # the average model, the mean over agents, the worst agent
+_WIDTH = 80  # columns of a terminal that has not been made wider
+_LEAST_NAME = 14
+
+Form: TypeAlias = Callable[[float], str]
+# Of what is special in LaTeX's text.
+_ESCAPES = {c: f"\\{c}" for c in "&%$#_{}"} | {
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+}
 
 
 @dataclass(frozen=True)
-class Spread:
-    """Median and range over seeds; infinite where a seed did not get there."""
+class Column:
+    """A column of numbers: its heading, where its spread is found, and how it is written.
 
-    median: float
-    low: float
-    high: float
-    reached: int
-    seeds: int
+    goal: whether it is the way to a target, which not every seed may reach. best: whether
+    the least (-1) or the largest (1) is best. interval: whether it is shown, where the mean is.
+    """
 
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        """Of one number a seed. NaN counts as not reached."""
-        numbers = sorted(math.inf if math.isnan(v) else v for v in values)
-        middle = len(numbers) // 2
-        odd = len(numbers) % 2 == 1
-        median = numbers[middle] if odd else (numbers[middle - 1] + numbers[middle]) / 2.0
-        reached = sum(math.isfinite(v) for v in numbers)
-        return cls(median, numbers[0], numbers[-1], reached, len(numbers))
-
-    def text(self, form: Callable[[float], str]) -> str:
-        """`70 (60-90)`, or what was not reached, and by how many seeds it was."""
-        if not math.isfinite(self.median):
-            some = f" ({self.reached} of {self.seeds} seeds)" if self.reached else ""
-            return NOT_REACHED + some
-        if self.low == self.high:
-            return form(self.median)
-        high = form(self.high) if math.isfinite(self.high) else NOT_REACHED
-        return f"{form(self.median)} ({form(self.low)}-{high})"
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values; null where nothing was reached."""
-        values = {"median": self.median, "low": self.low, "high": self.high}
-        finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
-        return {**finite, "reached": self.reached, "seeds": self.seeds}
+    title: str
+    short: str
+    find: Callable[[dict[str, Any]], Spread]
+    form: Form
+    goal: bool = False
+    best: int = 0
+    interval: bool = True
 
 
-def first_reaching(curves: Curves, view: str, target: float, rising: bool, over: str) -> float:
-    """`rounds` or `megabytes` at the first evaluation that reached the target; else infinite."""
-    for value, at in zip(getattr(curves, view), getattr(curves, over), strict=True):
-        if value >= target if rising else value <= target:
-            return float(at)
-    return math.inf
+@dataclass(frozen=True)
+class Table:
+    """A case's table: a row for each method, its spreads in the order of the columns."""
+
+    case: Case
+    columns: Sequence[Column]
+    rows: Sequence[tuple[Outcome, Sequence[Spread]]]
+
+    def best(self) -> list[float]:
+        """The best mean of each column, NaN where there is none."""
+        found = []
+        for at, column in enumerate(self.columns):
+            means = [s[at].mean for _, s in self.rows if math.isfinite(s[at].mean)]
+            pick = max if column.best > 0 else min
+            found.append(pick(means) if means and column.best and len(self.rows) > 1 else math.nan)
+        return found
 
 
-def summarize(outcome: Outcome, comparison: Comparison) -> dict[str, Any]:
-    """Spreads of one method on one case, by name."""
-    rising = comparison.task.rising
-    reached = [
-        {
-            "target": target,
-            **{
-                over: {
-                    view: Spread.of(
-                        [first_reaching(c, view, target, rising, over) for c in outcome.runs]
-                    )
-                    for view in VIEWS
-                }
-                for over in ("rounds", "megabytes")
-            },
-        }
-        for target in comparison.targets
-    ]
-    final = {view: Spread.of([_last(c, view) for c in outcome.runs]) for view in VIEWS}
-    consensus = Spread.of([_last(c, "consensus") for c in outcome.runs])
-    return {"targets": reached, "final": final, "consensus_distance": consensus}
+class Results(Numbers):
+    """Outcomes of a comparison, and what is made of them: numbers, tables, files.
+
+    `print(results)` shows the tables; `flower_dhb.figures.comparisons.save` draws pictures.
+    """
+
+    def tables(self, wide: bool = False) -> list[Table]:
+        """A table for each case. wide: with all views, megabytes and consensus distance."""
+        columns = _columns(self, wide)
+        found = []
+        for case in self.comparison.cases:
+            summaries = [(outcome, self.summary(outcome)) for outcome in self.of(case)]
+            rows = [(outcome, [c.find(s) for c in columns]) for outcome, s in summaries]
+            found.append(Table(case, columns, rows))
+        return found
+
+    def text(self, wide: bool = False) -> str:
+        """Tables for a terminal of 80 columns, with what the numbers are below them."""
+        parts = [
+            f"{self.comparison.task.name}, {table.case.name}\n{_lines(table, wide)}"
+            for table in self.tables(wide)
+        ]
+        return "\n\n".join([*parts, "\n".join(self.notes())]) + "\n"
+
+    def __str__(self) -> str:
+        return self.text()
+
+    def markdown(self) -> str:
+        """All tables, wide, for a document."""
+        parts = []
+        for table in self.tables(wide=True):
+            header = ["method", "rate", *(column.title for column in table.columns)]
+            lines = [f"### {table.case.name}", "", _line(header), _line(["---"] * len(header))]
+            for outcome, spreads in table.rows:
+                cells = [_cell(s, c) for s, c in zip(spreads, table.columns, strict=True)]
+                lines.append(_line([_method(outcome), f"{outcome.learning_rate:g}", *cells]))
+            parts.append("\n".join([*lines, ""]))
+        return "\n".join([*parts, *(f"{note}  " for note in self.notes()), ""])
+
+    def latex(self, wide: bool = False) -> str:
+        """Tables for LaTeX with the package `booktabs`; the best of each column is bold."""
+        notes = " ".join(_escaped(note) for note in self.notes())
+        parts = []
+        for table in self.tables(wide):
+            header = ["method", "rate", *(c.title if wide else c.short for c in table.columns)]
+            title = _escaped(f"{self.comparison.task.name}, {table.case.name}")
+            best, body = table.best(), []
+            for outcome, spreads in table.rows:
+                cells = [
+                    _latex(spread, column, spread.mean == most)
+                    for spread, column, most in zip(spreads, table.columns, best, strict=True)
+                ]
+                name = _escaped(_method(outcome))
+                body.append(" & ".join([name, f"{outcome.learning_rate:g}", *cells]) + r" \\")
+            parts.append(
+                "\n".join(
+                    [
+                        r"\begin{table}",
+                        r"\centering",
+                        rf"\caption{{{title}. {notes}}}",
+                        rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
+                        r"\toprule",
+                        " & ".join(_escaped(title) for title in header) + r" \\",
+                        r"\midrule",
+                        *body,
+                        r"\bottomrule",
+                        r"\end{tabular}",
+                        r"\end{table}",
+                    ]
+                )
+            )
+        head = "% Needs \\usepackage{booktabs}.\n"
+        return head + "\n\n".join(parts) + "\n"
+
+    def notes(self) -> list[str]:
+        """What the numbers are, and why runs were stopped: sentences."""
+        comparison = self.comparison
+        said = []
+        if comparison.targets:
+            said.append("'to' a score: rounds until the mean over agents has reached it.")
+        said.append(
+            f"Mean ± {CONFIDENCE:.0%} confidence interval over {comparison.seeds} seeds (Student's "
+            "t)."
+            if comparison.seeds > 1
+            else "One seed."
+        )
+        if any(outcome.tried for outcome in self.outcomes):
+            held = comparison.task.splits
+            said.append(
+                "Tuned on validation data; scores are of test data."
+                if held
+                else "Tuned; the optimum is known, so there is nothing to hold out."
+            )
+        else:
+            said.append("One learning rate for all, not tuned.")
+        if comparison.attack:
+            count = comparison.attackers
+            who = "agent of each graph lies" if count == 1 else f"{count} agents of each graph lie"
+            said.append(
+                f"The last {who} ('{comparison.attack}') from round {comparison.attack_from} on; "
+                "all scores are of the others."
+            )
+        return [*said, *self._stopped()]
+
+    def _stopped(self) -> list[str]:
+        """Which runs were stopped, and why."""
+        found = []
+        for outcome in self.outcomes:
+            reasons = [(run.stopped, seed) for seed, run in enumerate(outcome.runs) if run.stopped]
+            for why, group in groupby(sorted(reasons), key=lambda each: each[0]):
+                seeds = [str(seed) for _, seed in group]
+                word = "seed" if len(seeds) == 1 else "seeds"
+                found.append(
+                    f"Stopped: {outcome.method} on {outcome.case.name}, {word} "
+                    f"{', '.join(seeds)}: {why}."
+                )
+        return found
 
 
-def rows(outcomes: Sequence[Outcome], comparison: Comparison, case: Case) -> list[list[str]]:
-    """Table of a case, its header first."""
-    rising = comparison.task.rising
-    goals = [f"{t:.0%}" if rising else f"{t:.0e}" for t in comparison.targets]
-    header = ["method", "rate"]
-    for goal in goals:
-        header += [f"rounds to {goal}: {view}" for view in VIEWS]
-        header += [f"MB to {goal}: average"]
-    header += [f"final: {view}" for view in VIEWS] + ["consensus distance"]
-    table = [header]
-
-    def score(value: float) -> str:
-        return f"{value:.1%}" if rising else f"{value:.1e}"
-
-    for outcome in (o for o in outcomes if o.case == case):
-        found = summarize(outcome, comparison)
-        row = [outcome.method, f"{outcome.learning_rate:g}"]
-        for target in found["targets"]:
-            row += [target["rounds"][view].text(lambda v: f"{v:.0f}") for view in VIEWS]
-            row += [target["megabytes"]["average"].text(_megabytes)]
-        row += [_final_text(found["final"][view], score) for view in VIEWS]
-        row += [_final_text(found["consensus_distance"], lambda v: f"{v:.2g}")]
-        table.append(row)
-    return table
+def _columns(numbers: Numbers, wide: bool) -> list[Column]:
+    task, found = numbers.comparison.task, []
+    score, unit = _score_form(task.share, task.rising)
+    for at, target in enumerate(numbers.comparison.targets):
+        goal = f"{100 * target:g}%" if task.share else f"{target:g}"
+        views = VIEWS if wide else ("mean",)
+        found += [_way(at, "rounds", view, f"rounds to {goal}: {view}", goal) for view in views]
+        if wide:
+            found.append(_way(at, "megabytes", "average", f"MB to {goal}: average", goal))
+    found += [_final(view, f"final {task.metric}", unit, score, task.rising) for view in VIEWS]
+    if wide:
+        title = "consensus distance"
+        found.append(Column(title, title, lambda s: s["consensus_distance"], _short))
+    return found
 
 
-def markdown(outcomes: Sequence[Outcome], comparison: Comparison) -> str:
-    """All tables, for a document."""
-    parts = []
-    for case in comparison.cases:
-        header, *body = rows(outcomes, comparison, case)
-        lines = [f"### {case.name}", "", _line(header), _line(["---"] * len(header))]
-        parts.append("\n".join([*lines, *(_line(row) for row in body), ""]))
-    return "\n".join(parts)
+def _way(at: int, over: str, view: str, title: str, goal: str) -> Column:
+    """Rounds or megabytes to the target at a place."""
+
+    def find(summary: dict[str, Any]) -> Spread:
+        spread: Spread = summary["targets"][at][over][view]
+        return spread
+
+    form: Form = _rounds if over == "rounds" else _short
+    return Column(title, f"to {goal}", find, form, goal=True, best=-1)
 
 
-def to_json(outcomes: Sequence[Outcome], comparison: Comparison) -> dict[str, Any]:
-    """Everything: settings, versions, machine, spreads and curves."""
-    return {
-        "settings": asdict(comparison),
-        "metric": comparison.task.metric,
-        "versions": {name: version(name) for name in ("flower-dhb", "torch", "numpy")},
-        "machine": {"processor": platform.processor() or platform.machine()},
-        "outcomes": [
-            {
-                "topology": outcome.case.topology,
-                "split": outcome.case.split,
-                "method": outcome.method,
-                "learning_rate": outcome.learning_rate,
-                "tried": {
-                    f"{rate:g}": score if math.isfinite(score) else None
-                    for rate, score in outcome.tried.items()
-                },
-                **_plain(summarize(outcome, comparison)),
-                "runs": [asdict(curves) for curves in outcome.runs],
-            }
-            for outcome in outcomes
-        ],
-    }
+def _final(view: str, what: str, unit: str, form: Form, rising: bool) -> Column:
+    def find(summary: dict[str, Any]) -> Spread:
+        spread: Spread = summary["final"][view]
+        return spread
+
+    return Column(f"{what}{unit}: {view}", f"{view}{unit}", find, form, best=1 if rising else -1)
 
 
-def _final_text(spread: Spread, form: Callable[[float], str]) -> str:
-    return "diverged" if not math.isfinite(spread.median) else spread.text(form)
+def _rounds(value: float) -> str:
+    return f"{value:.0f}"
 
 
-def _last(curves: Curves, name: str) -> float:
-    values = getattr(curves, name)
-    return math.nan if curves.diverged or not values else float(values[-1])
+def _score_form(share: bool, rising: bool) -> tuple[Form, str]:
+    """How scores are written, and their unit for the heading."""
+    if share:
+        return lambda v: f"{100.0 * v:.1f}", " %"
+    return (_short, "") if rising else (_scientific, "")
 
 
-def _megabytes(value: float) -> str:
+def _short(value: float) -> str:
     return f"{value:.3g}"
+
+
+def _scientific(value: float, digits: int = 2) -> str:
+    """`1.2e-3`, or `0.12` where that is as short."""
+    if value == 0.0 or 0.01 <= abs(value) < 1000.0:
+        return f"{value:.{digits}g}"
+    mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
+    return f"{mantissa}e{int(exponent)}"
+
+
+def _half(spread: Spread, form: Form) -> str:
+    return form(spread.half) if math.isfinite(spread.half) else ""
+
+
+def _cell(spread: Spread, column: Column, brief: bool = False) -> str:
+    """`120 ± 12`, or what was not reached and by how many seeds it was."""
+    if spread.reached < spread.seeds:
+        if column.goal:
+            if brief:
+                return f"{spread.reached}/{spread.seeds}" if spread.reached else "–"
+            return f"{spread.reached} of {spread.seeds} seeds" if spread.reached else NOT_REACHED
+        lost = spread.seeds - spread.reached
+        return "stopped" if not spread.reached else f"{lost}/{spread.seeds} stopped"
+    half = _half(spread, column.form) if column.goal or column.interval else ""
+    if brief and half and column.form is _scientific:
+        half = _scientific(float(f"{spread.half:.0e}"), digits=1)
+    return column.form(spread.mean) + (f"{'±' if brief else ' ± '}{half}" if half else "")
+
+
+def _latex(spread: Spread, column: Column, best: bool) -> str:
+    if spread.reached < spread.seeds:
+        return _escaped(_cell(spread, column))
+    mean, half = column.form(spread.mean), _half(spread, column.form)
+    mean = rf"\mathbf{{{mean}}}" if best else mean
+    return rf"${mean} \pm {half}$" if half else f"${mean}$"
+
+
+def _method(outcome: Outcome) -> str:
+    """The method's name, with what tuning has chosen beside the rate."""
+    tuned = [f"{n.replace('_', '-')}={v:g}" for n, v in outcome.settings.items()]
+    return ":".join([outcome.method, *tuned])
+
+
+def _lines(table: Table, wide: bool) -> str:
+    """The table as aligned lines; names of methods are folded at their colons.
+
+    Where it is to be narrow and still is not, scores go without their intervals.
+    """
+    columns = list(table.columns)
+    names = [_method(outcome) for outcome, _ in table.rows]
+    header = ["rate", *(c.title if wide else c.short for c in columns)]
+    body, widths, room = _measured(table, header, brief=not wide)
+    if not wide and room < _LEAST_NAME:
+        bare = [replace(column, interval=False) for column in columns]
+        body, widths, room = _measured(replace(table, columns=bare), header, brief=True)
+    longest = max(len(name) for name in ["method", *names])
+    folded = [
+        _folded(name, longest if wide else min(longest, max(room, _LEAST_NAME))) for name in names
+    ]
+    width = max(len(line) for lines in [["method"], *folded] for line in lines)
+
+    def row(name: str, cells: Sequence[str]) -> str:
+        padded = [cell.rjust(w) for cell, w in zip(cells, widths, strict=True)]
+        return "  ".join([name.ljust(width), *padded]).rstrip()
+
+    lines = [row("method", header), "─" * (width + sum(widths) + 2 * len(widths))]
+    for name, cells in zip(folded, body, strict=True):
+        lines += [row(name[0], cells), *name[1:]]
+    return "\n".join(lines)
+
+
+def _measured(
+    table: Table, header: Sequence[str], brief: bool
+) -> tuple[list[list[str]], list[int], int]:
+    """Cells of all rows, the width of each column, and what is left for the methods' names."""
+    body = [
+        [
+            f"{outcome.learning_rate:g}",
+            *(_cell(s, c, brief) for s, c in zip(spreads, table.columns, strict=True)),
+        ]
+        for outcome, spreads in table.rows
+    ]
+    widths = [max(len(row[at]) for row in [header, *body]) for at in range(len(header))]
+    return body, widths, _WIDTH - sum(widths) - 2 * len(widths)
+
+
+def _folded(name: str, width: int) -> list[str]:
+    """A method's name in lines of a width, broken at colons; each next line is indented."""
+    lines = [""]
+    for at, word in enumerate(name.split(":")):
+        piece = word if at == 0 else f":{word}"
+        if len(lines[-1]) + len(piece) > width and lines[-1].strip():
+            lines.append("  ")
+        lines[-1] += piece
+    return lines
 
 
 def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, Spread):
-        return value.to_json()
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_plain(v) for v in value]
-    return float(value) if isinstance(value, np.floating) else value
+def _escaped(text: str) -> str:
+    found = "".join(_ESCAPES.get(c, c) for c in text)
+    return found.replace("±", r"$\pm$").replace("–", "--")

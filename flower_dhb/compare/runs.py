@@ -5,49 +5,53 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from functools import cache
-from pathlib import Path
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
 import numpy as np
 import torch
 
-from flower_dhb.algorithms import algorithm_from_config
-from flower_dhb.compare.tasks import Scores, Task, make_task
+from flower_dhb.algorithms import Algorithm
+from flower_dhb.compare.tasks import Task
+from flower_dhb.compare.training import Scores, Training
 from flower_dhb.engine.attacks import Attack
 from flower_dhb.engine.engine import Engine, random_failures
-from flower_dhb.errors import ConfigError, GraphError
-from flower_dhb.files import write_durably
-from flower_dhb.topology.turns import AnyGraph, parse_graph
+from flower_dhb.errors import ConfigError
+from flower_dhb.topology.turns import AnyGraph
 
-__all__ = ["Curves", "Run", "Store", "attack_of", "execute"]
+__all__ = ["Curves", "Run", "attack_of", "execute"]
 
-_FORMAT = 1  # raised when the same settings would give other numbers
+_FORMAT = 2  # raised when the same settings would give other numbers
+_RUNAWAY = 1e8  # parameters this many times as long as at the start (or as 1) have diverged
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """Settings of a run: the same settings give the same curves, to the bit.
 
-    graph: digest of the mixing matrix that `topology` and `weights` gave: a file of the
-    same name may hold another graph tomorrow. algorithm: a rule's `to_config`. part:
-    `validation` or `test`, what is measured. failures: probability that a link fails in a
-    round.
+    Names are followed by what they stand for, since a file, a module or a rule of the same
+    name may be another tomorrow. graph, data, code: digests of the graph, of the problem, and
+    of the sources of rule and engine with the versions of libraries. algorithm: a rule's
+    `to_config`. part: `validation` or `test`, what is measured. failures: probability that a
+    link fails in a round.
     """
 
     problem: str
+    data: str
     topology: str
     weights: str
     graph: str
     split: str
     algorithm: Mapping[str, Any]
+    code: str
     learning_rate: float
     seed: int
     rounds: int
     evaluate_every: int
     batch_size: int
     local_steps: int
+    optimizer: str
+    schedule: str
     part: str
     failures: float = 0.0
     attack: str = ""
@@ -59,9 +63,20 @@ class Run:
         return attack_of(self.attack, self.attackers, self.attack_from, n_agents, self.seed)
 
     @property
+    def training(self) -> Training:
+        """How agents train between two exchanges."""
+        return Training(
+            batch_size=self.batch_size, local_steps=self.local_steps, optimizer=self.optimizer
+        )
+
+    @property
     def key(self) -> str:
-        """Name of its results: a digest of the settings."""
-        text = json.dumps([_FORMAT, asdict(self)], sort_keys=True)
+        """Name of its results: a digest of the settings.
+
+        What the graph is called is left out: what it is, is there.
+        """
+        settings = {name: value for name, value in asdict(self).items() if name != "topology"}
+        text = json.dumps([_FORMAT, settings], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
@@ -69,17 +84,18 @@ class Run:
 class Curves:
     """What a run showed: one entry per evaluated round, and every honest agent's final score.
 
-    A run that diverged ends with the last round that was finite.
+    stopped: why the run ended early, and in which round; empty if it did not. It then ends
+    with the last evaluation at which all was well.
     """
 
-    rounds: list[int]
-    average: list[float]
-    mean: list[float]
-    worst: list[float]
-    consensus: list[float]
-    megabytes: list[float]
-    agents: list[float]
-    diverged: bool
+    rounds: list[int] = field(default_factory=list)
+    average: list[float] = field(default_factory=list)
+    mean: list[float] = field(default_factory=list)
+    worst: list[float] = field(default_factory=list)
+    consensus: list[float] = field(default_factory=list)
+    megabytes: list[float] = field(default_factory=list)
+    agents: list[float] = field(default_factory=list)
+    stopped: str = ""
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
@@ -87,67 +103,75 @@ class Curves:
         return cls(**{name: values[name] for name in cls.__dataclass_fields__})
 
 
-class Store:
-    """Finished runs in a folder, one file each: an interrupted comparison goes on from here."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def get(self, run: Run) -> Curves | None:
-        """Curves of a finished run; None if it is not there or not readable."""
-        try:
-            values = json.loads((self.folder / f"{run.key}.json").read_text(encoding="utf-8"))
-            return Curves.of(values["curves"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-
-    def put(self, run: Run, curves: Curves) -> None:
-        """Write the curves, atomically."""
-        text = json.dumps({"run": asdict(run), "curves": asdict(curves)})
-        write_durably(self.folder / f"{run.key}.json", text.encode())
-
-
-def execute(run: Run) -> Curves:
+def execute(run: Run, task: Task, topology: AnyGraph, algorithm: Algorithm) -> Curves:
     """Do a run. One thread: more would round sums in another order on another machine."""
     torch.set_num_threads(1)
-    task = _task(run.problem, run.batch_size, run.local_steps)
-    topology = _topology(run.topology, run.weights, run.graph)
-    steps = (run.batch_size, run.local_steps)
-    problem = _problem(run.problem, *steps, topology.n_agents, run.split, run.seed)
+    problem = task.problem(topology.n_agents, run.split, run.seed, run.training)
     missing = random_failures(topology, run.failures, run.seed) if run.failures else None
     engine = Engine(
         problem,
         topology,
-        algorithm_from_config(run.algorithm),
+        algorithm,
         learning_rate=run.learning_rate,
         missing=missing,
         attack=run.attack_on(topology.n_agents),
+        schedule=run.schedule,
+        rounds=run.rounds,
     )
     honest = engine.honest
-    curves = Curves([], [], [], [], [], [], [], diverged=False)
+    curves = Curves()
+
+    def ended(scores: Scores, why: str = "") -> Curves:
+        return replace(curves, agents=scores.agents.tolist(), stopped=why)
 
     def measure() -> Scores:
         found = task.scores(engine, run.part)
         return Scores(found.average, found.agents[honest])
 
-    scores = measure()
+    scores, limit = measure(), _RUNAWAY * max(1.0, _length(engine))
     for k in range(1, run.rounds + 1):
         engine.step()
         if k % run.evaluate_every and k != run.rounds:
             continue
-        consensus = engine.consensus_distance() if engine.finite else float("nan")
-        now = measure()
-        if not np.isfinite(consensus + now.average + now.agents.sum()):
-            return Curves(**{**asdict(curves), "agents": scores.agents.tolist(), "diverged": True})
+        now, why = scores, _gone(engine, limit)
+        if not why:
+            now = measure()
+            if not np.isfinite(now.average + now.agents.sum()):
+                why = "a score is not finite"
+        if why:
+            return ended(scores, f"round {k}: {why}")
         scores = now
         curves.rounds.append(k)
         curves.average.append(scores.average)
         curves.mean.append(float(scores.agents.mean()))
         worst = scores.agents.min() if task.rising else scores.agents.max()
         curves.worst.append(float(worst))
-        curves.consensus.append(consensus)
+        curves.consensus.append(engine.consensus_distance())
         curves.megabytes.append(engine.bytes_sent / 1e6)
-    return Curves(**{**asdict(curves), "agents": scores.agents.tolist()})
+    return ended(scores)
+
+
+def _gone(engine: Engine, limit: float) -> str:
+    """Why the honest agents' parameters are of no use any more; empty if they are."""
+    if not engine.finite:
+        bad = ~torch.isfinite(engine.parameters[engine.honest]).all(dim=1).cpu().numpy()
+        agents = [agent for agent, is_bad in zip(engine.honest, bad, strict=True) if is_bad]
+        return f"parameters of {_agents(agents)} are NaN or infinite"
+    if _length(engine) > limit:
+        return f"parameters have grown beyond {limit:.0e}"
+    return ""
+
+
+def _length(engine: Engine) -> float:
+    """Norm of the longest honest agent's parameters."""
+    return float(engine.parameters[engine.honest].double().norm(dim=1).max())
+
+
+def _agents(vertices: list[int]) -> str:
+    if len(vertices) == 1:
+        return f"agent {vertices[0]}"
+    shown = ", ".join(str(v) for v in vertices[:4])
+    return f"agents {shown}" + (f" and {len(vertices) - 4} more" if len(vertices) > 4 else "")
 
 
 def attack_of(kind: str, count: int, since: int, n_agents: int, seed: int = 0) -> Attack | None:
@@ -163,24 +187,3 @@ def attack_of(kind: str, count: int, since: int, n_agents: int, seed: int = 0) -
         )
     vertices = tuple(range(n_agents - count, n_agents))
     return Attack(kind=kind, vertices=vertices, since=since, seed=seed)
-
-
-@cache
-def _task(name: str, batch_size: int, local_steps: int) -> Task:
-    return make_task(name, batch_size, local_steps)
-
-
-@cache
-def _topology(spec: str, weights: str, digest: str) -> AnyGraph:
-    topology = parse_graph(spec, weights)
-    if topology.digest != digest:
-        raise GraphError(
-            f"'{spec}' with weights '{weights}' is no longer the graph that this comparison "
-            "began with; leave the file alone while a comparison runs, and start it again"
-        )
-    return topology
-
-
-@cache
-def _problem(name: str, batch_size: int, local_steps: int, n: int, how: str, seed: int) -> Any:
-    return _task(name, batch_size, local_steps).problem(n, how, seed)

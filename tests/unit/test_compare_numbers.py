@@ -10,12 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from flower_dhb.algorithms import HeavyBall
+from flower_dhb.algorithms import HeavyBall, algorithm_from_config, method
 from flower_dhb.compare.comparison import compare
-from flower_dhb.compare.runs import Curves, Run, Store, execute
+from flower_dhb.compare.runs import Curves, Run
+from flower_dhb.compare.runs import execute as execute_on
 from flower_dhb.compare.settings import Comparison
-from flower_dhb.compare.tasks import TASKS, make_task
-from flower_dhb.compare.tuning import best_rate, learning_score, widen
+from flower_dhb.compare.store import Store
+from flower_dhb.compare.tasks import TASKS, Task, make_task
+from flower_dhb.compare.training import Training
+from flower_dhb.compare.tuning import Point, best_point, learning_score, widen
+from flower_dhb.compare.workers import Work
 from flower_dhb.engine.engine import Engine
 from flower_dhb.engine.reference import simulate
 from flower_dhb.errors import ConfigError
@@ -29,19 +33,37 @@ from flower_dhb.topology.graph import Topology
 RULE = HeavyBall(momentum=0.5)
 RUN = Run(
     problem="quadratic",
+    data="of the quadratic",
     topology="star:5",
     weights="metropolis",
     graph=Topology.star(5).digest,
     split="iid",
     algorithm=RULE.to_config(),
+    code="of the rule",
     learning_rate=0.4,
     seed=3,
     rounds=7,
     evaluate_every=3,
     batch_size=16,
     local_steps=1,
+    optimizer="sgd",
+    schedule="constant",
     part="test",
 )
+
+
+def execute(run: Run) -> Curves:
+    """The run on the problem, graph and rule that its names mean."""
+    return execute_on(
+        run,
+        make_task(run.problem),
+        Topology.parse(run.topology, run.weights),
+        algorithm_from_config(run.algorithm),
+    )
+
+
+def done(work: Work, task: Task) -> Curves:
+    return execute_on(work.run, task, Topology.parse(work.run.topology), work.algorithm)
 
 
 def test_curves_of_a_quadratic_are_those_of_the_law() -> None:
@@ -61,20 +83,35 @@ def test_curves_of_a_quadratic_are_those_of_the_law() -> None:
     # 8 messages a round of 10 float64.
     np.testing.assert_allclose(found.megabytes, [k * 8 * 80 / 1e6 for k in at], rtol=1e-12)
     np.testing.assert_allclose(found.agents, own[7], rtol=1e-12)
-    assert found.diverged is False
+    assert found.stopped == ""
 
 
-def test_a_run_that_diverges_ends_with_its_last_finite_round() -> None:
-    found = execute(replace(RUN, learning_rate=1e60, rounds=20, evaluate_every=1))
-    assert found.diverged is True
+def test_a_run_that_diverges_ends_with_its_last_good_evaluation() -> None:
+    found = execute(replace(RUN, learning_rate=300.0, rounds=20, evaluate_every=1))
+    assert found.stopped == f"round {len(found.rounds) + 1}: parameters have grown beyond 1e+08"
     assert found.rounds == list(range(1, len(found.rounds) + 1))
     assert 1 <= len(found.rounds) < 20
     assert np.isfinite(found.agents).all()
     np.testing.assert_allclose(found.worst[-1], max(found.agents))
     at_once = execute(replace(RUN, learning_rate=1e300, rounds=20, evaluate_every=5))
     assert at_once.rounds == []
+    assert (
+        at_once.stopped == "round 5: parameters of agents 0, 1, 2, 3 and 1 more are NaN or infinite"
+    )
     # Nothing was finite but the start, which is at distance 1 for each.
     np.testing.assert_allclose(at_once.agents, 1.0)
+
+
+def test_a_schedule_multiplies_the_rate_of_each_round() -> None:
+    run = replace(RUN, schedule="step:0.5@2", evaluate_every=1, rounds=4)
+    source = Quadratic.random(5, condition=50.0, heterogeneity=1.0, seed=3)
+    steps = {
+        k: source.local_step((0.4 if k <= 2 else 0.2) / source.largest_curvature)
+        for k in range(1, 5)
+    }
+    x = simulate(RULE, Topology.star(5), source.start, lambda x, k: steps[k](x, k), 4)
+    own = np.linalg.norm(x - source.optimum(), axis=2) / np.linalg.norm(source.optimum())
+    np.testing.assert_allclose(execute(run).mean, own[1:].mean(axis=1), rtol=1e-12)
 
 
 def test_links_fail_as_the_run_says() -> None:
@@ -88,13 +125,17 @@ def test_links_fail_as_the_run_says() -> None:
 
 @pytest.mark.parametrize("name", ["batch_size", "local_steps"])
 def test_settings_of_the_digits_reach_the_training(name: str) -> None:
-    task = make_task("digits-logistic", **{name: 7})
-    assert getattr(task.problem(4, "iid", 0), name) == 7
-    assert task.problem(4, "iid", 0) is task.problem(4, "iid", 0)
-    other = task.problem(4, "iid", 1)
-    assert task.problem(4, "iid", 0) is not other
+    task, training = make_task("digits-logistic"), Training(**{name: 7})
+    problem = task.problem(4, "iid", 0, training)
+    assert getattr(problem, name) == 7
+    assert task.problem(4, "iid", 0, training) is problem
+    other = task.problem(4, "iid", 1, training)
+    assert other is not problem
     assert other.seed == 1
-    assert task.problem(4, "iid", 0).model is other.model  # traced once
+    assert problem.model is other.model  # traced once
+    assert task.problem(4, "iid", 0) is not problem
+    adaptive = task.problem(4, "iid", 0, Training(optimizer="adamw"))
+    assert adaptive.optimizer.name == "adamw"
 
 
 @pytest.mark.parametrize("part", ["validation", "test"])
@@ -125,8 +166,8 @@ def test_a_digits_run_reports_its_worst_agent_and_starts_from_the_seeds_model() 
     found = execute(run)
     assert found.worst[-1] == min(found.agents)
     assert found.mean[-1] == pytest.approx(np.mean(found.agents), abs=1e-12)
-    task = make_task("digits-logistic", 16)
-    problem = task.problem(5, "classes:2", 3)
+    task = make_task("digits-logistic")
+    problem = task.problem(5, "classes:2", 3, Training(batch_size=16))
     vector = torch.nn.utils.parameters_to_vector(make_model("logistic", 3).parameters())
     start = problem.start(torch.device("cpu")).parameters
     torch.testing.assert_close(start, vector.detach().expand(5, -1), rtol=0, atol=0)
@@ -171,6 +212,7 @@ def test_what_each_problem_is_compared_by() -> None:
         assert task.name == name
         assert (task.metric, task.rising) == (("accuracy", True) if digits else ("error", False))
         assert task.targets == ((0.9, 0.95) if digits else (1e-2, 1e-6))
+        assert task.share is digits
         assert task.rounds == (300 if digits else 500)
         assert task.splits is (digits or name == "breast-cancer")
         grid = (0.05, 0.1, 0.2, 0.4, 0.8) if digits else (0.1, 0.2, 0.4, 0.8)
@@ -183,11 +225,14 @@ def test_what_each_problem_is_compared_by() -> None:
 
 CHANGES = {
     "problem": "logistic",
-    "topology": "star:6",
+    "data": "of another",
     "graph": Topology.star(6).digest,
     "weights": "lazy",
     "split": "classes:1",
     "algorithm": HeavyBall().to_config(),
+    "code": "of another",
+    "optimizer": "adamw",
+    "schedule": "cosine",
     "learning_rate": 0.41,
     "seed": 4,
     "rounds": 8,
@@ -203,7 +248,9 @@ CHANGES = {
 
 
 def test_every_setting_is_part_of_the_key() -> None:
-    assert set(CHANGES) == set(asdict(RUN))
+    assert {*CHANGES, "topology"} == set(asdict(RUN))
+    # A graph is what it is, whatever it is called.
+    assert replace(RUN, topology="field.edges").key == RUN.key
     keys = {replace(RUN, **{name: value}).key for name, value in CHANGES.items()}
     assert len(keys | {RUN.key}) == len(CHANGES) + 1
     assert replace(RUN).key == RUN.key
@@ -218,7 +265,7 @@ def curves(**changes: object) -> Curves:
         "consensus": [1.0, 1.0],
         "megabytes": [1.0, 2.0],
         "agents": [0.6],
-        "diverged": False,
+        "stopped": "",
     }
     return Curves(**(values | changes))  # type: ignore[arg-type]
 
@@ -230,13 +277,14 @@ def test_a_score_is_the_area_under_the_mean_of_both_curves() -> None:
     assert learning_score(curves(), 10, rising=False) == pytest.approx(expected)
     exact = curves(average=[0.0, 0.0], mean=[0.0, 0.0])
     assert learning_score(exact, 5, rising=False) == pytest.approx(16.0)
-    assert learning_score(curves(diverged=True), 10, rising=True) == -math.inf
+    assert learning_score(curves(stopped="round 3: gone"), 10, rising=True) == -math.inf
     assert learning_score(curves(rounds=[]), 10, rising=True) == -math.inf
 
 
-def test_the_best_rate_is_that_of_the_mean_and_of_equals_the_smallest() -> None:
-    assert best_rate({0.4: [1.0, 0.0], 0.1: [0.2, 0.9], 0.2: [0.9, 0.2]}) == 0.1
-    assert best_rate({0.1: [-math.inf, 5.0], 0.2: [0.0, 0.0]}) == 0.2
+def test_the_best_point_is_that_of_the_mean_and_of_equals_the_smallest() -> None:
+    scores = {0.4: [1.0, 0.0], 0.1: [0.2, 0.9], 0.2: [0.9, 0.2]}
+    assert best_point({Point(rate): s for rate, s in scores.items()}) == Point(0.1)
+    assert best_point({Point(0.1): [-math.inf, 5.0], Point(0.2): [0.0, 0.0]}) == Point(0.2)
 
 
 @pytest.mark.parametrize(
@@ -275,34 +323,34 @@ def comparison(**changes: object) -> Comparison:
 def test_a_comparison_tunes_on_validation_data_and_reports_test_data(tmp_path: Path) -> None:
     setting = comparison()
     seen: list[tuple[int, int]] = []
-    found = compare(setting, Store(tmp_path), progress=lambda *at: seen.append(at))
+    found = compare(setting, Store(tmp_path), progress=lambda *at: seen.append(at)).outcomes
     assert [(o.case.topology, o.method) for o in found] == [
         *(("star:4", "dsgd"), ("star:4", "dmsgd:momentum=0.5")),
         *(("ring:4", "dsgd"), ("ring:4", "dmsgd:momentum=0.5")),
     ]
     runs = 0
     for outcome in found:
+        rule = method(outcome.method)
         scores = {}
-        for rate in outcome.tried:
-            trials = [
-                execute(setting.run(outcome.case, outcome.method, rate, seed, "validation"))
-                for seed in range(2)
+        for rate in (trial.learning_rate for trial in outcome.tried):
+            works = [
+                setting.work(outcome.case, rule, rate, seed, "validation") for seed in range(2)
             ]
+            trials = [done(work, setting.task) for work in works]
             scores[rate] = np.mean([learning_score(trial, 6, rising=False) for trial in trials])
-        assert outcome.tried == pytest.approx(scores)
-        assert list(outcome.tried) == sorted(scores)
+        assert {t.learning_rate: t.score for t in outcome.tried} == pytest.approx(scores)
+        assert list(scores) == sorted(scores)
         assert set(scores) >= {0.2, 0.4}
         best = max(sorted(scores), key=lambda rate, scores=scores: scores[rate])
         assert outcome.learning_rate == best
         # The grid went on until the best was inside, or six times.
         assert min(scores) < best < max(scores) or len(scores) == 8
-        expected = [
-            execute(setting.run(outcome.case, outcome.method, best, seed, "test"))
-            for seed in range(2)
-        ]
-        assert outcome.runs == expected
+        works = [setting.work(outcome.case, rule, best, seed) for seed in range(2)]
+        assert outcome.runs == [done(work, setting.task) for work in works]
         runs += 2 * len(scores) + 2
-    assert seen[0] == (0, 4 * 2 * (2 + 1))
+    cost = setting.cost()
+    assert (cost.least, cost.most, cost.final) == (4 * 2 * 2, 4 * 2 * 8, 4 * 2)
+    assert seen[0] == (0, cost.least + cost.final)
     assert seen[-1] == (runs, runs)
     assert all(done <= total for done, total in seen)
     assert len(list(tmp_path.iterdir())) == runs
@@ -310,8 +358,8 @@ def test_a_comparison_tunes_on_validation_data_and_reports_test_data(tmp_path: P
 
 def test_without_tuning_all_take_the_first_rate(tmp_path: Path) -> None:
     setting = comparison(tune=False, grid=(0.4, 0.2))
-    for outcome in compare(setting, Store(tmp_path)):
-        assert (outcome.learning_rate, outcome.tried) == (0.4, {})
+    for outcome in compare(setting, Store(tmp_path)).outcomes:
+        assert (outcome.learning_rate, outcome.tried) == (0.4, [])
         assert len(outcome.runs) == 2
         assert outcome.runs[0] != outcome.runs[1]
 
@@ -320,21 +368,37 @@ def test_a_comparison_takes_what_its_problem_says_where_nothing_is_said() -> Non
     plain = Comparison(
         problem="averaging", topologies=["ring:4"], splits=["iid", "classes:2"], methods=["dsgd"]
     )
-    assert (plain.rounds, tuple(plain.grid), tuple(plain.targets)) == (500, (1.0,), (1e-2, 1e-6))
+    assert (plain.rounds, tuple(plain.targets)) == (500, (1e-2, 1e-6))
+    assert plain.rates(plain.cases[0]) == (1.0,)
     assert tuple(plain.splits) == ("",)  # there are no samples to split
-    assert (plain.seeds, plain.evaluate_every, plain.batch_size, plain.local_steps) == (3, 5, 32, 1)
+    assert (plain.seeds, plain.evaluate_every, plain.batch_size) == (3, 5, 32)
+    assert (plain.local_steps, plain.optimizers, plain.schedules) == ((1,), ("sgd",), ("constant",))
     assert (plain.weights, plain.failures, plain.tune) == ("metropolis", 0.0, False)
     (case,) = plain.cases
     assert case.name == "ring:4"
-    own = comparison(targets=(0.5,), failures=0.25, batch_size=3, local_steps=4, weights="lazy")
+    own = comparison(
+        problem="digits-logistic",
+        targets=(0.5,),
+        failures=0.25,
+        batch_size=3,
+        local_steps=[2, 4],
+        optimizers=["momentum:0.8"],
+        schedules=["cosine"],
+        weights="lazy",
+    )
     assert own.targets == (0.5,)
-    run = own.run(own.cases[1], "dmsgd:momentum=0.5", 0.3, 9)
+    case = own.cases[3]
+    assert case.name == "ring:4 iid, 4 local steps, momentum:0.8, cosine"
+    run = own.work(case, method("dmsgd:momentum=0.5"), 0.3, 9).run
     assert (run.problem, run.topology, run.weights, run.split) == (
-        "quadratic",
+        "digits-logistic",
         "ring:4",
         "lazy",
-        "",
+        "iid",
     )
+    assert (run.optimizer, run.schedule) == ("momentum:0.8", "cosine")
+    assert run.graph == Topology.ring(4, "lazy").digest
+    assert run.data == own.task.digest
     assert run.algorithm == HeavyBall(momentum=0.5).to_config()
     assert (run.learning_rate, run.seed, run.rounds, run.evaluate_every) == (0.3, 9, 6, 4)
     assert (run.batch_size, run.local_steps, run.part, run.failures) == (3, 4, "test", 0.25)
@@ -349,7 +413,16 @@ def test_a_comparison_takes_what_its_problem_says_where_nothing_is_said() -> Non
         ({"seeds": 0}, "seeds must be at least 1.*got 0"),
         ({"evaluate_every": 0}, "evaluate_every must be at least 1"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
-        ({"local_steps": 0}, "local_steps must be at least 1"),
+        ({"local_steps": [0]}, "local_steps must be at least 1"),
+        ({"local_steps": [2]}, "problem 'quadratic' takes one gradient step a round"),
+        ({"optimizers": ["adamww"]}, "did you mean 'adamw'"),
+        ({"schedules": ["cosin"]}, "did you mean 'cosine'"),
+        ({"methods": "dsgd"}, "methods must be a sequence, got 'dsgd'"),
+        ({"how": "random"}, "how must be coordinate or grid, got 'random'"),
+        ({"search": {"momentun": (0.5,)}}, "none of the methods has a setting 'momentun'"),
+        ({"search": {"momentum": ()}}, "values of 'momentum' must be finite"),
+        ({"search": {"momentum": (0.5,)}, "tune": False}, "set tune, too"),
+        ({"problem": 3}, "problem is 3, which has no 'name': return a TorchTask"),
         ({"grid": (0.1, 0.0)}, "learning rates must be finite and above 0"),
         ({"grid": (math.inf,)}, "learning rates must be finite and above 0"),
         ({"failures": 1.0}, r"failures must be in \[0, 1\), got 1.0"),

@@ -57,9 +57,9 @@ DEFAULTS = {
 
 # Records that grow while something goes on; everything else is a value.
 GROW = {
-    *("Agents", "RoundRecord", "Session", "ServerlessResult", "Health", "DigitsTask"),
+    *("Agents", "RoundRecord", "Session", "ServerlessResult", "Health"),
     *("Attackers", "Guards"),
-    *("AnalyticTask", "Edge", "PeerStatus", "Round", "RunLog", "Transport", "Watch"),
+    *("AnalyticTask", "Bench", "Edge", "PeerStatus", "Round", "RunLog", "Transport", "Watch"),
     *("Group", "Owed", "Replay", "Spans"),
 }
 

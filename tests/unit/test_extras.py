@@ -7,7 +7,7 @@ import pytest
 
 from flower_dhb import ConfigError, Topology, draw
 from flower_dhb.cli import compare, main
-from flower_dhb.compare.settings import Comparison
+from flower_dhb.compare import Comparison, Results
 from flower_dhb.extras import installed, needs_extra
 from flower_dhb.topology.fastest import fastest_weights
 
@@ -75,6 +75,6 @@ def test_commands_without_matplotlib(without, capsys, tmp_path):
     assert main(["topology", "show", "path:3", "--picture", str(tmp_path / "g.png")]) == 2
     assert "a picture needs the 'plot' extra" in capsys.readouterr().err
     comparison = Comparison(problem="averaging", topologies=["ring:3"], splits=(), methods=["dsgd"])
-    assert compare._draw([], comparison, tmp_path) == []
+    assert compare._draw(Results(comparison, []), tmp_path, ["pdf"]) == []
     assert "no pictures: a picture needs the 'plot' extra" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -43,7 +43,7 @@ EXTERNAL = {
     "runs.": {"numpy", "safetensors"},
     "runs.superlink": {"click", "flwr", "psutil", "tomli_w"},
     "figures.": {"numpy", "matplotlib"},
-    "compare.": {"numpy", "torch"},
+    "compare.": {"numpy", "scipy", "torch"},
     "flower.": {"numpy", "flwr", "safetensors", "xxhash"},
     "engine.": {"numpy", "torch", "safetensors"},
     "topology.": {"numpy"},
