@@ -85,7 +85,9 @@ def combine(
     steps = None
     if algorithm.linear:
         numbers = tuple(sorted(state.measured.items()))
-        steps = _plan(algorithm, float(weights[vertex]), numbers, state.round)
+        # Most rules are the same in every round, and a plan is kept for as long.
+        k = state.round if _looks_at_rounds(algorithm, tuple(sorted(state.measured))) else 0
+        steps = _plan(algorithm, float(weights[vertex]), numbers, k)
     scratch: dict[str, Block] = {}
     term = np.empty_like(trained[:BLOCK])
     for start in range(0, trained.shape[0], BLOCK):
@@ -235,7 +237,8 @@ def _plan(
     names = [_PARAMETERS, *(f"memory/{m}" for m in algorithm.memory), _TRAINED]
     names += [f"near/{v}" for v in algorithm.vectors]
     inputs = dict(zip(names, np.eye(len(names)), strict=True))
-    unit = _probe(algorithm, own_weight, inputs, dict(measured), round)
+    state = State(inputs[_PARAMETERS], _memory(algorithm, inputs), dict(measured), round)
+    unit = _probe(algorithm, own_weight, inputs, state)
     outputs = [_PARAMETERS, *algorithm.memory]
     chosen: list[tuple[str, dict[str, float]]] = []
     for output in outputs:
@@ -260,16 +263,39 @@ def _probe(
     algorithm: Algorithm,
     own_weight: float,
     inputs: Mapping[str, NDArray[np.float64]],
-    measured: Mapping[str, float],
-    round: int,
+    state: State,
 ) -> dict[str, NDArray[np.float64]]:
     """A rule's outputs for given inputs; `near/v` is the neighbors' part of a mixed vector."""
-    memory = {name: inputs[f"memory/{name}"] for name in algorithm.memory}
-    state = State(inputs[_PARAMETERS], memory, measured, round)
     own = algorithm.outgoing(state, inputs[_TRAINED])
     mixed = {v: own_weight * own[v] + inputs[f"near/{v}"] for v in algorithm.vectors}
     new = algorithm.combine(state, inputs[_TRAINED], mixed)
     return {_PARAMETERS: np.asarray(new.parameters), **dict(new.memory)}
+
+
+def _memory(
+    algorithm: Algorithm, inputs: Mapping[str, NDArray[np.float64]]
+) -> dict[str, NDArray[np.float64]]:
+    return {name: inputs[f"memory/{name}"] for name in algorithm.memory}
+
+
+class _Noticing(State):
+    """A state that knows whether somebody asked for its round."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "round":
+            object.__getattribute__(self, "__dict__")["asked"] = True
+        return object.__getattribute__(self, name)
+
+
+@lru_cache(maxsize=256)
+def _looks_at_rounds(algorithm: Algorithm, measured: tuple[str, ...]) -> bool:
+    """Whether a linear rule asks for the round's number, so that its coefficients may change."""
+    names = [_PARAMETERS, *(f"memory/{m}" for m in algorithm.memory), _TRAINED]
+    inputs = {name: np.ones(1) for name in [*names, *(f"near/{v}" for v in algorithm.vectors)]}
+    numbers = dict.fromkeys(measured, 1.0)
+    state = _Noticing(inputs[_PARAMETERS], _memory(algorithm, inputs), numbers)
+    _probe(algorithm, 1.0, inputs, state)
+    return "asked" in vars(state)
 
 
 def _nonzero(names: list[str], coefficients: NDArray[np.float64]) -> dict[str, float]:

@@ -30,6 +30,7 @@ from flower_dhb import (
     decentralize,
 )
 from flower_dhb.agent.envelope import is_sealed
+from flower_dhb.algorithms import MoTEF
 from flower_dhb.flower.arrays import named_arrays, start_frame
 from flower_dhb.flower.records import Answer, Instruction
 from flower_dhb.flower.segment import Segment
@@ -39,7 +40,8 @@ from flower_dhb.types import Layout
 
 N, D, ROUNDS, RATE = 5, 5, 7, 0.05
 IRREGULAR = Topology.from_edges([(0, 1), (1, 2), (2, 3), (3, 0), (0, 4)])
-RULES = [HeavyBall(), HeavyBall(order="combine-then-adapt"), HeavyBall(form="tracking")]
+# MoTEF has another first round than the later ones.
+RULES = [MoTEF(), HeavyBall(order="combine-then-adapt"), HeavyBall(form="tracking")]
 
 
 def start(grid, rule: Algorithm, **arguments):

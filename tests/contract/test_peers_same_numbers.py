@@ -41,7 +41,7 @@ def test_peers_give_the_numbers_of_simulate(rule, tmp_path):
         size=SIZE,
         rate=RATE,
         evaluate_every=7,
-        peer=PATIENT,
+        peer={**PATIENT, **({"record": "payloads"} if rule in ("own", "safeguarded") else {})},
         **settings,
     ) as mesh:
         algorithm = mesh.settings(0).algorithm
@@ -49,6 +49,8 @@ def test_peers_give_the_numbers_of_simulate(rule, tmp_path):
         mesh.finish(75)
         found = mesh.parameters()
         assert not mesh.missing_edges()
+        if rule in ("own", "safeguarded"):  # rules that measure are computed again as well
+            assert mesh.replay().rounds_computed == 7 * ROUNDS
     start = quadratics.start({"seed": 0, "size": SIZE})["x"]
 
     def local_step(x, _):

@@ -7,7 +7,17 @@ from naive import FORMS
 
 from flower_dhb import DSGD, ConfigError, HeavyBall, Topology, simulate
 from flower_dhb.agent.mixing import combine, weighted_sum
-from flower_dhb.algorithms import CDMSGD, DecentLaM, ExactDiffusion, MomentumTracking, QuasiGlobal
+from flower_dhb.algorithms import (
+    CDMSGD,
+    DecentLaM,
+    ExactDiffusion,
+    GASLoC,
+    GlobalUpdateTracking,
+    MomentumTracking,
+    MoTEF,
+    NoLoCo,
+    QuasiGlobal,
+)
 from flower_dhb.types import State
 
 RULES = [
@@ -21,6 +31,10 @@ RULES = [
     DecentLaM(momentum=np.float32(0.9)),
     MomentumTracking(momentum=np.float64(0.9)),
     ExactDiffusion(momentum=np.float64(0.9)),
+    GASLoC(momentum=np.float64(0.9), momentum_mixing=np.float32(0.3)),
+    NoLoCo(outer_rate=np.float64(0.5), consensus_rate=np.float64(0.7)),
+    GlobalUpdateTracking(tracking=np.float64(0.2)),
+    MoTEF(momentum=np.float64(0.9), consensus_rate=np.float64(0.5)),
     DSGD(),
     DSGD(order="combine-then-adapt"),
 ]
@@ -34,14 +48,15 @@ def draw(algorithm, dtype):
         return {name: rng.normal(size=(N, D)).astype(dtype) for name in names}
 
     x, z = vectors(["x", "z"]).values()
-    return State(x, vectors(algorithm.memory)), z, vectors(algorithm.vectors)
+    return State(x, vectors(algorithm.memory), round=3), z, vectors(algorithm.vectors)
 
 
 def convert(state, trained, mixed, function):
     def each(vectors):
         return {name: function(vector) for name, vector in vectors.items()}
 
-    return State(function(state.parameters), each(state.memory)), function(trained), each(mixed)
+    converted = State(function(state.parameters), each(state.memory), round=state.round)
+    return converted, function(trained), each(mixed)
 
 
 def results(algorithm, state, trained, mixed):

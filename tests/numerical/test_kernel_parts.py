@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 import pytest
 
-from flower_dhb.agent.mixing import BLOCK, combine, convex, convex_rows, weighted_sum
-from flower_dhb.algorithms import DSGD, Algorithm
+from flower_dhb.agent.mixing import BLOCK, _plan, combine, convex, convex_rows, weighted_sum
+from flower_dhb.algorithms import DSGD, Algorithm, method
+from flower_dhb.algorithms.measurement import measured
 from flower_dhb.types import State
 
 
@@ -109,3 +111,33 @@ def test_rows_of_statistics_are_shares():
     np.testing.assert_allclose(found, [[0.3, 0.45, 0.25], [0.9, 0.1, 0.0], [1 / 3, 0.0, 2 / 3]])
     doubly = np.array([[0.5, 0.5], [0.5, 0.5]])
     np.testing.assert_array_equal(convex_rows(doubly), doubly)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Growing(Algorithm):
+    """Linear in every round, and another one in each: `x+ = k W z`."""
+
+    linear: ClassVar[bool] = True
+
+    vectors = ("parameters",)
+    memory = ()
+
+    def outgoing(self, state, trained):
+        return {"parameters": (state.round + 1) * trained}
+
+    def combine(self, state, trained, mixed):
+        return State(mixed["parameters"], {})
+
+
+def test_a_plan_is_of_one_round_where_the_rule_looks_at_it_and_of_all_where_it_does_not():
+    ones = np.ones(3)
+    for k in (0, 4, 1, 4):
+        new = combine(Growing(), State(ones, {}, round=k), ones, 0, {0: 1.0}, {})
+        np.testing.assert_array_equal(new.parameters, (k + 1) * ones)
+        assert new.round == k + 1
+    _plan.cache_clear()
+    rules = [method(n) for n in ("dmsgd", "safeguarded", "dmsgd-gt", "noloco")]
+    for rule, k in itertools.product(rules, range(5)):
+        state = State(ones, dict.fromkeys(rule.memory, ones), round=k)
+        combine(rule, measured(rule, state, 2 * ones), 2 * ones, 0, {0: 1.0}, {})
+    assert _plan.cache_info().misses == len(rules)

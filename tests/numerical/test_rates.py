@@ -27,6 +27,9 @@ GRAPHS = [Topology.ring(8), Topology.star(6), Topology.erdos_renyi(8, 0.5, seed=
 # A momentum at which the slowest mode does not oscillate: with more, every mode's radius is
 # close to the root of the momentum, and a wrong law would go unnoticed.
 SIZE, BETA, STEP = 3, 0.5, 0.1
+OUTER = 0.7  # outer rate
+CENTRAL = ("centralized", "diloco")
+TRACKING = ("dmsgd-gt", "dsgt", "momentum-tracking", "exact-diffusion", "motef")
 
 Matrix = np.ndarray
 
@@ -116,6 +119,37 @@ def _exact_diffusion_heavy_ball(m: Law) -> Matrix:
     )
 
 
+def _gossip_nesterov(m: Law) -> Matrix:
+    stepped = m.eye - OUTER * m.h
+    return np.block([[(m.w + BETA * m.eye) @ stepped, -BETA * stepped], [m.eye, m.zero]])
+
+
+def _gossip_outer(m: Law) -> Matrix:
+    first = (1 + BETA - OUTER) * m.eye + OUTER * m.w @ (m.eye - m.h)
+    return np.block([[first, -BETA * m.eye], [m.eye, m.zero]])
+
+
+def _update_tracking(m: Law) -> Matrix:
+    pull, t = m.w - m.eye, 0.1
+    return np.block([[m.eye - m.h + (1 + t) * pull, t * m.eye], [-(1 - t) * pull, t * m.eye]])
+
+
+def _smoothed_tracking(m: Law) -> Matrix:
+    taken, back = -(1.0 - BETA) * m.h, (BETA - 1.0) * m.eye
+    return np.block(
+        [
+            [m.w + taken, back, m.eye],
+            [taken, BETA * m.eye, m.zero],
+            [m.w @ taken, m.w @ back, m.w],
+        ]
+    )
+
+
+def _outer_nesterov(m: Law) -> Matrix:
+    stepped = np.eye(SIZE) - OUTER * m.mean_h
+    return np.block([[(1 + BETA) * stepped, -BETA * stepped], [np.eye(SIZE), 0 * stepped]])
+
+
 def _centralized(m: Law) -> Matrix:
     eye = np.eye(SIZE)
     return np.block([[(1 + BETA) * eye - m.mean_h, -BETA * eye], [eye, 0 * eye]])
@@ -143,7 +177,12 @@ LAWS: dict[str, tuple[Callable[[Law], Matrix], bool]] = {
     "momentum-tracking": (_momentum_tracking, True),
     "exact-diffusion": (_exact_diffusion, True),
     "exact-diffusion-hb": (_exact_diffusion_heavy_ball, True),
+    "gasloc": (_gossip_nesterov, False),
+    "noloco": (_gossip_outer, False),
+    "gut": (_update_tracking, False),
+    "motef": (_smoothed_tracking, True),
     "centralized": (_centralized, False),
+    "diloco": (_outer_nesterov, False),
 }
 
 
@@ -176,7 +215,7 @@ def prediction_and_run(name: str, graph: Topology) -> tuple[float, Matrix]:
     build, keeps_a_sum = LAWS[name]
     predicted = predicted_rate(build(Law(graph, problem, STEP)), keeps_a_sum)
     rounds = int(40.0 / (1.0 - predicted))
-    on = Topology.complete(graph.n_agents, "uniform") if name == "centralized" else graph
+    on = Topology.complete(graph.n_agents, "uniform") if name in CENTRAL else graph
     x = simulate(rule_of(name), on, problem.start, problem.local_step(STEP), rounds)
     return predicted, x
 
@@ -198,9 +237,12 @@ def test_fixed_point_bias_has_its_formula(name: str, graph: Topology) -> None:
     push = m.h @ problem.centers.reshape(-1)
     if rule_of(name).exact:
         expected = np.tile(problem.optimum(), graph.n_agents)
-    elif name in ("dsgd", "sgp", "dmsgd", "decentlam", "qg"):  # momentum at rest is zero
+    elif name == "gasloc":  # D-PSGD with steps multiplied by the outer rate
+        grow = OUTER * m.h
+        expected = np.linalg.solve(m.eye - m.w @ (m.eye - grow), OUTER * m.w @ push)
+    elif name in ("dsgd", "sgp", "dmsgd", "decentlam", "qg", "noloco"):  # momentum at rest is zero
         expected = np.linalg.solve(m.eye - m.w @ (m.eye - m.h), m.w @ push)
-    elif name in ("cdsgd", "dmsgd-cta"):
+    elif name in ("cdsgd", "dmsgd-cta", "gut"):
         expected = np.linalg.solve(m.eye - m.w + m.h, push)
     elif name in ("cdmsgd", "cdmsgd-nesterov"):  # the step grows by 1 / (1 - b), the bias too
         expected = np.linalg.solve((1 - BETA) * (m.eye - m.w) + m.h, push)
@@ -222,15 +264,15 @@ def test_planner_predicts_what_is_observed(name: str, graph: Topology) -> None:
     curvatures = STEP * np.linalg.eigvalsh(problem.curvature[0])
     # Push weights multiply the parameters; on a symmetric matrix they stay at 1.
     rule = method("dsgd") if name == "sgp" else rule
-    on = Topology.complete(graph.n_agents, "uniform") if name == "centralized" else graph
+    on = Topology.complete(graph.n_agents, "uniform") if name in CENTRAL else graph
     predicted = rate(rule, on.eigenvalues, curvatures)
-    if name == "centralized":  # agents never differ, so only the mean's modes are run
+    if name in CENTRAL:  # agents never differ, so only the mean's modes are run
         predicted = rate(rule, np.ones(1), curvatures)
     x = simulate(rule, on, problem.start, problem.local_step(STEP), int(28 / (1 - predicted)))
     assert observed_rate(x) == pytest.approx(predicted, abs=5e-4)
 
 
-@pytest.mark.parametrize("name", ["dmsgd-gt", "qg", "dsgt", "momentum-tracking", "exact-diffusion"])
+@pytest.mark.parametrize("name", [*TRACKING, "qg", "gasloc", "noloco", "gut"])
 def test_stability_limit_separates_convergence_from_divergence(name: str) -> None:
     graph, rule = Topology.ring(8), rule_of(name)
     limit = stability_limit(rule, graph.eigenvalues)

@@ -5,6 +5,8 @@ import pytest
 from naive import FORMS, law
 
 from flower_dhb import ConfigError, HeavyBall, Topology
+from flower_dhb.algorithms import GASLoC, GlobalUpdateTracking, NoLoCo
+from flower_dhb.topology.planning import mode_matrices
 
 # Eigenvalues of both signs, on regular and irregular graphs.
 GRAPHS = {
@@ -201,3 +203,52 @@ def test_buffer_forms_are_never_refused(order):
 def test_tracking_has_no_closed_form_limit():
     with pytest.raises(ConfigError, match="no closed-form stability limit"):
         HeavyBall(form="tracking").stability_limit(np.array([0.5, 1.0]))
+
+
+# --- conditions that no step size heals, of the other rules ------------------------------------
+
+
+def grows(rule, u, curvature=1e-9):
+    """Whether disagreement along an eigenvalue `u` grows, almost without steps."""
+    (matrix,) = mode_matrices(rule, np.array([u]), np.array([curvature]))
+    return np.abs(np.linalg.eigvals(matrix)).max() > 1.0
+
+
+@pytest.mark.parametrize("t", [0.05, 0.2, 0.5, 0.9])
+def test_update_tracking_is_stable_above_its_bound_and_not_below(t):
+    rule, bound = GlobalUpdateTracking(tracking=t), -(1 - t) / (1 + 3 * t)
+    assert not grows(rule, bound + 1e-3)
+    assert grows(rule, bound - 1e-3)
+    rule.check_spectrum(Lowest(bound + 1e-3))
+    with pytest.raises(ConfigError, match=r"above -0\.\d+; the smallest is"):
+        rule.check_spectrum(Lowest(bound - 1e-3))
+
+
+@pytest.mark.parametrize(("rate", "momentum"), [(1.2, 0.1), (1.5, 0.4), (3.0, 0.9)])
+def test_noloco_is_stable_below_its_consensus_rate_and_not_above(rate, momentum):
+    rule = NoLoCo(consensus_rate=rate, momentum=momentum)
+    bound = 1 - 2 * (1 + momentum) / rate  # where c (1 - u) = 2 (1 + b)
+    assert not grows(rule, bound + 1e-3)
+    assert grows(rule, bound - 1e-3)
+    rule.check_spectrum(Lowest(bound + 1e-3))
+    with pytest.raises(ConfigError, match=r"noloco with consensus_rate .* diverges"):
+        rule.check_spectrum(Lowest(bound - 1e-3))
+
+
+@pytest.mark.parametrize("omega", [0.7, 1.0])
+def test_gasloc_has_the_bound_of_the_displacement_form(omega):
+    rule = GASLoC(momentum_mixing=omega)
+    bound = -(1 + 2 * BETA * (1 - omega)) / (1 + 2 * BETA * omega)
+    assert not grows(rule, bound + 1e-3)
+    assert grows(rule, bound - 1e-3)
+    rule.check_spectrum(Lowest(bound + 1e-3))
+    with pytest.raises(ConfigError, match=r"gasloc with momentum 0\.9 and momentum_mixing"):
+        rule.check_spectrum(Lowest(bound - 1e-3))
+    GASLoC().check_spectrum(None)  # the paper's: no spectrum is asked for
+
+
+class Lowest:
+    """A graph of which only the smallest eigenvalue is known."""
+
+    def __init__(self, smallest_eigenvalue):
+        self.smallest_eigenvalue = smallest_eigenvalue

@@ -22,6 +22,7 @@ from flower_dhb.algorithms import (
     register,
 )
 from flower_dhb.algorithms.registry import check_relayed, rule_class
+from flower_dhb.algorithms.trial import try_out
 from flower_dhb.compare.settings import Comparison
 from flower_dhb.engine.engine import Engine
 from flower_dhb.engine.problem import Analytic
@@ -323,6 +324,11 @@ def test_a_rule_that_does_not_keep_to_what_it_declares_is_refused(rule, message)
     with pytest.raises(ConfigError, match=message):
         register(rule)
     assert "spoiled" not in METHODS
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_rules_of_this_package_would_be_taken(name):
+    try_out(method(name))
 
 
 def test_a_sound_rule_is_taken_and_knows_its_own_name():
