@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -11,9 +12,10 @@ from flwr.clientapp import ClientApp
 from flower_dhb import DSGD, ConfigError, HeavyBall, StateError
 from flower_dhb.agent import codec
 from flower_dhb.agent.codec import VectorSpec
-from flower_dhb.algorithms import GradientTracking
+from flower_dhb.algorithms import Algorithm, GradientTracking
 from flower_dhb.peer.device import flwr_adapter
 from flower_dhb.peer.device.app import Agent
+from flower_dhb.types import State
 
 START = {"x": np.arange(4.0), "bn.running_mean": np.array([0.5, 0.25]), "steps": np.array(7)}
 PLAIN = {"x": START["x"]}
@@ -321,6 +323,35 @@ def test_what_can_be_shared_before_training(rule, arrays, early):
         assert (header.run, header.round, header.vertex) == ("r", 1, 2)
         assert [v.name for v in header.vectors] == list(rule.vectors)
         assert vectors(frame)[rule.vectors[0]] == START["x"].tolist()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counting(Algorithm):
+    """Shares before training, `k` and its length in round `k`: what it shares is measured."""
+
+    vectors = ("parameters",)
+    memory = ()
+    products = (("parameters", "parameters"),)
+    shares_before_training = True
+
+    def measure(self, products):
+        return {"length": np.sqrt(products["parameters", "parameters"])}
+
+    def outgoing(self, state, trained):
+        return {"parameters": 0 * state.parameters + (state.round + 1) * state.measured["length"]}
+
+    def combine(self, state, trained, mixed):
+        return State(mixed["parameters"] + (trained - state.parameters), {})
+
+
+def test_what_is_shared_before_training_is_what_is_shared_after_it():
+    one = agent(algorithm=Counting(), arrays=PLAIN)
+    for k in (1, 2, 3):
+        early = one.early(k)
+        x = one.snapshot().state.parameters
+        assert vectors(early)["parameters"] == pytest.approx([k * np.linalg.norm(x)] * x.size)
+        assert one.train(k).frame == early
+        one.combine(k, {}, evaluate=False)
 
 
 # --- what is kept -------------------------------------------------------------------------

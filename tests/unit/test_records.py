@@ -1,6 +1,7 @@
 """Messages between relay and agents: what is sent is what is read, and nothing else is taken."""
 
 import json
+import sys
 from io import BytesIO
 
 import numpy as np
@@ -477,3 +478,14 @@ def test_the_start_is_a_frame_of_nobody(statistics):
     found = start_frame(Layout.of(arrays), arrays, "r").data
     vectors = decode(found, Header.of(want, run="r", round=0, vertex=START_VERTEX))
     assert {n: v.tolist() for n, v in vectors.items()} == {n: v.tolist() for n, v in want.items()}
+
+
+def test_a_rule_that_a_message_names_is_imported_from_the_app_alone():
+    """Importing a module runs it, and the ServerApp is not who runs the agent."""
+    records = instruction().to_records()
+    common = json.loads(records["flower_dhb.common"]["json"])
+    common["algorithm"] = {"name": "antigravity:geohash"}
+    records["flower_dhb.common"] = ConfigRecord({"json": json.dumps(common)})
+    with pytest.raises(ConfigError, match="an agent imports no other because a message says so"):
+        read_request(records)
+    assert "antigravity" not in sys.modules
