@@ -132,8 +132,8 @@ def test_run_config_peers_and_comparisons_take_it_from_the_apps_folder(module, t
         splits=[""],
         methods=[f"{module}:Shrinking:share=0.5"],
     )
-    run = comparison.run(comparison.cases[0], comparison.methods[0], 1.0, 0)
-    assert run.algorithm["name"] == f"{module}:Shrinking"
+    (compared,) = comparison.rules.values()
+    assert compared.to_config()["name"] == f"{module}:Shrinking"
 
 
 def peer(folder, config, **changes):
@@ -391,8 +391,7 @@ def test_a_rule_that_diverges_on_a_graph_is_refused_everywhere():
 @pytest.mark.parametrize("name", [n for n in METHODS if method(n).relayed])
 def test_a_name_is_one_rule_with_the_same_defaults_in_app_and_comparison(name):
     comparison = Comparison(problem="averaging", topologies=["ring:4"], splits=[""], methods=[name])
-    in_comparison = comparison.run(comparison.cases[0], name, 1.0, 0).algorithm
+    (in_comparison,) = comparison.rules.values()
     auto: dict[str, object] = dict.fromkeys(("momentum", "lazy", "order", "form"), "auto")
     in_app = RunConfig.of({"topology": "ring:4", "algorithm": name, **auto}).algorithm
-    assert in_app.to_config() == in_comparison
-    assert method(name) == in_app
+    assert method(name) == in_app == in_comparison
