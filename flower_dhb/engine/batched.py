@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, functionalize, grad, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flower_dhb.engine.draws import Draws
 from flower_dhb.engine.graph_passes import (
@@ -23,13 +25,27 @@ from flower_dhb.engine.graph_passes import (
     simplify,
 )
 from flower_dhb.engine.updates import Updates
-from flower_dhb.errors import ConfigError
+from flower_dhb.errors import ConfigError, unknown
 from flower_dhb.types import STATISTICS, Entry, Layout, Statistics
 
-__all__ = ["Batched", "LocalModel", "Looped", "Loss", "cross_entropy"]
+__all__ = [
+    "PRECISIONS",
+    "Batched",
+    "LocalModel",
+    "Looped",
+    "Loss",
+    "NotBatchedError",
+    "cross_entropy",
+]
+
+PRECISIONS = ("float32", "bfloat16")
 
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 Stack: TypeAlias = Sequence[Tensor]  # one tensor per array of the model, agents first
+
+
+class NotBatchedError(ConfigError):
+    """A module cannot be recorded for all agents at once."""
 
 
 def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
@@ -48,6 +64,9 @@ class LocalModel:
     layout: the arrays in the order of `state_dict`, with what the law does with each;
     the same as in the other runtimes. A subclass says how many agents step at once.
     draws: generators for random layers; `step` draws from those of `draws.of(…)`.
+    precision: of a step's forward and backward pass: `float32`, which leaves them in the
+    dtype of the model, or `bfloat16`, which is torch's autocast. Parameters, gradients as
+    the optimizer sees them and outputs for evaluation keep the dtype of the model.
     """
 
     def __init__(
@@ -55,9 +74,14 @@ class LocalModel:
         module: nn.Module,
         loss: Loss = cross_entropy,
         statistics: Statistics = STATISTICS,
+        precision: str = "float32",
     ) -> None:
+        if precision not in PRECISIONS:
+            raise ConfigError(unknown("precision", precision, PRECISIONS))
         self.module = module
         self.loss = loss
+        self.statistics = statistics
+        self.precision = precision
         self.draws = Draws()
         arrays = module.state_dict()
         self.layout = Layout.of(
@@ -99,6 +123,15 @@ class LocalModel:
         """Every agent's output on the same inputs, in evaluation mode: (agents, m, …)."""
         raise NotImplementedError
 
+    def _loss(self, arrays: Sequence[Tensor], x: Tensor, y: Tensor) -> Tensor:
+        """The loss that a step goes down, in the precision of the steps."""
+        if self.precision == "float32":
+            return self.loss(self._call(arrays, x), y)
+        # Without its cache, which would keep what is traced.
+        half = torch.autocast(x.device.type, torch.bfloat16, cache_enabled=False)
+        with half, _whole_norms(self.module):
+            return self.loss(self._call(arrays, x), y)
+
     def _call(self, arrays: Sequence[Tensor], x: Tensor) -> Tensor:
         named = dict(zip((e.name for e in self.entries), arrays, strict=True))
         output: Tensor = functional_call(self.module, named, (x,))
@@ -118,8 +151,9 @@ class Batched(LocalModel):
         module: nn.Module,
         loss: Loss = cross_entropy,
         statistics: Statistics = STATISTICS,
+        precision: str = "float32",
     ) -> None:
-        super().__init__(module, loss, statistics)
+        super().__init__(module, loss, statistics, precision)
         self._traces: dict[Any, Callable[..., Any]] = {}
         self.may_draw = True  # until the first trace shows otherwise
 
@@ -161,7 +195,7 @@ class Batched(LocalModel):
 
         def loss(trained: list[Tensor], other: list[Tensor], x: Tensor, y: Tensor) -> Any:
             fresh = [tensor.clone() for tensor in other]
-            return self.loss(self._call([*trained, *fresh], x), y), fresh
+            return self._loss([*trained, *fresh], x, y), fresh
 
         def gradients(*values: Tensor) -> list[Tensor]:
             def one(*agent: Tensor) -> Any:
@@ -205,12 +239,14 @@ class Batched(LocalModel):
 
     def _record(self, function: Callable[..., Any], example: list[Tensor]) -> Any:
         # Tracing draws from the generator too; the steps must not notice.
-        with _Watched(self.module) as inside, torch.random.fork_rng():
+        # Fused attention has no batched form; written out as products it has.
+        plain = sdpa_kernel(SDPBackend.MATH)
+        with _Watched(self.module) as inside, torch.random.fork_rng(), plain, _no_fast_path():
             try:
                 return make_fx(functionalize(function))(*example)
             except Exception as error:  # torch raises its own kinds, one per obstacle
                 first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-                raise ConfigError(
+                raise NotBatchedError(
                     f"{inside.where()} cannot be batched over agents: {first} Python code that "
                     "branches on data is the usual cause. Choose the slower path that trains "
                     "one agent after the other: backend='loop'"
@@ -237,10 +273,8 @@ class Looped(LocalModel):
             with torch.inference_mode(False), torch.enable_grad():
                 trained = [tensor.detach().requires_grad_() for tensor in arrays[:n_trained]]
                 with self.draws.agent(agent):
-                    output = self._call([*trained, *arrays[n_trained:]], x[agent])
-                    gradients = torch.autograd.grad(
-                        self.loss(output, y[agent]), trained, allow_unused=True
-                    )
+                    loss = self._loss([*trained, *arrays[n_trained:]], x[agent], y[agent])
+                    gradients = torch.autograd.grad(loss, trained, allow_unused=True)
             if updates is not None:
                 updates.apply(arrays[:n_trained], gradients, learning_rate, agent)
                 continue
@@ -252,6 +286,33 @@ class Looped(LocalModel):
         self.module.eval()
         agents = range(len(stack[0]))
         return torch.stack([self._call([t[agent] for t in stack], x) for agent in agents])
+
+
+@contextmanager
+def _whole_norms(module: nn.Module) -> Iterator[None]:
+    """Let normalizations compute in float32 under autocast: statistics need the digits."""
+    kinds = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+    def whole(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(x.float() if x.dtype is torch.bfloat16 else x for x in inputs)
+
+    hooks = [p.register_forward_pre_hook(whole) for p in module.modules() if isinstance(p, kinds)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def _no_fast_path() -> Iterator[None]:
+    """Let attention in evaluation mode do what it does in training, which can be batched."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 class _Watched:

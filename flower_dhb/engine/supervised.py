@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -10,7 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flower_dhb.engine.batched import Batched, LocalModel, Looped, Loss, cross_entropy
+from flower_dhb.engine.batched import (
+    Batched,
+    LocalModel,
+    Looped,
+    Loss,
+    NotBatchedError,
+    cross_entropy,
+)
 from flower_dhb.engine.problem import Agents
 from flower_dhb.engine.updates import Updates
 from flower_dhb.errors import ConfigError
@@ -27,6 +35,8 @@ __all__ = ["BATCH_CACHE_BYTES", "BLOCK_BYTES", "Supervised"]
 # while all its local steps are done. Measured (benchmarks/engine.py blocks).
 BLOCK_BYTES = 5 * 2**18
 FEW, FEW_BYTES = 4, 2**21
+
+BACKENDS = ("batched", "loop", "auto")
 
 _DROPOUT = 1  # after seed, vertex and round: other draws than those of the batches
 
@@ -51,7 +61,11 @@ class Supervised:
     loss : callable
         `loss(output, target)`, the mean over a batch.
     backend : str
-        `batched`, or `loop` for modules that cannot be batched.
+        `batched`, or `loop` for modules that cannot be batched, or `auto`: batched if that
+        is possible, else the loop, with a warning that says why.
+    precision : str
+        Of the forward and backward passes of local steps: `float32`, which is the dtype of
+        the model, or `bfloat16`, torch's autocast. Parameters and mixing keep their dtype.
     block : int, optional
         Agents that step together, which changes the speed and not the numbers. None
         chooses by the model's size, as measured; `measure_block` measures here and now.
@@ -72,19 +86,26 @@ class Supervised:
         optimizer: LocalOptimizer | str = "sgd",
         loss: Loss = cross_entropy,
         backend: str = "batched",
+        precision: str = "float32",
         block: int | None = None,
         statistics: Statistics = STATISTICS,
         model: LocalModel | None = None,
     ) -> None:
-        if backend not in ("batched", "loop"):
-            raise ConfigError(f"backend must be batched or loop, got {backend!r}")
+        if backend not in BACKENDS:
+            raise ConfigError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
         for what, value in (("batch_size", batch_size), ("local_steps", local_steps)):
             if not value >= 1:
                 raise ConfigError(f"{what} must be at least 1, got {value}")
         if block is not None and not block >= 1:
             raise ConfigError(f"block must be at least 1, got {block}")
-        kind = Batched if backend == "batched" else Looped
-        self.model = model or kind(module, loss, statistics)
+        kind = Looped if backend == "loop" else Batched
+        self.model = model or kind(module, loss, statistics, precision)
+        if self.model.precision != precision:
+            raise ConfigError(
+                f"precision is {precision}, but the model that is shared with other problems "
+                f"has {self.model.precision}"
+            )
+        self.backend = backend
         self.parts = [torch.from_numpy(np.asarray(part, np.int64)) for part in parts]
         self.inputs, self.targets = inputs, targets
         self.batch_size, self.local_steps, self.seed = batch_size, local_steps, seed
@@ -107,8 +128,8 @@ class Supervised:
 
     @property
     def digest(self) -> str:
-        """Samples of each agent, their targets, batches, steps, optimizer and seed."""
-        steps = (self.batch_size, self.local_steps, str(self.optimizer))
+        """Samples of each agent, their targets, batches, steps, optimizer, precision and seed."""
+        steps = (self.batch_size, self.local_steps, str(self.optimizer), self.model.precision)
         settings = (*steps, self.seed, *self.inputs.shape)
         parts = [part.numpy() for part in self.parts]
         return digest_of(settings, self.targets.cpu().numpy(), *parts)
@@ -139,12 +160,34 @@ class Supervised:
         positions = self._batches(round)
         for first in range(0, self.n_agents, self.block):
             block = slice(first, min(first + self.block, self.n_agents))
-            stack = self._load(agents, block)
-            updates = self._fresh_updates(stack)
-            with self._drawing(round, block, trained.device):
-                for x, y in self._samples(positions[block]):
-                    self.model.step(stack, x, y, learning_rate, updates)
+            try:
+                stack = self._train(agents, round, block, positions, learning_rate)
+            except NotBatchedError as error:
+                self._fall_back(error)
+                stack = self._train(agents, round, block, positions, learning_rate)
             self._store(stack, agents, trained, block)
+
+    def _train(
+        self, agents: Agents, round: int, block: slice, positions: Tensor, learning_rate: float
+    ) -> list[Tensor]:
+        """The arrays of a block of agents after their local steps."""
+        stack = self._load(agents, block)
+        updates = self._fresh_updates(stack)
+        with self._drawing(round, block, agents.parameters.device):
+            for x, y in self._samples(positions[block]):
+                self.model.step(stack, x, y, learning_rate, updates)
+        return stack
+
+    def _fall_back(self, error: NotBatchedError) -> None:
+        """Train one agent after the other from now on, if that was asked for."""
+        if self.backend != "auto":
+            raise error
+        model = self.model
+        self.model = Looped(model.module, model.loss, model.statistics, model.precision)
+        cause = str(error).partition(" Python code that")[0]
+        warnings.warn(
+            f"{cause} The engine trains one agent after the other, which is slower.", stacklevel=2
+        )
 
     def outputs(self, agents: Agents, inputs: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Outputs of every agent on the same inputs, block by block: `(agents, m, …)`."""
@@ -152,7 +195,13 @@ class Supervised:
         with torch.no_grad():
             for first in range(0, n, self.block):
                 block = slice(first, min(first + self.block, n))
-                yield block, self.model.outputs(self._load(agents, block), inputs)
+                stack = self._load(agents, block)
+                try:
+                    found = self.model.outputs(stack, inputs)
+                except NotBatchedError as error:
+                    self._fall_back(error)
+                    found = self.model.outputs(stack, inputs)
+                yield block, found
 
     def measure_block(self, device: str = "cpu") -> int:
         """Choose the block by timing a round of local steps for each size; returns it.

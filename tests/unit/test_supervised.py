@@ -121,7 +121,8 @@ def test_what_holds_where_nothing_is_said() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"backend": "vmap"}, "backend must be batched or loop, got 'vmap'"),
+        ({"backend": "vmap"}, "backend must be one of batched, loop, auto, got 'vmap'"),
+        ({"precision": "float16"}, "unknown precision 'float16', did you mean 'bfloat16'"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"local_steps": 0}, "local_steps must be at least 1"),
         ({"block": 0}, "block must be at least 1"),
