@@ -63,7 +63,7 @@ def test_a_relayed_run_outlives_supernodes_a_client_app_and_the_superlink(tmp_pa
 
 def test_the_demonstration_ends_with_the_numbers_of_simulate(tmp_path: Path) -> None:
     """From an empty home; what it started has ended then, and it has left nothing but results."""
-    words = ["--topology", "path:3", "--rounds", "4"]
+    words = ["--topology", "ring:5", "--rounds", "4"]
     done = subprocess.run(
         [sys.executable, "-m", "deploy.demo", *words, "--runs-dir", tmp_path / "runs"],
         cwd=ROOT,
@@ -81,7 +81,7 @@ def test_the_demonstration_ends_with_the_numbers_of_simulate(tmp_path: Path) -> 
     assert processes_of(tmp_path) == []
     assert len(history(folder)) == 4
     # float32, as in test_flwr_run.py: one gradient is batched over agents, the other is not.
-    np.testing.assert_allclose(models(folder, 3), simulated("path:3", 4, 0.4, 0), atol=1e-5)
+    np.testing.assert_allclose(models(folder, 5), simulated("ring:5", 4, 0.4, 0), atol=1e-5)
 
 
 def missed(run: Run, vertices: set[int]) -> list[Row]:
