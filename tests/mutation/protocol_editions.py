@@ -80,11 +80,6 @@ EDITIONS = (
             "",
         ),
         (
-            "an edge that comes in an open round is not of it",
-            "            edge.stage = Stage.APART  # the open round began without it\n",
-            "            pass\n",
-        ),
-        (
             "who has said that it is done takes no part",
             "elif edge.closed >= round or edge.done:",
             "elif edge.closed >= round:",

@@ -44,11 +44,6 @@ AGENT: tuple[Mistake, ...] = _in(
         "            if False:",
     ),
     (
-        "a finished run is finished at once",
-        "        elif near.editions.next(near.closed) is None:\n            self._finish()\n",
-        "",
-    ),
-    (
         "who comes back needs one neighbor",
         "least = min(1, len(due)) if self.closed > origin else len(due)",
         "least = len(due)",

@@ -264,8 +264,8 @@ ROUNDS = _in(
     ),
     (
         "what counts is in the order of the vertices",
-        "for j, edge in sorted(self.edges.items()):",
-        "for j, edge in self.edges.items():",
+        "self.edges = dict(sorted([*self.edges.items(), (j, edge)]))",
+        "self.edges[j] = edge",
     ),
     (
         "a round that counted is open at the other end until it says how it ended",

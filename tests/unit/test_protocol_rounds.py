@@ -13,6 +13,7 @@ def test_an_agent_does_nothing_before_it_is_told_to_begin():
     assert end.do("wait 1000") == []
     assert end.do("start") == []
     assert (end.phase, end.agent.next_deadline()) == ("connecting", end.now + TIMING.start_s)
+    assert end.agent.alone_since == -1  # no round has ended
 
 
 def test_the_first_round_begins_when_all_neighbors_are_there():
@@ -340,6 +341,19 @@ def test_a_neighbor_in_the_second_round_of_the_run_tells_that_it_is_under_way():
     second.do("up b round=22 digest=b22 closed=21")
     assert first.agent.next_deadline() - first.now == TIMING.start_s
     assert second.agent.next_deadline() - second.now == TIMING.reconnect_s
+
+
+@pytest.mark.parametrize("origin", [0, 20])
+def test_only_who_is_there_from_the_first_round_waits_for_a_late_start(origin):
+    first = End(origin=origin, connected=False)
+    first.do(f"up b closed={origin} pace_s=2.0", "share")
+    assert first.agent.next_deadline() - first.now == TIMING.ceiling_s
+    r = origin + 1
+    first.do(f"payload b{r} closed={origin} ack=a{r}", "next")
+    record = first.writes[-1][2]
+    later = End(origin=origin, record=record, kept=(f"a{r}",), connected=False)
+    later.do(f"up b closed={r} counted={r}:b{r}:a{r} pace_s=2.0", "share")
+    assert later.agent.next_deadline() - later.now == TIMING.factor * 2.0
 
 
 def test_who_has_had_no_neighbor_since_the_run_began_was_alone_from_there():

@@ -345,6 +345,7 @@ def test_a_payload_that_comes_is_waited_for_past_its_deadline():
     arriving(end, *range(2, 42, 2))
     assert end.phase == "waiting"  # 20 s; the deadline was after 6
     assert left(end) == pytest.approx(8.0)
+    assert end.count("slow-link") == 0  # it comes whole before the ceiling
     assert end.do("whole b7 closed=6 counted=6:b6:a6 ack=a7")[-1] == "b: ack b7"
 
 

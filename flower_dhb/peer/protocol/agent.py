@@ -252,8 +252,6 @@ class Agent:
                 self._train(now, shared=True)
             else:
                 self.phase = Phase.WAITING
-        elif near.editions.next(near.closed) is None:
-            self._finish()
         else:
             self.phase, self._until = Phase.CONNECTING, now + timing.start_s
 

@@ -186,8 +186,6 @@ class Rounds:
             Patience(factor=timing.factor, least_s=timing.least_s, ceiling_s=timing.ceiling_s),
             down_since=now,
         )
-        if self.round > self.closed:
-            edge.stage = Stage.APART  # the open round began without it
         if j in self.past:
             edge.restore(self.past.pop(j))
         if self.current is not None and j not in self.current.neighbors:
@@ -390,7 +388,7 @@ class Rounds:
         """End the round. Returns the payloads that count, by neighbor."""
         used = {}
         payload = self.kept[round]
-        for j, edge in sorted(self.edges.items()):
+        for j, edge in self.edges.items():
             if edge.agreed and edge.take(Step.COUNT):
                 found = edge.held[round][1]
                 if not edge.settled:  # it went on without saying how the last one ended
