@@ -58,19 +58,17 @@ class Images(Workload):
 
     def prepare(self, x: Tensor) -> Tensor:
         """Float images, each channel with mean 0 and deviation 1 over the training images."""
-        functional = _transforms().functional
-        scaled = functional.to_dtype(x, torch.float32, scale=True)
-        normal: Tensor = functional.normalize(scaled, list(self.mean), list(self.deviation))
-        return normal
+        mean, deviation = (
+            torch.tensor(values, device=x.device).view(-1, 1, 1)
+            for values in (self.mean, self.deviation)
+        )
+        return (x.float() / 255.0 - mean) / deviation
 
     def augment(self, x: Tensor) -> Tensor:
         """Each image shifted by up to four pixels, and mirrored or not."""
         if not self.varied:
             return x
-        v2 = _transforms()
+        v2: Any = load("torchvision.transforms.v2", "an image")
         vary = v2.Compose([v2.RandomCrop(self.shape[1], padding=4), v2.RandomHorizontalFlip()])
         return torch.stack([vary(image) for image in x])
 
-
-def _transforms() -> Any:
-    return load("torchvision.transforms.v2", "an image")

@@ -98,11 +98,15 @@ class Settings:
             seed=get_integer(values, "seed", 0, least=0),
         )
 
+    def build(self) -> nn.Module:
+        """A model whose weights are drawn from torch's generator, as it stands."""
+        return normalized(self.workload.build(self.model), self.normalization)
+
     def new_model(self) -> nn.Module:
         """The model that all agents start from: its weights come from the seed alone."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            return normalized(self.workload.build(self.model), self.normalization)
+            return self.build()
 
     def rate(self, round: int) -> float:
         """The learning rate of a round."""

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 Images = Mapping[str, NDArray[np.integer]]  # by the part: train and t10k, or train and test
@@ -61,3 +62,22 @@ def cifar_files(name: str, images: Images, labels: Images | None = None) -> list
         *((file, pickle.dumps({"data": x, key: y})) for file, x, y in batches),
         ("batches.meta" if name == "cifar10" else "meta", pickle.dumps(meta)),
     ]
+
+
+def scaled_digits(side: int) -> tuple[Images, Images]:
+    """scikit-learn's 8 x 8 digits as images of another size, (m, side, side), and their labels.
+
+    1,200 to train on and 360 to test with, under the names that MNIST's files have.
+    """
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(labels))[:1560]
+    small = torch.from_numpy(pixels[order].reshape(-1, 1, 8, 8) * (255.0 / 16.0))
+    large = torch.nn.functional.interpolate(small, (side, side), mode="bilinear")
+    images = large[:, 0].round().to(torch.uint8).numpy()
+    cut = {"train": slice(0, 1200), "t10k": slice(1200, None)}
+    return (
+        {part: images[rows] for part, rows in cut.items()},
+        {part: labels[order][rows] for part, rows in cut.items()},
+    )
