@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from flower_dhb.compare.torch_task import TorchTask
+
 from clients.agents import samples_of
 from clients.digits import Digits
 from clients.settings import WORKLOADS, Settings
 from flower_dhb.compare.tasks import Task
-from flower_dhb.compare.torch_task import TorchTask
 from flower_dhb.problems.digits import load_digits
 
 __all__ = ["task"]

@@ -71,4 +71,3 @@ class Images(Workload):
         v2: Any = load("torchvision.transforms.v2", "an image")
         vary = v2.Compose([v2.RandomCrop(self.shape[1], padding=4), v2.RandomHorizontalFlip()])
         return torch.stack([vary(image) for image in x])
-

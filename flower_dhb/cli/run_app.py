@@ -126,7 +126,7 @@ class AppFolder:
         paths = {}
         for key in _FOLDERS if ours else ():
             if key in values and "://" not in str(values[key]):
-                paths[key] = str(self.path / str(values[key]))
+                paths[key] = str(self.path / Path(str(values[key])).expanduser())
         if "runs-dir" in paths:
             _check_writable(Path(paths["runs-dir"]))
         if "topology" in values and (self.path / str(values["topology"])).is_file():

@@ -72,20 +72,26 @@ def main(grid, context):
 """
 
 
-def write_all_rules(path: Path) -> None:
-    """A copy of the app at the root whose ServerApp runs all of `RULES`, one after the other."""
+def write_all_rules(
+    path: Path, rules: Mapping[str, Mapping[str, Any]] = RULES, first: str = ""
+) -> None:
+    """A copy of the app at the root whose ServerApp makes several runs, one after the other.
+
+    rules: what the ServerApp is told beside the run config, by the name of the run. first: what
+    each process of the app does first.
+    """
     document = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     app = document["tool"]["flwr"]["app"]
-    app["fab-include"] = ["strategies/**/*.py", "clients/**/*.py", "own_rules.py"]
+    app["fab-include"] = ["strategies/**/*.py", "clients/**/*.py"]
     app["components"]["serverapp"] = "strategies.all_rules:app"
-    app["config"]["rules"] = json.dumps(RULES)
+    app["config"]["rules"] = json.dumps(rules)
     path.mkdir()
     (path / "pyproject.toml").write_text(tomli_w.dumps(document), encoding="utf-8")
     for folder in ("strategies", "clients"):
         shutil.copytree(ROOT / folder, path / folder, ignore=shutil.ignore_patterns("*.pyc"))
     (path / "strategies" / "all_rules.py").write_text(ALL_RULES, encoding="utf-8")
-    # A rule of the app's own, which its ClientApp does not import.
-    shutil.copy(OWN_RULES, path)
+    with (path / "clients" / "__init__.py").open("a", encoding="utf-8") as module:
+        module.write(first)
 
 
 def run(superlink: SuperLink, app: Path, n: int, runs: Path, **settings: Any) -> list[Path]:

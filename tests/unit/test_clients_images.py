@@ -10,7 +10,7 @@ import tarfile
 import numpy as np
 import pytest
 import torch
-from support.originals import MNIST_FILES, cifar_files, idx, mnist_files, write_mnist
+from support.originals import MNIST_FILES, cifar_files, idx, known_sums, mnist_files, write_mnist
 from torch import nn
 
 from clients.agents import Agent
@@ -55,7 +55,6 @@ def color(tmp_path, monkeypatch):
     for name in PICKLED:
         source = getattr(load("torchvision.datasets", "it"), KINDS[name])
         files = cifar_files(name, COLOR)
-        sums = {file: hashlib.md5(data, usedforsecurity=False).hexdigest() for file, data in files}
         folder = tmp_path / "packed" / source.base_folder
         folder.mkdir(parents=True)
         for file, data in files:
@@ -65,11 +64,8 @@ def color(tmp_path, monkeypatch):
         data = (tmp_path / source.filename).read_bytes()
         packed = hashlib.md5(data, usedforsecurity=False).hexdigest()
         monkeypatch.setattr(source, "tgz_md5", packed)
-        for listed in ("train_list", "test_list"):
-            known = getattr(source, listed)
-            monkeypatch.setattr(source, listed, [[file, sums[file]] for file, _ in known])
-        meta = source.meta | {"md5": sums[source.meta["filename"]]}
-        monkeypatch.setattr(source, "meta", meta)
+        for attribute, value in known_sums(source, files).items():
+            monkeypatch.setattr(source, attribute, value)
     return tmp_path
 
 

@@ -1,0 +1,58 @@
+"""Presets of experiments: what the app takes, and what only a comparison can run."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from clients.settings import Settings
+from flower_dhb import ConfigError, RunConfig
+from flower_dhb.cli.run_app import AppFolder, read_settings
+
+ROOT = Path(__file__).parents[2]
+PRESETS = {path.stem: path for path in sorted((ROOT / "presets").glob("*.toml"))}
+APART = ("sgp", "centralized")  # rules that no relay and no peer has
+SIZES = {"complete": "complete:{}", "ring": "ring:{}", "bipartite": "bipartite:{}x{}"}
+
+
+def read(name):
+    return tomllib.loads(PRESETS[name].read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def app():
+    return AppFolder.read(ROOT)
+
+
+def test_each_size_graph_and_split_is_there_and_each_rule_once():
+    setups = {f"{g}-{n}-{s}" for g in SIZES for n in (5, 10, 16) for s in ("iid", "classes")}
+    rules = ("dmsgd-gt", "cdsgd", "cdmsgd", *APART)
+    assert set(PRESETS) == setups | {f"ring-16-classes-{rule}" for rule in rules}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_what_its_name_says(name, app):
+    values = read(name)
+    graph, agents, split, *rule = name.split("-", 3)
+    assert values["name"] == name
+    assert values["topology"].startswith(f"{graph}:")
+    assert values["split"] == {"iid": "iid", "classes": "classes:2"}[split]
+    assert values["algorithm"] == (rule[0] if rule else "dmsgd")
+    assert Settings.of({**app.config, **values}).workload.download is False
+    if values["algorithm"] in APART:
+        return
+    n, handed = app.settings(read_settings([str(PRESETS[name])]), None)
+    assert n == int(agents)
+    assert handed["data-dir"] == str(Path.home() / "data")
+    config = RunConfig.of({**app.config, **values})
+    assert (config.rounds, config.evaluate_every) == (2000, 50)
+
+
+@pytest.mark.parametrize("rule", APART)
+def test_what_runs_in_a_comparison_alone_is_refused_by_a_run(rule, app):
+    name = f"ring-16-classes-{rule}"
+    assert "`flower-dhb compare --preset` alone" in PRESETS[name].read_text(encoding="utf-8")
+    with pytest.raises(ConfigError, match="it runs in the engine and in 'flower-dhb compare'"):
+        app.settings(read_settings([str(PRESETS[name])]), None)
+    with pytest.raises(ConfigError, match="it runs in the engine and in 'flower-dhb compare'"):
+        RunConfig.of({**app.config, **read(name)})  # as the ServerApp does under `flwr run`
