@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from flower_dhb.compare.torch_task import TorchTask
-
 from clients.agents import samples_of
 from clients.digits import Digits
 from clients.settings import WORKLOADS, Settings
 from flower_dhb.compare.tasks import Task
+from flower_dhb.compare.torch_task import TorchTask
 from flower_dhb.problems.digits import load_digits
 
 __all__ = ["task"]
@@ -20,11 +19,11 @@ _ONE_AFTER_THE_OTHER = ("transformer", "random-base", "saved-base")
 
 
 def task(values: Mapping[str, Any]) -> Task:
-    """What a run config learns: same data, same split, same start, same batches.
+    """What a run config learns: the same data, models and start.
 
-    Without augmentation, which is the app's. Except for the digits, which have validation data of
-    their own, a fifth of the training samples is held out to tune with. All data become floats at
-    once: 614 MB for CIFAR.
+    The digits have validation data of their own, so split and batches are the app's, too; of all
+    other training samples a fifth is held out to tune with. Images are not varied, and all become
+    floats at once: 614 MB for CIFAR.
     """
     settings = Settings.of(values)
     workload = settings.workload

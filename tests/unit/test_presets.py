@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from clients.compared import task
 from clients.settings import Settings
 from flower_dhb import ConfigError, RunConfig
 from flower_dhb.cli.run_app import AppFolder, read_settings
+from flower_dhb.compare.presets import settings_of_preset
+from flower_dhb.compare.tasks import make_task
 
 ROOT = Path(__file__).parents[2]
 PRESETS = {path.stem: path for path in sorted((ROOT / "presets").glob("*.toml"))}
@@ -56,3 +59,23 @@ def test_what_runs_in_a_comparison_alone_is_refused_by_a_run(rule, app):
         app.settings(read_settings([str(PRESETS[name])]), None)
     with pytest.raises(ConfigError, match="it runs in the engine and in 'flower-dhb compare'"):
         RunConfig.of({**app.config, **read(name)})  # as the ServerApp does under `flwr run`
+
+
+def test_a_comparison_says_which_files_are_missing(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(ConfigError, match=r"CIFAR10: the folder '.*/data' does not exist\. Put "):
+        settings_of_preset(PRESETS["ring-16-classes-sgp"])
+
+
+def test_a_comparison_learns_what_the_app_learns(app):
+    """Data, split, start and batches are those of the problem of the same name."""
+    found = task({**app.config, "model": "mlp"})
+    known = make_task("digits-mlp")
+    mine, theirs = (each.problem(5, "classes:2", 3) for each in (found, known))
+    assert mine.digest == theirs.digest
+    assert mine.inputs.equal(theirs.inputs)
+    cpu = mine.inputs.device
+    assert mine.start(cpu).parameters.equal(theirs.start(cpu).parameters)
+    assert found.name == "digits-mlp"
+    assert found.parts["validation"][0].shape == (237, 64)
+    assert task({**app.config, "workload": "cancer"}).problem(4, "iid", 0).n_agents == 4
