@@ -1,5 +1,6 @@
 """The app's client side: local training against a loop by hand, its settings, its memory."""
 
+import sys
 from typing import ClassVar
 
 import numpy as np
@@ -341,6 +342,12 @@ def test_the_first_model_of_a_workload_learns(workload, optimizer, rate, least):
     test = samples_of(agent.settings.workload, train=False)
     _, accuracy = evaluate(model, agent.settings.workload, test, CPU)
     assert accuracy > least
+
+
+def test_without_peft_the_remedy_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ConfigError, match=r"'lora' extra: pip install 'flower-dhb\[lora\]'"):
+        Settings.of({"workload": "text-lora"}).new_model()
 
 
 def test_a_message_needs_the_number_of_agents_and_not_their_graph(monkeypatch, tmp_path):
