@@ -13,7 +13,7 @@ import pytest
 from support.peers import run_cli
 
 from flower_dhb import RunConfig, Topology, simulate
-from flower_dhb.algorithms import Algorithm, method
+from flower_dhb.algorithms import METHODS, Algorithm, method
 from flower_dhb.cli import main
 from flower_dhb.files import read_toml
 
@@ -55,6 +55,19 @@ def test_the_class_is_the_law_that_the_page_says(here, capsys):
     np.testing.assert_allclose(simulate(rule, graph, np.zeros(3), step, 7)[-1], x, atol=1e-14)
 
 
+def test_the_tables_of_rules_are_whole():
+    """Each name has a row in compare.md; each class is told of where the laws are."""
+    table = (ROOT / "docs" / "compare.md").read_text(encoding="utf-8")
+    laws = (ROOT / "docs" / "algorithm.md").read_text(encoding="utf-8") + table
+    for name in METHODS:
+        if type(method(name)).__module__.startswith("flower_dhb."):
+            assert re.search(rf"^\| .*`{name}`", table, re.MULTILINE), name
+    for name in ("GASLoC", "NoLoCo", "DiLoCo", "GlobalUpdateTracking", "MoTEF", "K-GT", "ProxSkip"):
+        assert name in laws
+        which = (ROOT / "docs" / "which-rule.md").read_text(encoding="utf-8")
+        assert name in which or name == "GlobalUpdateTracking", name
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_it_is_compared(here, capsys):
@@ -82,7 +95,8 @@ def test_a_mesh_runs_it(here):
     shutil.copytree(ROOT / "tests" / "support" / "peer_app", app)
     (here / "my_rules.py").rename(app / "my_rules.py")
     create, up = SHELL[1].strip().splitlines()
-    made = run_cli(*shlex.split(create)[1:], "--set", "record=payloads")
+    words = [*shlex.split(create)[1:], "--run-config", "warmup=7"]  # a key of the rule's own
+    made = run_cli(*words, "--set", "record=payloads")
     assert made.returncode == 0, made.stderr
     done = run_cli(*shlex.split(up)[1:], timeout=100)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -90,4 +104,4 @@ def test_a_mesh_runs_it(here):
     assert replayed.returncode == 0, replayed.stdout + replayed.stderr
     assert re.search(r"\b24\b", replayed.stdout)  # four agents, six rounds
     overview = read_toml(here / "mesh" / "mesh.toml", "")
-    assert overview["algorithm"] == {"name": "my_rules:Patient", "most": 0.9, "warmup": 20}
+    assert overview["algorithm"] == {"name": "my_rules:Patient", "most": 0.9, "warmup": 7}

@@ -1,5 +1,6 @@
 """A Flower App's folder and its settings: what is refused before anything starts."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,20 @@ def test_the_root_app_is_read():
     n_agents, handed = app.settings({"topology": "torus:3x4"}, None)
     assert n_agents == 12
     assert handed["runs-dir"] == str(ROOT / "runs")
+
+
+def test_a_rule_of_the_apps_own_is_found_in_its_folder(folder, monkeypatch):
+    """And what is wrong with it is said before anything starts."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    source = (ROOT / "tests" / "support" / "peer_app" / "own_rules.py").read_text()
+    (folder / "rules_of_demo.py").write_text(source)
+    document = (folder / "pyproject.toml").read_text()
+    named = document.replace("rounds = 10", 'rounds = 10\nalgorithm = "rules_of_demo:Warming"')
+    (folder / "pyproject.toml").write_text(named)
+    assert settings(folder)[0] == 5
+    refused(folder, "warmup", algorithm="rules_of_demo:Warming:warmpu=2")
+    refused(folder, "has no 'Cooling'", algorithm="rules_of_demo:Cooling")
+    refused(folder, "no module 'no_rules'", algorithm="no_rules:Warming")
 
 
 @pytest.mark.parametrize(
