@@ -119,7 +119,7 @@ def test_small_facts() -> None:
     [
         (["show", "tours:4x4"], "did you mean 'torus'"),
         (["show", "ring:8", "--weights", "metropolice"], "did you mean 'metropolis'"),
-        (["show", "ring:8", "--momentum", "1"], r"momentum must be in [0, 1)"),
+        (["show", "ring:8", "--momentum", "1"], r"momentum must be a number in [0, 1)"),
         (["show", "ring:8", "--model", "mpl"], "did you mean 'mlp'"),
         (["show", "ring:8", "--parameters", "0"], "--parameters must be at least 1"),
         (["show", "directed-ring:8"], "is directed"),
