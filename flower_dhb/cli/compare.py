@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from flower_dhb.algorithms import METHODS
+from flower_dhb.algorithms import METHODS, method
 from flower_dhb.compare.comparison import compare
 from flower_dhb.compare.presets import settings_of_preset
 from flower_dhb.compare.report import Results
@@ -22,10 +22,12 @@ from flower_dhb.compare.settings import SEARCHED, Comparison
 from flower_dhb.compare.tasks import TASKS
 from flower_dhb.compare.tuning import COORDINATE
 from flower_dhb.engine.attacks import ATTACKS
-from flower_dhb.errors import ConfigError
+from flower_dhb.engine.engine import check_rule
+from flower_dhb.errors import ConfigError, FlowerDhbError
 from flower_dhb.extras import installed, needs_extra
 from flower_dhb.files import write_durably
 from flower_dhb.problems.optimizers import OPTIMIZERS, SCHEDULES
+from flower_dhb.topology.turns import AnyGraph, parse_graph
 
 __all__ = ["configure", "execute"]
 
@@ -41,7 +43,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--topology", metavar="A,B", help="such as ring:16,one-peer:16 (default ring:16)")
     add("--weights", help="mixing weights of undirected graphs (default metropolis)")
     add("--split", metavar="A,B", help="iid, classes:K, dirichlet:A (default classes:2)")
-    add("--methods", metavar="A,B", help=f"of {', '.join(METHODS)}, package.module:Rule; or all")
+    add(
+        "--methods",
+        metavar="A,B",
+        help=f"of {', '.join(METHODS)}, package.module:Rule; or all that run",
+    )
     add("--seeds", type=int, default=3, help="runs per method, seeds 0, 1, … (default 3)")
     add("--rounds", type=int, help="default: the problem's own")
     add("--tune", action="store_true", help="best learning rate of the grid, on validation data")
@@ -138,13 +144,12 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
     }
     if arguments.preset is not None:
         found |= settings_of_preset(arguments.preset)
-    methods = list(METHODS) if arguments.methods == "all" else _words(arguments.methods)
     given = {
         "problem": arguments.problem,
         "topologies": _words(arguments.topology),
         "weights": arguments.weights,
         "splits": _words(arguments.split),
-        "methods": methods,
+        "methods": _words(arguments.methods),
         "rounds": arguments.rounds,
         "grid": _numbers("--learning-rates", arguments.learning_rates),
         "targets": _numbers("--targets", arguments.targets),
@@ -154,10 +159,26 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
         "schedules": _spec_words(arguments.schedule),
     }
     found |= {name: value for name, value in given.items() if value is not None}
+    if arguments.methods == "all":
+        graphs = [parse_graph(g, found.get("weights", "metropolis")) for g in found["topologies"]]
+        found["methods"] = _all_for(graphs)
     names = ("seeds", "how", "evaluate_every", "failures", "attack", "attackers", "attack_from")
     search = dict(_searched(word) for word in arguments.search)
     tune = arguments.tune or bool(search)
     return {**found, **{n: getattr(arguments, n) for n in names}, "search": search, "tune": tune}
+
+
+def _all_for(graphs: list[AnyGraph]) -> list[str]:
+    """All methods that run on these graphs; says which do not."""
+    found = []
+    for name in METHODS:
+        try:
+            for graph in graphs:
+                check_rule(method(name), graph)
+            found.append(name)
+        except FlowerDhbError as error:
+            print(f"without '{name}': {error}", file=sys.stderr)
+    return found
 
 
 def _draw(results: Results, folder: Path, formats: list[str]) -> list[Path]:

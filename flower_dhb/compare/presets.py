@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from flower_dhb.algorithms import ALGORITHMS, settings_of
-from flower_dhb.compare.references import imported
 from flower_dhb.compare.tasks import Task, check_task
 from flower_dhb.errors import ConfigError
+from flower_dhb.references import imported
 
 __all__ = ["read_preset", "settings_of_preset"]
 
@@ -68,9 +67,7 @@ def _problem(path: Path, values: Mapping[str, Any]) -> str | Task:
     root, document = _app_of(path)
     reference = document.get("tool", {}).get("flower-dhb", {}).get("problem")
     if reference is not None:
-        if str(root) not in sys.path:
-            sys.path.insert(0, str(root))
-        made = imported(str(reference), "[tool.flower-dhb] problem")
+        made = imported(str(reference), str(root))
         return check_task(made(values), f"[tool.flower-dhb] problem = '{reference}'")
     workload = values.get("workload", "digits")
     if workload != "digits":

@@ -15,7 +15,6 @@ __all__ = ["NOT_REACHED", "Results"]
 
 NOT_REACHED = "not reached"
 _WIDTH = 80  # columns of a terminal that has not been made wider
-_LEAST_NAME = 14
 
 Form: TypeAlias = Callable[[float], str]
 # Of what is special in LaTeX's text.
@@ -279,13 +278,13 @@ def _lines(table: Table, wide: bool) -> str:
     names = [_method(outcome) for outcome, _ in table.rows]
     header = ["rate", *(c.title if wide else c.short for c in columns)]
     body, widths, room = _measured(table, header, brief=not wide)
-    if not wide and room < _LEAST_NAME:
+    least = max(len(piece) for name in names for piece in _folded(name, 1))
+    if not wide and room < max(least, len("method")):
         bare = [replace(column, interval=False) for column in columns]
         body, widths, room = _measured(replace(table, columns=bare), header, brief=True)
     longest = max(len(name) for name in ["method", *names])
-    folded = [
-        _folded(name, longest if wide else min(longest, max(room, _LEAST_NAME))) for name in names
-    ]
+    most = longest if wide else min(longest, max(room, least))
+    folded = [_folded(name, most) for name in names]
     width = max(len(line) for lines in [["method"], *folded] for line in lines)
 
     def row(name: str, cells: Sequence[str]) -> str:

@@ -10,7 +10,6 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from flower_dhb.compare.references import imported
 from flower_dhb.compare.sources import digest_of_code
 from flower_dhb.compare.torch_task import TorchTask
 from flower_dhb.compare.training import USUAL, VALIDATION, Scores, Training
@@ -22,6 +21,7 @@ from flower_dhb.problems.digits import load_digits
 from flower_dhb.problems.logistic import LogisticRegression
 from flower_dhb.problems.models import MODELS, new_model
 from flower_dhb.problems.quadratic import Quadratic
+from flower_dhb.references import imported, is_reference
 
 __all__ = ["TASKS", "VALIDATION", "AnalyticTask", "Scores", "Task", "check_task", "make_task"]
 
@@ -157,8 +157,8 @@ def make_task(name: str) -> Task:
 
     Raises ConfigError with the nearest name, or that says what is wrong with one's own.
     """
-    if ":" in name:
-        made = imported(name, "problem")
+    if is_reference(name):
+        made = imported(name)
         if isinstance(made, TorchTask):
             return made
         if not callable(made):

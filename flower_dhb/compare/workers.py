@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import pickle  # nosec B403: what this process sends to its own workers
+import sys
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from typing import Any, Self
 
 from flower_dhb.algorithms import Algorithm
@@ -109,7 +112,7 @@ class _Processes(Workers):
         _check_sendable(bench)
         # A fresh interpreter per process: forking one that has torch's threads may hang.
         self._pool = ProcessPoolExecutor(
-            jobs, mp_context=get_context("spawn"), initializer=_begin, initargs=(bench,)
+            jobs, mp_context=get_context("spawn"), initializer=_begin_as_child, initargs=(bench,)
         )
 
     def __exit__(self, *_: object) -> None:
@@ -131,6 +134,19 @@ class _Processes(Workers):
 _bench: Bench | None = None
 
 
+def _begin_as_child(bench: Bench) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _begin(bench)
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed can tell nobody: its children would wait for work for ever."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
 def _begin(bench: Bench) -> None:
     global _bench
     _bench = bench
@@ -147,15 +163,20 @@ class _Cluster(Workers):
 
     def __init__(self, bench: Bench, address: str) -> None:
         _check_sendable(bench)
+        # What Ray says it will do in future: tasks without GPUs keep what they find.
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         self._ray = load("ray", "a comparison on a Ray cluster")
         self._own = not self._ray.is_initialized()
         if self._own:
+            variables = {"OMP_NUM_THREADS": "1"}
+            if address == "local":  # elsewhere these folders are not
+                variables["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
             try:
                 self._ray.init(
                     address=None if address == "local" else address,
                     log_to_driver=False,
                     include_dashboard=False if address == "local" else None,
-                    runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}},
+                    runtime_env={"env_vars": variables},
                 )
             except (ConnectionError, ValueError, RuntimeError) as error:
                 raise ConfigError(

@@ -38,6 +38,7 @@ _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#1
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)))
 _MARKERS = "osD^vP*X<>ph"
 _MARKS = 7  # on a curve
+_NAME = 18  # letters of a method's name that stand beside a picture in one line
 _STYLE: Any = STYLE | {
     "axes.titlesize": 11,
     "ytick.color": INK,
@@ -57,11 +58,19 @@ _METADATA: dict[str, Any] = {"pdf": {"CreationDate": None}, "svg": {"Date": None
 def case_figure(results: Results, case: Case) -> Figure:
     """All pictures of a case in one: medians over seeds, with their range shaded."""
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(12, 8.6), layout="constrained")
+        height = max(8.6, 4.0 + 0.42 * len(results.of(case)))
+        figure = Figure(figsize=(12, height), layout="constrained")
         for axes, panel in zip(figure.subplots(2, 2).ravel(), PANELS.values(), strict=True):
             panel(axes, results, case)
         handles, labels = figure.axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+        figure.legend(
+            handles,
+            labels,
+            loc="outside lower center",
+            ncols=_columns(labels, 120, most=4),
+            frameon=False,
+            title=_said_of_seeds(results),
+        )
         figure.suptitle(f"{results.comparison.task.name} on {case.name}", color=INK)
     return figure
 
@@ -71,13 +80,14 @@ def panel_figure(results: Results, case: Case, panel: str) -> Figure:
     with mpl.rc_context(_STYLE):
         rows = len(results.of(case))
         legend = panel != "agents"
-        height = 3.4 + 0.2 * math.ceil(rows / 2) if legend else 1.4 + 0.34 * rows
+        ncols = _columns([_label(outcome) for outcome in results.of(case)], 66, most=2)
+        height = 3.4 + 0.2 * math.ceil(rows / ncols) if legend else 1.4 + 0.34 * rows
         figure = Figure(figsize=(5.4, height), layout="constrained")
         PANELS[panel](figure.subplots(), results, case)
         if legend:
             handles, labels = figure.axes[0].get_legend_handles_labels()
             figure.legend(
-                handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=8
+                handles, labels, loc="outside lower center", ncols=ncols, frameon=False, fontsize=8
             )
     return figure
 
@@ -103,6 +113,17 @@ def save(
                 paths.append(folder / f"{stem}.{form}")
                 write_durably(paths[-1], buffer.getvalue())
     return paths
+
+
+def _columns(labels: Sequence[str], letters: int, most: int) -> int:
+    """Columns of a legend as wide as so many letters."""
+    longest = max((len(label) for label in labels), default=1) + 6  # and a piece of the line
+    return max(1, min(most, letters // longest))
+
+
+def _said_of_seeds(results: Results) -> str | None:
+    seeds = results.comparison.seeds
+    return f"median of {seeds} seeds, their range shaded" if seeds > 1 else None
 
 
 # --- panels -----------------------------------------------------------------------------
@@ -146,7 +167,10 @@ def _agents(axes: Axes, results: Results, case: Case) -> None:
         axes.scatter(values, height, s=9, color=_color(index), alpha=0.6, linewidths=0)
         if len(values):
             axes.plot([np.median(values)] * 2, [index - 0.4, index + 0.4], color=INK, lw=1.5)
-    axes.set_yticks(range(len(outcomes)), [_label(outcome) for outcome in outcomes])
+    # A long name in lines, broken at its settings.
+    names = [_label(o) for o in outcomes]
+    folded = [n if len(n) <= _NAME else n.replace(":", "\n:") for n in names]
+    axes.set_yticks(range(len(outcomes)), folded, fontsize=9)
     axes.set_ylim(len(outcomes) - 0.4, -0.6)
     axes.grid(visible=False, axis="y")
     axes.set(title=f"Final {task.metric} of every agent, all seeds")
@@ -210,8 +234,7 @@ def _color(index: int) -> str:
 
 def _label(outcome: Outcome) -> str:
     tuned = [f"{n.replace('_', '-')}={v:g}" for n, v in outcome.settings.items()]
-    name = ":".join([outcome.method, *tuned])
-    return name if len(name) <= 34 else f"{name[:33]}…"
+    return ":".join([outcome.method, *tuned])
 
 
 # --- axes -------------------------------------------------------------------------------

@@ -390,7 +390,7 @@ def test_several_processes_give_the_same_numbers(tmp_path: Path) -> None:
         (["--topology", "one-peer:12"], "needs a power of 2 agents"),
         (["--preset", "nowhere.toml"], "preset 'nowhere.toml': no such file"),
         (["--problem", "nowhere:make"], "there is no module 'nowhere'"),
-        (["--problem", "json:laods"], "did you mean 'loads'"),
+        (["--problem", "json:laods"], "module 'json' has no 'laods'"),
         (["--problem", "json:loads"], "cannot be made without arguments"),
         (["--seeds", "0"], "seeds must be at least 1"),
         (["--failures", "1"], "failures"),
