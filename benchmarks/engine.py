@@ -2,6 +2,8 @@
 
 python benchmarks/engine.py speed     rounds with 5 local steps, three ways, in one process
 python benchmarks/engine.py scaling   agent-rounds per second and memory, 8 to 1024 agents
+python -m benchmarks.engine networks  16 agents with convolutional networks, and bfloat16
+python benchmarks/engine.py steps     ms a round of a small study: optimizers, local steps
 python benchmarks/engine.py blocks    which block of agents is fastest
 python benchmarks/engine.py mixing    dense against sparse mixing
 python benchmarks/engine.py gpu       1024 agents with a CNN, on a GPU
@@ -16,6 +18,7 @@ import argparse
 import copy
 import os
 import platform
+import re
 import resource
 import statistics
 import subprocess
@@ -24,6 +27,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -35,6 +39,8 @@ from flower_dhb import HeavyBall, Topology
 from flower_dhb.engine.engine import Engine
 from flower_dhb.engine.mixer import Mixer
 from flower_dhb.engine.supervised import Supervised
+from flower_dhb.problems.digits import load_digits
+from flower_dhb.problems.models import make_model
 from flower_dhb.problems.splits import batches, split
 
 BATCH, STEPS, RATE, BETA, OMEGA = 32, 5, 0.05, 0.9, 0.5
@@ -44,12 +50,27 @@ MILLION = (64, 900, 900, 128, 10)  # 986,018 parameters
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["speed", "scaling", "blocks", "mixing", "gpu", "one"])
+    parser.add_argument(
+        "what",
+        choices=[
+            "speed",
+            "scaling",
+            "blocks",
+            "mixing",
+            "gpu",
+            "one",
+            "networks",
+            "steps",
+            "network",
+        ],
+    )
     parser.add_argument("--agents", type=int, default=1024)
     parser.add_argument("--repeat", type=int, default=7)
+    parser.add_argument("--network", default="cnn")
+    parser.add_argument("--way", choices=["loop", "engine"], default="engine")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    if arguments.what != "one":
+    if arguments.what not in ("one", "network"):
         print(f"torch {torch.__version__}, {platform.machine()}, one thread\n")
     {
         "speed": lambda: speed(arguments.repeat),
@@ -58,6 +79,9 @@ def main() -> None:
         "mixing": mixing,
         "gpu": gpu,
         "one": lambda: one(arguments.agents),
+        "networks": lambda: networks(arguments.repeat),
+        "network": lambda: network(arguments.network, arguments.way),
+        "steps": lambda: local_steps(arguments.repeat),
     }[arguments.what]()
 
 
@@ -276,6 +300,114 @@ def mixing() -> None:
             actions = [partial(mixer, vectors) for mixer in mixers[:2]]
             dense, sparse = (1e3 * min(t) for t in seconds(actions, 5, 2))
             print(f"| {topology.name} | {size} | {dense:.1f} | {sparse:.1f} | {mixers[2].kind} |")
+
+
+# Images, their number in a batch, and the network; each agent has its own.
+NETWORKS: dict[str, tuple[tuple[int, ...], int, Callable[[], nn.Module]]] = {
+    "cnn": ((64,), 32, lambda: make_model("cnn", 0)),
+    "lenet5": ((1, 28, 28), 32, lambda: image_network("lenet5", (1, 28, 28))),
+}
+
+
+def image_network(name: str, shape: tuple[int, int, int]) -> nn.Module:
+    from clients import networks as images  # of the app beside this folder
+
+    return images.NETWORKS[name](shape, 10)
+
+
+class NetworkLoop:
+    """A module and an optimizer for each agent, in a plain loop: one local step of all."""
+
+    def __init__(self, name: str, agents: int) -> None:
+        shape, self.batch, make = NETWORKS[name]
+        self.x, self.y = torch.randn(400, *shape), torch.arange(400) % 10
+        self.models = [make() for _ in range(agents)]
+        self.optimizers = [torch.optim.SGD(m.parameters(), lr=RATE) for m in self.models]
+
+    def step(self) -> None:
+        """One step of every agent."""
+        at = torch.arange(self.batch)
+        for model, optimizer in zip(self.models, self.optimizers, strict=True):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(self.x[at]), self.y[at]).backward()
+            optimizer.step()
+
+
+def network_engine(name: str, agents: int, precision: str = "float32") -> Callable[[], object]:
+    """One local step of all agents in the engine; mixing is not in it, as in the loop."""
+    shape, batch, make = NETWORKS[name]
+    x, y = torch.randn(400, *shape), torch.arange(400) % 10
+    parts = split(y.numpy(), agents, "iid", 0)
+    problem = Supervised(make(), x, y, parts, batch_size=batch, precision=precision)
+    start = problem.start(torch.device("cpu"))
+    trained = torch.empty_like(start.parameters)
+
+    @torch.no_grad()
+    def step() -> None:
+        problem.adapt(start, 1, RATE, trained)
+
+    return step
+
+
+def networks(repeat: int) -> None:
+    print("| network | parameters | loop, ms | engine, ms | loop / engine | bfloat16, ms | MiB |")
+    print("|---|---|---|---|---|---|---|")
+    for name, (_, _, make) in NETWORKS.items():
+        actions = [NetworkLoop(name, 16).step, network_engine(name, 16)]
+        actions.append(network_engine(name, 16, "bfloat16"))
+        loop, ours, half = (1e3 * min(t) for t in seconds(actions, repeat, 1))
+        memory = []
+        for way in ("loop", "engine"):
+            run = [sys.executable, "-m", "benchmarks.engine", "network"]
+            run += ["--network", name, "--way", way]
+            found = subprocess.run(run, check=True, capture_output=True, text=True).stdout
+            memory.append(found.strip())
+        size = sum(p.numel() for p in make().parameters())
+        print(
+            f"| {name} | {size} | {loop:.1f} | {ours:.1f} | {loop / ours:.2f} | {half:.1f} "
+            f"| {memory[0]} loop, {memory[1]} engine |",
+            flush=True,
+        )
+
+
+def network(name: str, way: str) -> None:
+    step = NetworkLoop(name, 16).step if way == "loop" else network_engine(name, 16)
+    for _ in range(3):
+        step()
+    # Since this program began, which getrusage is not.
+    peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert peak is not None
+    print(f"{int(peak[1]) / 1024:.0f}")
+
+
+def local_steps(repeat: int) -> None:
+    """A cell of benchmarks/local_steps.py: digits, an MLP, a ring of 16."""
+    print("| optimizer | local steps | engine, ms a round | loop, ms a round | loop / engine |")
+    print("|---|---|---|---|---|")
+    data = load_digits()
+    parts = split(data.train_y.numpy(), 16, "classes:2", 0)
+    for optimizer in ("sgd", "momentum:0.9", "adamw"):
+        for steps in (1, 10):
+            engines = [
+                Engine(
+                    Supervised(
+                        make_model("mlp", 0),
+                        data.train_x,
+                        data.train_y,
+                        parts,
+                        local_steps=steps,
+                        optimizer=optimizer,
+                        backend=backend,
+                    ),
+                    Topology.ring(16),
+                    HeavyBall(),
+                    learning_rate=RATE,
+                )
+                for backend in ("batched", "loop")
+            ]
+            ours, loop = (1e3 * min(t) for t in seconds([e.step for e in engines], repeat, 2))
+            line = f"{ours:.1f} | {loop:.1f} | {loop / ours:.1f} |"
+            print(f"| {optimizer} | {steps} | {line}", flush=True)
 
 
 def gpu() -> None:

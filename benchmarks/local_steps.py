@@ -319,13 +319,15 @@ def words_of(runs: list[dict[str, Any]], target: float) -> str:
 def table(study: Study) -> None:
     """One row for each optimizer and rule: all graphs and seeds together."""
     found = cells(study)
-    columns = [(steps, how) for steps in sorted(STEPS) for how in reversed(SPLITS)]
+    there = {(steps, how) for steps, how, *_ in found}
+    columns = [(s, how) for s in sorted(STEPS) for how in reversed(SPLITS) if (s, how) in there]
     full = len(GRAPHS) * len(SEEDS)
     print(
         "Rounds until the average model / the mean agent / the worst agent has 95 % "
         f"(in brackets 90 %): medians over up to {full} runs (three graphs, three seeds).\n"
     )
-    print("| optimizer | rule | " + " | ".join(f"{s} steps, {h}" for s, h in columns) + " |")
+    heads = [f"{steps} local step{'s' * (steps > 1)}, {how}" for steps, how in columns]
+    print("| optimizer | rule | " + " | ".join(heads) + " |")
     print("|---|---|" + "---|" * len(columns))
     best: dict[tuple[str, int, str], list[tuple[float, str]]] = {}
     lacking = 0
@@ -350,7 +352,8 @@ def table(study: Study) -> None:
                 lacking += max(0, wanted - len(runs))
             if any(row):
                 print(f"| {words} | {name} | " + " | ".join(row) + " |")
-    print(f"\nRuns that are not there: {lacking}.\n")
+    print("\nOf a cell with a number in italics only so many runs are there.")
+    print(f"Runs that are not there in these columns: {lacking}.\n")
     for (words, steps, how), ranked in best.items():
         first = [f"{name} {v:.0f}" for v, name in sorted(ranked)[:4] if v != NEVER]
         print(f"- {steps} steps, {how}, {words}: {', '.join(first) or 'none'}")
