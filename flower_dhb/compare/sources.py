@@ -40,7 +40,12 @@ def digest_of_runtime() -> str:
 
 def digest_of_rule(rule: object) -> str:
     """Digest of the sources of a rule's class and of all that it derives from."""
-    return digest_of_code(*type(rule).__mro__)
+    return _digest_of_class(type(rule))
+
+
+@cache
+def _digest_of_class(kind: type) -> str:
+    return digest_of_code(*kind.__mro__)
 
 
 def digest_of_code(*things: Any) -> str:

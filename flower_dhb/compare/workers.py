@@ -1,9 +1,12 @@
-"""Who does the runs: this process, several of them, or a Ray cluster; with the same numbers."""
+"""Who does the runs: this process, several of them, or a Ray cluster; with the same numbers.
+
+Pickled is only what this process sends to its own workers.
+"""
 
 from __future__ import annotations
 
 import os
-import pickle  # nosec B403: what this process sends to its own workers
+import pickle  # nosec B403
 import sys
 import threading
 from abc import ABC, abstractmethod
