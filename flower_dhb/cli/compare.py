@@ -143,7 +143,7 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
         "methods": _words(_USUAL),
     }
     if arguments.preset is not None:
-        found |= settings_of_preset(arguments.preset)
+        found |= settings_of_preset(arguments.preset, arguments.problem)
     given = {
         "problem": arguments.problem,
         "topologies": _words(arguments.topology),

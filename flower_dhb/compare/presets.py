@@ -35,8 +35,10 @@ def read_preset(path: Path) -> dict[str, Any]:
     return {**defaults, **values}
 
 
-def settings_of_preset(path: Path) -> dict[str, Any]:
+def settings_of_preset(path: Path, problem: str | None = None) -> dict[str, Any]:
     """Settings of a `Comparison` that a preset means.
+
+    problem: another one, to take in place of the preset's, whose data need not be there then.
 
     Its rule is the only method. Its problem is what the app's `[tool.flower-dhb] problem` makes
     of the run config, a function `package.module:name` of it that returns a task; without one,
@@ -44,7 +46,7 @@ def settings_of_preset(path: Path) -> dict[str, Any]:
     """
     values = read_preset(path)
     found: dict[str, Any] = {
-        "problem": _problem(path, values),
+        "problem": _problem(path, values) if problem is None else problem,
         "topologies": [_text(path, values, "topology", "ring:16")],
         "weights": _text(path, values, "weights", "metropolis"),
         "splits": [_text(path, values, "split", "iid")],

@@ -240,6 +240,7 @@ def test_presets_are_run_configs(project, tmp_path: Path) -> None:
     preset.write_text("")
     with pytest.raises(ConfigError, match="does not say how to compare on it"):
         settings_of_preset(preset)
+    assert settings_of_preset(preset, "averaging")["problem"] == "averaging"
 
 
 # --- real processes -------------------------------------------------------------------------
