@@ -38,7 +38,7 @@ def digest_of_runtime() -> str:
     return found.hexdigest()[:16]
 
 
-def digest_of_rule(rule: object) -> str:
+def digest_of_rule(rule: Any) -> str:
     """Digest of the sources of a rule's class and of all that it derives from."""
     return _digest_of_class(type(rule))
 
