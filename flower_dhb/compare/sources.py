@@ -40,11 +40,12 @@ def digest_of_runtime() -> str:
 
 def digest_of_rule(rule: Any) -> str:
     """Digest of the sources of a rule's class and of all that it derives from."""
-    return _digest_of_class(type(rule))
+    kind: Any = type(rule)
+    return _digest_of_class(kind)
 
 
 @cache
-def _digest_of_class(kind: type) -> str:
+def _digest_of_class(kind: Any) -> str:
     return digest_of_code(*kind.__mro__)
 
 
