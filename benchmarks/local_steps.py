@@ -272,6 +272,10 @@ def rules(study: Study, spec: str) -> list[str]:
 def run_all(folder: Path) -> None:
     """Do all runs that are not there yet."""
     folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "runs.jsonl"
+    if path.exists() and not path.read_bytes().endswith(b"\n"):
+        with path.open("a") as file:  # a kill has cut the last line off
+            file.write("\n")
     study = Study.open(folder)
     torch.set_num_threads(1)
     print(f"{len(study.found)} runs are there", flush=True)
