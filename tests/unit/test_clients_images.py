@@ -16,7 +16,9 @@ from torch import nn
 from clients.agents import Agent
 from clients.networks import NETWORKS, normalized
 from clients.settings import WORKLOADS, Settings
+from clients.workload import train
 from flower_dhb import ConfigError
+from flower_dhb.engine.supervised import Supervised
 from flower_dhb.extras import load
 
 rng = np.random.default_rng(0)
@@ -78,8 +80,8 @@ def test_mnist_and_fashion_mnist_are_read_from_their_idx_files(name, packed, tmp
     folder = tmp_path / KINDS[name] / "raw"
     write_mnist(folder, GRAY, LABELS, packed=packed)
     data = workload(name, tmp_path)
-    for train, part in ((True, "train"), (False, "t10k")):
-        x, y = data.load(train=train)
+    for training, part in ((True, "train"), (False, "t10k")):
+        x, y = data.load(train=training)
         assert (x.dtype, y.dtype) == (torch.uint8, torch.int64)  # bytes: a quarter of the memory
         np.testing.assert_array_equal(x.numpy(), GRAY[part][:, None])
         np.testing.assert_array_equal(y.numpy(), LABELS[part])
@@ -320,3 +322,29 @@ def test_the_shortcut_of_resnet_20_thins_out_and_pads_with_zeros():
     assert torch.equal(y[:, 8:24], x[:, :, ::2, ::2])
     assert not y[:, :8].any()
     assert not y[:, 24:].any()
+
+
+@pytest.mark.parametrize("how", ["group", "batch"])
+def test_local_steps_of_the_engine_are_those_of_the_app_to_the_bit(how, gray):
+    values = {"workload": "mnist", "data-dir": str(gray), "split": "iid", "topology": "ring:4"}
+    values |= {"normalization": how, "local-steps": 2, "batch-size": 4, "optimizer": "momentum:0.8"}
+    agent = Agent.of(values, {"partition-id": 0})
+    settings, model = agent.settings, agent.settings.new_model()
+    train(model, agent.batches(1), settings.optimizer.make(model.parameters(), 0.02))
+    problem = Supervised(
+        settings.new_model(),
+        settings.workload.prepare(agent.samples.x),
+        agent.samples.y,
+        [agent.part],
+        batch_size=4,
+        local_steps=2,
+        optimizer=settings.optimizer,
+        backend="loop",
+    )
+    agents = problem.start(torch.device("cpu"))
+    trained = torch.empty_like(agents.parameters)
+    problem.adapt(agents, 1, 0.02, trained)
+    state, entries = model.state_dict(), problem.model.layout.entries
+    for kind, row in (("parameter", trained[0]), ("statistic", agents.statistics[0])):
+        mine = [state[e.name].ravel() for e in entries if e.kind == kind]
+        assert torch.equal(torch.cat([torch.zeros(0), *mine]), row)
