@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,12 @@ from flower_dhb import ConfigError
 from strategies import server_app
 
 # Hugging Face's packages warn of their own futures.
-pytestmark = [pytest.mark.families, pytest.mark.filterwarnings("ignore")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.families,
+    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.skipif(find_spec("peft") is None, reason="needs the extra `lora`"),
+]
 
 VALUES: dict[str, Any] = {
     "topology": "ring:4",

@@ -6,6 +6,8 @@ raises leaves its context as it was.
 
 from __future__ import annotations
 
+import ast
+import functools
 import itertools
 import pickle
 import threading
@@ -209,8 +211,26 @@ class LocalGrid(Grid):
         return reply
 
 
+_parsing = threading.RLock()
+
+
+def _one_at_a_time(parse: Callable[..., ast.AST]) -> Callable[..., ast.AST]:
+    @functools.wraps(parse)
+    def locked(*arguments: object, **options: object) -> ast.AST:
+        with _parsing:
+            return parse(*arguments, **options)
+
+    return parse if hasattr(parse, "__wrapped__") else locked
+
+
 class TogetherGrid(LocalGrid):
     """Runs the ClientApps of all messages that wait at the same time, as nodes of their own do."""
+
+    def __init__(self, *arguments: object, **options: object) -> None:
+        # NumPy reads the header of an array with `ast.literal_eval`. Before Python 3.11.8 and
+        # 3.12.2 two threads that parse at once may end with a SystemError; nodes are processes.
+        ast.parse = _one_at_a_time(ast.parse)
+        super().__init__(*arguments, **options)  # type: ignore[arg-type]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         threads = [

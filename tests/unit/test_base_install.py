@@ -189,7 +189,7 @@ def test_where_flower_installs_the_app_it_installs_what_the_app_imports():
     """`uv sync` takes the base dependencies and the default groups of pyproject.toml."""
     extras, group = PROJECT["project"]["optional-dependencies"], PROJECT["dependency-groups"]["app"]
     assert PROJECT["tool"]["uv"]["default-groups"] == ["app"]
-    assert sorted(group) == sorted(extras["engine"] + extras["graphs"])
+    assert sorted(group) == sorted({*extras["engine"], *extras["graphs"]})
     assert extras["app"] == ["flower-dhb[engine,graphs,simulation]"]
 
 
