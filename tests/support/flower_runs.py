@@ -82,7 +82,7 @@ def write_all_rules(
     """
     document = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     app = document["tool"]["flwr"]["app"]
-    app["fab-include"] = ["strategies/**/*.py", "clients/**/*.py"]
+    app["fab-include"] = ["strategies/**/*.py", "clients/**/*.py", "own_rules.py"]
     app["components"]["serverapp"] = "strategies.all_rules:app"
     app["config"]["rules"] = json.dumps(rules)
     path.mkdir()
@@ -90,6 +90,8 @@ def write_all_rules(
     for folder in ("strategies", "clients"):
         shutil.copytree(ROOT / folder, path / folder, ignore=shutil.ignore_patterns("*.pyc"))
     (path / "strategies" / "all_rules.py").write_text(ALL_RULES, encoding="utf-8")
+    # A rule of the app's own, which its ClientApp does not import.
+    shutil.copy(OWN_RULES, path)
     with (path / "clients" / "__init__.py").open("a", encoding="utf-8") as module:
         module.write(first)
 
