@@ -29,6 +29,7 @@ EXTRAS = {
     "torch": "engine",
     "torchvision": "vision",
     "transformers": "lora",
+    "vl_convert": "report",
 }
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import platform
 import re
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
+from flower_dhb import __version__
 from flower_dhb.errors import ConfigError
 from flower_dhb.extras import installed
-from flower_dhb.figures.splits import draw_split
+from flower_dhb.figures.splits import count_classes, draw_split
 from flower_dhb.figures.topologies import draw
 from flower_dhb.files import sync, write_durably
 from flower_dhb.flower.checkpoint import read_records
@@ -31,6 +35,7 @@ __all__ = ["RunFolder", "history_row", "toml_text"]
 
 _ALWAYS = ("accuracy", "loss")  # metrics whose keys are there even if an app lacks them
 _NOTHING = Summary(float("nan"))
+_EDGES_LISTED = 20_000  # more are not written out; the name of the graph is
 _RESUME = "resume.toml"  # for `flwr run --run-config`, to go on
 
 
@@ -52,6 +57,8 @@ class RunFolder:
         write_durably(self.path / "config.toml", toml_text(config).encode())
         again = {**config, KEY: str(self.path.resolve())}
         write_durably(self.path / _RESUME, toml_text(again).encode())
+        about = {"topology": _described(topology), "versions": _versions()}
+        write_durably(self.path / "run.json", json.dumps(about).encode())
         if installed("matplotlib"):
             draw(topology).savefig(self.path / "topology.png", dpi=150)
 
@@ -77,10 +84,12 @@ class RunFolder:
         self._history = path / "history.jsonl"
 
     def draw_split(self, labels: NDArray[np.integer], parts: Sequence[NDArray[np.integer]]) -> None:
-        """Draw which classes each agent has, as `split.png`.
+        """Write which classes each agent has, as `split.json`, and draw it, as `split.png`.
 
         labels: (m,), the class of each sample. parts: the samples of each agent.
         """
+        counts = count_classes(labels, parts)
+        write_durably(self.path / "split.json", json.dumps({"counts": counts.tolist()}).encode())
         if installed("matplotlib"):
             draw_split(labels, parts).savefig(self.path / "split.png", dpi=150)
 
@@ -158,6 +167,26 @@ def history_row(record: RoundRecord, n_agents: int) -> dict[str, Any]:
         ],
         "profile": {name: round(seconds, 6) for name, seconds in record.profile.items()},
     }
+
+
+def _described(topology: Topology) -> dict[str, Any]:
+    """The graph as it was in this run, whatever becomes of the file that it was read from."""
+    edges = topology.edges if len(topology.edges) <= _EDGES_LISTED else ()
+    weights = [float(topology.mixing_matrix[a, b]) for a, b in edges]
+    return {
+        "name": topology.name,
+        "agents": topology.n_agents,
+        "labels": [str(label) for label in topology.labels],
+        "edges": [[a, b, weight] for (a, b), weight in zip(edges, weights, strict=True)],
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {"Python": platform.python_version(), "flower-dhb": __version__}
+    for name in ("flwr", "numpy", "torch"):
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def _number(value: object) -> float | None:

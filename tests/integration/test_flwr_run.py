@@ -64,6 +64,8 @@ def test_a_run_leaves_its_history_config_pictures_and_models(digits) -> None:
         "convergence.png",
         "topology.png",
         "split.png",
+        "split.json",
+        "run.json",
     }
     rows = history(folder)
     assert [row["round"] for row in rows] == [1, 2, 3, 4, 5]

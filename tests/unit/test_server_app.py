@@ -33,7 +33,8 @@ def test_a_run_leaves_everything_that_is_promised(tmp_path):
     assert folder.name.endswith("-try")
     models = {f"agent-{v:03d}.safetensors" for v in range(16)}
     assert {path.name for path in folder.iterdir()} == models | {
-        *("history.jsonl", "config.toml", "convergence.png", "topology.png", "split.png")
+        *("history.jsonl", "config.toml", "run.json", "convergence.png", "topology.png"),
+        *("split.png", "split.json"),
     }
     rows = history(folder)
     assert [row["round"] for row in rows] == [1, 2]

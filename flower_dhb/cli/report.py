@@ -1,0 +1,39 @@
+"""`flower-dhb report`: what runs came to, as one HTML page that opens from the disk."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+__all__ = ["configure", "execute"]
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument(
+        "runs",
+        type=Path,
+        nargs="+",
+        metavar="RUN",
+        help="folder that a run left, folder of a mesh, or what 'mesh fetch' brought; up to 8",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("report.html"), help="file to write (default: %(default)s)"
+    )
+
+
+def execute(arguments: argparse.Namespace) -> int:
+    """Returns 0."""
+    from flower_dhb.files import write_durably
+    from flower_dhb.pages.reading import read_run
+    from flower_dhb.pages.report import library, report
+    from flower_dhb.pages.verdict import verdict
+
+    drawing = library()  # first: where the extra is missing, nothing else needs to be done
+    runs = [read_run(path) for path in arguments.runs]
+    page = report(runs, drawing).encode()
+    write_durably(arguments.out, page)
+    for run in runs:
+        print(f"{run.name}: {verdict(run).sentence}")
+    print(f"written: {arguments.out} ({len(page) / 1e6:.1f} MB)")
+    return 0

@@ -1,0 +1,82 @@
+"""The communication graph of a run, from what the run says of it, and where to draw it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from flower_dhb.errors import FlowerDhbError
+from flower_dhb.figures.positions import places
+from flower_dhb.pages.lines import number, text
+from flower_dhb.pages.model import Floats
+from flower_dhb.topology.graph import Topology
+
+__all__ = ["DRAWN_AGENTS", "DRAWN_LINKS", "Graph", "of_edges", "of_name"]
+
+DRAWN_AGENTS, DRAWN_LINKS = 300, 1500  # what a person can still tell apart, generously
+_MOST_EDGES = 20_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graph:
+    """Who talks to whom. weights: by edge `(a, b)`, a < b; None where it is not known."""
+
+    name: str
+    agents: Sequence[str]
+    weights: Mapping[tuple[int, int], float | None]
+
+    def places(self) -> Floats | None:
+        """Where its agents are drawn, `(n, 2)`; None if it is too large to be read."""
+        n = len(self.agents)
+        if not 0 < n <= DRAWN_AGENTS or len(self.weights) > DRAWN_LINKS:
+            return None
+        try:
+            shape = Topology.parse(self.name)
+            if {*shape.edges} != {*self.weights} or shape.n_agents != n:
+                shape = Topology.from_edges(self.weights)
+            if shape.n_agents == n:
+                return places(shape)
+        except (FlowerDhbError, ValueError, OSError):
+            pass  # a form of later releases, or no library to lay it out: a circle is drawn
+        angles = np.pi / 2 - 2 * np.pi * np.arange(n) / n
+        return np.column_stack([np.cos(angles), np.sin(angles)])
+
+
+def of_name(name: str, weights: str) -> Graph | None:
+    """The graph that a run config names, None if it cannot be made here."""
+    try:
+        topology = Topology.parse(name, weights)
+    except (FlowerDhbError, ValueError, OSError):
+        return None
+    listed = topology.edges if len(topology.edges) <= _MOST_EDGES else ()
+    known = topology.n_agents <= DRAWN_AGENTS
+    return Graph(
+        name=topology.name,
+        agents=[str(label) for label in topology.labels],
+        weights={(a, b): float(topology.mixing_matrix[a, b]) if known else None for a, b in listed},
+    )
+
+
+def of_edges(document: Any, name: str = "") -> Graph | None:
+    """The graph that a run has written down, None if that is damaged.
+
+    document: with `agents`, and `edges` as pairs or with a weight as a third.
+    """
+    if not isinstance(document, Mapping):
+        return None
+    n, edges, labels = (document.get(key) for key in ("agents", "edges", "labels"))
+    if isinstance(n, bool) or not isinstance(n, int) or not 0 < n <= _MOST_EDGES:
+        return None
+    weights: dict[tuple[int, int], float | None] = {}
+    for edge in edges if isinstance(edges, list) else []:
+        ends = edge[:2] if isinstance(edge, list) else []
+        if len(ends) < 2 or not all(type(v) is int and 0 <= v < n for v in ends):
+            return None
+        weight = number(edge[2]) if len(edge) > 2 else float("nan")
+        weights[min(ends), max(ends)] = None if np.isnan(weight) else weight
+    whole = isinstance(labels, list) and len(labels) == n
+    agents = [text(label) for label in labels] if whole else [str(v) for v in range(n)]  # type: ignore[union-attr]
+    return Graph(name=text(document.get("name", name)), agents=agents, weights=weights)

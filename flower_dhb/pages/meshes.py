@@ -1,0 +1,284 @@
+"""A mesh of peers as one run: each device tells of its own rounds, and nobody of all."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flower_dhb.errors import ConfigError
+from flower_dhb.metrics import is_better_when_lower, summarize
+from flower_dhb.pages import graphs
+from flower_dhb.pages.events import Events
+from flower_dhb.pages.lines import number, read_rounds, running, text
+from flower_dhb.pages.model import MISSING, REJOINED, TOOK_PART, UNKNOWN, Floats, Link, Run
+
+__all__ = ["read_mesh"]
+
+_WEIGHT = "num-examples"
+_Rounds = dict[int, dict[str, Any]]
+
+
+def read_mesh(path: Path, folders: Mapping[int, Path]) -> Run:
+    """The run of a mesh, by its folder or by what `mesh fetch` has brought.
+
+    folders: of its devices, by vertex. Raises ConfigError if no device has a history.
+    """
+    notes: list[str] = []
+    overview = _overview(path / "mesh.toml", notes)
+    told: dict[int, _Rounds] = {}
+    for v, folder in sorted(folders.items()):
+        found = [
+            p for p in (folder / "history.jsonl", folder / "state" / "history.jsonl") if p.exists()
+        ]
+        if found:
+            rows, wrong = read_rounds(found[0])
+            told[v] = {row["round"]: row for row in rows}
+            notes += [f"vertex-{v}: {each}" for each in wrong]
+    if not told:
+        raise ConfigError(
+            f"{path}: no device has a history there; 'flower-dhb mesh fetch' brings those of "
+            "devices elsewhere"
+        )
+    hosts = _hosts(overview)
+    seats = sorted({*told, *folders, *hosts})
+    silent = [v for v in seats if v not in told]
+    if silent:
+        notes.append("no history is there of " + _listed(silent))
+    status = {v: _status(folders[v] / "status.json") for v in folders}
+    return _run(path, overview, hosts, seats, told, status, notes)
+
+
+def _run(
+    path: Path,
+    overview: Mapping[str, Any],
+    hosts: Mapping[int, str],
+    seats: list[int],
+    told: Mapping[int, _Rounds],
+    status: Mapping[int, Mapping[str, Any]],
+    notes: list[str],
+) -> Run:
+    at = {v: i for i, v in enumerate(seats)}
+    ks = sorted({k for rounds in told.values() for k in rounds})
+    row_of = {k: i for i, k in enumerate(ks)}
+    shape = (len(ks), len(seats))
+    part = np.full(shape, UNKNOWN, np.int8)
+    seconds, received, payload = (np.full(shape, np.nan) for _ in range(3))
+    apart: set[tuple[int, int, int]] = set()  # round, and the edge that did not count in it
+    events = Events()
+    graph = _graph(overview, status, at, hosts)
+    neighbors = _neighbors(graph)
+    for v, rounds in told.items():
+        i = at[v]
+        if rounds:
+            # Before its first and after its last line it may not have been there.
+            part[row_of[min(rounds)] : row_of[max(rounds)] + 1, i] = MISSING
+        for k, line in rounds.items():
+            missed = line.get("missing")
+            absent = {
+                at[j]
+                for j in (missed if isinstance(missed, list) else [])
+                if type(j) is int and j in at
+            }
+            apart |= {(k, min(i, j), max(i, j)) for j in absent}
+            failed = line.get("failure")
+            part[row_of[k], i] = (
+                MISSING if failed else REJOINED if line.get("rejoined") is True else TOOK_PART
+            )
+            if failed:
+                events.add(k, [i], text(failed))
+            seconds[row_of[k], i] = number(line.get("seconds"))
+            received[row_of[k], i] = number(line.get("bytes"))
+            if count := len(neighbors.get(i, set()) - absent):
+                payload[row_of[k], i] = received[row_of[k], i] / count
+    bands, last = _metrics(told, ks, at)
+    planned = [number(each.get("rounds")) for each in status.values()]
+    device = overview.get("device")
+    if isinstance(device, Mapping):
+        planned.append(number(device.get("rounds")))
+    known = [int(k) for k in planned if not np.isnan(k)]
+    return Run(
+        name=path.resolve().name,
+        path=str(path),
+        runtime="a mesh of peers, with no server",
+        agents=[f"{v} ({hosts[v]})" if hosts.get(v) else str(v) for v in seats],
+        rounds=np.array(ks, np.int64),
+        planned=max(known, default=0),
+        seconds=running(_middle(seconds)),
+        bytes=running(
+            np.where(np.isfinite(received).any(axis=1), np.nansum(received, axis=1), np.nan)
+        ),
+        bands=bands,
+        average_model={},
+        consensus=np.full(len(ks), np.nan),
+        part=part,
+        last=last,
+        agent_bytes=np.where(
+            np.isfinite(received).any(axis=0), np.nansum(received, axis=0), np.nan
+        ),
+        graph="" if graph is None else graph.name,
+        places=None if graph is None else graph.places(),
+        links=[] if graph is None else _links(graph, part, payload, apart, ks),
+        events=events.listed(),
+        config=_config(overview),
+        versions={
+            f"vertex {v}": text(each["software"])
+            for v, each in status.items()
+            if each.get("software")
+        },
+        notes=notes,
+    )
+
+
+def _links(
+    graph: graphs.Graph,
+    part: Any,
+    payload: Floats,
+    apart: set[tuple[int, int, int]],
+    ks: list[int],
+) -> list[Link]:
+    found = []
+    for (a, b), weight in graph.weights.items():
+        off = np.array([(k, a, b) in apart for k in ks], np.bool_)
+        off |= (part[:, a] != TOOK_PART) | (part[:, b] != TOOK_PART)
+        # Of rounds in which an end was not there yet, or no more, nothing is known.
+        seen = (part[:, a] != UNKNOWN) & (part[:, b] != UNKNOWN)
+        carried = np.where(off, np.nan, payload[:, a] + payload[:, b])
+        found.append(
+            Link(
+                a=a,
+                b=b,
+                weight=weight,
+                failed=int((off & seen).sum()),
+                bytes=int(np.nansum(carried)) if np.isfinite(carried).any() else None,
+            )
+        )
+    return found
+
+
+def _metrics(
+    told: Mapping[int, _Rounds], ks: list[int], at: Mapping[int, int]
+) -> tuple[dict[str, Floats], dict[str, Floats]]:
+    """Mean, worst and best agent of each round, and each agent's last values, by metric."""
+    bands: dict[str, Floats] = {}
+    last: dict[str, Floats] = {}
+    for row, k in enumerate(ks):
+        found: dict[int, dict[str, float]] = {}
+        for v, rounds in told.items():
+            values = rounds.get(k, {}).get("evaluate")
+            if isinstance(values, dict):
+                plain = {text(name): number(value) for name, value in values.items()}
+                found[at[v]] = {name: x for name, x in plain.items() if not np.isnan(x)}
+        weights = {i: max(values.pop(_WEIGHT, 1.0), 0.0) for i, values in found.items()}
+        for name, summary in summarize(found, weights).items():
+            band = bands.setdefault(name, np.full((len(ks), 3), np.nan))
+            band[row] = summary.mean, summary.worst, summary.best
+            column = last.setdefault(name, np.full(len(at), np.nan))
+            for i, values in found.items():
+                column[i] = values.get(name, column[i])
+    order = sorted(bands, key=lambda name: (is_better_when_lower(name), name))
+    return {name: bands[name] for name in order}, {name: last[name] for name in order}
+
+
+def _middle(table: Floats) -> Floats:
+    """The median of each row, NaN where nothing is known."""
+    return np.array(
+        [np.median(row[np.isfinite(row)]) if np.isfinite(row).any() else np.nan for row in table],
+        np.float64,
+    )
+
+
+def _neighbors(graph: graphs.Graph | None) -> dict[int, set[int]]:
+    found: dict[int, set[int]] = {}
+    for a, b in graph.weights if graph is not None else ():
+        found.setdefault(a, set()).add(b)
+        found.setdefault(b, set()).add(a)
+    return found
+
+
+def _graph(
+    overview: Mapping[str, Any],
+    status: Mapping[int, Mapping[str, Any]],
+    at: Mapping[int, int],
+    hosts: Mapping[int, str],
+) -> graphs.Graph | None:
+    """Edges by the overview, or else by what the devices say of their neighbors."""
+    pairs: set[tuple[int, int]] = set()
+    listed = overview.get("edges")
+    for edge in listed if isinstance(listed, list) else []:
+        ends = edge.get("between") if isinstance(edge, dict) else None
+        if isinstance(ends, list) and len(ends) == 2 and all(v in at for v in ends):
+            pairs.add((at[ends[0]], at[ends[1]]))
+    if not pairs:
+        for v, each in status.items():
+            seen = each.get("neighbors")
+            for other in seen if isinstance(seen, list) else []:
+                # A vertex of 0 is left out of the document.
+                j = other.get("vertex", 0) if isinstance(other, dict) else None
+                if type(j) is int and j in at and j != v:
+                    pairs.add((at[v], at[j]))
+    if not pairs:
+        return None
+    name = text(overview.get("topology", ""))
+    ends = sorted((min(pair), max(pair)) for pair in pairs if pair[0] != pair[1])
+    planned = graphs.of_name(name, text(overview.get("weights", ""))) if name else None
+    known = planned.weights if planned is not None and {*planned.weights} == {*ends} else {}
+    return graphs.Graph(
+        name=name or "as the devices say",
+        agents=[hosts.get(v) or str(v) for v in at],
+        weights={edge: known.get(edge) for edge in ends},
+    )
+
+
+def _hosts(overview: Mapping[str, Any]) -> dict[int, str]:
+    """Names of the vertices, empty where a vertex has none."""
+    listed = overview.get("hosts")
+    return {
+        host["vertex"]: text(host.get("name", ""))
+        for host in (listed if isinstance(listed, list) else [])
+        if isinstance(host, dict) and type(host.get("vertex")) is int
+    }
+
+
+def _config(overview: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that are flat, as a run config is."""
+    found: dict[str, Any] = {}
+    for key, value in overview.items():
+        if isinstance(value, dict):
+            found |= {f"{key}.{k}": v for k, v in value.items() if not isinstance(v, dict | list)}
+        elif not isinstance(value, list):
+            found[key] = value
+    return found
+
+
+def _overview(path: Path, notes: list[str]) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        notes.append(
+            "mesh.toml is not there, so weights and configuration are not known; "
+            "copy it from the mesh's folder"
+        )
+    except (OSError, ValueError, RecursionError):
+        notes.append("mesh.toml: is damaged, and left out")
+    return {}
+
+
+def _status(path: Path) -> dict[str, Any]:
+    with suppress(OSError, ValueError, RecursionError):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(found, dict):
+            # 64-bit numbers are texts in JSON that comes from protobuf.
+            rounds = str(found.get("rounds", ""))[:18]
+            return found | ({"rounds": int(rounds)} if rounds.isdecimal() else {})
+    return {}
+
+
+def _listed(vertices: list[int]) -> str:
+    shown = ", ".join(str(v) for v in vertices[:10])
+    return f"vertices {shown}" + (f" and {len(vertices) - 10} more" if len(vertices) > 10 else "")
