@@ -176,6 +176,7 @@ DISTRIBUTIONS = {
     "ray": "flwr",
     "sklearn": "scikit-learn",
     "tomli_w": "tomli-w",
+    "vl_convert": "vl-convert-python",
 }
 
 

@@ -188,7 +188,7 @@ def test_without_matplotlib_there_are_no_pictures_and_all_else(tmp_path, monkeyp
     folder.append(record())
     folder.finish({0: {"x": np.zeros(2)}})
     names = {path.name for path in folder.path.iterdir()}
-    assert names == {"config.toml", "history.jsonl", "agent-000.safetensors"}
+    assert names == {"config.toml", "run.json", "history.jsonl", "agent-000.safetensors"}
 
 
 def test_the_table_shows_the_first_the_best_and_the_last_round(tmp_path):
