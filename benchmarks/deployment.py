@@ -12,7 +12,6 @@ import json
 import shutil
 import statistics
 import tempfile
-import time
 from pathlib import Path
 
 import tomli_w
@@ -77,15 +76,7 @@ def main() -> None:
             settings |= {"turns": arguments.turns, "output": str(output)}
             settings |= {"topology": f"ring:{arguments.nodes}", "parameters": arguments.parameters}
             settings["only"] = arguments.only
-            run = deployment.submit(app, settings)
-            # Asking Flower starts a process, which would disturb what is measured.
-            looked = time.monotonic()
-            while not output.exists():
-                time.sleep(1.0)
-                if time.monotonic() - looked > 60.0:
-                    looked = time.monotonic()
-                    if deployment.flower.status(run)[0].startswith("finished"):
-                        break
+            deployment.end_of(deployment.submit(app, settings), 24 * 3600.0)
             if not output.exists():
                 log = deployment.log("link").read_text(errors="replace")
                 raise SystemExit(f"the run failed: {log[-4000:]}")

@@ -13,7 +13,6 @@ import argparse
 import json
 import statistics
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -60,14 +59,9 @@ def deployed(deployment: Deployment, runs: Path, transport: str, rounds: int) ->
     relayed = transport == "relay"
     settings: dict[str, Any] = {"topology": GRAPH, "transport": transport, "runs-dir": str(runs)}
     settings |= {"rounds": rounds + relayed, "evaluate-every": 10}
-    run = deployment.submit(ROOT, settings)
-    # Asking Flower starts a process, which would disturb what is measured.
-    while not list(runs.glob("*/agent-*.safetensors")):
-        time.sleep(1.0)
-        if deployment.server_app():
-            continue
-        if deployment.flower.status(run)[0].startswith("finished:failed"):
-            raise SystemExit(deployment.log("link").read_text(errors="replace")[-3000:])
+    ended = deployment.end_of(deployment.submit(ROOT, settings), 3600.0)
+    if ended[0] != "finished:completed":
+        raise SystemExit(f"{ended}: {deployment.log('link').read_text(errors='replace')[-3000:]}")
     (path,) = runs.glob("*/history.jsonl")
     found = [json.loads(line)["seconds"] for line in path.read_text().splitlines()]
     return found[: len(found) - relayed]

@@ -28,8 +28,10 @@ def task(values: Mapping[str, Any]) -> Task:
     settings = Settings.of(values)
     workload = settings.workload
     training, test = (samples_of(workload, train=train) for train in (True, False))
-    digits = load_digits()
-    held_out = (digits.validation_x, digits.validation_y) if isinstance(workload, Digits) else None
+    held_out = None
+    if isinstance(workload, Digits):
+        digits = load_digits()
+        held_out = digits.validation_x, digits.validation_y
     name = next(name for name, kind in WORKLOADS.items() if type(workload) is kind)
     return TorchTask(
         settings.build,

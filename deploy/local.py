@@ -13,6 +13,7 @@ import os
 import secrets
 import subprocess
 import sys
+import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -178,6 +179,16 @@ class Deployment:
     def submit(self, app: Path, settings: Mapping[str, Any]) -> str:
         """Start a run of a Flower App; returns its run id."""
         return self.flower.start_run(app, settings)
+
+    def end_of(self, run: str, seconds: float) -> tuple[str, str]:
+        """How a run ended: its status and the details of it, once it is over or the time is up."""
+        end, found = time.monotonic() + seconds, ("unknown", "")
+        while not found[0].startswith("finished") and time.monotonic() < end:
+            time.sleep(0.5)
+            # Each question starts a process of Flower's, which costs seconds of a processor.
+            if not self.server_app():
+                found = self.flower.status(run)
+        return found
 
     def flwr(self, words: Sequence[str]) -> dict[str, Any]:
         """What a `flwr` command with `--format json` answers."""

@@ -128,8 +128,9 @@ class Session:
     ) -> list[Message]:
         """One message for each agent, or each of some, that is connected and not busy."""
         messages = []
+        announced = self._announcements()
         for vertex, node in self.ready(round, among).items():
-            instruction = self._instruction(vertex, ask, round)
+            instruction = self._instruction(vertex, ask, round, announced)
             kind = "evaluate" if ask == "evaluate" else "train"
             message = Message(instruction.to_records(config), node, kind, group_id=str(round))
             self.relay.address(message, Sent(node, vertex, ask, round))
@@ -148,13 +149,13 @@ class Session:
         ttl_s: seconds after which Flower delivers it no more, since the segment is over.
         """
         messages = []
+        announced = self._announcements()
         for vertex, segment in segments.items():
             node, last = self.members.node(vertex), segment.last
             if node is None:
                 continue
-            known = self._announcements()
             made = self.ledger.instruction(
-                vertex, "report", last, report=False, announcements=known
+                vertex, "report", last, report=False, announcements=announced
             )
             made = replace(made, ask="segment", segment=segment, evaluates=evaluates)
             content = made.to_records(config)
@@ -181,7 +182,9 @@ class Session:
                 found[vertex] = node
         return found
 
-    def _instruction(self, vertex: int, ask: Ask, round: int) -> Instruction:
+    def _instruction(
+        self, vertex: int, ask: Ask, round: int, announced: Mapping[int, str]
+    ) -> Instruction:
         report, measure = self.wants_parameters, self.wants_distance
         owed = self.owed
         if ask == "train":
@@ -192,7 +195,7 @@ class Session:
             round,
             report=report,
             measure=measure,
-            announcements=self._announcements(),
+            announcements=announced,
         )
         if ask == "train" and owed is not None and vertex in owed.vertices:
             return replace(made, evaluates=owed.config)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,7 @@ def _of_flower(path: Path) -> Run:
     if graph is None:
         notes.append("the communication graph is not known")
     n = len(graph.agents) if graph is not None else _count(rows)
+    bands = _bands(rows)
     part = _part(rows, n)
     by_agent = np.array([numbers(row.get("bytes_sent_by_agent"), n) for row in rows])
     by_agent = by_agent.reshape(-1, n)
@@ -80,11 +81,11 @@ def _of_flower(path: Path) -> Run:
         planned=0 if np.isnan(planned) else int(planned),
         seconds=running([number(row.get("seconds")) for row in rows]),
         bytes=running([number(row.get("bytes_sent")) for row in rows]),
-        bands=_bands(rows),
+        bands=bands,
         average_model=_columns(rows, "_average_model"),
         consensus=np.array([number(row.get("consensus_distance")) for row in rows], np.float64),
         part=part,
-        last=_last(rows, n),
+        last=_last(rows, n, bands),
         agent_bytes=np.nansum(by_agent, axis=0) if len(rows) else np.full(n, np.nan),
         graph="" if graph is None else graph.name,
         places=None if graph is None else graph.places(),
@@ -152,9 +153,9 @@ def _names(rows: Sequence[Mapping[str, Any]], ending: str) -> list[str]:
     return [name for name in found if name and not name.startswith(_OURS)]
 
 
-def _last(rows: Sequence[Mapping[str, Any]], n: int) -> dict[str, Floats]:
+def _last(rows: Sequence[Mapping[str, Any]], n: int, names: Iterable[str]) -> dict[str, Floats]:
     found: dict[str, Floats] = {}
-    for name in _bands(rows):
+    for name in names:
         value = np.full(n, np.nan)
         for row in reversed(rows):
             here = np.array(numbers(row.get(name), n), np.float64)

@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -172,12 +173,12 @@ def history_row(record: RoundRecord, n_agents: int) -> dict[str, Any]:
 def _described(topology: Topology) -> dict[str, Any]:
     """The graph as it was in this run, whatever becomes of the file that it was read from."""
     edges = topology.edges if len(topology.edges) <= _EDGES_LISTED else ()
-    weights = [float(topology.mixing_matrix[a, b]) for a, b in edges]
+    row = lru_cache(maxsize=1)(topology.row)  # the whole matrix is much larger than the edges
     return {
         "name": topology.name,
         "agents": topology.n_agents,
         "labels": [str(label) for label in topology.labels],
-        "edges": [[a, b, weight] for (a, b), weight in zip(edges, weights, strict=True)],
+        "edges": [[a, b, float(row(a)[b])] for a, b in edges],
     }
 
 

@@ -77,7 +77,7 @@ class Ending:
             if self._told:
                 if self._handle is not None:  # whose word was the last one until now
                     signal.signal(signal.SIGTERM, self._handle)
-                self._pass_on()
+                self._pass_on(hear)
             yield
         finally:
             self._hear = None
@@ -105,13 +105,12 @@ class Ending:
         if not again:
             log(WARNING, "this ClientApp is told to end (SIGTERM): it ends its work, and answers")
         if self._hear is not None and not again:
-            self._pass_on()
+            self._pass_on(self._hear)
         elif self._in_app:
             raise _ToldToEnd
 
-    def _pass_on(self) -> None:
-        if self._hear is not None:
-            self._hear()
+    def _pass_on(self, hear: Callable[[], None]) -> None:
+        hear()
         self._timer = threading.Timer(_PATIENCE_S, self._press)
         self._timer.daemon = True
         self._timer.start()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from clients.client_app import app as client_app
 from clients.settings import Settings
 from clients.workload import evaluate, put, shared
 from flower_dhb import ConfigError
+from flower_dhb.extras import installed
 from strategies import server_app
 
 # Hugging Face's packages warn of their own futures.
@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.families,
     pytest.mark.filterwarnings("ignore"),
-    pytest.mark.skipif(find_spec("peft") is None, reason="needs the extra `lora`"),
+    pytest.mark.skipif(not installed("peft"), reason="needs the extra `lora`"),
 ]
 
 VALUES: dict[str, Any] = {

@@ -83,16 +83,9 @@ class Run:
 
     def end(self, seconds: float = 400.0) -> tuple[str, str]:
         """How the run ended: its status and the details of it."""
-        end = time.monotonic() + seconds
-        found = "unknown", ""
-        while True:
-            # Each question starts a process of Flower's, which costs seconds of a processor.
-            if not self.deployment.server_app():
-                found = self.deployment.flower.status(self.id)
-            if found[0].startswith("finished"):
-                return found
-            assert time.monotonic() < end, f"{found} after {seconds:g} s: {self.text()}"
-            time.sleep(0.5)
+        found = self.deployment.end_of(self.id, seconds)
+        assert found[0].startswith("finished"), f"{found} after {seconds:g} s: {self.text()}"
+        return found
 
     def text(self) -> str:
         """The end of what the SuperLink and its ServerApps have logged."""
