@@ -15,7 +15,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="+",
         metavar="RUN",
-        help="folder that a run left, folder of a mesh, or what 'mesh fetch' brought; up to 8",
+        help="folder that a run or a comparison left, folder of a mesh, or what 'mesh fetch' "
+        "brought; up to 8 runs",
     )
     parser.add_argument(
         "--out", type=Path, default=Path("report.html"), help="file to write (default: %(default)s)"
@@ -25,12 +26,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def execute(arguments: argparse.Namespace) -> int:
     """Returns 0."""
     from flower_dhb.files import write_durably
-    from flower_dhb.pages.reading import read_run
+    from flower_dhb.pages.reading import read_runs
     from flower_dhb.pages.report import library, report
     from flower_dhb.pages.verdict import verdict
 
     drawing = library()  # first: where the extra is missing, nothing else needs to be done
-    runs = [read_run(path) for path in arguments.runs]
+    runs = [run for path in arguments.runs for run in read_runs(path)]
     page = report(runs, drawing).encode()
     write_durably(arguments.out, page)
     for run in runs:

@@ -20,6 +20,7 @@ from flower_dhb.pages.words import amount, count, is_share, score
 
 __all__ = [
     "COLORS",
+    "DASHES",
     "LINKS",
     "LINKS_HEAD",
     "Picture",
@@ -34,7 +35,7 @@ __all__ = [
 Spec: TypeAlias = dict[str, Any]
 
 COLORS = 8  # runs that can be told apart
-_DASHES = ([1, 0], [6, 3], [2, 2], [9, 3, 2, 3], [12, 4], [4, 1], [1, 3], [9, 2, 2, 2, 2, 2])
+DASHES = ([1, 0], [6, 3], [2, 2], [9, 3, 2, 3], [12, 4], [4, 1], [1, 3], [9, 2, 2, 2, 2, 2])
 _SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down",
            "triangle-right", "triangle-left")  # fmt: skip
 LINKS_HEAD = ("Edge", "Weight", "Rounds that failed", "Bytes, both ways")
@@ -122,7 +123,8 @@ def _curves(
         for i in at:
             point = {"run": name, **_position(run, i), "v": _plain(band[i, 0])}
             if band.shape[1] == 3:
-                point |= {"lo": _plain(band[i, 1]), "hi": _plain(band[i, 2])}
+                best = band[i, 2] if np.isfinite(band[i, 2]) else band[i, 0]
+                point |= {"lo": _plain(band[i, 1]), "hi": _plain(best)}
             if average is not None:
                 point["avg"] = _plain(average[i])
             points.append(point)
@@ -135,7 +137,12 @@ def _curves(
         points = [p for p in points if p["v"] is not None and p["v"] > 0]
     top = {"domainMax": 1} if share and max(rising, default=0) <= 1 else {}
     y_axis = {"title": None, "tickCount": 5, **({"format": ".0%"} if share else {})}
-    x = {"field": "r", "type": "quantitative", "title": "Round", "scale": {"nice": False}}
+    # A label that is moved inwards at the right end would lie upon the one before it.
+    axis = {"labelFlush": False, "labelBound": True, "labelOverlap": "greedy", "labelSeparation": 6}
+    x = {
+        "field": "r", "type": "quantitative", "title": "Round", "scale": {"nice": False},
+        "axis": axis,
+    }  # fmt: skip
     colored = _by_run(names, shown)
     y = {"type": "quantitative", "axis": y_axis, "scale": scale | top}
     banded = any(band is not None and band.shape[1] == 3 for band in bands)
@@ -180,7 +187,8 @@ def _curves(
         else "Root mean square over agents of the distance to their average"
     ]
     if banded:
-        key.append("the band goes from the worst to the best agent")
+        best = any(band is not None and np.isfinite(band[:, 2]).any() for band in bands)
+        key.append(f"the band goes from the worst agent to the {'best' if best else 'mean'}")
     if averaged:
         key.append("dots are the average of all models, which only an observer has")
     several = len(runs) > 1
@@ -260,15 +268,12 @@ def _position(run: Run, i: int) -> dict[str, float | None]:
 
 
 def _by_run(names: Sequence[str], shown: Sequence[str]) -> Spec:
-    """Color and dashes by run; a legend only where there are several."""
+    """Color and dashes by run; the page has the legend, which a narrow screen can wrap."""
     at = [list(names).index(name) for name in shown]
-    legend = {"title": None, "orient": "top", "columns": 2, "symbolStrokeWidth": 2,
-              "labelLimit": 260} if len(names) > 1 else None  # fmt: skip
-    common = {"field": "run", "type": "nominal", "legend": legend}
+    common = {"field": "run", "type": "nominal", "legend": None}
     return {
         "color": common | {"scale": {"domain": list(shown), "range": [f"@run-{i}" for i in at]}},
-        "strokeDash": common
-        | {"scale": {"domain": list(shown), "range": [_DASHES[i] for i in at]}},
+        "strokeDash": common | {"scale": {"domain": list(shown), "range": [DASHES[i] for i in at]}},
     }
 
 

@@ -11,10 +11,12 @@ import numpy as np
 from flower_dhb.errors import FlowerDhbError
 from flower_dhb.figures.positions import places
 from flower_dhb.pages.lines import number, text
-from flower_dhb.pages.model import Floats
+from flower_dhb.pages.model import Floats, Link
 from flower_dhb.topology.graph import Topology
 
-__all__ = ["DRAWN_AGENTS", "DRAWN_LINKS", "Graph", "of_edges", "of_name"]
+__all__ = ["DRAWN_AGENTS", "DRAWN_LINKS", "WEIGHTS", "Graph", "of_edges", "of_name"]
+
+WEIGHTS = "metropolis"  # where a run config names none
 
 DRAWN_AGENTS, DRAWN_LINKS = 300, 1500  # what a person can still tell apart, generously
 _MOST_EDGES = 20_000
@@ -27,6 +29,10 @@ class Graph:
     name: str
     agents: Sequence[str]
     weights: Mapping[tuple[int, int], float | None]
+
+    def unused(self) -> list[Link]:
+        """Its links, of a run that does not tell what they carried."""
+        return [Link(a=a, b=b, weight=weight) for (a, b), weight in self.weights.items()]
 
     def places(self) -> Floats | None:
         """Where its agents are drawn, `(n, 2)`; None if it is too large to be read."""

@@ -51,7 +51,7 @@ def table(
         lines.append(f"<tr>{''.join(cells)}</tr>")
     # Whoever has no pointer scrolls it with the keys, once it has the focus.
     return (
-        f'<div class="wide" tabindex="0" role="region" aria-label="{escape(caption)}"><table>'
+        f'<div class="wide" tabindex="0" role="group" aria-label="{escape(caption)}"><table>'
         f"<caption>{escape(caption)}</caption><thead><tr>{heads}</tr></thead>"
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )

@@ -59,10 +59,17 @@ def number(value: Any) -> float:
     return found if math.isfinite(found) else math.nan
 
 
-def numbers(value: Any, n: int) -> list[float]:
-    """`n` numbers of a list, NaN where it has none."""
-    found = [number(v) for v in value[:n]] if isinstance(value, list) else []
-    return found + [math.nan] * (n - len(found))
+def numbers(value: Any, n: int) -> NDArray[np.float64]:
+    """`n` numbers of a list, `(n,)`, NaN where it has none."""
+    listed = value[:n] if isinstance(value, list) else []
+    found = np.full(n, np.nan)
+    try:
+        plain = {*map(type, listed)} <= {int, float}  # ten times as fast as one by one
+        found[: len(listed)] = listed if plain else [number(v) for v in listed]
+    except OverflowError:
+        found[: len(listed)] = [number(v) for v in listed]
+    found[np.isinf(found)] = np.nan
+    return found
 
 
 def vertices(value: Any, n: int) -> list[int]:

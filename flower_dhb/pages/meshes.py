@@ -30,7 +30,7 @@ def read_mesh(path: Path, folders: Mapping[int, Path]) -> Run:
     folders: of its devices, by vertex. Raises ConfigError if no device has a history.
     """
     notes: list[str] = []
-    overview = _overview(path / "mesh.toml", notes)
+    overview = _overview(path, notes)
     told: dict[int, _Rounds] = {}
     for v, folder in sorted(folders.items()):
         found = [
@@ -226,7 +226,7 @@ def _graph(
         return None
     name = text(overview.get("topology", ""))
     ends = sorted((min(pair), max(pair)) for pair in pairs if pair[0] != pair[1])
-    planned = graphs.of_name(name, text(overview.get("weights", ""))) if name else None
+    planned = graphs.of_name(name, text(overview.get("weights", graphs.WEIGHTS))) if name else None
     known = planned.weights if planned is not None and {*planned.weights} == {*ends} else {}
     return graphs.Graph(
         name=name or "as the devices say",
@@ -257,15 +257,19 @@ def _config(overview: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _overview(path: Path, notes: list[str]) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        notes.append(
-            "mesh.toml is not there, so weights and configuration are not known; "
-            "copy it from the mesh's folder"
-        )
-    except (OSError, ValueError, RecursionError):
-        notes.append("mesh.toml: is damaged, and left out")
+    """What the operator knows of the mesh: in its own folder, or as `mesh fetch` has copied it."""
+    for name in ("mesh.toml", "overview.toml"):
+        try:
+            return tomllib.loads((path / name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, RecursionError):
+            notes.append(f"{name}: is damaged, and left out")
+            return {}
+    notes.append(
+        "overview.toml is not there, so weights and configuration are not known; fetch again "
+        "with 'flower-dhb mesh fetch', or copy mesh.toml from the mesh's folder"
+    )
     return {}
 
 

@@ -58,13 +58,15 @@ class Run:
     runtime: where it ran, in words. agents: names, `(n,)`. rounds: numbers of the recorded
     rounds, `(k,)`, ascending. planned: how many there were to be, 0 if that is not known.
     seconds, bytes: since the start, `(k,)`. bands: mean, worst and best agent of each metric,
-    `(k, 3)`. average_model: metrics of the network average, `(k,)`. consensus: distance, `(k,)`.
+    `(k, 3)`; the best is NaN where only the others are known. average_model: metrics of the
+    network average, `(k,)`. consensus: distance, `(k,)`.
     part: what each agent did, `(k, n)`, one of `TOOK_PART`, `MISSING`, `REJOINED`, `UNKNOWN`.
     last: each agent's last value of each metric, `(n,)`. agent_bytes: sent or received by each,
     `(n,)`. graph: name of the communication graph, empty if unknown. places: where to draw its
     agents, `(n, 2)`, within -1 and 1; None if there is nothing to draw. warnings: with the round
     in which each was told. split: samples of each class that each agent has, `(classes, n)`.
     again: the command that repeats it, empty if that is not known. notes: what could not be read.
+    way: root mean square over agents of the distance from the start, `(k,)`, empty if unknown.
     """
 
     name: str
@@ -91,6 +93,7 @@ class Run:
     versions: Mapping[str, str] = field(default_factory=dict)
     again: str = ""
     notes: Sequence[str] = ()
+    way: Floats = field(default_factory=lambda: np.zeros(0))
 
     @property
     def n_agents(self) -> int:

@@ -14,16 +14,23 @@ from numpy.typing import NDArray
 
 from flower_dhb.errors import ConfigError
 from flower_dhb.pages import graphs
+from flower_dhb.pages.comparisons import is_comparison, read_comparison
 from flower_dhb.pages.events import Events
 from flower_dhb.pages.lines import number, numbers, read_rounds, running, text, texts, vertices
 from flower_dhb.pages.meshes import read_mesh
 from flower_dhb.pages.model import MISSING, REJOINED, TOOK_PART, Floats, Link, Run
 
-__all__ = ["read_run"]
+__all__ = ["read_run", "read_runs"]
 
 _MOST_AGENTS = 20_000
+_BLOCK = 512  # links whose rounds are held at a time
 _BANDS = ("mean", "worst", "best")
 _OURS = ("bytes_sent", "consensus")  # begin no name of a metric
+
+
+def read_runs(path: Path) -> list[Run]:
+    """What a folder holds: one run, or the methods of a comparison. Raises ConfigError if none."""
+    return read_comparison(path) if is_comparison(path) else [read_run(path)]
 
 
 def read_run(path: Path) -> Run:
@@ -44,8 +51,9 @@ def read_run(path: Path) -> Run:
     if devices or (path / "mesh.toml").exists():
         return read_mesh(path, devices)
     raise ConfigError(
-        f"{path}: holds no run: neither history.jsonl, which a run writes, nor mesh.toml or "
-        "vertex-0, vertex-1, …, which 'mesh create' and 'mesh fetch' write"
+        f"{path}: holds no run: neither history.jsonl, which a run writes, nor compare.json, which "
+        "'compare' writes, nor mesh.toml or vertex-0, vertex-1, …, which 'mesh create' and 'mesh "
+        "fetch' write"
     )
 
 
@@ -55,7 +63,9 @@ def _of_flower(path: Path) -> Run:
     about = _json(path / "run.json", notes)
     graph = graphs.of_edges(about.get("topology"))
     if graph is None:
-        graph = graphs.of_name(str(config.get("topology", "")), str(config.get("weights", "")))
+        graph = graphs.of_name(
+            str(config.get("topology", "")), str(config.get("weights", graphs.WEIGHTS))
+        )
     if graph is None:
         notes.append("the communication graph is not known")
     n = len(graph.agents) if graph is not None else _count(rows)
@@ -84,6 +94,7 @@ def _of_flower(path: Path) -> Run:
         bands=bands,
         average_model=_columns(rows, "_average_model"),
         consensus=np.array([number(row.get("consensus_distance")) for row in rows], np.float64),
+        way=np.array([number(row.get("distance_from_start")) for row in rows], np.float64),
         part=part,
         last=_last(rows, n, bands),
         agent_bytes=np.nansum(by_agent, axis=0) if len(rows) else np.full(n, np.nan),
@@ -103,20 +114,30 @@ def _of_flower(path: Path) -> Run:
 def _links(graph: graphs.Graph, part: NDArray[np.int8], by_agent: Floats) -> list[Link]:
     """What each edge carried: an edge counts in a round in which both its ends delivered."""
     there = part == TOOK_PART
-    partners = np.zeros(part.shape)
+    partners = np.zeros((part.shape[1], part.shape[0]))  # by agent: its rows lie together
+    here = np.ascontiguousarray(there.T)
     for a, b in graph.weights:
-        both = there[:, a] & there[:, b]
-        partners[:, a] += both
-        partners[:, b] += both
+        both = here[a] & here[b]
+        partners[a] += both
+        partners[b] += both
+    partners = partners.T
     # A round's payload goes in equal parts to all neighbors that took part.
     each = np.divide(by_agent, partners, out=np.zeros(part.shape), where=partners > 0)
     known = bool(np.isfinite(by_agent).any())
-    found = []
-    for (a, b), weight in graph.weights.items():
+    ends = np.array([*graph.weights], np.int64).reshape(-1, 2)
+    failed, carried = np.zeros(len(ends), np.int64), np.zeros(len(ends))
+    for start in range(0, len(ends), _BLOCK):
+        a, b = ends[start : start + _BLOCK].T
         both = there[:, a] & there[:, b]
-        carried = int(np.nansum(np.where(both, each[:, a] + each[:, b], 0.0))) if known else None
-        found.append(Link(a=a, b=b, weight=weight, failed=int((~both).sum()), bytes=carried))
-    return found
+        failed[start : start + _BLOCK] = (~both).sum(axis=0)
+        sent = np.where(both, np.nan_to_num(each[:, a] + each[:, b]), 0.0)
+        carried[start : start + _BLOCK] = sent.sum(axis=0)
+    return [
+        Link(a=a, b=b, weight=weight, failed=int(failed[at]), bytes=int(sent) if known else None)
+        for at, (((a, b), weight), sent) in enumerate(
+            zip(graph.weights.items(), carried, strict=True)
+        )
+    ]
 
 
 def _part(rows: Sequence[Mapping[str, Any]], n: int) -> NDArray[np.int8]:
@@ -158,7 +179,7 @@ def _last(rows: Sequence[Mapping[str, Any]], n: int, names: Iterable[str]) -> di
     for name in names:
         value = np.full(n, np.nan)
         for row in reversed(rows):
-            here = np.array(numbers(row.get(name), n), np.float64)
+            here = numbers(row.get(name), n)
             value = np.where(np.isnan(value), here, value)
             if np.isfinite(value).all():
                 break

@@ -11,6 +11,7 @@ from flower_dhb.errors import ConfigError
 from flower_dhb.extras import load
 from flower_dhb.pages.charts import (
     COLORS,
+    DASHES,
     LINKS,
     LINKS_HEAD,
     Picture,
@@ -59,7 +60,8 @@ def report(runs: Sequence[Run], library: str) -> str:
     ]
     share = len(runs)
     for at, (run, name) in enumerate(zip(runs, names, strict=True)):
-        parts.append(_one(run, name if share > 1 else "", at, share))
+        same = next((n for r, n in zip(runs[:at], names, strict=False) if _alike(r, run)), "")
+        parts.append(_one(run, name if share > 1 else "", at, share, same))
     parts.append(f"</main><footer><p>Made by flower-dhb {escape(__version__)}. This page fetches "
                  "nothing and needs no server.</p></footer>")  # fmt: skip
     parts.append("<noscript><p>The pictures need JavaScript; all their numbers are in the tables."
@@ -161,8 +163,23 @@ def _curves(runs: Sequence[Run], names: Sequence[str]) -> str:
         f"{' checked' if value == 'r' else ''}>{label}</label>"
         for value, label in choices
     )
+    legend = _legend(names) if len(names) > 1 else ""
     form = f"<fieldset><legend>Curves over</legend>{radios}</fieldset>" if choices[1:] else ""
-    return f'{head}{form}<div class="pictures">{_figures(pictures, 3)}</div></section>'
+    return f'{head}{form}{legend}<div class="pictures">{_figures(pictures, 3)}</div></section>'
+
+
+def _legend(names: Sequence[str]) -> str:
+    """Which line is whose: by color and dashes, as in the pictures."""
+    items = []
+    for at, name in enumerate(names):
+        dashes = " ".join(str(length) for length in DASHES[at] if DASHES[at][-1])
+        line = (
+            f'<svg class="swatch run-{at}" viewBox="0 0 36 10" width="36" height="10" '
+            f'aria-hidden="true"><line x1="0" y1="5" x2="36" y2="5" stroke-dasharray="{dashes}"/>'
+            "</svg>"
+        )
+        items.append(f"<li>{line}{escape(name)}</li>")
+    return f'<ul class="legend" aria-label="Runs">{"".join(items)}</ul>'
 
 
 def _figures(pictures: Iterable[Picture], level: int) -> str:
@@ -190,18 +207,27 @@ def _figure(picture: Picture, level: int) -> str:
     )
 
 
-def _one(run: Run, name: str, at: int, share: int) -> str:
-    """All that is of one run alone. name: empty if it is the only one."""
+def _alike(one: Run, other: Run) -> bool:
+    """Whether two pictures of their graphs would be the same."""
+    return bool(one.links) and one.graph == other.graph and list(one.links) == list(other.links)
+
+
+def _one(run: Run, name: str, at: int, share: int, same: str = "") -> str:
+    """All that is of one run alone.
+
+    name: empty if it is the only one. same: name of a run before it with the very same graph.
+    """
     level = 3
     pictures = [
         part_picture(run, f"part-{at}", share),
-        (graph := graph_picture(run, f"graph-{at}", share)),
+        (graph := None if same else graph_picture(run, f"graph-{at}", share)),
         split_picture(run, f"split-{at}"),
     ]
     shown = [picture for picture in pictures if picture is not None]
     figures = f'<div class="pictures">{_figures(shown, level)}</div>' if shown else ""
     title = f"The run {name}" if name else "Agents and links"
-    links = _links(run, share) if graph is None else ""
+    links = f"<p>Its graph is that of {escape(same)}.</p>" if same else ""
+    links = links or (_links(run, share) if graph is None else "")
     tables = f"{links}{_agents(run, share)}{_events(run)}{_settings(run)}"
     head = f'<h2 id="run-{at}">{escape(title)}</h2>'
     return f'<section aria-labelledby="run-{at}">{head}{figures}{tables}</section>'
@@ -238,7 +264,7 @@ def _agents(run: Run, share: int) -> str:
                 run.agents[i],
                 f"{degrees[i]:,}" if run.links else "–",
                 *(score(metric, float(run.last[metric][i])) for metric in metrics),
-                f"{missed[i]:,} of {told[i]:,}",
+                f"{missed[i]:,} of {told[i]:,}" if told[i] else "–",
                 amount(float(run.agent_bytes[i])),
                 ranges(absent) or "–",
             ]

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 
-from flower_dhb.metrics import is_better_when_lower
-from flower_dhb.pages.model import UNKNOWN, Run
+from flower_dhb.pages.concerns import Concern, concerns, final
+from flower_dhb.pages.model import MISSING, UNKNOWN, Run
 from flower_dhb.pages.words import amount, count, duration, names_text, score
 from flower_dhb.runs.table import main_metric
 
-__all__ = ["QUESTIONS", "Verdict", "verdict"]
+__all__ = ["QUESTIONS", "Mood", "Verdict", "verdict"]
 
 QUESTIONS = (
     "Did it work?",
@@ -20,84 +21,114 @@ QUESTIONS = (
     "What did it cost?",
     "What should I change?",
 )
+Mood: TypeAlias = Literal["good", "mixed", "bad"]
+
 _OFTEN = 0.1  # share of the rounds that an agent missed
-_BELOW, _DEVIATIONS, _FEWEST = 0.1, 5.0, 4  # what makes one agent's score stand out
-_STILL = 0.01  # gain over the last fifth of the rounds, relative, of a run that still improves
+_SHARE_MISSED, _MOST_MISSED = 0.2, 0.5  # of all contributions
 
 
 @dataclass(frozen=True)
 class Verdict:
     """mood: how it went as a whole. sentence: all of it. answers: to `QUESTIONS`, in order."""
 
-    mood: Literal["good", "mixed", "bad"]
+    mood: Mood
     sentence: str
     answers: tuple[str, str, str, str]
 
 
 def verdict(run: Run) -> Verdict:
-    """Judge a run by what it has recorded."""
+    """Judge a run by what it has recorded: rounds, scores, distances, and who took part."""
     if not len(run.rounds):
         nothing = "No round was finished."
         change = "See the run's log for the reason; it wrote its folder and no round."
         return Verdict("bad", nothing, (nothing, "Nobody: no round.", "Nothing.", change))
-    finished = not run.planned or run.last_round >= run.planned
     name = main_metric(run.bands)
-    behind = _behind(run, name)
-    worked = _worked(run, name, finished)
+    absent = _absent(run)
+    # What the run itself has said comes first: it saw more than it has written down.
+    found = [*_ending(run, name), *(Concern("mixed", "", t, "warning") for _, t in run.warnings)]
+    found += [*concerns(run, name), *_missed(run, absent)]
+    # The gravest first; of equally grave ones the order in which they were found.
+    found.sort(key=lambda each: ("bad", "mixed", "good").index(each.mood))
+    behind = [*absent, *(each.text for each in found if each.about == "agents")]
     cost = _cost(run)
-    change = _change(run, name, behind, finished)
-    good = finished and not behind and not run.warnings and name is not None
-    mood: Literal["good", "mixed", "bad"] = "good" if good else "mixed"
-    if not finished or (name is not None and np.isnan(_final(run, name)[0])):
-        mood = "bad"
-    slow = f"; {behind[0]}" if behind else "; nobody fell behind"
-    warned = f"; {count(len(run.warnings), 'warning')}" if run.warnings else ""
-    sentence = f"{worked[0]}{slow}; it cost {cost}{warned}."
-    others = " ".join(f"{text[0].upper()}{text[1:]}." for text in behind)
+    worked = _worked(run, name)
+    said = [*absent, *(each.text for each in found if each.text and each.about != "rounds")]
+    warned = [count(len(run.warnings), "warning")] if run.warnings else []
+    parts = [worked[0], *said, *([] if behind else ["nobody fell behind"])]
+    sentence = "; ".join([*parts, f"it cost {cost}", *warned]) + "."
+    scores = [each.text for each in found if each.text and each.about == "run"]
     return Verdict(
-        mood,
+        found[0].mood if found else "good",
         sentence,
         (
-            ". ".join(worked) + ".",
-            others or "Nobody: all agents took part, and none is far below the others.",
+            " ".join(f"{text[0].upper()}{text[1:]}." for text in [*worked, *scores]),
+            " ".join(f"{text[0].upper()}{text[1:]}." for text in behind)
+            or "Nobody: all agents took part, and none is far below the others.",
             f"{cost[0].upper()}{cost[1:]}.",
-            change,
+            _advice(found),
         ),
     )
 
 
-def _final(run: Run, name: str) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """Mean, worst and best agent in the last round that was evaluated."""
-    known = np.flatnonzero(np.isfinite(run.bands[name][:, 0]))
-    return np.asarray(run.bands[name][known[-1] if len(known) else -1], np.float64)
+def _advice(found: Sequence[Concern]) -> str:
+    """What to change, in one sentence: that of the gravest concern."""
+    advice = next((each.advice for each in found if each.advice), "Nothing that this page can see")
+    return advice if advice.endswith(".") else f"{advice}."
 
 
-def _worked(run: Run, name: str | None, finished: bool) -> list[str]:
+def _ending(run: Run, name: str | None) -> list[Concern]:
+    """Whether the run came to its end, and has told anything."""
+    found = []
+    if run.planned and run.last_round < run.planned:
+        found.append(
+            Concern(
+                "bad",
+                "",
+                "The run is not over, or was cut off: its log says why, and a run goes on with "
+                "`resume` in its run config",
+                "rounds",
+            )
+        )
+    if name is None:
+        found.append(
+            Concern(
+                "mixed",
+                "",
+                "Let the app's evaluate function return a metric, and evaluate-every be above 0",
+                "rounds",
+            )
+        )
+    return found
+
+
+def _worked(run: Run, name: str | None) -> list[str]:
+    finished = not run.planned or run.last_round >= run.planned
     of = f" of {run.planned:,}" if run.planned else ""
     who = count(run.n_agents, "agent") if run.n_agents else "The agents"
     done = "finished" if finished else "stopped after"
-    said = [f"{who} {done} {run.last_round:,}{of} {'round' if run.planned == 1 else 'rounds'}"]
+    one = run.planned == 1 or (not run.planned and run.last_round == 1)
+    said = [f"{who} {done} {run.last_round:,}{of} {'round' if one else 'rounds'}"]
     if name is None:
-        return [*said, "No metric of the agents' models was recorded"]
-    mean, worst, _ = _final(run, name)
+        return [*said, "no metric of the agents' models was recorded"]
+    mean, worst, _ = final(run, name)
     said[0] += f" with {name} {score(name, mean)} on average"
     if np.isfinite(worst) and score(name, worst) != score(name, mean):
         said[0] += f" and {score(name, worst)} at the worst agent"
     average = run.average_model.get(name)
     if average is not None:
         last = average[np.isfinite(average)][-1]
-        said.append(f"The average of all models has {score(name, last)}")
+        said.append(f"the average of all models has {score(name, last)}")
     distance = run.consensus[np.isfinite(run.consensus)]
     if len(distance) > 1 and distance.max() > 0:
         said.append(
-            f"The consensus distance ended at {distance[-1]:.3g}; its highest was "
+            f"the consensus distance ended at {distance[-1]:.3g}; its highest was "
             f"{distance.max():.3g}"
         )
     return said
 
 
-def _behind(run: Run, name: str | None) -> list[str]:
-    """Who missed many rounds, and whose model is far below the others'."""
+def _absent(run: Run) -> list[str]:
+    """Who missed many rounds."""
     found = []
     missed = run.missed
     told = (run.part != UNKNOWN).sum(axis=0)
@@ -106,22 +137,25 @@ def _behind(run: Run, name: str | None) -> list[str]:
         who = names_text([run.agents[i] for i in late])
         most = f"{missed[late[0]]:,} of {told[late[0]]:,} rounds"
         found.append(f"{who} missed {most}" if len(late) == 1 else f"{who} missed up to {most}")
-    silent = [i for i in range(run.n_agents) if len(told) and told[i] == 0]
+    silent = [i for i in range(run.n_agents) if told.any() and told[i] == 0]
     if silent:
         found.append(f"nothing is known of {names_text([run.agents[i] for i in silent])}")
-    values = run.last.get(name or "")
-    if values is not None and np.isfinite(values).sum() >= _FEWEST:
-        sign = -1.0 if is_better_when_lower(name or "") else 1.0
-        below = sign * (np.nanmedian(values) - values)
-        scale = np.nanmedian(np.abs(below)) * _DEVIATIONS
-        least = _BELOW * abs(float(np.nanmedian(values)))
-        low = [i for i in np.argsort(-below) if below[i] > max(scale, least)]
-        if low:
-            who = names_text([run.agents[i] for i in low])
-            found.append(
-                f"{who} ended far below the others, at {score(name or '', values[low[0]])}"
-            )
     return found
+
+
+def _missed(run: Run, absent: Sequence[str]) -> list[Concern]:
+    known = int((run.part != UNKNOWN).sum())
+    share = int((run.part == MISSING).sum()) / known if known else 0.0
+    if not absent:
+        return []
+    mood: Mood = "bad" if share > _MOST_MISSED else "mixed"
+    advice = (
+        "Give the rounds a longer deadline, or the slow agents fewer local steps: too many "
+        "contributions came too late or not at all"
+        if share > _SHARE_MISSED
+        else "Look at the logs of the agents named, or give the rounds a longer deadline"
+    )
+    return [Concern(mood, "", advice, "rounds")]
 
 
 def _cost(run: Run) -> str:
@@ -134,34 +168,3 @@ def _cost(run: Run) -> str:
         n = max(run.n_agents, 1)
         parts.append(f"{amount(carried)} between agents ({amount(carried / n)} an agent)")
     return " and ".join(parts) or "a time and traffic that were not recorded"
-
-
-def _change(run: Run, name: str | None, behind: list[str], finished: bool) -> str:
-    said = [text if text.endswith(".") else f"{text}." for _, text in run.warnings]
-    if not finished:
-        said.append(
-            "The run is not over, or was cut off: its log says why, and a run goes on with "
-            "`resume` in its run config."
-        )
-    if name is None:
-        said.append(
-            "Let the app's evaluate function return a metric, and evaluate-every be above 0."
-        )
-    elif (gain := _still_improving(run, name)) and finished and not run.warnings:
-        said.append(
-            f"The agents' {name} still improved by {gain:.1%} in the last fifth of the rounds: "
-            "more rounds would help."
-        )
-    if behind and not said:
-        said.append("Look at the log of the agents named, or give the rounds a longer deadline.")
-    return " ".join(said) or "Nothing that this page could see."
-
-
-def _still_improving(run: Run, name: str) -> float:
-    mean = run.bands[name][:, 0]
-    mean = mean[np.isfinite(mean)]
-    if len(mean) < 5:
-        return 0.0
-    before, now = float(mean[-1 - len(mean) // 5]), float(mean[-1])
-    gain = before - now if is_better_when_lower(name) else now - before
-    return gain / abs(before) if before and gain / abs(before) > _STILL else 0.0

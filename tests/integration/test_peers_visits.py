@@ -8,6 +8,7 @@ import pytest
 import safetensors
 from safetensors.numpy import load_file
 
+from flower_dhb.pages.reading import read_run
 from flower_dhb.peer.device.ending import Ending
 from flower_dhb.peer.mesh.create import Host, local_hosts
 from flower_dhb.peer.wire import relay_pb2 as pb
@@ -66,6 +67,9 @@ def test_fetch_export_stop_and_go_on(tmp_path):
             lines = (out / f"vertex-{v}" / "history.jsonl").read_text().splitlines()
             assert json.loads(lines[0])["round"] == 1
             assert json.loads((out / f"vertex-{v}" / "status.json").read_text())["software"]
+        found = read_run(out)  # with its graph, of which vertex 2 has told nothing
+        assert {(link.a, link.b) for link in found.links} == {(0, 1), (1, 2)}
+        assert found.links[0].weight == pytest.approx(1 / 3)
         assert "takes part in mesh" in (out / "vertex-0" / "peer.log").read_text()
         assert "vertex 1: no logs: it keeps no log file" in first.stdout
         replayed = run_cli("replay", mesh.out, "--records", out)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from pathlib import Path
 
 from .campaign import Report, campaign, run_one
+from .leaving import leave
 from .plan import profile_of
 from .profiles import PROFILES
 from .trace import Trace
@@ -33,6 +35,9 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1, help="processes of a campaign")
     parser.add_argument("--trace", action="store_true", help="print every event of the schedule")
     parser.add_argument("--heartbeats", action="store_true", help="signs of life, too")
+    parser.add_argument(
+        "--out", type=Path, help="of one schedule: a folder for 'flower-dhb report'"
+    )
     options = parser.parse_args()
     if options.events is not None:
         report = campaign(
@@ -51,6 +56,8 @@ def main() -> int:
     for name, number in sorted(world.counts.items()):
         print(f"{number:>8}  {name}")
     print(f"{world.events} events, {world.now:.3f} s of virtual time in {seconds:.3f} s")
+    if options.out is not None:
+        leave(world, options.out)
     if found is not None:
         print(f"VIOLATION: {found}")
     return found is not None

@@ -16,7 +16,7 @@ from flower_dhb.metrics import RoundRecord
 from flower_dhb.pages import report as page_of
 from flower_dhb.pages.html import data, escape
 from flower_dhb.pages.model import MISSING, REJOINED, TOOK_PART, UNKNOWN
-from flower_dhb.pages.reading import read_run
+from flower_dhb.pages.reading import read_run, read_runs
 from flower_dhb.pages.report import report
 from flower_dhb.pages.thinning import blocks, kept
 from flower_dhb.pages.verdict import verdict
@@ -223,7 +223,7 @@ def test_peers_are_read_from_what_each_tells(fetched):
     assert {(link.a, link.b): link.failed for link in found.links} == {(0, 1): 2, (1, 2): 1}
     assert {(link.a, link.b): link.bytes for link in found.links} == {(0, 1): 200, (1, 2): 200}
     assert found.versions == dict.fromkeys(["vertex 0", "vertex 1", "vertex 2"], "0.1.0")
-    assert "mesh.toml is not there" in found.notes[0]
+    assert "overview.toml is not there" in found.notes[0]
     page = Page(report([found], LIBRARY))
     assert "of 3 rounds" in page.text
     assert "alert(1)" in page.text  # as text
@@ -269,6 +269,150 @@ def test_an_agent_far_below_the_others_is_named(tmp_path):
     folder.append(record(1, n=5, evaluate=evaluate))
     said = verdict(read_run(folder.path)).answers[1]
     assert said == "Agent 3 ended far below the others, at 20.0%."
+
+
+def course(tmp_path, mean, *, worst=None, split=None, distance=None, way=None, name="accuracy"):
+    """What is said of a run whose mean score went so; None is what was not recorded."""
+    lines = []
+    for k, value in enumerate(mean, 1):
+        row = {"round": k, f"{name}_mean": value, f"{name}_worst": worst or value}
+        row[name] = [value, worst or value]
+        row |= {"consensus_distance": (distance or {}).get(k), "distance_from_start": way}
+        lines.append(json.dumps(row) + "\n")
+    (tmp_path / "history.jsonl").write_text("".join(lines))
+    (tmp_path / "config.toml").write_text(f'topology = "path:2"\nrounds = {len(mean)}\n')
+    if split:
+        (tmp_path / "split.json").write_text(json.dumps({"counts": [[1, 1]] * split}))
+    return verdict(read_run(tmp_path))
+
+
+RISING = [0.2, 0.5, 0.7, 0.8, 0.85, 0.88, 0.89, 0.895, 0.9, 0.901]
+
+
+@pytest.mark.parametrize(
+    ("mean", "more", "mood", "says", "advice"),
+    [
+        (RISING, {}, "good", "nobody fell behind", "Nothing that this page can see."),
+        (RISING, {"worst": 0.002}, "bad", "the worst agent (agent 1) is 90 points below the mean",
+         "Give that agent more neighbors"),
+        (RISING, {"worst": 0.75}, "mixed", "is 15 points below the mean", "more neighbors"),
+        ([0.1] * 6, {}, "bad", "accuracy did not rise: 10.0% at first", "another learning rate"),
+        ([0.95] * 6, {}, "good", "nobody fell behind", "Nothing"),
+        ([0.2, 0.6, 0.9, 0.9, 0.4], {}, "bad", "fell again, from 90.0% in round 3", "smaller"),
+        ([0.2, 0.6, 0.9, 0.9, 0.74], {}, "mixed", "fell again, from 90.0%", "smaller"),
+        ([0.2, 0.6, 0.9, None, None], {}, "bad", "after round 3 accuracy was recorded no more",
+         "diverged"),
+        ([0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8], {}, "mixed", "still improved by 14.3%", "rounds"),
+        ([0.2, 0.3, 0.4, 0.5, 0.51, 0.51], {}, "mixed", "51.0% is little", "under FedAvg"),
+        ([0.08, 0.1, 0.12, 0.14], {"split": 10}, "bad", "guessing among 10 classes", "one agent"),
+        ([0.4, 0.5, 0.6, 0.6], {"split": 100}, "mixed", "60.0% is little", "FedAvg"),
+        ([2.0, 1.0, 0.5, 3.0], {"name": "loss"}, "bad", "rose again, from 0.5", "smaller"),
+        ([2.0, 2.0, 2.0], {"name": "loss"}, "bad", "loss did not fall: 2 at first", "another"),
+        ([0.9] * 10, {"distance": {k: 1.0 * k for k in range(1, 11)}}, "mixed",
+         "the agents still moved apart", "spectral gap"),
+        # They come as much further as they move apart.
+        ([0.9] * 10, {"distance": dict.fromkeys(range(1, 11), 1.0), "way": 5.0}, "good", "", ""),
+    ],
+)  # fmt: skip
+def test_the_verdict_looks_at_scores(tmp_path, mean, more, mood, says, advice):
+    found = course(tmp_path, mean, **more)
+    assert says in found.sentence
+    assert advice in found.answers[3]
+    assert found.mood == mood
+    assert found.answers[3].count(". ") == 0  # one sentence
+
+
+def test_a_config_without_weights_has_the_usual_ones(run):
+    (run / "run.json").unlink()
+    found = read_run(run)
+    assert {(link.a, link.b) for link in found.links} == {(0, 1), (1, 2), (2, 3)}
+    assert found.links[0].weight == pytest.approx(1 / 3)
+    (run / "config.toml").write_text('topology = "path:4"\nweights = "lazy"\n')
+    assert read_run(run).links[0].weight == pytest.approx(1 / 6)
+
+
+# --- comparisons, simulated schedules --------------------------------------------------------
+
+
+def comparison(folder, methods=("dmsgd", "dsgd"), seeds=2):
+    """What `compare` writes, as far as it is read."""
+    outcomes = []
+    for at, method in enumerate(methods):
+        for graph in ("path:3", "star:3"):
+            curves = {
+                "rounds": [5, 10], "mean": [0.5, 0.8 - 0.01 * at], "worst": [0.4, 0.7],
+                "average": [0.6, 0.9], "consensus": [2.0, 1.0], "megabytes": [1.0, 2.0],
+                "agents": [0.7, 0.8, 0.9], "stopped": "",
+            }  # fmt: skip
+            runs = [curves, {**curves, "mean": [0.7, 0.9], "stopped": "round 11: NaN"}][:seeds]
+            outcomes.append({"topology": graph, "split": "iid", "local_steps": 1, "method": method,
+                             "learning_rate": 0.1, "runs": runs})  # fmt: skip
+    settings = {"weights": "metropolis", "rounds": 10, "topologies": ["path:3", "star:3"]}
+    document = {"settings": settings, "metric": "accuracy", "versions": {}, "outcomes": outcomes}
+    folder.mkdir()
+    (folder / "compare.json").write_text(json.dumps(document))
+    return folder
+
+
+def test_a_comparison_is_a_run_for_each_method_and_graph(tmp_path):
+    found = read_runs(comparison(tmp_path / "c"))
+    names = [f"{method}, {graph}" for method in ("dmsgd", "dsgd") for graph in ("path:3", "star:3")]
+    assert [run.name for run in found] == names
+    assert found[0].bands["accuracy"][:, :2].tolist() == [
+        pytest.approx([0.6, 0.4]), pytest.approx([0.85, 0.7])
+    ]  # fmt: skip
+    assert np.isnan(found[0].bands["accuracy"][:, 2]).all()
+    assert found[0].last["accuracy"].tolist() == [0.7, 0.8, 0.9]
+    assert [(link.a, link.b) for link in found[1].links] == [(0, 1), (0, 2)]
+    assert "a run was stopped: round 11: NaN" in found[0].warnings[0][1]
+    page = Page(report(found, LIBRARY))
+    assert "mean over 2 seeds" in page.text
+    assert "from the worst agent to the mean" in page.text
+    assert "Its graph is that of dmsgd, path:3." in page.text
+    assert "nothing is known of" not in page.text
+
+
+def test_of_many_methods_the_best_are_shown(tmp_path):
+    found = read_runs(comparison(tmp_path / "c", methods="abcdef", seeds=1))
+    assert [run.name[0] for run in found] == [*"aabbccdd"]
+    assert "8 of 12 runs of the comparison are shown" in found[0].notes[0]
+
+
+def test_a_comparison_that_goes_on_is_read_from_its_runs(tmp_path):
+    words = ["--problem", "quadratic", "--methods", "dsgd,dmsgd", "--seeds", "1", "--rounds", "6"]
+    out = tmp_path / "c"
+    said = ["--topology", "ring:4", "--jobs", "1", "--no-pictures", "--out", str(out)]
+    assert main(["compare", *words, *said]) == 0
+    whole = read_runs(out)
+    (out / "compare.json").unlink()
+    part = read_runs(out)
+    assert {run.name for run in part} == {run.name for run in whole} == {"dsgd", "dmsgd"}
+    mean = {run.name: next(iter(run.bands.values()))[:, 0].tolist() for run in whole}
+    assert {run.name: run.bands["error"][:, 0].tolist() for run in part} == mean
+    assert "is not finished" in part[0].notes[0]
+    (out / "compare.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"compare\.json: is damaged"):
+        read_runs(out)
+
+
+def test_a_simulated_schedule_leaves_what_can_be_read(tmp_path):
+    from tests.simulation.campaign import run_one
+    from tests.simulation.leaving import leave
+
+    world, _ = run_one(3, "pairs")
+    leave(world, tmp_path / "s")
+    found = read_run(tmp_path / "s")
+    assert found.n_agents == world.plan.size
+    assert {(link.a, link.b) for link in found.links} == {*world.plan.edges}
+    assert found.last_round == world.plan.rounds
+    one, other = found.links[0].a, found.links[0].b
+    stories = [world.hosts[v].verdicts for v in (one, other)]
+    whole = sum(
+        other in stories[0].get(r, (0, {}))[1] and one in stories[1].get(r, (0, {}))[1]
+        for r in range(1, found.last_round + 1)
+    )
+    assert found.links[0].failed == found.last_round - whole > 0
+    assert not found.notes
 
 
 def test_words():

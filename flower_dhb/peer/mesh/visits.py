@@ -80,6 +80,8 @@ def fetch(
 ) -> tuple[dict[int, Fetched], dict[int, str]]:
     """Fetch files into `out/vertex-3`, each there whole or not at all.
 
+    What the mesh is, `mesh.toml`, is copied to `out/overview.toml`: graph, names, weights.
+
     Of records only what is not there yet is fetched, so that whoever was interrupted goes on.
     Returns what came, and why others sent nothing, by vertex. Raises ConfigError if `out` is a
     mesh, and NotNowError if it takes no files.
@@ -113,6 +115,12 @@ def fetch(
         thread.start()
     for thread in threads:
         thread.join()
+    if found and not broken:
+        try:
+            overview = (fleet.directory / "mesh.toml").read_bytes()
+            write_durably(out / "overview.toml", overview)
+        except OSError as full:
+            broken.append(full)
     for error in broken:
         if isinstance(error, OSError):
             text = f"{error.filename or out}: {error.strerror or error}"
