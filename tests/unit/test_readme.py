@@ -40,8 +40,14 @@ def the_block_with(text):
 
 
 def test_every_python_block_is_run_by_one_of_these_tests():
-    assert len(PYTHON) == 4
-    for text in ("quickstart", "collect_models=True", "def local_step", "from_edges"):
+    assert len(PYTHON) == 5
+    for text in (
+        "good_enough",
+        "quickstart",
+        "collect_models=True",
+        "def local_step",
+        "from_edges",
+    ):
         assert the_block_with(text)
 
 
@@ -135,6 +141,37 @@ def test_the_whole_app_runs_and_saves_a_model_before_and_after(version, tmp_path
     whole = [client["load"](types.SimpleNamespace(node_config=node)) for node in nodes]
     right = [(x @ w > 0) == y for x, y in whole]
     assert np.mean(np.concatenate(right)) > 0.97  # 0.63 are of one class
+
+
+def test_the_early_stop_ends_the_app_with_its_model(tmp_path, monkeypatch):
+    """The app as shown, with the strategy as shown."""
+    client, server = before_and_after()[1]
+    strategy = executed(the_block_with("good_enough"))["strategy"]
+    server = server.replace("ServerlessStrategy(Topology.ring(8))", "shown")
+    client, server = executed(client), executed(server, shown=strategy)
+    monkeypatch.chdir(tmp_path)
+    nodes = [{"partition-id": i, "num-partitions": 8} for i in range(8)]
+    grid = LocalGrid(client["app"], 8, node_config=lambda i: nodes[i])
+    server["app"](grid, Context(1, 1, {}, RecordDict(), {}))
+    history = strategy.result.history
+    assert 1 < len(history) < 20
+    worst = [record.evaluate_summary["accuracy"].worst for record in history]
+    assert worst[-1] >= 0.95 > max(worst[:-1])
+    assert np.load(tmp_path / "model.npy").shape == (30,)
+
+
+def test_the_picture_of_the_runtimes_is_what_its_script_draws():
+    images = ROOT / "docs" / "images"
+    script = executed((images / "runtimes.py").read_text(encoding="utf-8"), __name__="runtimes")
+    for scheme in ("light", "dark"):
+        name = f"runtimes-{scheme}.svg"
+        assert (images / name).read_text(encoding="utf-8") == script["picture"](scheme)
+        assert f"docs/images/{name}" in README
+
+
+def test_every_extra_is_explained():
+    extras = {row[0].strip("`") for row in table_rows("## Extras")}
+    assert extras == PROJECT["project"]["optional-dependencies"].keys() - {"families"}
 
 
 # --- the table of the run config ----------------------------------------------------------
