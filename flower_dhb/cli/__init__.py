@@ -23,6 +23,7 @@ _COMMANDS = {
     "topology": "show what a communication graph can do, and make it better",
     "run": "run a Flower App on this machine and watch its agents agree",
     "report": "make a page of runs that answers at a glance: did it work, what did it cost",
+    "dashboard": "show runs or a mesh as they are now, in a browser on this machine",
     "peer": "take part in a mesh, on one device",
     "supernode": "run a Flower SuperNode that looks at apps before it loads them",
     "mesh": "create a mesh of peers, renew certificates, run it here, ask how it is",

@@ -72,7 +72,7 @@ def _of_flower(path: Path) -> Run:
     bands = _bands(rows)
     part = _part(rows, n)
     by_agent = np.array([numbers(row.get("bytes_sent_by_agent"), n) for row in rows])
-    by_agent = by_agent.reshape(-1, n)
+    by_agent = by_agent.reshape(len(rows), n)
     versions = about.get("versions")
     versions = versions if isinstance(versions, dict) else {}
     planned = number(config.get("rounds", config.get("num-server-rounds")))

@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 
 from flower_dhb import RunFolder, Topology
+from flower_dhb.dashboard.sources import source_of
 from flower_dhb.metrics import RoundRecord
 from flower_dhb.pages.reading import read_run
 from flower_dhb.pages.report import library, report
 from tests.support.browser import CHROMIUM, Browser, BrowserError
+from tests.support.dashboards import serving
+from tests.support.peers import Mesh
 
 pytestmark = [
     pytest.mark.slow,
@@ -71,9 +74,16 @@ def browser(request):
         yield found
 
 
-def shown(browser, page):
+def leave(browser):
+    """What the page before complains of at its end is not of the next."""
+    browser.open("about:blank")
+    browser.wait("location.href === 'about:blank'")
     browser.errors.clear()
     browser.asked.clear()
+
+
+def shown(browser, page):
+    leave(browser)
     browser.open(page)
     browser.wait(f"location.href === {json.dumps(page.as_uri())} && {DRAWN}")
 
@@ -122,17 +132,110 @@ def test_a_slider_reads_and_an_axis_changes(browser, pages):
     assert browser.errors == []
 
 
+def findings_of_axe(browser):
+    program = (Path(AXE.submodule_search_locations[0]) / "axe.min.js").read_text(encoding="utf-8")
+    browser.run(f"{program};0")
+    return browser.run(
+        "axe.run().then(all => all.violations.map(v => [v.id, v.nodes[0].html.slice(0, 200)]))"
+    )
+
+
 @pytest.mark.skipif(AXE is None, reason="axe-core-python is not installed, which has the rules")
 def test_axe_finds_nothing_to_mend(browser, pages):
-    program = (Path(AXE.submodule_search_locations[0]) / "axe.min.js").read_text(encoding="utf-8")
     for page in pages:
         shown(browser, page)
         browser.run("document.querySelectorAll('details').forEach(each => { each.open = true })")
-        browser.run(f"{program};0")
-        found = browser.run(
-            "axe.run().then(all => all.violations.map(v => [v.id, v.nodes[0].html.slice(0, 200)]))"
+        assert findings_of_axe(browser) == []
+
+
+# --- the dashboard --------------------------------------------------------------------------
+
+
+def watched(browser, server):
+    leave(browser)
+    browser.open(server.url)
+    browser.wait(f"location.href === {json.dumps(server.url)} && {DRAWN}")
+
+
+def sentence(browser):
+    return browser.run("document.querySelector('.sentence').textContent")
+
+
+def test_the_dashboard_follows_a_run_that_grows(browser, tmp_path):
+    config = {"rounds": 9, "topology": "torus:10x10"}
+    folder = RunFolder(tmp_path, EVIL.replace("/", ""), Topology.torus(10, 10), config)
+
+    def add(k, missing=()):
+        scores = {v: {"accuracy": 1 - 0.5 / k - 0.001 * v} for v in range(100)}
+        lost = {"missing": [*missing], "warnings": [EVIL] if missing else []}
+        folder.append(RoundRecord(round=k, evaluate=scores, seconds=0.1, **lost))
+
+    add(1)
+    with serving(source_of(folder.path)) as server:
+        watched(browser, server)
+        assert sentence(browser).startswith("round 1 of 9; 100 agents")
+        browser.run(
+            "window.slow = []; new PerformanceObserver(list => {"
+            " slow.push(...list.getEntries().map(entry => entry.duration)); })"
+            ".observe({type: 'longtask'})"
         )
-        assert found == []
+        add(2, missing=[7])
+        browser.until(lambda: sentence(browser).startswith("round 2 of 9; 1 of 100"), "round 2")
+        counts = browser.run(
+            "[document.querySelectorAll('.lines line').length,"
+            " document.querySelectorAll('.lines .down').length,"
+            " document.querySelectorAll('.dots .ill').length,"
+            " document.querySelector('tr.ill').textContent,"
+            " document.querySelectorAll('tbody tr').length,"
+            " document.querySelector('.line').getAttribute('points').split(' ').length]"
+        )
+        assert counts == [200, 4, 1, "(0, 7)1missing", 100, 2]
+        assert "onerror" in browser.run("document.querySelector('.warnings').textContent")
+        for k in range(3, 10):
+            add(k)
+        browser.until(lambda: "finished" in sentence(browser), "the end")
+        assert browser.run("document.querySelectorAll('.dots .ill').length") == 0
+        assert browser.run("document.documentElement.scrollWidth") <= browser.width
+        assert browser.errors == []
+        assert {*browser.asked} == {server.url, f"{server.url}events"}
+        # With a hundred agents a page is drawn within a frame or two, however busy the machine.
+        assert max(browser.run("slow"), default=0) < 500
+        if AXE is not None:
+            assert findings_of_axe(browser) == []
+    browser.wait("document.getElementById('connection').textContent.includes('does not answer')")
+
+
+def test_the_dashboard_follows_a_mesh(browser, mesh):
+    with serving(source_of(mesh.out)) as server:
+        watched(browser, server)
+        browser.until(lambda: "4 of 4 devices answer; round" in sentence(browser), "all to answer")
+        browser.until(lambda: "on average" in sentence(browser), "a score")
+        assert browser.run("document.querySelectorAll('.lines .up').length") == 4
+        rows = "[...document.querySelectorAll('tbody tr')].map(row => +row.children[1].textContent)"
+        before = browser.run(rows)
+        browser.until(lambda: min(browser.run(rows)) > max(before), "a later round")
+        mesh.kill(2)
+        browser.until(lambda: "3 of 4 devices answer" in sentence(browser), "the missing one")
+        browser.until(
+            lambda: browser.run("document.querySelectorAll('.lines .down').length") == 2, "edges"
+        )
+        assert browser.run("document.querySelector('tr.ill').firstChild.textContent") == "2"
+        assert "vertex 2" in browser.run("document.querySelector('.warnings').textContent")
+        mesh.start(2)
+        browser.until(lambda: "4 of 4 devices answer" in sentence(browser), "it to be back")
+        assert browser.errors == []
+
+
+@pytest.fixture(scope="module")
+def mesh(tmp_path_factory):
+    """Four peers on a ring that train for as long as a test needs."""
+    home = tmp_path_factory.mktemp("mesh") / "m"
+    limits = {"hello-s": 1.0, "heartbeat-s": 0.3, "dead-after-s": 1.5}
+    with Mesh(home, n=4, topology="ring:4", rounds=100_000, step_s=0.05, evaluate_every=1,
+              peer={"limits": limits}) as found:  # fmt: skip
+        found.start()
+        found.wait_round(0, 2)
+        yield found
 
 
 def test_the_browser_of_these_tests_sees_what_is_wrong(tmp_path):

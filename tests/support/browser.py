@@ -13,6 +13,7 @@ import select
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -30,6 +31,14 @@ _QUIET = (
     "--disable-extensions", "--disable-default-apps", "--disable-dev-shm-usage", "--mute-audio",
     "--remote-debugging-pipe",
 )  # fmt: skip
+
+
+_BECOME = """
+import os, sys
+for end, number in zip(sys.argv[1:3], (3, 4)):
+    os.dup2(int(end), number)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 
 class BrowserError(Exception):
@@ -50,15 +59,10 @@ class Browser:
         self._read, back = os.pipe()
         # Above those that they become in the browser, which reads from 3 and writes to 4.
         ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (there, back)]
-
-        def become() -> None:
-            for end, number in zip(ends, (3, 4), strict=True):
-                os.dup2(end, number)
-
+        words = [str(CHROMIUM), *_QUIET, f"--user-data-dir={self._home}"]
         self._process = subprocess.Popen(
-            [str(CHROMIUM), *_QUIET, f"--user-data-dir={self._home}"],
-            pass_fds=(3, 4),
-            preexec_fn=become,
+            [sys.executable, "-I", "-S", "-c", _BECOME, *map(str, ends), *words],
+            pass_fds=ends,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,

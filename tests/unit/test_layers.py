@@ -40,6 +40,7 @@ EXTERNAL = {
     "peer.watch.": {"prometheus_client", "safetensors", "xxhash"},
     "peer.wire.": {"cryptography", "google", "grpc"},
     "site.": {"cryptography", "flwr", "numpy"},
+    "dashboard.": {"numpy", "starlette", "uvicorn"},
     "pages.": {"numpy"},
     "runs.": {"numpy", "safetensors"},
     "runs.superlink": {"click", "flwr", "psutil", "tomli_w"},

@@ -170,6 +170,14 @@ def test_values_that_are_no_numbers_are_not_measured(run):
     Page(page)
 
 
+def test_a_history_that_names_no_agent_is_read(tmp_path):
+    (tmp_path / "history.jsonl").write_text('{"round": 1, "accuracy_mean": 0.5}\n')
+    found = read_run(tmp_path)
+    assert (found.n_agents, found.last_round) == (0, 1)
+    assert "stopped" not in verdict(found).sentence
+    Page(report([found], LIBRARY))
+
+
 @pytest.mark.parametrize("content", ["", "\n\n", "garbage\n"])
 def test_a_run_without_a_round_says_so(run, content):
     (run / "history.jsonl").write_text(content)

@@ -1,0 +1,1 @@
+"""What `flower-dhb dashboard` shows: runs and meshes as they are now, on loopback."""
