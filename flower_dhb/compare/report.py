@@ -272,7 +272,8 @@ def _method(outcome: Outcome) -> str:
 def _lines(table: Table, wide: bool) -> str:
     """The table as aligned lines; names of methods are folded at their colons.
 
-    Where it is to be narrow and still is not, scores go without their intervals.
+    Where it is to be narrow and still is not, scores go without their intervals; then names
+    have lines of their own, above the numbers; and numbers too many for a line are divided.
     """
     columns = list(table.columns)
     names = [_method(outcome) for outcome, _ in table.rows]
@@ -282,19 +283,37 @@ def _lines(table: Table, wide: bool) -> str:
     if not wide and room < max(least, len("method")):
         bare = [replace(column, interval=False) for column in columns]
         body, widths, room = _measured(replace(table, columns=bare), header, brief=True)
+    if not wide and room < 0 and len(columns) > 1:
+        return "\n\n".join(_lines(part, wide) for part in _halves(table))
     longest = max(len(name) for name in ["method", *names])
-    most = longest if wide else min(longest, max(room, least))
+    apart = not wide and room < max(least, len("method"))
+    most = longest if wide else _WIDTH if apart else min(longest, room)
     folded = [_folded(name, most) for name in names]
-    width = max(len(line) for lines in [["method"], *folded] for line in lines)
+    width = 0 if apart else max(len(line) for lines in [["method"], *folded] for line in lines)
 
-    def row(name: str, cells: Sequence[str]) -> str:
+    def row(name: Sequence[str], cells: Sequence[str]) -> list[str]:
         padded = [cell.rjust(w) for cell, w in zip(cells, widths, strict=True)]
-        return "  ".join([name.ljust(width), *padded]).rstrip()
+        if apart:
+            return [*name, "  ".join(["", *padded]).rstrip()]
+        return ["  ".join([name[0].ljust(width), *padded]).rstrip(), *name[1:]]
 
-    lines = [row("method", header), "─" * (width + sum(widths) + 2 * len(widths))]
+    lines = [*row(["method"], header), "─" * (width + sum(widths) + 2 * len(widths))]
     for name, cells in zip(folded, body, strict=True):
-        lines += [row(name[0], cells), *name[1:]]
+        lines += row(name, cells)
     return "\n".join(lines)
+
+
+def _halves(table: Table) -> list[Table]:
+    """The table's columns in two tables."""
+    half = len(table.columns) // 2
+    return [
+        replace(
+            table,
+            columns=table.columns[part],
+            rows=[(outcome, spreads[part]) for outcome, spreads in table.rows],
+        )
+        for part in (slice(half), slice(half, None))
+    ]
 
 
 def _measured(
@@ -313,10 +332,16 @@ def _measured(
 
 
 def _folded(name: str, width: int) -> list[str]:
-    """A method's name in lines of a width, broken at colons; each next line is indented."""
+    """A method's name in lines of a width, broken at colons; each next line is indented.
+
+    What is longer than a whole line of the terminal is broken where that ends.
+    """
     lines = [""]
     for at, word in enumerate(name.split(":")):
         piece = word if at == 0 else f":{word}"
+        while len(piece) > _WIDTH - 2:
+            lines += [piece[: _WIDTH - 2], "  "]
+            piece = piece[_WIDTH - 2 :]
         if len(lines[-1]) + len(piece) > width and lines[-1].strip():
             lines.append("  ")
         lines[-1] += piece

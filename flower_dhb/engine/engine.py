@@ -24,6 +24,7 @@ from flower_dhb.errors import ConfigError, StateError
 from flower_dhb.problems.optimizers import Schedule
 from flower_dhb.topology.directed import DirectedTopology
 from flower_dhb.topology.graph import Topology
+from flower_dhb.topology.planning import check_rule_on
 from flower_dhb.topology.turns import AnyGraph
 from flower_dhb.topology.weights import Matrix
 from flower_dhb.types import Payload, State
@@ -352,7 +353,7 @@ class Engine:
 
     def _description(self) -> dict[str, Any]:
         return {
-            "version": 3,
+            "version": 4,
             "algorithm": self.algorithm.to_config(),
             # What the graphs are, not what they are called: a file may change.
             "topologies": [graph.digest for graph in self.topology.graphs],
@@ -372,25 +373,19 @@ def _edges_of(topology: AnyTopology, vertices: Sequence[int]) -> list[tuple[int,
 def mixing_matrix_of(algorithm: Algorithm, topology: AnyTopology, failing: Edges = ()) -> Matrix:
     """Mixing matrix that a rule uses on a graph, in a round in which some edges fail.
 
-    Raises ConfigError if the rule needs another kind of graph, or diverges on this one.
+    Whether the rule may run on the graph is for `check_rule` to say, once.
     """
     if algorithm.graph == COMPLETE:
         n = topology.n_agents
         return np.full((n, n), 1.0 / n)
-    algorithm.check(topology)
     return topology.with_missing(failing)
 
 
 def check_rule(algorithm: Algorithm, topology: AnyGraph) -> None:
-    """Raise ConfigError if it is no rule, or cannot run on one of the graphs, each looked at alone.
-
-    For graphs that take turns that is stricter than need be: a rule that diverges on one of
-    them may still do well on all of them in turn.
-    """
+    """Raise ConfigError if it is no rule, or cannot run on the graph, or on graphs in turn."""
     require_rule(algorithm)
     if algorithm.graph != COMPLETE:
-        for graph in topology.graphs:
-            algorithm.check(graph)
+        check_rule_on(algorithm, topology)
 
 
 def messages(algorithm: Algorithm, topology: AnyTopology, failing: Sequence[Any] = ()) -> int:

@@ -13,6 +13,7 @@ from flower_dhb.algorithms.base import Algorithm
 from flower_dhb.algorithms.measurement import measured
 from flower_dhb.algorithms.registry import require_rule
 from flower_dhb.errors import ConfigError
+from flower_dhb.topology.planning import check_rule_on
 from flower_dhb.topology.turns import AnyGraph
 
 __all__ = ["Edges", "Missing", "missing_in", "simulate"]
@@ -67,8 +68,7 @@ def simulate(
     if x.ndim != 2 or len(x) != n:
         raise ConfigError(f"start must be ({n}, d), one row an agent; got shape {x.shape}")
     require_rule(algorithm)
-    for graph in topology.graphs:
-        algorithm.check(graph)
+    check_rule_on(algorithm, topology)
 
     state = algorithm.start(x.copy())
     trajectory = np.empty((rounds + 1, *x.shape), x.dtype)

@@ -6,6 +6,8 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -128,11 +130,15 @@ class Supervised:
 
     @property
     def digest(self) -> str:
-        """Samples of each agent, their targets, batches, steps, optimizer, precision and seed."""
+        """Inputs, targets, who has which, batches, steps, optimizer, precision and seed."""
         steps = (self.batch_size, self.local_steps, str(self.optimizer), self.model.precision)
-        settings = (*steps, self.seed, *self.inputs.shape)
         parts = [part.numpy() for part in self.parts]
-        return digest_of(settings, self.targets.cpu().numpy(), *parts)
+        return digest_of((*steps, self.seed), self._samples_digest, *parts)
+
+    @cached_property
+    def _samples_digest(self) -> str:
+        """Of all inputs and targets, which nobody changes: once, for they may be large."""
+        return digest_of(*_bits(self.inputs), *_bits(self.targets))
 
     def start(self, device: torch.device) -> Agents:
         """The module's own values for every agent; the data move to the device."""
@@ -315,6 +321,12 @@ class Supervised:
         words = [[self.seed, vertex, round, _DROPOUT] for vertex in range(block.start, block.stop)]
         states = (np.random.SeedSequence(w).generate_state(1, np.uint64) for w in words)
         return self.model.draws.of([int(state[0]) >> 1 for state in states], device)
+
+
+def _bits(tensor: Tensor) -> tuple[Any, ...]:
+    """What a digest is taken of; NumPy has no bfloat16."""
+    flat = tensor.detach().cpu().contiguous().flatten()
+    return str(tensor.dtype), tuple(tensor.shape), flat.view(torch.uint8).numpy()
 
 
 def _places(entries: tuple[Entry, ...]) -> dict[str, slice]:

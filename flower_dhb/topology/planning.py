@@ -8,25 +8,30 @@ iteration matrix is found by applying the rule itself to unit vectors.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flower_dhb.algorithms.base import Algorithm
+from flower_dhb.algorithms.base import COMPLETE, Algorithm
 from flower_dhb.algorithms.heavy_ball import HeavyBall
 from flower_dhb.errors import ConfigError
 from flower_dhb.topology.graph import Topology
 from flower_dhb.topology.rows import Rows
+from flower_dhb.topology.turns import AnyGraph
 from flower_dhb.types import State
 
 __all__ = [
     "averaging_rate",
     "best_averaging_momentum",
     "best_rate",
+    "check_rule_on",
     "diameter",
     "halving_rounds",
     "mode_matrices",
+    "period_growth",
     "rate",
     "stability_limit",
 ]
@@ -37,6 +42,8 @@ _TINY = 1e-9
 _LATE = 10**9  # rounds: what a rule that changes with them has become
 _LOOK = 2**24  # bytes
 _DIVERGED = 1.0 + 1e-7  # eigenvalues of these small matrices are accurate to about 1e-8
+_EXACT = 512  # numbers of state whose eigenvalues are found at once, in a tenth of a second
+_PERIODS, _DRAWN = 60, 4  # otherwise: periods that are followed, and from how many states
 
 
 def mode_matrices(algorithm: Algorithm, mixing: Array, curvature: Array) -> Array:
@@ -94,6 +101,68 @@ def rate(algorithm: Algorithm, eigenvalues: Array, curvatures: Array | float) ->
         pairs = zip(matrices[kept], pushes, strict=True)
         radii += [_reachable_radius(matrix, push) for matrix, push in pairs]
     return max(radii)
+
+
+def check_rule_on(algorithm: Algorithm, topology: AnyGraph) -> None:
+    """Refuse a graph of another kind, or one on which the rule diverges whatever the step size.
+
+    Of graphs that take turns the sequence is looked at: disagreement may grow on some of them,
+    or on none, and what counts is what becomes of it in a period.
+
+    Raises GraphError for the kind, ConfigError if no step size would be stable.
+    """
+    graphs = topology.graphs
+    turning = len(graphs) > 1 and not topology.directed and algorithm.graph != COMPLETE
+    if not (turning and algorithm.linear and not algorithm.products):
+        for graph in graphs:
+            algorithm.check(graph)
+        return
+    growth = period_growth(algorithm, topology)
+    if not growth <= _DIVERGED:
+        raise ConfigError(
+            f"'{algorithm.name}' diverges on '{topology.name}' for every step size: without steps "
+            f"disagreement grows {growth:.3g} times in a period of {len(graphs)} rounds. Remedies: "
+            "lazy weights (I + W) / 2 (weights='lazy'), or less momentum or momentum mixing"
+        )
+
+
+@lru_cache(maxsize=64)
+def period_growth(algorithm: Algorithm, topology: AnyGraph) -> float:
+    """Factor by which disagreement grows or shrinks in a period of graphs that take turns.
+
+    The rule is linear, and local steps do nothing. Exact, as the spectral radius of a period,
+    where agents and memory are few; else followed over many periods from random states.
+    """
+    n = topology.n_agents
+    # Disagreement: what sums to zero over agents. No round leads out of it.
+    basis = np.linalg.qr(np.eye(n) - 1.0 / n)[0][:, : n - 1]
+    names = ("parameters", *algorithm.memory)
+    size = (n - 1) * len(names)
+    if size <= _EXACT:
+        units = np.eye(size).reshape(len(names), n - 1, size)
+        after = _period(algorithm, topology, names, basis @ units)
+        matrix = (basis.T @ after).reshape(size, size)
+        return float(np.abs(np.linalg.eigvals(matrix)).max())
+    states = basis @ np.random.default_rng(0).normal(size=(len(names), n - 1, _DRAWN))
+    growth = []
+    for _ in range(_PERIODS):
+        states = states / np.linalg.norm(states)
+        states = _period(algorithm, topology, names, states)
+        growth.append(float(np.linalg.norm(states)))
+    late = growth[_PERIODS // 2 :]
+    return float(np.exp(np.mean(np.log(late)))) if min(late) > 0.0 else 0.0
+
+
+def _period(
+    algorithm: Algorithm, topology: AnyGraph, names: tuple[str, ...], states: Array
+) -> Array:
+    """States of all agents, (names, n, columns), after each graph has had its turn."""
+    state = State(states[0], dict(zip(names[1:], states[1:], strict=True)), round=_LATE)
+    for graph in topology.graphs:
+        payload = algorithm.outgoing(state, state.parameters)
+        mixed = {name: graph.mixing_matrix @ vector for name, vector in payload.items()}
+        state = replace(algorithm.combine(state, state.parameters, mixed), round=_LATE)
+    return np.stack([state.parameters, *(state.memory[name] for name in names[1:])])
 
 
 def stability_limit(algorithm: Algorithm, eigenvalues: Array) -> float:

@@ -12,7 +12,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from flower_dhb.algorithms import Algorithm, HeavyBall, method
+from flower_dhb.algorithms import Algorithm, GlobalUpdateTracking, HeavyBall, method
 from flower_dhb.engine.reference import simulate
 from flower_dhb.problems.quadratic import Quadratic
 from flower_dhb.topology.graph import Topology
@@ -28,6 +28,7 @@ GRAPHS = [Topology.ring(8), Topology.star(6), Topology.erdos_renyi(8, 0.5, seed=
 # close to the root of the momentum, and a wrong law would go unnoticed.
 SIZE, BETA, STEP = 3, 0.5, 0.1
 OUTER = 0.7  # outer rate
+TRACKED = 0.3  # scaling of GUT
 CENTRAL = ("centralized", "diloco")
 TRACKING = ("dmsgd-gt", "dsgt", "momentum-tracking", "exact-diffusion", "motef")
 
@@ -130,8 +131,7 @@ def _gossip_outer(m: Law) -> Matrix:
 
 
 def _update_tracking(m: Law) -> Matrix:
-    pull, t = m.w - m.eye, 0.1
-    return np.block([[m.eye - m.h + (1 + t) * pull, t * m.eye], [-(1 - t) * pull, t * m.eye]])
+    return np.block([[(1 + TRACKED) * m.w - m.h, -TRACKED * (m.w - m.h)], [m.eye, m.zero]])
 
 
 def _smoothed_tracking(m: Law) -> Matrix:
@@ -205,6 +205,8 @@ def observed_rate(trajectory: Matrix) -> float:
 def rule_of(name: str) -> Algorithm:
     """The method with the momentum of this file, where it has one."""
     rule = method(name)
+    if name == "gut":
+        return GlobalUpdateTracking(tracking=TRACKED)
     return replace(rule, momentum=BETA) if rule.to_config().get("momentum") else rule  # type: ignore[call-arg]
 
 
@@ -242,7 +244,10 @@ def test_fixed_point_bias_has_its_formula(name: str, graph: Topology) -> None:
         expected = np.linalg.solve(m.eye - m.w @ (m.eye - grow), OUTER * m.w @ push)
     elif name in ("dsgd", "sgp", "dmsgd", "decentlam", "qg", "noloco"):  # momentum at rest is zero
         expected = np.linalg.solve(m.eye - m.w @ (m.eye - m.h), m.w @ push)
-    elif name in ("cdsgd", "dmsgd-cta", "gut"):
+    elif name == "gut":  # the bias of CDSGD with steps that are 1 - t as long
+        left = 1.0 - TRACKED
+        expected = np.linalg.solve(m.eye - m.w + left * m.h, left * push)
+    elif name in ("cdsgd", "dmsgd-cta"):
         expected = np.linalg.solve(m.eye - m.w + m.h, push)
     elif name in ("cdmsgd", "cdmsgd-nesterov"):  # the step grows by 1 / (1 - b), the bias too
         expected = np.linalg.solve((1 - BETA) * (m.eye - m.w) + m.h, push)

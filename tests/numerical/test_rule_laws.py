@@ -152,16 +152,12 @@ def gossip_outer(ws, a, b, c):
 
 
 def update_tracking(ws, t):
-    """GUT in gradients: y = e + t (W y - e_previous), with e = g + (I - W) x / A."""
-    x, e_before, mixed, mixed_before = START, np.zeros_like(START), None, None
+    """GUT in gradients: y = g + (I - W) x / A + t (W y - g_previous), and x moves by -A y."""
+    x, y, g_before = START, np.zeros_like(START), np.zeros_like(START)
     for k, w in enumerate(ws, start=1):
-        mixed = w @ x
-        # W y, from what the neighbors' parameters have become: zero before the first round,
-        # in which the agents have averaged nothing and the pull counts once more.
-        tracked = (x - mixed) / A if mixed_before is None else (mixed_before - mixed) / A
-        e = gradient(x, k) + (x - mixed) / A
-        y = e + t * (tracked - e_before)
-        x, e_before, mixed_before = x - A * y, e, mixed
+        g = gradient(x, k)
+        y = g + (x - w @ x) / A + t * (w @ y - g_before)
+        x, g_before = x - A * y, g
         yield x
 
 
@@ -239,7 +235,7 @@ LAWS = [
     (NoLoCo(), lambda ws: gossip_outer(ws, 0.7, 0.5, 0.7)),
     (NoLoCo(momentum=0.8, consensus_rate=0.9), lambda ws: gossip_outer(ws, 0.7, 0.8, 0.9)),
     (NoLoCo(outer_rate=1, momentum=0.7, consensus_rate=1), lambda ws: decentlam(ws, 0.7)),
-    (GlobalUpdateTracking(), lambda ws: update_tracking(ws, 0.1)),
+    (GlobalUpdateTracking(), lambda ws: update_tracking(ws, 0.9)),
     (GlobalUpdateTracking(tracking=0.3), lambda ws: update_tracking(ws, 0.3)),
     (GlobalUpdateTracking(tracking=0.0), lambda ws: dsgd(ws, "cta")),
     (MoTEF(), lambda ws: smoothed_tracking(ws, 0.9, 1.0)),
@@ -290,6 +286,84 @@ def test_diloco_is_one_model_for_all_and_gossip_on_a_complete_graph_is_diloco(mo
     replayed = lambda x, k: x + steps[k - 1]  # noqa: E731
     alone = simulate(DiLoCo(momentum=momentum), Topology.complete(1), start, replayed, ROUNDS)
     np.testing.assert_allclose(found, alone[:, 0], rtol=0, atol=1e-12)
+
+
+# Halves, quarters and small integers: nothing is rounded in a few rounds, so equal is equal.
+EVERYONE = Topology.complete(4, "uniform")
+FOUR = Topology.from_edges(
+    [(0, 1), (0, 2), (2, 3)],
+    np.array([[0.25, 0.5, 0.25, 0], [0.5, 0.5, 0, 0], [0.25, 0, 0.25, 0.5], [0, 0, 0.5, 0.5]]),
+)
+WHOLE = np.array([[3.0, -1.0], [0.0, 2.0], [-5.0, 1.0], [2.0, 6.0]])
+PULLS = np.array([[0.5], [1.0], [0.25], [0.5]])
+
+
+def exact_step(x, k):
+    return x - PULLS * (x - WHOLE) - 0.25 * k
+
+
+def gasloc(b, **more):
+    return GASLoC(outer_rate=0.5, momentum=b, **more)
+
+
+SAME = {  # two rules, and a graph
+    "gossip on a complete graph is DiLoCo": (
+        gasloc(0.5, momentum_mixing=1.0),
+        DiLoCo(outer_rate=0.5, momentum=0.5),
+        EVERYONE,
+    ),
+    "gossip without momentum and at full rate is D-PSGD": (
+        GASLoC(outer_rate=1, momentum=0.0),
+        DSGD(),
+        FOUR,
+    ),
+    "NoLoCo at full rates is DecentLaM": (
+        NoLoCo(outer_rate=1, momentum=0.5),
+        DecentLaM(momentum=0.5),
+        FOUR,
+    ),
+    "DecentLaM is the law without mixed momentum": (
+        DecentLaM(momentum=0.5),
+        HeavyBall(momentum=0.5, momentum_mixing=0.0),
+        FOUR,
+    ),
+    "DiLoCo at full rate and without momentum averages": (
+        DiLoCo(outer_rate=1, momentum=0.0),
+        Centralized(momentum=0.0),
+        EVERYONE,
+    ),
+    "MoTEF without momentum is gradient tracking": (
+        MoTEF(momentum=0.0),
+        GradientTracking(order="combine-then-adapt"),
+        FOUR,
+    ),
+    "GUT that tracks nothing is CDSGD": (
+        GlobalUpdateTracking(tracking=0.0),
+        DSGD(order="combine-then-adapt"),
+        FOUR,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_two_papers_have_one_rule_to_the_last_bit(name):
+    one, other, graph = SAME[name]
+    found = [simulate(rule, graph, WHOLE[0], exact_step, 5) for rule in (one, other)]
+    np.testing.assert_array_equal(*found)
+    assert np.abs(found[0][-1] - found[0][-2]).max() > 0.01
+
+
+def test_gut_moves_by_its_neighbors_displacements_and_leaves_its_own_step_behind():
+    """The combine-then-adapt law with all momentum mixed, less the last step: exactly so."""
+    t, w = 0.5, FOUR.mixing_matrix
+    found = simulate(GlobalUpdateTracking(tracking=t), FOUR, WHOLE[0], exact_step, 5)
+    x, d, last = np.tile(WHOLE[0], (4, 1)), np.zeros((4, 2)), np.zeros((4, 2))
+    for k in range(1, 6):
+        step = exact_step(x, k) - x
+        new = w @ x + step + t * (w @ d - last)
+        d, last, x = new - x, step, new
+        np.testing.assert_array_equal(found[k], x)
+        np.testing.assert_array_equal(d.mean(axis=0), step.mean(axis=0))  # no lead, no lag
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])

@@ -216,7 +216,7 @@ def grows(rule, u, curvature=1e-9):
 
 @pytest.mark.parametrize("t", [0.05, 0.2, 0.5, 0.9])
 def test_update_tracking_is_stable_above_its_bound_and_not_below(t):
-    rule, bound = GlobalUpdateTracking(tracking=t), -(1 - t) / (1 + 3 * t)
+    rule, bound = GlobalUpdateTracking(tracking=t), -1 / (1 + 2 * t)
     assert not grows(rule, bound + 1e-3)
     assert grows(rule, bound - 1e-3)
     rule.check_spectrum(Lowest(bound + 1e-3))

@@ -12,9 +12,11 @@ import torch
 
 from flower_dhb.algorithms import HeavyBall, algorithm_from_config, method
 from flower_dhb.compare.comparison import compare
+from flower_dhb.compare.report import Column, Table, _lines
+from flower_dhb.compare.results import Outcome, Spread
 from flower_dhb.compare.runs import Curves, Run
 from flower_dhb.compare.runs import execute as execute_on
-from flower_dhb.compare.settings import Comparison
+from flower_dhb.compare.settings import Case, Comparison
 from flower_dhb.compare.store import Store
 from flower_dhb.compare.tasks import TASKS, Task, make_task
 from flower_dhb.compare.training import Training
@@ -433,3 +435,39 @@ def test_a_comparison_takes_what_its_problem_says_where_nothing_is_said() -> Non
 def test_comparisons_that_cannot_be(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         comparison(**changes)
+
+
+def wide_table(name: str, settings: dict[str, float], columns: int) -> Table:
+    """One row with scores of five digits and their intervals."""
+    case = Case(topology="ring:16", split="iid")
+    score = Spread(0.98765, 0.01234, 0.98, 0.9, 1.0, 3, 3)
+    kinds = [
+        Column(f"a score of kind {k}", f"score {k} %", lambda s: s, lambda v: f"{100 * v:.1f}")
+        for k in range(columns)
+    ]
+    return Table(
+        case,
+        kinds,
+        [
+            (
+                Outcome(case=case, method=name, learning_rate=0.003, settings=settings),
+                [score] * columns,
+            )
+        ],
+    )
+
+
+LONG = "a_package.with_a_long_name.and_modules_within_it:ARuleThatSaysWhatItDoes:and-a-setting=0.5"
+
+
+@pytest.mark.parametrize("columns", [1, 3, 6, 12])
+@pytest.mark.parametrize("name", ["dsgd", "dmsgd", LONG, "x" * 200])
+def test_a_table_is_80_columns_wide_whatever_its_names(name: str, columns: int) -> None:
+    tuned = {} if name == "dsgd" else {"momentum": 0.987654, "momentum_mixing": 0.123457}
+    text = _lines(wide_table(name, tuned, columns), wide=False)
+    assert max(len(line) for line in text.splitlines()) <= 80
+    assert text.count("98.8") == columns  # no number is lost
+    pieces = ["x" * 70] if name.startswith("x") else name.split(":")
+    for piece in [*pieces, *(setting.replace("_", "-") for setting in tuned)]:
+        assert piece in text
+    assert text.count("x") >= name.count("x")

@@ -22,7 +22,7 @@ DEFAULTS = {
     "algorithms.DiLoCo": "outer_rate=0.7, momentum=0.9",
     "algorithms.ExactDiffusion": "momentum=0.0, lazy=True",
     "algorithms.GASLoC": "outer_rate=0.7, momentum=0.9, momentum_mixing=0.0",
-    "algorithms.GlobalUpdateTracking": "tracking=0.1",
+    "algorithms.GlobalUpdateTracking": "tracking=0.9",
     "algorithms.GradientTracking": "order='adapt-then-combine'",
     "algorithms.HeavyBall": (
         "momentum=0.9, momentum_mixing=None, form='displacement', order='adapt-then-combine', "

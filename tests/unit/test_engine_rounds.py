@@ -15,6 +15,7 @@ from flower_dhb.engine.engine import Engine, messages, random_failures
 from flower_dhb.engine.mixer import CHUNK
 from flower_dhb.engine.problem import Agents, Analytic
 from flower_dhb.engine.reference import simulate
+from flower_dhb.engine.supervised import Supervised
 from flower_dhb.errors import ConfigError, StateError
 from flower_dhb.metrics import consensus_distance
 from flower_dhb.topology.directed import DirectedTopology
@@ -205,6 +206,27 @@ def test_a_checkpoint_of_another_run_changes_nothing(tmp_path: Path, other, key:
         found.load(tmp_path / "run")
     assert found.round == 0
     assert torch.equal(found.parameters, before)
+
+
+def test_a_checkpoint_of_other_inputs_is_refused(tmp_path: Path) -> None:
+    """As many samples of the same shape, with the same labels: other data all the same."""
+
+    def supervised(inputs: torch.Tensor) -> Engine:
+        labels, parts = torch.arange(12) % 2, np.array_split(np.arange(12), 6)
+        module = torch.nn.Linear(2, 2).to(inputs.dtype)
+        torch.nn.init.zeros_(module.weight)
+        torch.nn.init.zeros_(module.bias)
+        problem = Supervised(module, inputs, labels, parts, batch_size=2, backend="loop")
+        return Engine(problem, GRAPH, DSGD())
+
+    inputs = torch.linspace(-1, 1, 24).reshape(12, 2)
+    supervised(inputs).save(tmp_path / "run")
+    supervised(inputs.clone()).load(tmp_path / "run")
+    other = inputs.clone()
+    other[7, 1] += 1e-6
+    for wrong in (other, inputs.double()):
+        with pytest.raises(StateError, match="checkpoint of another run: 'problem'"):
+            supervised(wrong).load(tmp_path / "run")
 
 
 def test_a_checkpoint_of_another_size_is_refused(tmp_path: Path) -> None:
