@@ -20,6 +20,7 @@ from support.peer_app.quadratics import app
 from support.peers import Mesh
 from support.sites import node_configs
 
+import flower_dhb.site.segment
 from flower_dhb import (
     Algorithm,
     ConfigError,
@@ -230,8 +231,13 @@ def test_direct_rounds_are_the_peers_rounds(tmp_path) -> None:
         assert np.array_equal(result.models[v]["x"].numpy(), model)
 
 
-def test_who_is_left_behind_in_a_segment_ends_when_it_hears_of_a_later_one(tmp_path) -> None:
+def test_who_is_left_behind_in_a_segment_ends_when_it_hears_of_a_later_one(
+    tmp_path, monkeypatch
+) -> None:
     """Its neighbor is in the next one: without that word it would wait until its time is up."""
+    monkeypatch.setattr(
+        flower_dhb.site.segment, "_GRACE_S", 0.5
+    )  # of the round that nobody is there for
     configs = node_configs(tmp_path, 2)
     app = numpy_app(2, D, rate=RATE, mods=[consensus_mod])
     arrays = named_arrays(start_arrays(D)[0])
@@ -239,7 +245,7 @@ def test_who_is_left_behind_in_a_segment_ends_when_it_hears_of_a_later_one(tmp_p
     take_identity(77, 1)
 
     def hold(vertex: int, number: int) -> Answer:
-        segment = Segment(
+        part = Segment(
             number=number,
             first=1,
             last=4,
@@ -259,7 +265,7 @@ def test_who_is_left_behind_in_a_segment_ends_when_it_hears_of_a_later_one(tmp_p
             algorithm=HeavyBall(),
             layout=layout,
             start=start_frame(layout, arrays, "run"),
-            segment=segment,
+            segment=part,
         )
         context = make_context(77, vertex + 2, configs[vertex], {})
         message = make_message(instruction.to_records(ConfigRecord()), "train", 4, vertex + 2)

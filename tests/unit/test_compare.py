@@ -360,15 +360,6 @@ def test_command_writes_tables_numbers_and_pictures(
     assert second < first
 
 
-@pytest.mark.slow  # two fresh interpreters that import torch
-def test_several_processes_give_the_same_numbers(tmp_path: Path) -> None:
-    setting = Comparison(
-        problem="averaging", topologies=("ring:4",), splits=(), methods=("dsgd",), rounds=5
-    )
-    one = compare(setting, Store(tmp_path / "one"), jobs=1)
-    assert compare(setting, Store(tmp_path / "two"), jobs=2).outcomes == one.outcomes
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [
