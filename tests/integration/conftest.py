@@ -3,26 +3,65 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
 
 import pytest
 from support.flower_runs import DIGITS, ROOT, RULES, command, processes_of, run, write_all_rules
 
 from flower_dhb.flower.progress import VARIABLE
 from flower_dhb.runs.superlink import SuperLink, local_superlink
+from tests.support.peers import DIGITS as DIGITS_NEED
+from tests.support.programs import Programs, quick
+
+
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Programs]:
+    """Flower's programs as forks of one process that has loaded them."""
+    with quick(tmp_path_factory.mktemp("programs") / "environment") as programs:
+        yield programs
+
+
+@pytest.fixture(scope="module")
+def quick_programs(programs: Programs) -> Iterator[None]:
+    """What a module starts of Flower starts at once."""
+    with programs.used():
+        yield
+
+
+@dataclass(frozen=True)
+class Quick(SuperLink):
+    """A SuperLink that is asked by quick programs."""
+
+    programs: Programs
+
+    @contextlib.contextmanager
+    def log(self, run_id: str) -> Iterator[IO[str]]:
+        with self.programs.used(), super().log(run_id) as lines:
+            yield lines
+
+    def ask(self, words: Sequence[str]) -> dict[str, Any]:
+        with self.programs.used():
+            return super().ask(words)
 
 
 @pytest.fixture(scope="session")
 def superlink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SuperLink]:
     """A SuperLink for all runs that need none of their own; they run in the folder of its log."""
-    home = tmp_path_factory.mktemp("flwr-home")
+    here = tmp_path_factory.mktemp("flwr")
+    home = here / "home"
+    home.mkdir()
     with (
+        quick(here / "environment", DIGITS_NEED) as programs,
         contextlib.chdir(home),
-        local_superlink(home, {VARIABLE: str(home / "progress")}) as link,
+        contextlib.ExitStack() as stack,
     ):
-        yield link
+        with programs.used():
+            starting = local_superlink(home, {VARIABLE: str(home / "progress")})
+            link = stack.enter_context(starting)
+        yield Quick(link.environment, link.log_path, programs)
     assert processes_of(home) == [], "all that was started must have ended"
 
 
@@ -46,6 +85,27 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Commanded:
     folders = sorted(runs.iterdir()) if runs.exists() else []
     assert len(folders) == 1, out
     return Commanded(process.returncode, out, home, folders[0])
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A `data-dir`, and what torchvision must know of it."""
+    from tests.support.eight import write_images
+
+    folder = tmp_path_factory.mktemp("images")
+    return folder, write_images(folder)
+
+
+@pytest.fixture(scope="session")
+def eight(
+    superlink: SuperLink,
+    images: tuple[Path, dict[str, Any]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, Path]:
+    """Runs of the same app with eight agents, all in one `flwr run`: `{name: its folder}`."""
+    from tests.support.eight import run_all
+
+    return run_all(superlink, tmp_path_factory.mktemp("eight"), *images)
 
 
 @pytest.fixture(scope="session")

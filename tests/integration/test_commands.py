@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from support.flower_runs import command, history, processes_of
 
+from tests.support.programs import Programs
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 FAULTY = Path(__file__).parent / "apps" / "faulty"
@@ -24,14 +26,14 @@ ROUNDS_OF = {"serverless": 2, "fedavg": 3}
 
 
 @pytest.fixture(scope="module")
-def commanded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def commanded(programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Two commands at the same time with one app and one home: `{mode: what it said}`."""
     here = tmp_path_factory.mktemp("commanded")
     foreign, home = here / "foreign", here / "home"
     shutil.copytree(FOREIGN, foreign)
     before = {path: path.read_bytes() for path in foreign.rglob("*") if path.is_file()}
     said = {}
-    with ExitStack() as stack:
+    with programs.used(), ExitStack() as stack:
         running = {
             mode: stack.enter_context(
                 command(

@@ -19,8 +19,14 @@ from support.deployment_faults import (
 from support.flower_runs import ROOT, history, models, processes_of, simulated
 
 from flower_dhb import HeavyBall, Topology, simulate
+from tests.support.peers import DIGITS
+from tests.support.programs import quick
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(560)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(560),
+    pytest.mark.usefixtures("quick_programs"),
+]
 
 N, ROUNDS = 4, 11
 ENDED, SAME_KEY, NEW_KEY = 1, 2, 3
@@ -64,15 +70,16 @@ def test_a_relayed_run_outlives_supernodes_a_client_app_and_the_superlink(tmp_pa
 def test_the_demonstration_ends_with_the_numbers_of_simulate(tmp_path: Path) -> None:
     """From an empty home; what it started has ended then, and it has left nothing but results."""
     words = ["--topology", "ring:5", "--rounds", "4"]
-    done = subprocess.run(
-        [sys.executable, "-m", "deploy.demo", *words, "--runs-dir", tmp_path / "runs"],
-        cwd=ROOT,
-        env=os.environ | {"HOME": str(tmp_path), "TMPDIR": str(tmp_path), "COLUMNS": "100"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=500,
-    )
+    with quick(tmp_path / "environment", DIGITS) as programs, programs.used():
+        done = subprocess.run(
+            [sys.executable, "-m", "deploy.demo", *words, "--runs-dir", tmp_path / "runs"],
+            cwd=ROOT,
+            env=os.environ | {"HOME": str(tmp_path), "TMPDIR": str(tmp_path), "COLUMNS": "100"},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=500,
+        )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "worst agent" in done.stdout
     (folder,) = (tmp_path / "runs").iterdir()

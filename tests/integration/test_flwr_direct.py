@@ -15,7 +15,11 @@ from support.sites import identities
 
 from flower_dhb import HeavyBall, Topology, simulate
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.usefixtures("quick_programs"),
+]
 
 N, ROUNDS, SIZE = 3, 40, 8
 

@@ -16,7 +16,11 @@ from support.flower_runs import log_of
 from flower_dhb import Topology
 from flower_dhb.runs.superlink import executable
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(560)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(560),
+    pytest.mark.usefixtures("quick_programs"),
+]
 
 BOUND = 1  # the vertex whose node has a policy
 CLIP = 0.125

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
-import os
-import subprocess
-import sys
 import time
+from contextlib import suppress
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,19 +16,22 @@ from support.deployment import Deployment, Run
 
 from flower_dhb import HeavyBall, Topology, simulate
 from flower_dhb.flower.checkpoint import Checkpoint
+from tests.support import whole_run
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.usefixtures("quick_programs"),
+]
 
 N, ROUNDS, SIZE = 3, 4, 8
-TESTS = str(Path(__file__).parents[1])
-WHERE = os.environ | {"PYTHONPATH": os.pathsep.join([TESTS, os.environ.get("PYTHONPATH", "")])}
 
 
 def test_a_run_goes_on_after_its_serverapp_was_killed_in_mid_round(tmp_path: Path) -> None:
     """Agents 0 and 1 keep their state in files; agent 2 begins again from its neighbor."""
     checkpoint, trouble = tmp_path / "checkpoint", tmp_path / "trouble"
     trouble.mkdir()
-    (trouble / "slow-1").write_text("4")
+    (trouble / "slow-1").write_text("2")
     settings = {"rounds": ROUNDS, "size": SIZE, "trouble": str(trouble)}
     with Deployment(tmp_path / "deployment") as deployment:
         deployment.start_link()
@@ -58,51 +61,43 @@ def test_a_run_goes_on_after_its_serverapp_was_killed_in_mid_round(tmp_path: Pat
     np.testing.assert_allclose(found, _resumed_after(kept.round), rtol=0, atol=1e-12)
 
 
-DYING = """
-import sys
-from pathlib import Path
-from support.apps import numpy_app, start_arrays
-from support.grid import LocalGrid
-from flower_dhb import HeavyBall, ServerlessStrategy, consensus_mod
-
-folder = Path(sys.argv[1])
-app = numpy_app(3, 4, mods=[consensus_mod])
-states = {"state-dir": str(folder / "states")}
-grid = LocalGrid(app, 3, node_config=lambda v: {"partition-id": v, **states})
-strategy = ServerlessStrategy(
-    "star:3", HeavyBall(form="tracking"), collect_models=True, evaluate_every=2,
-    checkpoint=folder / "run", on_round=lambda record: print(record.round, flush=True),
-)
-result = strategy.start(grid, start_arrays(4)[0], 60)
-assert [record.round for record in result.history] == list(range(1, 61))
-assert not any(record.missing or record.rejoined for record in result.history)
-print([array.numpy().tolist() for v in range(3) for array in result.models[v].values()])
-"""
+def heard(told: Connection, most: int | None) -> list[Any]:
+    """What is told, until that was enough or there is no more."""
+    found: list[Any] = []
+    with suppress(EOFError):
+        while len(found) != most:
+            found.append(told.recv())
+    return found
 
 
 def test_a_process_that_is_killed_wherever_it_is_leaves_files_to_go_on_from(tmp_path: Path) -> None:
     """ServerApp and agents in one process, killed four times; its files are all that is left."""
     rng = np.random.default_rng(8)
     ends = {}
+    processes = get_context("forkserver")  # loads what they need once
+    processes.set_forkserver_preload([whole_run.__name__])
     for name, deaths in (("undisturbed", 0), ("killed", 4)):
         rounds, lives = set(), 0
         while True:
-            command = [sys.executable, "-c", DYING, str(tmp_path / name)]
-            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=WHERE) as process:
-                assert process.stdout is not None
-                wanted = int(rng.integers(3, 12)) if lives < deaths else None
-                lines = list(itertools.islice(process.stdout, wanted))
-                if wanted is not None:
-                    time.sleep(float(rng.uniform(0.0, 0.02)))  # wherever that finds it
-                    process.kill()
+            here, there = processes.Pipe(duplex=False)
+            process = processes.Process(target=whole_run.train, args=(tmp_path / name, there))
+            process.start()
+            there.close()
+            wanted = int(rng.integers(3, 12)) if lives < deaths else None
+            lines = heard(here, wanted)
+            if wanted is not None:
+                time.sleep(float(rng.uniform(0.0, 0.02)))  # wherever that finds it
+                process.kill()
+            process.join()
+            here.close()
             lives += 1
             if wanted is None:
-                assert process.returncode == 0
+                assert process.exitcode == 0
                 ends[name] = lines[-1]
                 break
             assert len(lines) == wanted
-            assert rounds.isdisjoint(map(int, lines)), "a round is finished once"
-            rounds |= set(map(int, lines))
+            assert rounds.isdisjoint(lines), "a round is finished once"
+            rounds |= set(lines)
         assert lives == deaths + 1
     assert ends["killed"] == ends["undisturbed"]
 

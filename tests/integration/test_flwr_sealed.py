@@ -13,7 +13,11 @@ from support.deployment import Deployment, Run
 
 from flower_dhb.peer.mesh.identities import IdentityPlan, create_identities
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.usefixtures("quick_programs"),
+]
 
 N, SIZE = 3, 4000
 SETTINGS = {"rounds": 2, "size": SIZE, "topology": f"path:{N}", "momentum": 0.0}

@@ -55,6 +55,7 @@ RULES: dict[str, dict[str, Any]] = {
 ALL_RULES = """\"\"\"The ServerApp beside this file, once for each rule.\"\"\"
 
 import json
+from pathlib import Path
 
 from flwr.serverapp import ServerApp
 
@@ -68,7 +69,33 @@ def main(grid, context):
     values = dict(context.run_config)
     for name, changes in json.loads(values.pop("rules")).items():
         context.run_config = {**values, "name": name, **changes}
+        Path(values["changes"]).write_text(json.dumps(context.run_config))
         server_app.app(grid, context)
+"""
+
+ALL_RULES_CLIENT = """\"\"\"The ClientApp beside this file, told what changes.\"\"\"
+
+import json
+from pathlib import Path
+
+from flwr.clientapp import ClientApp
+
+from clients import client_app
+
+
+class Changed(ClientApp):
+    def __call__(self, message, context):
+        told = context.run_config
+        changes = Path(told["changes"])
+        if changes.exists():  # with peers, there is no ServerApp
+            context.run_config = json.loads(changes.read_text())
+        try:
+            return client_app.app(message, context)
+        finally:
+            context.run_config = told
+
+
+app = Changed()
 """
 
 
@@ -77,19 +104,22 @@ def write_all_rules(
 ) -> None:
     """A copy of the app at the root whose ServerApp makes several runs, one after the other.
 
-    rules: what the ServerApp is told beside the run config, by the name of the run. first: what
+    rules: what the app is told beside the run config, by the name of the run. first: what
     each process of the app does first.
     """
     document = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     app = document["tool"]["flwr"]["app"]
     app["fab-include"] = ["strategies/**/*.py", "clients/**/*.py", "own_rules.py"]
     app["components"]["serverapp"] = "strategies.all_rules:app"
+    app["components"]["clientapp"] = "clients.all_rules:app"
     app["config"]["rules"] = json.dumps(rules)
+    app["config"]["changes"] = str(path / "changes.json")
     path.mkdir()
     (path / "pyproject.toml").write_text(tomli_w.dumps(document), encoding="utf-8")
     for folder in ("strategies", "clients"):
         shutil.copytree(ROOT / folder, path / folder, ignore=shutil.ignore_patterns("*.pyc"))
     (path / "strategies" / "all_rules.py").write_text(ALL_RULES, encoding="utf-8")
+    (path / "clients" / "all_rules.py").write_text(ALL_RULES_CLIENT, encoding="utf-8")
     # A rule of the app's own, which its ClientApp does not import.
     shutil.copy(OWN_RULES, path)
     with (path / "clients" / "__init__.py").open("a", encoding="utf-8") as module:

@@ -113,7 +113,10 @@ class Process:
 
 
 class Mesh:
-    """A mesh in a directory, whose peers can be started, killed, stopped and started again."""
+    """A mesh in a directory, whose peers can be started, killed, stopped and started again.
+
+    load: what its app imports beside what a peer does.
+    """
 
     def __init__(
         self,
@@ -124,6 +127,7 @@ class Mesh:
         n: int = 8,
         plaintext: bool = False,
         peer: Mapping[str, Any] | None = None,
+        load: Sequence[str] | None = None,
         **overrides: Any,
     ) -> None:
         self.out = out
@@ -139,7 +143,7 @@ class Mesh:
             peer=peer,
         )
         self.paths = dict(enumerate(create_mesh(plan)))
-        self._load = DIGITS if app == ROOT else ()
+        self._load = (DIGITS if app == ROOT else ()) if load is None else load
 
     def __enter__(self) -> Mesh:
         return self
