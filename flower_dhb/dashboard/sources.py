@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -13,6 +12,7 @@ from flower_dhb.dashboard.views import View, chart_of, view_of_mesh, view_of_run
 from flower_dhb.errors import ConfigError, FlowerDhbError
 from flower_dhb.metrics import summarize
 from flower_dhb.pages.graphs import Graph
+from flower_dhb.pages.meshes import WEIGHT
 from flower_dhb.pages.reading import read_run
 from flower_dhb.runs.table import main_metric
 
@@ -127,12 +127,13 @@ class MeshSource:
 
     def _remember(self, status: FleetStatus) -> None:
         """Mean, worst and best agent, by the round that the middle device is in."""
-        told: dict[int, Mapping[str, Any]] = {
+        told = {
             v: {name: reply.metrics[name] for name in reply.evaluated if name in reply.metrics}
             for v, reply in status.replies.items()
         }
+        weights = {v: metrics.pop(WEIGHT, 1.0) for v, metrics in told.items()}
         told = {v: metrics for v, metrics in told.items() if metrics}
-        summary = summarize(told, dict.fromkeys(told, 1.0))
+        summary = summarize(told, weights)
         name = main_metric([n for n, found in summary.items() if isinstance(found.mean, float)])
         if name is None:
             return

@@ -208,7 +208,8 @@ def _curves(
         for name, band in zip(names, bands, strict=True)
         if band is not None and np.isfinite(band[:, 0]).any()
     ]
-    total = sum(len(run.rounds) for run, band in zip(runs, bands, strict=True) if band is not None)
+    told = (np.isfinite(band).any(axis=1) for band in bands if band is not None)
+    total = sum(int(rows.sum()) for rows in told)
     left_out = sum(len(found) for found in chosen) < total
     return Picture(
         id=id,

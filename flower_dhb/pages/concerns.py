@@ -24,6 +24,7 @@ _GUESSING = 0.1
 _LITTLE_LOST, _MUCH_LOST = 0.2, 0.5  # of what the run had gained
 _LEAST_LOST = 0.02  # of a share, or relative; less is noise
 _GAP, _WIDE_GAP = 0.1, 0.5  # worst agent below the mean: of a share or relative, and relative
+_GAP_OF_LOSS = 1.0  # worst agent above the mean, relative
 _STILL, _MUCH_STILL = 0.01, 0.05  # gain in the last fifth of the rounds, relative
 _GROWN, _GROWN_RAW = 1.25, 1.5  # consensus distance from the middle of the run to its end
 _FEW, _SOME = 3, 5  # measurements from which a course can be told
@@ -150,21 +151,22 @@ def _spread(run: Run, name: str) -> Iterator[Concern]:
     mean, worst, _ = (float(value) for value in final(run, name))
     if not np.isfinite(worst):
         return
-    gap = worst - mean if is_better_when_lower(name) else mean - worst
-    size = 1.0 if is_share(name) else abs(mean)
-    if gap <= _GAP * size:
+    down = is_better_when_lower(name)
+    gap = worst - mean if down else mean - worst
+    # Losses differ with the data; how much of a loss is much, nobody knows.
+    least = _GAP_OF_LOSS * abs(mean) if down else _GAP * (1.0 if is_share(name) else abs(mean))
+    if gap <= least:
         return
-    wide = gap > _WIDE_GAP * abs(mean)
+    wide = not down and gap > _WIDE_GAP * abs(mean)
     values = run.last.get(name)
     who = ""
     if values is not None and np.isfinite(values).any():
-        pick = np.nanargmax if is_better_when_lower(name) else np.nanargmin
+        pick = np.nanargmax if down else np.nanargmin
         who = f" ({names_text([run.agents[int(pick(values))]])})"
     far = f"{100 * gap:.0f} points" if is_share(name) else f"{gap:.3g}"
     yield Concern(
         "bad" if wide else "mixed",
-        f"the worst agent{who} is {far} {'above' if is_better_when_lower(name) else 'below'} "
-        "the mean",
+        f"the worst agent{who} is {far} {'above' if down else 'below'} the mean",
         "Give that agent more neighbors, or the graph a larger spectral gap, and look at its data "
         "and events",
         "agents",

@@ -18,9 +18,9 @@ from flower_dhb.pages.events import Events
 from flower_dhb.pages.lines import number, read_rounds, running, text
 from flower_dhb.pages.model import MISSING, REJOINED, TOOK_PART, UNKNOWN, Floats, Link, Run
 
-__all__ = ["read_mesh"]
+__all__ = ["WEIGHT", "read_mesh"]
 
-_WEIGHT = "num-examples"
+WEIGHT = "num-examples"  # of an agent in means
 _Rounds = dict[int, dict[str, Any]]
 
 
@@ -98,10 +98,11 @@ def _run(
                 payload[row_of[k], i] = received[row_of[k], i] / count
     bands, last = _metrics(told, ks, at)
     planned = [number(each.get("rounds")) for each in status.values()]
-    device = overview.get("device")
-    if isinstance(device, Mapping):
-        planned.append(number(device.get("rounds")))
     known = [int(k) for k in planned if not np.isnan(k)]
+    config = _config(overview)
+    if not known:  # what the mesh was made for; a later edition may have changed it
+        planned = [number(config.get(f"device.{key}")) for key in ("rounds", "run-config.rounds")]
+        known = [int(k) for k in planned if not np.isnan(k)]
     return Run(
         name=path.resolve().name,
         path=str(path),
@@ -125,7 +126,7 @@ def _run(
         places=None if graph is None else graph.places(),
         links=[] if graph is None else _links(graph, part, payload, apart, ks),
         events=events.listed(),
-        config=_config(overview),
+        config=config,
         versions={
             f"vertex {v}": text(each["software"])
             for v, each in status.items()
@@ -174,7 +175,7 @@ def _metrics(
             if isinstance(values, dict):
                 plain = {text(name): number(value) for name, value in values.items()}
                 found[at[v]] = {name: x for name, x in plain.items() if not np.isnan(x)}
-        weights = {i: max(values.pop(_WEIGHT, 1.0), 0.0) for i, values in found.items()}
+        weights = {i: max(values.pop(WEIGHT, 1.0), 0.0) for i, values in found.items()}
         for name, summary in summarize(found, weights).items():
             band = bands.setdefault(name, np.full((len(ks), 3), np.nan))
             band[row] = summary.mean, summary.worst, summary.best
@@ -246,11 +247,11 @@ def _hosts(overview: Mapping[str, Any]) -> dict[int, str]:
 
 
 def _config(overview: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings that are flat, as a run config is."""
+    """Settings as flat as a run config is: tables in names with dots, no lists."""
     found: dict[str, Any] = {}
     for key, value in overview.items():
         if isinstance(value, dict):
-            found |= {f"{key}.{k}": v for k, v in value.items() if not isinstance(v, dict | list)}
+            found |= {f"{key}.{name}": inner for name, inner in _config(value).items()}
         elif not isinstance(value, list):
             found[key] = value
     return found

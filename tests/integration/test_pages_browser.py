@@ -209,7 +209,7 @@ def test_the_dashboard_follows_a_mesh(browser, mesh):
     with serving(source_of(mesh.out)) as server:
         watched(browser, server)
         browser.until(lambda: "4 of 4 devices answer; round" in sentence(browser), "all to answer")
-        browser.until(lambda: "on average" in sentence(browser), "a score")
+        browser.until(lambda: "loss" in sentence(browser), "a score")
         assert browser.run("document.querySelectorAll('.lines .up').length") == 4
         rows = "[...document.querySelectorAll('tbody tr')].map(row => +row.children[1].textContent)"
         before = browser.run(rows)

@@ -242,11 +242,16 @@ def test_the_folder_of_a_mesh_has_names_weights_and_settings(fetched):
         'topology = "path:3"\nweights = "metropolis"\n'
         'hosts = [{vertex = 0, name = "boat"}, {vertex = 1}, {vertex = 2}, {vertex = 3}]\n'
         "edges = [{between = [0, 1]}, {between = [1, 2]}, {between = [1]}]\n"
-        "[device]\nrounds = 3\n"
+        "[device.run-config]\nrounds = 4\n"
     )
     found = read_run(fetched)
+    assert found.planned == 3  # by the devices' own words
+    for v in range(3):
+        (fetched / f"vertex-{v}" / "status.json").unlink()
+    found = read_run(fetched)
+    assert found.planned == 4
     assert list(found.agents) == ["0 (boat)", "1", "2", "3"]
-    assert found.config["device.rounds"] == 3
+    assert found.config["device.run-config.rounds"] == 4
     assert found.notes == ["no history is there of vertices 3"]
 
 
@@ -316,6 +321,8 @@ RISING = [0.2, 0.5, 0.7, 0.8, 0.85, 0.88, 0.89, 0.895, 0.9, 0.901]
         ([0.4, 0.5, 0.6, 0.6], {"split": 100}, "mixed", "60.0% is little", "FedAvg"),
         ([2.0, 1.0, 0.5, 3.0], {"name": "loss"}, "bad", "rose again, from 0.5", "smaller"),
         ([2.0, 2.0, 2.0], {"name": "loss"}, "bad", "loss did not fall: 2 at first", "another"),
+        ([2.0, 1.0, 0.5], {"name": "loss", "worst": 0.9}, "good", "nobody fell", "Nothing"),
+        ([2.0, 1.0, 0.5], {"name": "loss", "worst": 1.2}, "mixed", "0.7 above the mean", "data"),
         ([0.9] * 10, {"distance": {k: 1.0 * k for k in range(1, 11)}}, "mixed",
          "the agents still moved apart", "spectral gap"),
         # They come as much further as they move apart.
