@@ -11,7 +11,15 @@ from numpy.typing import NDArray
 
 from flower_dhb.agent import mixing
 from flower_dhb.agent.codec import VectorSpec
-from flower_dhb.agent.screening import Own, Screen, believable, clip_factors, clipped, distance
+from flower_dhb.agent.screening import (
+    Lengths,
+    Own,
+    Screen,
+    believable,
+    clip_factors,
+    clipped,
+    distance,
+)
 from flower_dhb.algorithms.base import Algorithm
 from flower_dhb.algorithms.measurement import measured
 from flower_dhb.errors import ConfigError, PayloadError, RoundError
@@ -28,11 +36,19 @@ Bound: TypeAlias = Callable[[Layout, Vectors, Vectors], Vectors]
 
 @dataclass(frozen=True)
 class Pending:
-    """A round that is trained but not combined: its number, `z`, and the statistics of `z`."""
+    """A round that is trained but not combined: its number, `z`, and the statistics of `z`.
+
+    measured: what the rule measures in it. lengths: of the agent's own payload, against which its
+    neighbors' are held; None where the rule screens and clips nothing. Both are functions of the
+    vectors, taken when these have just been made, so that a round's two halves may lie in two
+    processes and neither goes through all vectors for it again.
+    """
 
     round: int
     trained: NDArray[Any]
     statistics: NDArray[Any]
+    measured: Mapping[str, float] = field(default_factory=dict)
+    lengths: Lengths | None = None
 
 
 @dataclass(frozen=True)
@@ -82,7 +98,6 @@ class Node:
         self.layout = layout
         self._snapshot = snapshot
         self._arrived: dict[int, Payload] = {}
-        self._measured: State | None = None  # of the pending round
         self.screened: Mapping[int, str] = {}
 
     @classmethod
@@ -180,16 +195,23 @@ class Node:
                 trained, statistics = bound(self.layout, before, (trained, statistics))
         except PayloadError as error:
             raise PayloadError(f"round {round}, agent {self.vertex}: {error}") from None
-        pending = Pending(round, trained, statistics)
+        state = measured(self.algorithm, replace(s.state, round=round - 1), trained)
+        pending = Pending(round, trained, statistics, state.measured)
+        payload = self._payload(state, pending)
+        if self._holds_against:
+            x, names = s.state.parameters, self.algorithm.vectors
+            pending = replace(pending, lengths=Lengths.of(names, payload, x, trained))
         self._snapshot = replace(s, local=self.layout.local(arrays), pending=pending)
         self._arrived = {}
-        self._measured = None
-        return self.payload()
+        return payload
 
     def payload(self) -> Payload:
         """The payload of the pending round; the same each time it is asked for."""
         pending = self._require_pending()
-        outgoing = self.algorithm.outgoing(self._state(pending), pending.trained)
+        return self._payload(self._state(pending), pending)
+
+    def _payload(self, state: State, pending: Pending) -> Payload:
+        outgoing = self.algorithm.outgoing(state, pending.trained)
         payload = {name: outgoing[name] for name in self.algorithm.vectors}
         if self.layout.statistics_size:
             payload[STATISTICS_VECTOR] = pending.statistics
@@ -230,7 +252,7 @@ class Node:
         factor, clips = self.algorithm.screening_factor, self.algorithm.clips
         distances: dict[int, float] = {}
         memory, self.screened = s.screen, {}
-        if factor is not None or clips:
+        if self._holds_against:
             memory = memory.begun(s.state.parameters)
             own = self._own(pending)
             distances = {j: own.distance(p) for j, p in used.items()}
@@ -257,12 +279,20 @@ class Node:
             pending.round, state, statistics, s.local, epoch=s.epoch, screen=memory
         )
         self._arrived = {}
-        self._measured = None
         return missing
 
+    @property
+    def _holds_against(self) -> bool:
+        """Whether the rule holds neighbors' payloads against the agent's own."""
+        return self.algorithm.screening_factor is not None or self.algorithm.clips
+
     def _own(self, pending: Pending) -> Own:
-        x = self._snapshot.state.parameters
-        return Own.of(self.algorithm.vectors, self.payload(), x, pending.trained)
+        payload, names = self.payload(), self.algorithm.vectors
+        lengths = pending.lengths
+        if lengths is None:
+            x = self._snapshot.state.parameters
+            lengths = Lengths.of(names, payload, x, pending.trained)
+        return Own(names, payload, lengths)
 
     def _screen(
         self,
@@ -353,11 +383,9 @@ class Node:
         return cls(vertex, algorithm, weights, layout, snapshot)
 
     def _state(self, pending: Pending) -> State:
-        """The state with what the rule measures in the pending round; taken once."""
-        if self._measured is None:
-            state = replace(self._snapshot.state, round=pending.round - 1)
-            self._measured = measured(self.algorithm, state, pending.trained)
-        return self._measured
+        """The state with what the rule has measured in the pending round."""
+        state = self._snapshot.state
+        return replace(state, round=pending.round - 1, measured=pending.measured)
 
     def _require_pending(self) -> Pending:
         if self._snapshot.pending is None:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from flower_dhb.types import Payload
 
 __all__ = [
+    "Lengths",
     "Own",
     "Screen",
     "Strike",
@@ -162,16 +163,13 @@ def struck(strike: Strike, round: int) -> Strike:
 
 
 @dataclass(frozen=True)
-class Own:
-    """An agent's own payload of a round, against which its neighbors' are held.
+class Lengths:
+    """Of an agent's own payload of a round, taken over all its vectors.
 
-    names: of the rule's vectors; whatever else a payload holds are running statistics.
     path: `|payload - x|`, the way from the agent's parameters to it. step: that, or `|z - x|`,
     the local step, if it is longer. length: `|payload|`.
     """
 
-    names: tuple[str, ...]
-    payload: Payload
     path: float
     step: float
     length: float
@@ -183,13 +181,29 @@ class Own:
         payload: Payload,
         parameters: NDArray[Any],
         trained: NDArray[Any] | None = None,
-    ) -> Own:
-        """Measure a payload. parameters: the agent's before the round; trained: `z`; `(d,)`."""
+    ) -> Lengths:
+        """Measure a payload.
+
+        names: of the rule's vectors in it. parameters: the agent's before the round; trained:
+        `z`; `(d,)`.
+        """
         path = distance([payload[names[0]]], [parameters])
         step = path
         if trained is not None and trained is not payload[names[0]]:
             step = max(path, distance([trained], [parameters]))
-        return cls(names, payload, path, step, norm(payload[name] for name in names))
+        return cls(path, step, norm(payload[name] for name in names))
+
+
+@dataclass(frozen=True)
+class Own:
+    """An agent's own payload of a round, against which its neighbors' are held.
+
+    names: of the rule's vectors; whatever else a payload holds are running statistics.
+    """
+
+    names: tuple[str, ...]
+    payload: Payload
+    lengths: Lengths
 
     def distance(self, theirs: Payload) -> float:
         """Distance of a neighbor's payload, all its vectors together."""
@@ -231,9 +245,9 @@ class Screen:
                 factor,
                 round=round,
                 rounds=self.rounds + 1,
-                path=self.path + own.path,
-                step=max(self.step, own.step),
-                length=own.length,
+                path=self.path + own.lengths.path,
+                step=max(self.step, own.lengths.step),
+                length=own.lengths.length,
                 start=max(self.start, 0.0),
                 spread=self.spread,
             )
@@ -284,7 +298,7 @@ class Screen:
             self,
             rounds=self.rounds + 1,
             path=path if path < math.inf else self.path,
-            step=own.step if own.step < math.inf else self.step,
+            step=own.lengths.step if own.lengths.step < math.inf else self.step,
             spread=max((self.spread, *distances)),
         )
 

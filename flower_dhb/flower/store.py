@@ -16,6 +16,7 @@ import re
 import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any, Protocol, TypedDict
 
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from flower_dhb.agent.node import Node, Pending, Snapshot
-from flower_dhb.agent.screening import Screen
+from flower_dhb.agent.screening import Lengths, Screen
 from flower_dhb.algorithms import Algorithm
 from flower_dhb.errors import RoundError, StateError
 from flower_dhb.files import write_durably
@@ -307,6 +308,9 @@ def snapshot_vectors(
     }
     if snapshot.pending is not None:
         document["pending_round"] = snapshot.pending.round
+        document["measured"] = dict(snapshot.pending.measured)
+        lengths = snapshot.pending.lengths
+        document["lengths"] = None if lengths is None else list(astuple(lengths))
         arrays["trained"] = snapshot.pending.trained
         if snapshot.pending.statistics.size:
             arrays["trained_statistics"] = snapshot.pending.statistics
@@ -340,6 +344,8 @@ def load_snapshot(
                 _count("pending_round", document),
                 _vector(arrays, "trained", layout),
                 _statistics(arrays, "trained_statistics", layout),
+                _numbers(document["measured"], algorithm),
+                _lengths(document["lengths"]),
             )
         number, epoch = _count("round", document), _count("epoch", document)
         screen = Screen.from_config(document["screen"])
@@ -355,6 +361,20 @@ def _count(name: str, document: Mapping[str, Any]) -> int:
     if type(value) is not int or value < 0:
         raise StateError(f"damaged state: its {name.replace('_', ' ')} is {value!r}")
     return value
+
+
+def _numbers(found: Mapping[str, Any], algorithm: Algorithm) -> dict[str, float]:
+    """What the rule has measured, a number by name."""
+    if bool(found) != bool(algorithm.products):
+        raise StateError(f"damaged state: {algorithm} has measured {list(found)}")
+    return {str(name): float(number) for name, number in found.items()}
+
+
+def _lengths(found: Sequence[Any] | None) -> Lengths | None:
+    if found is None:
+        return None
+    path, step, length = (float(number) for number in found)
+    return Lengths(path, step, length)
 
 
 def _vector(arrays: Mapping[str, NDArray[Any]], name: str, layout: Layout) -> NDArray[Any]:

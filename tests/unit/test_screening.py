@@ -1,14 +1,23 @@
 """Payloads that no honest neighbor can have sent are missing ones; others are clipped."""
 
 import json
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 import numpy as np
 import pytest
 
 from flower_dhb import DSGD, HeavyBall, Node, Topology
 from flower_dhb.agent import screening
-from flower_dhb.agent.screening import Own, Screen, Strike, bound, clip_factors, clipped, struck
+from flower_dhb.agent.screening import (
+    Lengths,
+    Own,
+    Screen,
+    Strike,
+    bound,
+    clip_factors,
+    clipped,
+    struck,
+)
 from flower_dhb.algorithms import (
     Centralized,
     ExactDiffusion,
@@ -61,8 +70,10 @@ def test_the_bound_of_a_worked_example():
 def test_distances_are_of_all_vectors_and_beyond_float_infinite():
     mine = {"parameters": np.array([1.0, 2.0]), "tracker": np.array([0.0, 0.0])}
     theirs = {"parameters": np.array([4.0, 2.0]), "tracker": np.array([0.0, 4.0])}
-    own = Own.of(("parameters", "tracker"), mine, np.array([1.0, 0.0]), np.array([1.0, 3.0]))
-    assert (own.path, own.step, own.length) == (2.0, 3.0, pytest.approx(np.sqrt(5.0)))
+    names = ("parameters", "tracker")
+    lengths = Lengths.of(names, mine, np.array([1.0, 0.0]), np.array([1.0, 3.0]))
+    assert astuple(lengths) == (2.0, 3.0, pytest.approx(np.sqrt(5.0)))
+    own = Own(names, mine, lengths)
     assert own.distance(theirs) == 5.0
     assert own.distance({"parameters": np.full(2, 1e200), "tracker": np.zeros(2)}) == np.inf
     small = np.zeros(3, np.float32)
@@ -192,7 +203,8 @@ def test_in_quarantine_nothing_is_used_and_then_there_is_another_chance():
 
 
 def a_text(one, k):
-    own = Own.of(("parameters",), {"parameters": START}, START)
+    payload, names = {"parameters": START}, ("parameters",)
+    own = Own(names, payload, Lengths.of(names, payload, START))
     return one.snapshot.screen.verdict(4.0, k, own, 2, {"parameters": START}, 0.0)[1]
 
 

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from flower_dhb import DSGD, HeavyBall, StateError, consensus_mod
 from flower_dhb.agent.codec import Header, decode, encode
 from flower_dhb.agent.node import Pending, Snapshot
+from flower_dhb.agent.screening import Lengths
 from flower_dhb.flower.arrays import frame_array, start_frame
 from flower_dhb.flower.records import Answer, Instruction
 from flower_dhb.flower.store import load_snapshot, open_store, snapshot_vectors
@@ -41,7 +42,10 @@ def snapshot(pending=True):
     )
     if not pending:
         return made
-    return dataclasses.replace(made, pending=Pending(5, x + 20, np.array([3.5, 4.5])))
+    lengths = Lengths(0.1, 1 / 3, 2e-40)
+    return dataclasses.replace(
+        made, pending=Pending(5, x + 20, np.array([3.5, 4.5]), lengths=lengths)
+    )
 
 
 def context(folder=None):
@@ -69,6 +73,8 @@ def same(found, want):
         assert found.pending.round == want.pending.round
         vectors.append((found.pending.trained, want.pending.trained))
         vectors.append((found.pending.statistics, want.pending.statistics))
+        assert found.pending.measured == want.pending.measured
+        assert found.pending.lengths == want.pending.lengths
     for one, other in vectors:
         assert (one.dtype, one.shape) == (other.dtype, other.shape)
         np.testing.assert_array_equal(one, other)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from flower_dhb.agent import codec
 from flower_dhb.agent.node import Snapshot
-from flower_dhb.agent.screening import Own, Screen
+from flower_dhb.agent.screening import Lengths, Own, Screen
 from flower_dhb.algorithms import Algorithm
 from flower_dhb.peer.wire.frames import Bytes
 
@@ -49,8 +49,11 @@ class Judge:
             return
         parameters = snapshot.state.parameters
         payload = codec.decode(frame, codec.read_header(frame), verified=True)
-        trained = snapshot.pending.trained if snapshot.pending is not None else None
-        own = Own.of(self._names, payload, parameters, trained)
+        pending = snapshot.pending
+        lengths = pending.lengths if pending is not None else None
+        if lengths is None:
+            lengths = Lengths.of(self._names, payload, parameters)
+        own = Own(self._names, payload, lengths)
         self._stand = _Stand(round, own, snapshot.screen.begun(parameters))
 
     def look(self, neighbor: int, round: int, frame: Bytes) -> tuple[bool, str]:
