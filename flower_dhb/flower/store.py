@@ -16,7 +16,7 @@ import re
 import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any, Protocol, TypedDict
 
@@ -29,6 +29,7 @@ from safetensors.numpy import save
 from flower_dhb.agent.node import Node, Pending, Snapshot
 from flower_dhb.agent.screening import Lengths, Screen
 from flower_dhb.algorithms import Algorithm
+from flower_dhb.algorithms.measurement import measured
 from flower_dhb.errors import RoundError, StateError
 from flower_dhb.files import write_durably
 from flower_dhb.flower.arrays import carried
@@ -340,19 +341,21 @@ def load_snapshot(
         statistics = _statistics(arrays, "statistics", layout)
         pending = None
         if document["pending_round"] is not None:
+            trained = _vector(arrays, "trained", layout)
+            number_pending = _count("pending_round", document)
             pending = Pending(
-                _count("pending_round", document),
-                _vector(arrays, "trained", layout),
+                number_pending,
+                trained,
                 _statistics(arrays, "trained_statistics", layout),
-                _numbers(document["measured"], algorithm),
-                _lengths(document["lengths"]),
+                _measured(document, algorithm, replace(state, round=number_pending - 1), trained),
+                _lengths(document.get("lengths")),
             )
         number, epoch = _count("round", document), _count("epoch", document)
         screen = Screen.from_config(document["screen"])
         return Snapshot(number, state, statistics, local, pending, epoch, screen)
     except KeyError as error:
         raise StateError(f"state lacks {error}") from None
-    except (TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError) as error:
         raise StateError(f"damaged state: {error}") from None
 
 
@@ -363,8 +366,13 @@ def _count(name: str, document: Mapping[str, Any]) -> int:
     return value
 
 
-def _numbers(found: Mapping[str, Any], algorithm: Algorithm) -> dict[str, float]:
-    """What the rule has measured, a number by name."""
+def _measured(
+    document: Mapping[str, Any], algorithm: Algorithm, state: State, trained: NDArray[Any]
+) -> Mapping[str, float]:
+    """What the rule has measured of a pending round, taken anew where a release did not keep it."""
+    found = document.get("measured")
+    if found is None:
+        return measured(algorithm, state, trained).measured
     if bool(found) != bool(algorithm.products):
         raise StateError(f"damaged state: {algorithm} has measured {list(found)}")
     return {str(name): float(number) for name, number in found.items()}

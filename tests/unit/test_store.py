@@ -1,6 +1,7 @@
 """An agent's state between two messages: all of it comes back, and no other state is taken."""
 
 import dataclasses
+import json
 import os
 
 import numpy as np
@@ -12,8 +13,9 @@ from safetensors.numpy import load_file, save_file
 
 from flower_dhb import DSGD, HeavyBall, StateError, consensus_mod
 from flower_dhb.agent.codec import Header, decode, encode
-from flower_dhb.agent.node import Pending, Snapshot
+from flower_dhb.agent.node import Node, Pending, Snapshot
 from flower_dhb.agent.screening import Lengths
+from flower_dhb.algorithms.safeguarded import SafeguardedHeavyBall
 from flower_dhb.flower.arrays import frame_array, start_frame
 from flower_dhb.flower.records import Answer, Instruction
 from flower_dhb.flower.store import load_snapshot, open_store, snapshot_vectors
@@ -86,6 +88,47 @@ def test_all_of_a_state_comes_back(where, pending):
     assert store.load(RULE, LAYOUT) is None
     store.save(snapshot(pending), RULE)
     same(open_store(where, RUN, 3).load(RULE, LAYOUT), snapshot(pending))
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "a release that did not keep it"])
+def test_what_was_measured_of_a_pending_round_is_not_measured_again(kept):
+    rule = SafeguardedHeavyBall()
+    node = Node.start(0, rule, {0: 0.5, 1: 0.5}, LAYOUT, ARRAYS)
+    for k in (1, 2):
+        node.adapt(k, {**ARRAYS, "w": ARRAYS["w"] + k})
+        if k == 1:
+            node.combine()
+    want = node.snapshot
+    assert want.pending.lengths.path > 0.0
+    assert want.pending.measured["momentum"] > 0.0
+    document, arrays = snapshot_vectors(want, rule, RUN)
+    document = json.loads(json.dumps(document))
+    if kept:
+        document["measured"]["momentum"] = 0.25
+    else:
+        del document["measured"], document["lengths"]
+    found = load_snapshot(document, arrays, algorithm=rule, layout=LAYOUT, run=RUN)
+    if kept:
+        assert found.pending.measured == {**want.pending.measured, "momentum": 0.25}
+        assert found.pending.lengths == want.pending.lengths
+        return
+    assert found.pending.measured == want.pending.measured
+    again = Node(0, rule, node.weights, LAYOUT, found)
+    for one in (node, again):
+        one.combine()
+    same(again.snapshot, node.snapshot)
+    assert again.snapshot.screen == node.snapshot.screen
+
+
+@pytest.mark.parametrize("numbers", [{}, [], {"momentum": "x"}, 3])
+def test_numbers_that_no_rule_has_measured_are_a_damaged_state(numbers):
+    rule = SafeguardedHeavyBall()
+    node = Node.start(0, rule, {0: 0.5, 1: 0.5}, LAYOUT, ARRAYS)
+    node.adapt(1, {**ARRAYS, "w": ARRAYS["w"] + 1})
+    document, arrays = snapshot_vectors(node.snapshot, rule, RUN)
+    document["measured"] = numbers
+    with pytest.raises(StateError, match="damaged state"):
+        load_snapshot(document, arrays, algorithm=rule, layout=LAYOUT, run=RUN)
 
 
 def test_a_later_state_takes_the_place_of_an_earlier_one(where):
