@@ -17,11 +17,11 @@ from flower_dhb.pages.reading import read_run
 from flower_dhb.runs.table import main_metric
 
 if TYPE_CHECKING:
-    from flower_dhb.peer.mesh.fleet import Fleet
     from flower_dhb.peer.mesh.status import FleetStatus
 
 __all__ = ["MeshSource", "RunsSource", "Source", "source_of"]
 
+_HISTORY = "history.jsonl"
 _NEWEST = 4  # runs of a folder that are shown
 _SPARING = 10.0  # of the time between two looks, one part in so many goes into reading
 _SKETCH = 1  # what is not shown need not be sent
@@ -46,9 +46,7 @@ def source_of(path: Path) -> Source:
     Raises ConfigError if it is none of these.
     """
     if (path / "mesh.toml").is_file():
-        from flower_dhb.peer.mesh.fleet import Fleet
-
-        return MeshSource(path.resolve().name, Fleet(path))
+        return MeshSource(path)
     if not path.is_dir():
         raise ConfigError(f"{path}: is no folder; name that of a run, of runs or of a mesh")
     return RunsSource(path)
@@ -75,14 +73,14 @@ class RunsSource:
         return [View(name=self.path.resolve().name, sentence="no round is finished yet")]
 
     def _folders(self) -> list[Path]:
-        own = self.path / "history.jsonl"
+        own = self.path / _HISTORY
         if own.exists():
             return [self.path]
-        there = [p.parent for p in self.path.glob("*/history.jsonl")]
-        return sorted(there, key=lambda folder: _stamp(folder)[0], reverse=True)[:_NEWEST]
+        there = sorted(self.path.glob(f"*/{_HISTORY}"), key=_stamp, reverse=True)
+        return [file.parent for file in there[:_NEWEST]]
 
     def _view(self, folder: Path) -> View | None:
-        stamp = _stamp(folder)
+        stamp = _stamp(folder / _HISTORY)
         if folder not in self._known or self._known[folder][0] != stamp:
             try:
                 self._known[folder] = stamp, view_of_run(read_run(folder))
@@ -97,24 +95,34 @@ class RunsSource:
 class MeshSource:
     """A mesh by what its devices answer to the operator; scores are remembered from now on."""
 
-    def __init__(self, name: str, fleet: Fleet) -> None:
+    def __init__(self, path: Path) -> None:
+        self.path = path
         self.pause_s = 1.0
-        self._name, self._fleet = name, fleet
-        vertices = sorted(fleet.hosts)
-        at = {v: i for i, v in enumerate(vertices)}
-        weights = {(at[a], at[b]): None for a, b in fleet.edges if a in at and b in at}
-        graph = Graph(
-            name=str(fleet.document["topology"]), agents=[str(v) for v in vertices], weights=weights
-        )
-        self._places = graph.places()
         self._metric = ""
         self._rows: dict[int, list[float]] = {}
+        self._read()
+
+    def _read(self) -> None:
+        """Read what the mesh is: an operator may have changed it. Raises ConfigError."""
+        from flower_dhb.peer.mesh.fleet import Fleet
+
+        self._stamp = _stamp(self.path / "mesh.toml")
+        self._fleet = Fleet(self.path)
+        vertices = sorted(self._fleet.hosts)
+        at = {v: i for i, v in enumerate(vertices)}
+        weights = {(at[a], at[b]): None for a, b in self._fleet.edges if a in at and b in at}
+        name = str(self._fleet.document["topology"])
+        graph = Graph(name=name, agents=[str(v) for v in vertices], weights=weights)
+        self._places = graph.places()
 
     def look(self) -> list[View]:
         """Ask all devices. Whoever does not answer within a second is one that does not answer."""
         from flower_dhb.peer.mesh.findings import findings
 
         began = time.monotonic()
+        if self._stamp != _stamp(self.path / "mesh.toml"):
+            self._fleet.close()
+            self._read()
         status = self._fleet.status(timeout_s=1.0, sketch=_SKETCH)
         self._remember(status)
         table = np.array([self._rows[k] for k in sorted(self._rows)], np.float64).reshape(-1, 4)
@@ -123,7 +131,7 @@ class MeshSource:
         places = self._places if len(status.vertices) == len(self._fleet.hosts) else None
         warnings = [finding.text for finding in found]
         self.pause_s = max(1.0, time.monotonic() - began)
-        return [view_of_mesh(self._name, status, warnings, places, chart)]
+        return [view_of_mesh(self.path.resolve().name, status, warnings, places, chart)]
 
     def _remember(self, status: FleetStatus) -> None:
         """Mean, worst and best agent, by the round that the middle device is in."""
@@ -151,9 +159,10 @@ class MeshSource:
         self._fleet.close()
 
 
-def _stamp(folder: Path) -> tuple[float, int]:
+def _stamp(file: Path) -> tuple[float, int]:
+    """What changes with a file."""
     try:
-        found = (folder / "history.jsonl").stat()
+        found = file.stat()
     except OSError:
         return 0.0, 0
     return found.st_mtime, found.st_size

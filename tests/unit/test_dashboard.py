@@ -17,9 +17,11 @@ from flower_dhb.dashboard.sources import RunsSource, source_of
 from flower_dhb.dashboard.views import View, chart_of, view_of_mesh, view_of_run
 from flower_dhb.metrics import RoundRecord
 from flower_dhb.pages.reading import read_run
+from flower_dhb.peer.mesh.create import MeshPlan, create_mesh, local_hosts
 from flower_dhb.peer.mesh.status import FleetStatus
 from flower_dhb.peer.wire import relay_pb2 as pb
 from tests.support.dashboards import serving
+from tests.support.peers import APP
 
 NAN = float("nan")
 
@@ -132,6 +134,23 @@ def test_a_mesh_at_a_moment():
     assert [a.well for a in view.agents] == [True, True, False, False]
     assert [link.state for link in view.links] == ["up", "down", "unknown"]
     assert view.to_json()["graph"] is None
+
+
+def test_a_mesh_that_an_operator_changes_is_read_again(tmp_path):
+    out = tmp_path / "m"
+    create_mesh(MeshPlan(app=APP, out=out, hosts=local_hosts(3),
+                         overrides={"topology": "path:3", "rounds": 50}))  # fmt: skip
+    source = source_of(out)
+    with contextlib.closing(source):
+        (view,) = source.look()
+        assert view.sentence == "0 of 3 devices answer"
+        assert len(view.to_json()["graph"]["lines"]) == 2
+        words = ["--neighbors", "0,2", "--offline", "--at-round", "30", "--name", "new"]
+        assert main(["mesh", "add", str(out), *words, "--address", "127.0.0.1:9"]) == 0
+        (view,) = source.look()
+        assert view.sentence == "0 of 4 devices answer"
+        assert view.agents[3].name == "3 (new)"
+        assert len(view.to_json()["graph"]["lines"]) == 4
 
 
 def test_the_script_is_short_and_loads_nothing():
