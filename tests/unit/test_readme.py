@@ -1,6 +1,9 @@
 """README.md and docs/run-config.md: their Python runs, and what they name exists."""
 
+import argparse
+import importlib
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -14,6 +17,7 @@ from support.apps import flat, numpy_app, start_arrays
 from support.grid import LocalGrid
 
 from flower_dhb import ConfigError, RunConfig, ServerlessStrategy, Topology, consensus_mod
+from flower_dhb.cli import main
 from flower_dhb.runs.config import AUTO
 from tests.reference import sections
 
@@ -274,6 +278,44 @@ def test_every_make_target_exists_with_its_variables():
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
         for variable in re.findall(r"([A-Z]+)=", variables):
             assert re.search(rf"^{variable} \?= ", makefile, re.MULTILINE), variable
+
+
+def commands(*pages):
+    """Command lines of pages' blocks, as words, without their comments."""
+    lines = "\n".join(b for page in pages for b in blocks("sh", page))
+    return [shlex.split(line, comments=True) for line in lines.splitlines() if line.strip()]
+
+
+def test_every_command_is_one_and_takes_its_words(capsys):
+    report = (ROOT / "docs" / "report.md").read_text(encoding="utf-8")
+    found = [
+        words[1:] for words in commands(README, RUN_CONFIG, report) if words[0] == "flower-dhb"
+    ]
+    assert {words[0] for words in found} >= {"run", "report", "dashboard"}
+    for name, *words in found:
+        parser = argparse.ArgumentParser()
+        importlib.import_module(f"flower_dhb.cli.{name}").configure(parser)
+        try:
+            parser.parse_args(words)
+        except SystemExit:
+            pytest.fail(f"flower-dhb {name} {words}: {capsys.readouterr().err}")
+
+
+def test_every_installation_names_extras_that_exist():
+    found = [words[-1] for words in commands(README, RUN_CONFIG) if words[:2] == ["pip", "install"]]
+    named = {each for word in found for each in re.findall(r"[\w-]+", word.partition("[")[2])}
+    assert named >= {"peer", "app", "report"}
+    assert named <= PROJECT["project"]["optional-dependencies"].keys()
+
+
+def test_the_report_of_a_run_is_made_as_shown(tmp_path, monkeypatch):
+    (words,) = [words for words in commands(README) if words[1] == "report"]
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / words[2]
+    folder.mkdir(parents=True)
+    (folder / "history.jsonl").write_text('{"round": 1, "accuracy_mean": 0.5}\n')
+    assert main(words[1:]) == 0
+    assert (tmp_path / "report.html").stat().st_size > 500_000
 
 
 def code():
