@@ -25,6 +25,7 @@ _COMMANDS = {
     "report": "make a page of runs that answers at a glance: did it work, what did it cost",
     "dashboard": "show runs or a mesh as they are now, in a browser on this machine",
     "peer": "take part in a mesh, on one device",
+    "doctor": "find what would keep this device from taking part, and say what to do",
     "supernode": "run a Flower SuperNode that looks at apps before it loads them",
     "mesh": "create a mesh of peers, renew certificates, run it here, ask how it is",
     "export": "write the current model of a peer's state directory to a file",

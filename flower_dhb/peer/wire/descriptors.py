@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from flower_dhb.peer.monitor import Monitor
 from flower_dhb.peer.wire.pipes import PIPES
 
-__all__ = ["CONNECTIONS", "OPERATORS", "Room", "raise_limit", "room_for"]
+__all__ = ["CONNECTIONS", "OPERATORS", "Room", "needed_for", "raise_limit", "room_for"]
 
 CONNECTIONS = 2  # of one identity: one that lives, and one that dies
 _MOST = 8192
 _OWN = 64 + 2 * PIPES  # files, threads of gRPC, the app's data; pipes of the gate
 OPERATORS = 4  # connections of those who ask for status
+_LEFT = 32  # for strangers: with fewer, it is said that there are few
 _EACH = 3  # descriptors of a connection: ours, gRPC's, and the one between
 
 
@@ -50,9 +51,9 @@ def room_for(limit: int, neighbors: int, monitor: Monitor) -> Room:
 
     Says so where neighbors and files alone need more than there are.
     """
-    own = _OWN + _EACH * (CONNECTIONS * neighbors + OPERATORS)
+    own = needed_for(neighbors)
     left = limit - own
-    if left < 32:
+    if left < _LEFT:
         monitor.warning(
             "few-descriptors",
             why=f"{limit} descriptors are few for {neighbors} neighbors, which may need {own}; "
@@ -60,6 +61,11 @@ def room_for(limit: int, neighbors: int, monitor: Monitor) -> Room:
         )
     # A third of what is left stays free.
     return Room(waiting=_within(4, left // 3, 64), handshakes=_within(2, left // 9, 16))
+
+
+def needed_for(neighbors: int) -> int:
+    """Descriptors that a peer may need for its neighbors, its operator and its own files."""
+    return _OWN + _EACH * (CONNECTIONS * neighbors + OPERATORS)
 
 
 def _within(least: int, number: int, most: int) -> int:

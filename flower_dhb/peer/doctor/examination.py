@@ -1,0 +1,173 @@
+"""All checks of a device, or of a machine that is to become one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from flower_dhb.errors import ConfigError, FlowerDhbError, NotNowError
+from flower_dhb.extras import installed
+from flower_dhb.peer.device.code import digest_of_folder
+from flower_dhb.peer.device.home import Home
+from flower_dhb.peer.device.model import read_start
+from flower_dhb.peer.device.settings import PeerSettings
+from flower_dhb.peer.doctor import machine
+from flower_dhb.peer.doctor import neighbors as ways
+from flower_dhb.peer.doctor.finding import Finding, fine, note, wrong
+from flower_dhb.peer.wire.descriptors import needed_for
+from flower_dhb.types import NDArrays
+
+__all__ = ["device", "machine_alone"]
+
+_RENEW_DAYS = 30.0
+_VECTORS = 8  # of the model's size that a peer holds beside its neighbors' payloads
+_KEPT = 12  # of the model's size on the disk: two states, the journal, the model
+
+
+def machine_alone(folder: Path) -> Iterator[Finding]:
+    """A machine on which there is no device yet. folder: where one would keep its state."""
+    yield from machine.versions("peer" if installed("tomli_w", "prometheus_client") else "")
+    yield machine.extras()
+    yield machine.memory(0)
+    yield from machine.disk(folder, 0)
+    yield machine.descriptors(needed_for(4))
+    yield machine.clock({"this program": _written(Path(__file__))})
+    yield from machine.surroundings()
+
+
+def device(
+    path: Path, timeout_s: float, *, app: bool = True, train: bool = False
+) -> Iterator[Finding]:
+    """A device, before or while it runs.
+
+    path: of its `peer.toml`. timeout_s: for each neighbor. app: whether to load its ClientApp,
+    which runs the app's code. train: whether to have it train once, from the initial model; what
+    comes of it is dropped.
+    """
+    yield from machine.versions("peer")
+    try:
+        settings = PeerSettings.load(path)
+    except (ConfigError, OSError) as error:
+        yield wrong("peer.toml", str(error), "Correct it, or copy it from the operator's again.")
+        return
+    yield fine("peer.toml", f"vertex {settings.vertex} of mesh {settings.mesh}")
+    arrays, finding = _start(settings)
+    yield finding
+    size = sum(array.nbytes for array in arrays.values())
+    if app:
+        yield from _app(settings, arrays if train and arrays else None)
+    degree = len(settings.neighbors)
+    yield machine.memory((degree + _VECTORS) * size)
+    yield from machine.disk(settings.state_dir, _KEPT * size)
+    yield machine.descriptors(needed_for(degree))
+    yield from _keys(settings)
+    yield machine.clock(_newest(settings, path))
+    yield from machine.surroundings()
+    runs = _runs(settings)
+    if runs:
+        yield fine("peer", runs)
+    else:
+        yield from ways.own_port(settings)
+    yield from ways.neighbors(settings, timeout_s)
+
+
+def _start(settings: PeerSettings) -> tuple[NDArrays, Finding]:
+    """The model that the mesh starts with, and what is to be said of it."""
+    try:
+        arrays, _ = read_start(settings.start)
+    except (FlowerDhbError, OSError) as error:
+        text = str(error)
+        return {}, wrong("start", text, "Copy the file from the operator's device folder again.")
+    size = sum(array.nbytes for array in arrays.values())
+    return arrays, fine("start", f"{len(arrays)} arrays, {machine.size_text(size)}")
+
+
+def _app(settings: PeerSettings, arrays: NDArrays | None) -> Iterator[Finding]:
+    """Load the app, and have it train from arrays if there are any."""
+    from flower_dhb.peer.device.app import Agent
+    from flower_dhb.peer.device.flwr_adapter import load_client_app
+
+    begin = time.monotonic()
+    try:
+        if settings.policy.apps is not None:
+            settings.policy.check_app(digest_of_folder(settings.app))
+        app = load_client_app(settings.app, settings.client_app)
+    except Exception as error:  # the app's own code: anything may come out of it
+        text = f"it cannot be loaded: {type(error).__name__}: {error}"
+        yield wrong("app", text, "Install what it imports, or copy its folder again.")
+        return
+    yield fine("app", f"{settings.client_app} loads in {time.monotonic() - begin:.1f} s")
+    if arrays is None:
+        return
+    agent = Agent.of_device(
+        app,
+        vertex=settings.vertex,
+        run=settings.run,
+        algorithm=settings.algorithm,
+        weights=settings.weights,
+        arrays=arrays,
+        node_config=settings.node_config,
+        run_config=settings.run_config,
+        train_config=settings.train_config,
+        policy=settings.policy,
+    )
+    begin = time.monotonic()
+    outcome = agent.train(1)
+    took = time.monotonic() - begin
+    if outcome.failure:
+        text = f"its train fails: {outcome.failure}"
+        yield wrong("training", text, "See the app's log; its data may be missing on this device.")
+    else:
+        yield fine("training", f"a round's local training takes {took:.3g} s")
+
+
+def _keys(settings: PeerSettings) -> Iterator[Finding]:
+    if settings.tls is None:
+        yield note("TLS", "off: this mesh is for one machine alone")
+        return
+    try:
+        settings.tls.read()
+        standing = settings.tls.standing()
+    except (ConfigError, OSError) as error:
+        renew = f"flower-dhb mesh renew MESH --vertex {settings.vertex}"
+        yield wrong("certificate", str(error), f"Issue new files with '{renew}' and copy them.")
+        return
+    if standing is None:
+        return
+    days = standing.days_left
+    text = f"{standing.serial}, for {days:.0f} days more"
+    if days < _RENEW_DAYS:
+        who = "--all" if standing.certificate_days < standing.authority_days else "--authority"
+        yield note("certificate", text, f"flower-dhb mesh renew MESH {who}")
+    else:
+        yield fine("certificate", text)
+
+
+def _newest(settings: PeerSettings, path: Path) -> dict[str, float]:
+    found = {str(path): _written(path), "the state": _written(settings.state_dir / "history.jsonl")}
+    if settings.tls is not None:
+        found["the certificate"] = _written(settings.tls.certificate)
+    return found
+
+
+def _written(path: Path) -> float:
+    """When a file was written, 0 if it is not there."""
+    with suppress(OSError):
+        return path.stat().st_mtime
+    return 0.0
+
+
+def _runs(settings: PeerSettings) -> str:
+    """Who holds the state directory, in words; empty if nobody does."""
+    if not settings.state_dir.is_dir():
+        return ""
+    home = Home(settings.state_dir)
+    try:
+        home.take()
+    except NotNowError as error:
+        cause = str(error)
+        return "it runs on this machine" if "holds this state directory" in cause else ""
+    home.release()
+    return ""
