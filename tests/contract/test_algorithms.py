@@ -74,9 +74,9 @@ def test_agents_at_a_common_minimum_stay_there(algorithm):
 @every_rule
 def test_agents_with_equal_data_reach_their_minimum(algorithm):
     target = np.array([0.5, -2.0, 3.0])
-    end = simulate(algorithm, GRAPH, np.zeros(D), towards(target, 0.05), rounds=600)[-1]
-    # The slowest rule shrinks the error by 0.95 a round: 0.95^600 is 4e-14.
-    np.testing.assert_allclose(end, np.tile(target, (8, 1)), rtol=1e-11)
+    end = simulate(algorithm, GRAPH, np.zeros(D), towards(target, 0.05), rounds=300)[-1]
+    # The slowest rule shrinks the error by 0.95 a round: 0.95^300 is 2e-7.
+    np.testing.assert_allclose(end, np.tile(target, (8, 1)), rtol=1e-5)
 
 
 @every_rule
