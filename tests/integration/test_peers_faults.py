@@ -244,7 +244,7 @@ def test_network_split_in_two_and_joined_again(how, tmp_path):
     assert np.abs(x - x.mean(axis=0)).max() < 0.6
 
 
-ROUNDS, EVERY, SEED, SPLIT = 240, 40, 4, "classes:2"
+ROUNDS, EVERY, SEED, SPLIT = 160, 40, 4, "classes:2"
 
 
 def undisturbed():
