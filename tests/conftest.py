@@ -27,6 +27,17 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if any(f"mark.{mark}" not in text for mark in marks) else None
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests that may take longest begin first, so that none is left over at the end."""
+
+    def limit_s(item: pytest.Item) -> float:
+        mark = item.get_closest_marker("timeout") if item.get_closest_marker("slow") else None
+        return float(mark.args[0]) if mark else 0.0
+
+    items.sort(key=limit_s, reverse=True)
+
+
 def pytest_collection_finish() -> None:
     """Thousands of tests and all libraries stay to the end: no use in walking them again."""
     gc.collect()
