@@ -7,7 +7,7 @@ from safetensors.numpy import load_file
 
 from tests.support.peers import run_cli
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(150)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 FILES = {
     "pyproject.toml": """

@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torchvision.datasets import CIFAR10
-
 from flower_dhb.runs.superlink import SuperLink
 from tests.support.flower_runs import run, write_all_rules
 from tests.support.originals import cifar_files, known_sums, scaled_digits, write_mnist
@@ -67,6 +65,8 @@ SEEN: dict[str, dict[str, Any]] = {
 
 def write_images(folder: Path) -> dict[str, Any]:
     """Write the files of a `data-dir`. Returns what torchvision must know of them."""
+    from torchvision.datasets import CIFAR10
+
     write_mnist(folder / "MNIST" / "raw", *scaled_digits(28), packed=True)
     images, labels = scaled_digits(32)
     names = {"train": "train", "t10k": "test"}
@@ -82,8 +82,6 @@ def write_images(folder: Path) -> dict[str, Any]:
 def knowing(sums: Mapping[str, Any]) -> str:
     """Source by which a process of the app takes the small files for the real ones."""
     return f"""
-from torchvision.datasets import CIFAR10
-
 for name, value in {dict(sums)!r}.items():
     setattr(CIFAR10, name, value)
 """
