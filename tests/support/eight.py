@@ -82,6 +82,8 @@ def write_images(folder: Path) -> dict[str, Any]:
 def knowing(sums: Mapping[str, Any]) -> str:
     """Source by which a process of the app takes the small files for the real ones."""
     return f"""
+from torchvision.datasets import CIFAR10
+
 for name, value in {dict(sums)!r}.items():
     setattr(CIFAR10, name, value)
 """
