@@ -13,6 +13,7 @@ what an app is made of comes from its bundle.
 from __future__ import annotations
 
 import array
+import atexit
 import ctypes
 import gc
 import importlib
@@ -281,7 +282,16 @@ def _main(_: str, name: str, modules: Sequence[str]) -> None:
         for module in [name for name in sys.modules if name.startswith("flwr.cli")]:
             del sys.modules[module]
     code = compile(Path(f"{program}.installed").read_text(encoding="utf-8"), program, "exec")
-    exec(code, {"__name__": "__main__", "__file__": program})  # noqa: S102
+    try:
+        exec(code, {"__name__": "__main__", "__file__": program})  # noqa: S102
+        status: object = None
+    except SystemExit as end:
+        status = end.code
+    # What Ray has loaded waits for ever when a fork is taken down as other processes are.
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status if isinstance(status, int) else int(status is not None))
 
 
 if __name__ == "__main__":
