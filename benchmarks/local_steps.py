@@ -2,20 +2,25 @@
 
 python -m benchmarks.local_steps run FOLDER        all runs; goes on where it was stopped
 python -m benchmarks.local_steps table FOLDER      what is there, as one Markdown table
-python -m benchmarks.local_steps cells FOLDER      the same for every graph, as CSV
-python -m benchmarks.local_steps estimate          processor time of all runs, at most
+python -m benchmarks.local_steps graphs FOLDER     the same for every graph, as Markdown tables
+python -m benchmarks.local_steps cells FOLDER      every setting by itself, as CSV
 
 Digits, an MLP of 2,410 parameters, 16 agents, batch 32. Graphs: ring, 4×4 torus, exponential.
 Data: IID, two classes an agent, Dirichlet 0.1. 1, 10 and 50 local steps; SGD, momentum 0.9 and
-AdamW, whose state begins anew in each round. Three seeds. Every rule has its default settings.
+AdamW, whose state begins anew in each round. Three seeds. Every rule has its default settings,
+without screening: nobody lies here. `sgp` is left out, which on these graphs is `dsgd`.
 
 The learning rate is tuned for each rule, optimizer, number of steps and kind of split, on the
-ring, another seed and the validation digits: up or down a ladder of factors of about three,
-while it gets better: fewer rounds until the mean agent has 95 %, or else a higher last
-accuracy. What counts are rounds until the test accuracy is 90 and 95 % for the average model,
-the mean over agents, and the worst agent.
+ring, one other seed and the validation digits: on a ladder of factors of about three, from its
+middle up or down while it gets better. The better rate is the one with which the mean agent
+first has 95 %; if none has it after half of the rounds, the one that first has 90 %, or else the
+higher accuracy. All rates' runs end when one of them has 95 %.
+What counts are rounds until the test accuracy is 90 and 95 % for the average model, the mean
+over agents, and the worst agent: the median of the seeds. A test ends when all six medians are
+known.
 
-A run is one line of JSON in FOLDER/runs.jsonl, with all that its numbers depend on.
+Runs that differ in their seed or rate alone train side by side, in one batch. They are one line
+of JSON in FOLDER/runs.jsonl, with all that their numbers depend on.
 """
 
 from __future__ import annotations
@@ -27,7 +32,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
@@ -37,30 +42,26 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from flower_dhb import ConfigError, Topology
-from flower_dhb.algorithms import method
+from flower_dhb.algorithms import algorithm_from_config, method
 from flower_dhb.algorithms.base import COMPLETE
+from flower_dhb.algorithms.measurement import measured
 from flower_dhb.algorithms.registry import METHODS
 from flower_dhb.engine.batched import Batched
-from flower_dhb.engine.engine import Engine
-from flower_dhb.engine.supervised import Supervised
+from flower_dhb.engine.updates import Updates
 from flower_dhb.problems.digits import load_digits
 from flower_dhb.problems.models import make_model
-from flower_dhb.problems.splits import split
+from flower_dhb.problems.optimizers import LocalOptimizer
+from flower_dhb.problems.splits import batches, split
+from flower_dhb.types import State
 
-
-def _accuracy(problem, agents, x, y):  # type: ignore[no-untyped-def]
-    """Share of samples that each agent's own model gets right, `(n,)`."""
-    right = [(output.argmax(-1) == y).double().mean(-1) for _, output in problem.outputs(agents, x)]
-    return torch.cat(right).numpy()
-
-
-FORMAT = 1  # raised when the same settings would give other numbers
-AGENTS, SEEDS, TUNING_SEED = 16, (0, 1, 2), 100
+FORMAT = 2  # raised when the same settings would give other numbers
+AGENTS, BATCH, SEEDS, TUNING_SEED = 16, 32, (0, 1, 2), 100
 GRAPHS = ("ring:16", "torus:4x4", "exponential:16")
-SPLITS = ("classes:2", "dirichlet:0.1", "iid")
-STEPS = (10, 50, 1)  # in the order of interest: an interrupted study has the first ones
+SPLITS = ("iid", "dirichlet:0.1", "classes:2")
+STEPS = (10, 1, 50)  # in the order of interest: an interrupted study has the first ones
 ROUNDS = {1: 252, 10: 80, 50: 25}
 EVERY = {1: 4, 10: 1, 50: 1}  # rounds between evaluations
 LADDERS = {
@@ -68,14 +69,18 @@ LADDERS = {
     "momentum:0.9": (0.001, 0.003, 0.01, 0.03, 0.1, 0.3),
     "adamw": (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03),
 }
+MIDDLE = slice(1, 4)  # of a ladder: the rates that are tried first, side by side
 TARGETS = (0.9, 0.95)
 KINDS = ("average", "mean", "worst")
 NEVER = float("inf")
+WORDS = {"iid": "IID", "dirichlet:0.1": "Dirichlet 0.1", "classes:2": "two classes"}
+
+Reached = dict[str, int]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
-    """All that a run's numbers depend on."""
+class Runs:
+    """Runs side by side, and all that their numbers depend on: `rates` and `seeds`, one a run."""
 
     rule: dict[str, Any]
     graph: str
@@ -83,8 +88,8 @@ class Run:
     split: str
     steps: int
     optimizer: str
-    rate: float
-    seed: int
+    rates: tuple[float, ...]
+    seeds: tuple[int, ...]
     part: str
     rounds: int
     every: int
@@ -97,15 +102,127 @@ class Run:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+class Rated(Updates):
+    """The local optimizer of agents that have different learning rates, one a row."""
+
+    def __init__(
+        self, optimizer: LocalOptimizer, parameters: Sequence[Tensor], rates: Tensor
+    ) -> None:
+        super().__init__(optimizer, parameters)
+        self._rates = [-rates.view(-1, *(1 for _ in p.shape[1:])) for p in parameters]
+
+    def _descend(
+        self, x: list[Tensor], g: list[Tensor], memory: list[list[Tensor]], _rate: float
+    ) -> None:
+        steps = [torch.zeros_like(p) for p in x]
+        super()._descend(steps, g, memory, -1.0)
+        self._move(x, steps)
+
+    def _adapt(
+        self, x: list[Tensor], g: list[Tensor], memory: list[list[Tensor]], _rate: float
+    ) -> None:
+        steps = [torch.zeros_like(p) for p in x]
+        super()._adapt(steps, g, memory, -1.0)
+        if self.optimizer.weight_decay:
+            torch._foreach_add_(steps, x, alpha=self.optimizer.weight_decay)
+        self._move(x, steps)
+
+    def _move(self, x: list[Tensor], steps: list[Tensor]) -> None:
+        for parameter, step, rate in zip(x, steps, self._rates, strict=True):
+            parameter.addcmul_(step, rate)
+
+
+class Abreast:
+    """Agents of all runs in one stack: `x` is `(runs * AGENTS, d)`, a run's agents together."""
+
+    def __init__(self, runs: Runs, graph: Topology, study: Study) -> None:
+        data = load_digits()
+        self.rule = algorithm_from_config(runs.rule)
+        self.model, self.round = study.model, 0
+        matrix = graph.mixing_matrix
+        if self.rule.graph == COMPLETE:
+            matrix = np.full((AGENTS, AGENTS), 1.0 / AGENTS)
+        self.matrix = torch.tensor(np.ascontiguousarray(matrix), dtype=torch.float32)
+        self.draws = [study.draws(runs.split, seed, runs.steps) for seed in runs.seeds]
+        self.inputs, self.targets = data.train_x, data.train_y
+        own = [torch.cat([t.flatten() for t in _arrays(seed)]) for seed in runs.seeds]
+        self.x = torch.stack(own).repeat_interleave(AGENTS, 0)
+        self.memory = dict(self.rule.start(self.x).memory)
+        self.shapes = [t.shape for t in _arrays(runs.seeds[0])]
+        rates = torch.tensor(runs.rates).repeat_interleave(AGENTS)
+        self.updates = Rated(LocalOptimizer.parse(runs.optimizer), self._stack(self.x), rates)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One round of all runs: adapt, share, combine."""
+        self.round += 1
+        stack = self._stack(self.x)
+        self.updates.begin()
+        positions = torch.cat([draw(self.round) for draw in self.draws]).transpose(0, 1)
+        for index in positions.contiguous():  # (agents, batch), one local step
+            flat = index.view(-1)
+            x = self.inputs.index_select(0, flat).view(*index.shape, -1)
+            y = self.targets.index_select(0, flat).view(index.shape)
+            self.model.step(stack, x, y, 0.0, self.updates)
+        trained = torch.cat([t.flatten(1) for t in stack], 1)
+        state = State(self.x, self.memory, round=self.round - 1)
+        state = measured(self.rule, state, trained)
+        payload = self.rule.outgoing(state, trained)
+        new = self.rule.combine(state, trained, {k: self._mixed(v) for k, v in payload.items()})
+        self.x, self.memory = new.parameters, dict(new.memory)
+
+    def _mixed(self, vectors: Tensor) -> Tensor:
+        return (self.matrix @ vectors.view(-1, AGENTS, vectors.shape[-1])).view(vectors.shape)
+
+    def _stack(self, x: Tensor) -> list[Tensor]:
+        parts = x.split([shape.numel() for shape in self.shapes], 1)
+        return [
+            part.reshape(-1, *shape).clone() for part, shape in zip(parts, self.shapes, strict=True)
+        ]
+
+    @torch.no_grad()
+    def accuracies(self, x: Tensor, y: Tensor) -> list[dict[str, float]]:
+        """Of each run: of the average model, the mean agent and the worst; 0 if it diverged."""
+        agents = self.x.view(-1, AGENTS, self.x.shape[-1])
+        right = _right(self._stack(torch.cat([self.x, agents.mean(1)])), x, y)
+        own, average = right[: len(self.x)].view(-1, AGENTS), right[len(self.x) :]
+        finite = torch.isfinite(agents).flatten(1).all(1)
+        values = torch.stack([average, own.mean(1), own.amin(1)], 1) * finite.unsqueeze(1)
+        return [dict(zip(KINDS, row, strict=True)) for row in values.tolist()]
+
+    @property
+    def finite(self) -> bool:
+        """Whether one run at least has not diverged."""
+        agents = self.x.view(len(self.draws), -1)
+        return bool(torch.isfinite(agents).all(1).any())
+
+
+def _right(stack: list[Tensor], x: Tensor, y: Tensor) -> Tensor:
+    """Share of samples that each of many MLPs gets right, `(models,)`.
+
+    Written out, samples last: five times as fast as the model's own code for all of them.
+    """
+    inner, shift, outer, last = stack
+    hidden = torch.relu_((x @ inner.flatten(0, 1).t()).add_(shift.flatten()))
+    hidden = hidden.view(len(x), *shift.shape).permute(1, 2, 0)
+    scores = torch.baddbmm(last.unsqueeze(-1), outer, hidden)  # (models, classes, samples)
+    own = scores.gather(1, y.expand(len(scores), 1, -1)).squeeze(1)
+    return (own >= scores.amax(1)).double().mean(-1)
+
+
+def _arrays(seed: int) -> list[Tensor]:
+    return [t.detach() for t in make_model("mlp", seed).state_dict().values()]
+
+
 @dataclass
 class Study:
-    """The runs that are there, and the problem at hand."""
+    """The runs that are there, and what is drawn for those at hand."""
 
     folder: Path
     found: dict[str, dict[str, Any]] = field(default_factory=dict)
-    problems: dict[Any, Supervised] = field(default_factory=dict)
     graphs: dict[str, Topology] = field(default_factory=dict)
-    model: Batched | None = None
+    drawn: dict[Any, Callable[[int], Tensor]] = field(default_factory=dict)
+    model: Batched = field(default_factory=lambda: Batched(make_model("mlp", 0)))
 
     @classmethod
     def open(cls, folder: Path) -> Study:
@@ -117,130 +234,136 @@ class Study:
         for line in lines:
             try:
                 value = json.loads(line)
-                study.found[value["key"]] = value
+                if value["runs"]["format"] == FORMAT:
+                    study.found[value["key"]] = value
             except (ValueError, KeyError):
                 continue
         return study
 
-    def run(self, name: str, spec: str, how: str, steps: int, words: str, **more: Any) -> Run:
-        """Settings of a run. Raises ConfigError if the rule cannot run on the graph."""
-        rule = method(name)
+    def draws(self, how: str, seed: int, steps: int) -> Callable[[int], Tensor]:
+        """Sample positions of all agents in a round, `(AGENTS, steps, BATCH)`, kept for a while."""
+        key = (how, seed, steps)
+        if key not in self.drawn:
+            if len(self.drawn) >= len(SEEDS) + 1:
+                self.drawn.pop(next(iter(self.drawn)))
+            parts = split(load_digits().train_y.numpy(), AGENTS, how, seed)
+            rounds: dict[int, Tensor] = {}
+
+            def positions(round: int) -> Tensor:
+                if round not in rounds:
+                    settings = {"seed": seed, "round": round}
+                    rounds[round] = torch.from_numpy(
+                        np.stack(
+                            [
+                                part[batches(len(part), BATCH, steps, vertex=v, **settings)]
+                                for v, part in enumerate(parts)
+                            ]
+                        )
+                    )
+                return rounds[round]
+
+            self.drawn[key] = positions
+        return self.drawn[key]
+
+    def runs(self, name: str, spec: str, how: str, steps: int, words: str, **more: Any) -> Runs:
+        """Settings of runs. Raises ConfigError if the rule cannot run on the graph."""
+        rule = method(f"{name}:screening=off" if method(name).screening_factor else name)
         if rule.graph != COMPLETE:
             rule.check(self.graphs[spec])
-        return Run(
+        return Runs(
             rule=rule.to_config(),
             graph=spec,
             digest=self.graphs[spec].digest,
             split=how,
             steps=steps,
             optimizer=words,
-            rounds=ROUNDS[steps],
             every=EVERY[steps],
             **more,
         )
 
-    def result(self, run: Run, *, at_most: float = NEVER) -> dict[str, Any]:
-        """Result of a run, done now if it is not there.
-
-        at_most: rounds after which the run is of no interest if the mean agent has not
-        reached the last target. A run that was cut off by this is not kept.
-        """
-        if run.key in self.found:
-            return self.found[run.key]
-        began = time.process_time()
-        reached, last, done = self._do(run, at_most)
-        value = {
-            "key": run.key,
-            "run": asdict(run),
-            "reached": reached,
-            "last": last,
-            "done": done,
-            "seconds": round(time.process_time() - began, 3),
-        }
-        if done >= 0:
+    def result(self, runs: Runs) -> dict[str, Any]:
+        """Result of runs, done now if it is not there."""
+        if runs.key not in self.found:
+            began = time.process_time()
+            reached, last, done = self._do(runs)
+            value = {
+                "key": runs.key,
+                "runs": asdict(runs),
+                "reached": reached,
+                "last": last,
+                "done": done,
+                "seconds": round(time.process_time() - began, 3),
+            }
             with (self.folder / "runs.jsonl").open("a") as file:
                 file.write(json.dumps(value) + "\n")
-            self.found[run.key] = value
-        return value
+            self.found[runs.key] = value
+        return self.found[runs.key]
 
-    def _do(self, run: Run, at_most: float) -> tuple[dict[str, int], dict[str, float], int]:
-        data = load_digits()
-        test = run.part == "test"
+    def _do(self, runs: Runs) -> tuple[list[Reached], list[dict[str, float]], int]:
+        data, test = load_digits(), runs.part == "test"
         x = data.test_x if test else data.validation_x
         y = data.test_y if test else data.validation_y
-        engine = Engine(
-            self._problem(run), self.graphs[run.graph], _rule(run), learning_rate=run.rate
-        )
-        reached: dict[str, int] = {}
-        last = dict.fromkeys(KINDS, 0.0)
-        for k in range(run.every, run.rounds + 1, run.every):
-            engine.run(run.every)
-            if not engine.finite:
-                return reached, dict.fromkeys(KINDS, 0.0), k
-            agents = _accuracy(engine.problem, engine.agents, x, y)
-            average = _accuracy(engine.problem, engine.average(), x, y)
-            values = (float(average[0]), float(agents.mean()), float(agents.min()))
-            last = dict(zip(KINDS, values, strict=True))
-            for kind, value in last.items():
-                for target in TARGETS:
-                    if value >= target:
-                        reached.setdefault(f"{kind} {target}", k)
-            if len(reached) == len(KINDS) * len(TARGETS) or (
-                not test and f"mean {TARGETS[-1]}" in reached
-            ):
+        engine = Abreast(runs, self.graphs[runs.graph], self)
+        reached: list[Reached] = [{} for _ in runs.seeds]
+        last = [dict.fromkeys(KINDS, 0.0) for _ in runs.seeds]
+        for k in range(1, runs.rounds + 1):
+            engine.step()
+            if k % runs.every:
+                continue
+            last = engine.accuracies(x, y)
+            for values, own in zip(last, reached, strict=True):
+                for kind, value in values.items():
+                    for target in TARGETS:
+                        if value >= target:
+                            own.setdefault(f"{kind} {target}", k)
+            if (_settled(reached) if test else _tuned(reached)) or not engine.finite:
                 return reached, last, k
-            if k >= at_most:
-                return reached, last, -1
-        return reached, last, run.rounds
-
-    def _problem(self, run: Run) -> Supervised:
-        key = (run.split, run.seed, run.steps, run.optimizer)
-        if key not in self.problems:
-            if len(self.problems) >= 6:
-                self.problems.pop(next(iter(self.problems)))
-            data, module = load_digits(), make_model("mlp", run.seed)
-            self.model = self.model or Batched(module)
-            self.problems[key] = Supervised(
-                module,
-                data.train_x,
-                data.train_y,
-                split(data.train_y.numpy(), AGENTS, run.split, run.seed),
-                local_steps=run.steps,
-                seed=run.seed,
-                optimizer=run.optimizer,
-                model=self.model,
-            )
-        return self.problems[key]
+        return reached, last, runs.rounds
 
     def tuned(self, name: str, how: str, steps: int, words: str) -> float:
         """The rate of a rule for an optimizer, a number of steps and a kind of split."""
-        ladder, spec = LADDERS[words], GRAPHS[0]
-        results: dict[int, tuple[float, float]] = {}
+        ladder = LADDERS[words]
+        costs: dict[float, tuple[float, ...]] = {}
 
-        def cost(place: int) -> tuple[float, float]:
-            """Rounds to the target, then inaccuracy: less is better."""
-            if place not in results:
-                best = min((rounds for rounds, _ in results.values()), default=NEVER)
-                more = {"rate": ladder[place], "seed": TUNING_SEED, "part": "validation"}
-                run = self.run(name, spec, how, steps, words, **more)
-                found = self.result(run, at_most=best)
-                rounds = found["reached"].get(f"mean {TARGETS[-1]}", NEVER)
-                results[place] = (rounds, -found["last"]["mean"])
-            return results[place]
+        def climb(rates: tuple[float, ...]) -> None:
+            """Rounds to the last target, to the first, then inaccuracy: less is better."""
+            # A rate that comes after the best one so far is of no interest.
+            rounds = min([ROUNDS[steps] // 2, *(int(c[0]) for c in costs.values() if c[0] < NEVER)])
+            runs = self.runs(
+                name,
+                GRAPHS[0],
+                how,
+                steps,
+                words,
+                rates=rates,
+                seeds=(TUNING_SEED,) * len(rates),
+                part="validation",
+                rounds=rounds,
+            )
+            found = self.result(runs)
+            for rate, own, last in zip(rates, found["reached"], found["last"], strict=True):
+                ways = [own.get(f"mean {target}", NEVER) for target in TARGETS[::-1]]
+                costs[rate] = (*ways, -last["mean"] if last["mean"] else NEVER)
 
-        here = len(ladder) // 2 - 1
+        climb(ladder[MIDDLE])
         for direction in (1, -1):
-            while 0 <= here + direction < len(ladder) and cost(here + direction) < cost(here):
-                here += direction
-            if here != len(ladder) // 2 - 1:
-                break
-        return ladder[here]
+            while True:
+                best = min(costs, key=lambda rate: costs[rate])
+                place = ladder.index(best) + direction
+                if not 0 <= place < len(ladder) or ladder[place] in costs:
+                    break
+                climb((ladder[place],))
+        return min(costs, key=lambda rate: costs[rate])
 
 
-def _rule(run: Run) -> Any:
-    from flower_dhb.algorithms import algorithm_from_config
+def _settled(reached: list[Reached]) -> bool:
+    """Whether most runs have reached everything, each target by itself: the medians are known."""
+    wanted = [f"{kind} {target}" for kind in KINDS for target in TARGETS]
+    return all(2 * sum(goal in own for own in reached) > len(reached) for goal in wanted)
 
-    return algorithm_from_config(run.rule)
+
+def _tuned(reached: list[Reached]) -> bool:
+    return any(f"mean {TARGETS[-1]}" in own for own in reached)
 
 
 def settings() -> Iterator[tuple[int, str, str, str]]:
@@ -257,11 +380,10 @@ def rules(study: Study, spec: str) -> list[str]:
     found = []
     for name in METHODS:
         rule = method(name)
+        if rule.scalars or (rule.graph == COMPLETE and spec != GRAPHS[0]):
+            continue
         try:
-            if rule.graph == COMPLETE:
-                if spec != GRAPHS[0]:
-                    continue
-            else:
+            if rule.graph != COMPLETE:
                 rule.check(study.graphs[spec])
         except ConfigError:
             continue
@@ -278,149 +400,153 @@ def run_all(folder: Path) -> None:
             file.write("\n")
     study = Study.open(folder)
     torch.set_num_threads(1)
-    print(f"{len(study.found)} runs are there", flush=True)
+    print(f"{len(study.found)} lines are there", flush=True)
     for steps, how, words, spec in settings():
         began, before = time.process_time(), len(study.found)
         for name in rules(study, spec):
             rate = study.tuned(name, how, steps, words)
-            for seed in SEEDS:
-                run = study.run(name, spec, how, steps, words, rate=rate, seed=seed, part="test")
-                study.result(run)
+            more = {"rates": (rate,) * len(SEEDS), "seeds": SEEDS, "part": "test"}
+            runs = study.runs(name, spec, how, steps, words, rounds=ROUNDS[steps], **more)
+            study.result(runs)
         seconds = time.process_time() - began
         print(
-            f"{steps} steps, {how}, {words}, {spec}: {len(study.found) - before} runs, "
+            f"{steps} steps, {how}, {words}, {spec}: {len(study.found) - before} lines, "
             f"{seconds:.0f} s",
             flush=True,
         )
     print("complete", flush=True)
 
 
-def cells(study: Study) -> dict[tuple[int, str, str, str, str], list[dict[str, Any]]]:
-    """Test runs by steps, split, optimizer, graph and rule."""
+Cell = tuple[int, str, str, str, str]
+
+
+def cells(study: Study) -> dict[Cell, dict[str, Any]]:
+    """Tests by steps, split, optimizer, graph and rule."""
+    found: dict[Cell, dict[str, Any]] = {}
     names = {json.dumps(method(name).to_config(), sort_keys=True): name for name in METHODS}
-    found: dict[tuple[int, str, str, str, str], list[dict[str, Any]]] = {}
     for value in study.found.values():
-        run = value["run"]
-        name = names.get(json.dumps(run["rule"], sort_keys=True))
-        if run["part"] != "test" or name is None or run["format"] != FORMAT:
-            continue
-        key = (run["steps"], run["split"], run["optimizer"], run["graph"], name)
-        found.setdefault(key, []).append(value)
+        runs = value["runs"]
+        config = {k: v for k, v in runs["rule"].items() if k != "screening"}
+        name = names.get(json.dumps(config, sort_keys=True))
+        if runs["part"] == "test" and name is not None:
+            key = (runs["steps"], runs["split"], runs["optimizer"], runs["graph"], name)
+            found[key] = value
     return found
 
 
-def middle(runs: list[dict[str, Any]], kind: str, target: float) -> float:
-    """Median of the rounds to a target; infinite where most runs never had it."""
-    return median(value["reached"].get(f"{kind} {target}", NEVER) for value in runs)
+def middle(value: dict[str, Any], kind: str, target: float) -> float:
+    """Median over seeds of the rounds to a target; infinite where most runs never had it."""
+    return median(own.get(f"{kind} {target}", NEVER) for own in value["reached"])
 
 
-def words_of(runs: list[dict[str, Any]], target: float) -> str:
+def pooled(values: list[dict[str, Any]], kind: str, target: float) -> float:
+    """Median over graphs of the medians over seeds."""
+    return median(middle(value, kind, target) for value in values)
+
+
+def words_of(values: list[dict[str, Any]], target: float) -> str:
     """`average/mean/worst`."""
-    values = [middle(runs, kind, target) for kind in KINDS]
-    return "/".join("–" if v == NEVER else f"{v:.0f}" for v in values)
+    rounds = [pooled(values, kind, target) for kind in KINDS]
+    return "/".join("–" if v == NEVER else f"{v:.0f}" for v in rounds)
+
+
+def columns_of(study: Study) -> list[tuple[int, str]]:
+    """Numbers of local steps and splits of which something is there."""
+    there = {(steps, how) for steps, how, *_ in cells(study)}
+    return [(s, how) for s in sorted(STEPS) for how in SPLITS if (s, how) in there]
 
 
 def table(study: Study) -> None:
-    """One row for each optimizer and rule: all graphs and seeds together."""
-    found = cells(study)
-    there = {(steps, how) for steps, how, *_ in found}
-    columns = [(s, how) for s in sorted(STEPS) for how in reversed(SPLITS) if (s, how) in there]
-    full = len(GRAPHS) * len(SEEDS)
-    print(
-        "Rounds until the average model / the mean agent / the worst agent has 95 % "
-        f"(in brackets 90 %): medians over up to {full} runs (three graphs, three seeds).\n"
-    )
-    heads = [f"{steps} local step{'s' * (steps > 1)}, {how}" for steps, how in columns]
+    """One row for each optimizer and rule; then who is first in each column."""
+    found, columns = cells(study), columns_of(study)
+    heads = [f"{s} step{'s' * (s > 1)}, {WORDS[how]}" for s, how in columns]
     print("| optimizer | rule | " + " | ".join(heads) + " |")
     print("|---|---|" + "---|" * len(columns))
-    best: dict[tuple[str, int, str], list[tuple[float, str]]] = {}
-    lacking = 0
+    ranked: dict[tuple[int, str, str], list[tuple[list[float], str]]] = {}
     for words in LADDERS:
-        for name in METHODS:
+        for name in _rows(found, words):
             row = []
             for steps, how in columns:
-                runs = [
-                    value
-                    for spec in GRAPHS
-                    for value in found.get((steps, how, words, spec, name), [])
-                ]
-                wanted = full // len(GRAPHS) if method(name).graph == COMPLETE else full
-                if not runs:
-                    row.append("")
-                else:
-                    mark = "" if len(runs) >= wanted else f" *{len(runs)}*"
-                    row.append(f"{words_of(runs, 0.95)} ({words_of(runs, 0.9)}){mark}")
-                    best.setdefault((words, steps, how), []).append(
-                        (middle(runs, "worst", 0.95), name)
-                    )
-                lacking += max(0, wanted - len(runs))
+                keys = [(steps, how, words, spec, name) for spec in GRAPHS]
+                values = [found[key] for key in keys if key in found]
+                row.append(f"{words_of(values, 0.95)} ({words_of(values, 0.9)})" if values else "")
+                if values and method(name).graph != COMPLETE:
+                    place = [pooled(values, kind, t) for t in (0.95, 0.9) for kind in KINDS[::-1]]
+                    ranked.setdefault((steps, how, words), []).append((place, name))
+            print(f"| {words} | {name} | " + " | ".join(row) + " |")
+    print()
+    for (steps, how, words), places in sorted(ranked.items()):
+        first = [f"{name} {_number(place[0])}" for place, name in sorted(places)[:5]]
+        print(f"- {steps}, {WORDS[how]}, {words}: {', '.join(first)}")
+    lacking(study)
+
+
+def lacking(study: Study) -> None:
+    """Say which settings have no results yet."""
+    found, missing = cells(study), []
+    for steps, how, words, spec in settings():
+        wanted = rules(study, spec)
+        less = sum((steps, how, words, spec, name) not in found for name in wanted)
+        if less:
+            missing.append(f"{steps} steps, {how}, {words}, {spec}: {less} of {len(wanted)} rules")
+    print(f"\nSettings that lack rules: {len(missing)}.")
+    for line in missing:
+        print(f"- {line}")
+
+
+def graphs(study: Study) -> None:
+    """A table for each number of steps and each split: all graphs and optimizers."""
+    found = cells(study)
+    for steps, how in columns_of(study):
+        heads = [(spec, words) for spec in GRAPHS for words in LADDERS]
+        print(f"\n{steps} local steps, {WORDS[how]}: rounds to 95 %\n")
+        print("| rule | " + " | ".join(f"{spec}, {words}" for spec, words in heads) + " |")
+        print("|---|" + "---|" * len(heads))
+        for name in METHODS:
+            keys = [(steps, how, words, spec, name) for spec, words in heads]
+            row = [words_of([found[key]], 0.95) if key in found else "" for key in keys]
             if any(row):
-                print(f"| {words} | {name} | " + " | ".join(row) + " |")
-    print("\nOf a cell with a number in italics only so many runs are there.")
-    print(f"Runs that are not there in these columns: {lacking}.\n")
-    for (words, steps, how), ranked in best.items():
-        first = [f"{name} {v:.0f}" for v, name in sorted(ranked)[:4] if v != NEVER]
-        print(f"- {steps} steps, {how}, {words}: {', '.join(first) or 'none'}")
+                print(f"| {name} | " + " | ".join(row) + " |")
 
 
 def write_cells(study: Study) -> None:
     """Every setting by itself, as CSV."""
-    out = csv.writer(sys.stdout)
+    out = csv.writer(sys.stdout, lineterminator="\n")
     wanted = [(kind, target) for target in TARGETS for kind in KINDS]
     out.writerow(
-        ["steps", "split", "optimizer", "graph", "rule", "rate", "runs"]
-        + [f"{kind} {target}" for kind, target in wanted]
+        ["steps", "split", "optimizer", "graph", "rule", "rate", "seeds", "rounds done"]
+        + [f"{kind} {100 * target:.0f} %" for kind, target in wanted]
         + [f"last {kind}" for kind in KINDS]
     )
-    for key, runs in sorted(cells(study).items()):
-        last = [np.mean([value["last"][kind] for value in runs]) for kind in KINDS]
+    for key, value in sorted(cells(study).items()):
+        last = [np.median([own[kind] for own in value["last"]]) for kind in KINDS]
         out.writerow(
-            [*key, runs[0]["run"]["rate"], len(runs)]
-            + [middle(runs, kind, target) for kind, target in wanted]
-            + [f"{v:.4f}" for v in last]
+            [*key, value["runs"]["rates"][0], len(value["runs"]["seeds"]), value["done"]]
+            + [_number(middle(value, kind, target)) for kind, target in wanted]
+            + [f"{v:.3f}" for v in last]
         )
 
 
-def estimate() -> None:
-    """Measure a round of each kind and count the runs."""
-    torch.set_num_threads(1)
-    study = Study(Path(), graphs={spec: Topology.parse(spec) for spec in GRAPHS})
-    total, counted = 0.0, {}
-    for words, ladder in LADDERS.items():
-        for steps in STEPS:
-            more = {"rate": ladder[2], "seed": 0, "part": "test"}
-            run = study.run("dmsgd", GRAPHS[0], SPLITS[0], steps, words, **more)
-            engine = Engine(study._problem(run), study.graphs[GRAPHS[0]], _rule(run))
-            engine.run(2)
-            began = time.process_time()
-            engine.run(10)
-            round_s = (time.process_time() - began) / 10 + 0.003 / EVERY[steps]
-            runs = sum(
-                (3.5 if spec == GRAPHS[0] else 0) + len(SEEDS)
-                for spec in GRAPHS
-                for _ in rules(study, spec)
-            ) * len(SPLITS)
-            counted[words, steps] = runs
-            total += runs * round_s * ROUNDS[steps]
-            print(f"{words}, {steps} steps: {1e3 * round_s:.1f} ms a round, {runs:.0f} runs")
-    print(f"{sum(counted.values()):.0f} runs, at most {total / 3600:.1f} hours; they end early")
+def _rows(found: dict[Cell, Any], words: str) -> list[str]:
+    """Rules of which something is there with an optimizer: of the centralized ones first."""
+    there = {key[-1] for key in found if key[2] == words}
+    return sorted(there, key=lambda name: (method(name).graph != COMPLETE, [*METHODS].index(name)))
+
+
+def _number(value: float) -> str:
+    return "–" if value == NEVER else f"{value:.0f}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Plain)
-    parser.add_argument("what", choices=["run", "table", "cells", "estimate"])
-    parser.add_argument("folder", type=Path, nargs="?")
+    show = {"table": table, "graphs": graphs, "cells": write_cells}
+    parser.add_argument("what", choices=["run", *show])
+    parser.add_argument("folder", type=Path)
     arguments = parser.parse_args()
-    if arguments.what == "estimate":
-        estimate()
-        return
-    if arguments.folder is None:
-        parser.error("which FOLDER?")
     if arguments.what == "run":
         run_all(arguments.folder)
     else:
-        show = table if arguments.what == "table" else write_cells
-        show(Study.open(arguments.folder))
+        show[arguments.what](Study.open(arguments.folder))
 
 
 class _Plain(argparse.RawDescriptionHelpFormatter):

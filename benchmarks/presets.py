@@ -3,6 +3,10 @@
     python -m benchmarks.presets                                  # all presets, on the digits
     python -m benchmarks.presets --workload cifar10 --data-dir ~/data --seeds 3
     python -m benchmarks.presets ring-16-classes --workload digits --rounds 100
+    python -m benchmarks.presets ring-5-iid --stand-in --rounds 60 --batch-size 32
+
+`--stand-in` takes scikit-learn's digits, scaled to 28 x 28 and written as MNIST's files, so that
+convolutional networks train on images where no image data set is at hand.
 
 Writes one Markdown table to standard output. What cannot be run is said there, with the files
 that are missing.
@@ -46,6 +50,8 @@ def main() -> None:
     parser.add_argument("--data-dir", default="~/data")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=0, help="default: of preset and workload")
+    parser.add_argument("--batch-size", type=int, default=0, help="default: of the preset")
+    parser.add_argument("--stand-in", action="store_true", help="scaled digits as MNIST's files")
     parser.add_argument("--tune", action="store_true", help="each rule its best learning rate")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--out", type=Path, default=Path("results/presets"))
@@ -54,28 +60,32 @@ def main() -> None:
     setups = [name for name in presets if name.count("-") == 2]  # the others are one rule each
     if unknown := set(arguments.presets) - set(setups):
         parser.error(f"no such presets: {', '.join(sorted(unknown))}; there are {setups}")
-    print("| preset | rule | rate | average % | mean % | worst % |\n|---|---|---|---|---|---|")
+    print(
+        "Final accuracy in %, average model / mean agent / worst agent: medians over the seeds.\n"
+    )
+    print("| preset | " + " | ".join(RULES) + " |\n|---|" + "---|" * len(RULES))
     missing: dict[str, list[str]] = {}
     for name in arguments.presets or setups:
         try:
-            for line in rows(name, arguments):
-                print(f"| {name} | {line} |", flush=True)
+            print(f"| {name} | {' | '.join(cells(name, arguments))} |", flush=True)
         except FlowerDhbError as error:
             missing.setdefault(str(error), []).append(name)
     for why, names in missing.items():
         print(f"\nNot run ({', '.join(names)}): {why}")
 
 
-def rows(name: str, arguments: argparse.Namespace) -> list[str]:
-    """Cells of each rule's line for one preset. Raises ConfigError where data are missing."""
+def cells(name: str, arguments: argparse.Namespace) -> list[str]:
+    """A cell for each rule on one preset. Raises ConfigError where data are missing."""
     values = run_config(name, arguments)
     results = compare(comparison(values, arguments), arguments.out / arguments.workload / name)
-    lines = []
+    given, found = float(values["learning-rate"]), []
     for outcome in results.outcomes:
-        found = results.summary(outcome)["final"]
-        shares = " | ".join(f"{100 * found[view].median:.1f}" for view in VIEWS)
-        lines.append(f"{outcome.method} | {outcome.learning_rate:g} | {shares}")
-    return lines
+        final = results.summary(outcome)["final"]
+        shares = [final[view].median for view in VIEWS]
+        cell = "/".join(f"{100 * share:.1f}" if share > 0.0 else "–" for share in shares)
+        rate = outcome.learning_rate
+        found.append(cell if rate == given else f"{cell} (rate {rate:g})")
+    return found
 
 
 VIEWS = ("average", "mean", "worst")
@@ -88,7 +98,18 @@ def run_config(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     values |= tomllib.loads((ROOT / "presets" / f"{name}.toml").read_text(encoding="utf-8"))
     values |= {"workload": arguments.workload, "data-dir": arguments.data_dir}
     values |= ELSEWHERE.get(arguments.workload, {})
-    return values | ({"rounds": arguments.rounds} if arguments.rounds else {})
+    given = {"rounds": arguments.rounds, "batch-size": arguments.batch_size}
+    return values | {key: value for key, value in given.items() if value}
+
+
+def stand_in(out: Path) -> Path:
+    """A folder with scaled digits in MNIST's format."""
+    from tests.support.originals import scaled_digits, write_mnist
+
+    folder = out / "scaled-digits"
+    if not folder.exists():
+        write_mnist(folder / "MNIST" / "raw", *scaled_digits(28), packed=True)
+    return folder
 
 
 def comparison(values: dict[str, Any], arguments: argparse.Namespace) -> Comparison:

@@ -1,4 +1,4 @@
-"""Global Update Tracking (GUT): each agent follows what its neighbors have moved by.
+"""Global Update Tracking (GUT): most of the bias of different data, taken back for no traffic.
 
 Source: Aketi, Hashemi & Roy, "Global Update Tracking: a decentralized learning algorithm
 for heterogeneous data", NeurIPS 2023 (arXiv 2305.04792), as the authors' program computes it,
@@ -19,19 +19,19 @@ __all__ = ["GlobalUpdateTracking"]
 
 @dataclass(frozen=True, kw_only=True)
 class GlobalUpdateTracking(Algorithm):
-    """CDSGD with most of its bias taken back, for the traffic of CDSGD.
+    """D-PSGD that takes back a part of what averaging moved in the round before.
 
-    With the local step `s = z - x` and the last displacement `d`:
+    `x+ = W (z + t c)` and `c+ = x+ - z`, with `c` zero in the first round.
 
-    `x+ = W x + s + t (W d - s_previous)` and `d+ = x+ - x`,
+    The authors' agents have parameters `w` and train at `W w`, which is `x` here. They track the
+    update `e = s + (W - I) w` of CDSGD (`s = z - x`) by `d+ = e + t (W d - s_previous)`, with
+    `w+ = w + d+`. Since `W d = x - x_previous`, that is `w+ = z + t (x - z_previous)`: what an
+    agent's own data made of its last step goes, and what all agents made of it stays.
 
-    where `d` and `s_previous` are zero in the first round. The neighbors' displacements stand
-    for what all agents do; what an agent's own data made of its last step is taken off. So the
-    average over agents moves by the average local step, and at rest the pull of the neighbors
-    has to balance `(1 - t) s` only: of the bias that different data cause in CDSGD, `1 - t` is
-    left. With `t = 0` it is CDSGD.
-
-    One vector is sent, `x + t d`. The default is the authors' for the rule without momentum.
+    So the average over agents moves by the average local step, and at rest
+    `(I - W) x = (1 - t) W s`: of D-PSGD's bias, `1 - t` is left. With `t = 0` it is D-PSGD;
+    with `t = 1` it would be D2, which is `ExactDiffusion(lazy=False)`. One vector is sent. The
+    default is the authors' for the rule without momentum.
 
     Parameters
     ----------
@@ -55,27 +55,20 @@ class GlobalUpdateTracking(Algorithm):
 
     @property
     def vectors(self) -> tuple[str, ...]:
-        return ("folded",) if self.tracking else ("parameters",)
+        return ("parameters",)
 
     @property
     def memory(self) -> tuple[str, ...]:
-        return ("displacement", "last_step") if self.tracking else ()
+        return ("correction",) if self.tracking else ()
 
-    @property
-    def shares_before_training(self) -> bool:
-        return True
-
-    def outgoing(self, state: State, trained: Vector) -> Payload:  # noqa: ARG002
+    def outgoing(self, state: State, trained: Vector) -> Payload:
         if not self.tracking:
-            return {"parameters": state.parameters}
-        return {"folded": state.parameters + self.tracking * state.memory["displacement"]}
+            return {"parameters": trained}
+        return {"parameters": trained + self.tracking * state.memory["correction"]}
 
-    def combine(self, state: State, trained: Vector, mixed: Payload) -> State:
-        step = trained - state.parameters
-        if not self.tracking:
-            return State(mixed["parameters"] + step, {})
-        x = mixed["folded"] + (step - self.tracking * state.memory["last_step"])
-        return State(x, {"displacement": x - state.parameters, "last_step": step})
+    def combine(self, state: State, trained: Vector, mixed: Payload) -> State:  # noqa: ARG002
+        x = mixed["parameters"]
+        return State(x, {"correction": x - trained} if self.tracking else {})
 
     def check_spectrum(self, graph: Graph) -> None:
         """Refuse what diverges for every step size.

@@ -134,7 +134,7 @@ AGREE_AT_ONCE = [
     name
     for name in NAMES
     if not name.endswith("-cta")
-    and not name.startswith(("cd", "exact-diffusion", "safeguarded", "gasloc", "gut", "motef"))
+    and not name.startswith(("cd", "exact-diffusion", "safeguarded", "gasloc", "motef"))
 ]
 
 

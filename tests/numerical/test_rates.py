@@ -131,7 +131,8 @@ def _gossip_outer(m: Law) -> Matrix:
 
 
 def _update_tracking(m: Law) -> Matrix:
-    return np.block([[(1 + TRACKED) * m.w - m.h, -TRACKED * (m.w - m.h)], [m.eye, m.zero]])
+    z = m.eye - m.h
+    return np.block([[m.w @ (z + TRACKED * m.eye), -TRACKED * m.w @ z], [m.eye, m.zero]])
 
 
 def _smoothed_tracking(m: Law) -> Matrix:
@@ -244,9 +245,9 @@ def test_fixed_point_bias_has_its_formula(name: str, graph: Topology) -> None:
         expected = np.linalg.solve(m.eye - m.w @ (m.eye - grow), OUTER * m.w @ push)
     elif name in ("dsgd", "sgp", "dmsgd", "decentlam", "qg", "noloco"):  # momentum at rest is zero
         expected = np.linalg.solve(m.eye - m.w @ (m.eye - m.h), m.w @ push)
-    elif name == "gut":  # the bias of CDSGD with steps that are 1 - t as long
+    elif name == "gut":  # the bias of D-PSGD with steps that are 1 - t as long
         left = 1.0 - TRACKED
-        expected = np.linalg.solve(m.eye - m.w + left * m.h, left * push)
+        expected = np.linalg.solve(m.eye - m.w @ (m.eye - left * m.h), left * m.w @ push)
     elif name in ("cdsgd", "dmsgd-cta"):
         expected = np.linalg.solve(m.eye - m.w + m.h, push)
     elif name in ("cdmsgd", "cdmsgd-nesterov"):  # the step grows by 1 / (1 - b), the bias too

@@ -152,13 +152,20 @@ def gossip_outer(ws, a, b, c):
 
 
 def update_tracking(ws, t):
-    """GUT in gradients: y = g + (I - W) x / A + t (W y - g_previous), and x moves by -A y."""
-    x, y, g_before = START, np.zeros_like(START), np.zeros_like(START)
+    """GUT: gradients at what an agent and its neighbors have on average, and
+
+    y = g + (x - W x) / A + t (W y - g_previous), by which x moves; W y is the way of W x.
+    """
+    x, at, before, g_before = None, START, None, None
     for k, w in enumerate(ws, start=1):
-        g = gradient(x, k)
-        y = g + (x - w @ x) / A + t * (w @ y - g_before)
-        x, g_before = x - A * y, g
-        yield x
+        g = gradient(at, k)
+        if x is None:  # nobody has averaged, moved or trained yet
+            x, y = START, g
+        else:
+            y = g + (x - at) / A + t * ((before - at) / A - g_before)
+        x, g_before, before = x - A * y, g, at
+        at = w @ x
+        yield at
 
 
 def smoothed_tracking(ws, b, c):
@@ -237,7 +244,7 @@ LAWS = [
     (NoLoCo(outer_rate=1, momentum=0.7, consensus_rate=1), lambda ws: decentlam(ws, 0.7)),
     (GlobalUpdateTracking(), lambda ws: update_tracking(ws, 0.9)),
     (GlobalUpdateTracking(tracking=0.3), lambda ws: update_tracking(ws, 0.3)),
-    (GlobalUpdateTracking(tracking=0.0), lambda ws: dsgd(ws, "cta")),
+    (GlobalUpdateTracking(tracking=0.0), lambda ws: dsgd(ws, "atc")),
     (MoTEF(), lambda ws: smoothed_tracking(ws, 0.9, 1.0)),
     (MoTEF(momentum=0.6, consensus_rate=0.3), lambda ws: smoothed_tracking(ws, 0.6, 0.3)),
     # Where their local steps are one, these two are rules that are here already.
@@ -337,9 +344,9 @@ SAME = {  # two rules, and a graph
         GradientTracking(order="combine-then-adapt"),
         FOUR,
     ),
-    "GUT that tracks nothing is CDSGD": (
+    "GUT that tracks nothing is D-PSGD": (
         GlobalUpdateTracking(tracking=0.0),
-        DSGD(order="combine-then-adapt"),
+        DSGD(),
         FOUR,
     ),
 }
@@ -353,17 +360,26 @@ def test_two_papers_have_one_rule_to_the_last_bit(name):
     assert np.abs(found[0][-1] - found[0][-2]).max() > 0.01
 
 
-def test_gut_moves_by_its_neighbors_displacements_and_leaves_its_own_step_behind():
-    """The combine-then-adapt law with all momentum mixed, less the last step: exactly so."""
+def test_gut_is_d2_with_a_part_of_its_correction_and_its_average_neither_leads_nor_lags():
     t, w = 0.5, FOUR.mixing_matrix
     found = simulate(GlobalUpdateTracking(tracking=t), FOUR, WHOLE[0], exact_step, 5)
-    x, d, last = np.tile(WHOLE[0], (4, 1)), np.zeros((4, 2)), np.zeros((4, 2))
+    x, correction = np.tile(WHOLE[0], (4, 1)), np.zeros((4, 2))
     for k in range(1, 6):
-        step = exact_step(x, k) - x
-        new = w @ x + step + t * (w @ d - last)
-        d, last, x = new - x, step, new
+        z = exact_step(x, k)
+        new = w @ (z + t * correction)
+        np.testing.assert_array_equal(new.mean(axis=0), z.mean(axis=0))
+        correction, x = new - z, new
         np.testing.assert_array_equal(found[k], x)
-        np.testing.assert_array_equal(d.mean(axis=0), step.mean(axis=0))  # no lead, no lag
+    # Two rounds of D2, whose correction is whole.
+    whole = simulate(ExactDiffusion(lazy=False), FOUR, WHOLE[0], exact_step, 2)
+    parts = [
+        simulate(GlobalUpdateTracking(tracking=t), FOUR, WHOLE[0], exact_step, 2)
+        for t in (0.25, 0.5, 0.75)
+    ]
+    np.testing.assert_array_equal(whole[1], parts[0][1])
+    np.testing.assert_array_equal(
+        whole[2] - parts[2][2], parts[2][2] - parts[1][2]
+    )  # t = 1 is next
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
