@@ -17,6 +17,7 @@ EXTRAS = {
     "google": "peer",
     "grpc": "peer",
     "matplotlib": "plot",
+    "mlflow": "mlflow",
     "networkx": "graphs",
     "pandas": "frames",
     "peft": "lora",
@@ -25,11 +26,13 @@ EXTRAS = {
     "ray": "simulation",
     "scipy": "graphs",
     "sklearn": "engine",
+    "tensorboard": "tensorboard",
     "tomli_w": "peer",
     "torch": "engine",
     "torchvision": "vision",
     "transformers": "lora",
     "vl_convert": "report",
+    "wandb": "wandb",
 }
 
 
