@@ -172,6 +172,7 @@ def test_the_base_is_small():
 DISTRIBUTIONS = {
     "google": "protobuf",
     "grpc": "grpcio",
+    "mlflow": "mlflow-skinny",
     "prometheus_client": "prometheus-client",
     "ray": "flwr",
     "sklearn": "scikit-learn",

@@ -55,7 +55,7 @@ def app(seen: list[dict[str, object]], accuracy=lambda vertex, k: 0.5) -> Client
 
 
 def test_all_blocks_are_seen() -> None:
-    assert len(BLOCKS) == 6
+    assert len(BLOCKS) == 7
 
 
 def test_the_first_block_runs_as_it_stands(capsys: pytest.CaptureFixture[str]) -> None:
@@ -76,6 +76,19 @@ def test_patience_ends_a_run_when_the_worst_agent_no_longer_improves() -> None:
     start = ArrayRecord(make_model().state_dict())
     result = strategy.start(LocalGrid(app([], accuracy), 8), start, num_rounds=30)
     assert len(result.history) == 4 + 5
+
+
+def test_a_logger_is_told_each_round_until_another_function_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    strategy = the_block_with("TensorBoardLogger")["strategy"]
+    start = ArrayRecord(make_model().state_dict())
+    grid = LocalGrid(app([], lambda vertex, k: k / 6), 8)
+    result = strategy.start(grid, start, num_rounds=30)
+    assert len(result.history) == 6
+    (written,) = (tmp_path / "logs").iterdir()
+    assert b"evaluate/accuracy/worst" in written.read_bytes()
 
 
 def test_the_strategy_with_a_checkpoint_keeps_it_in_that_folder() -> None:
