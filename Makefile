@@ -14,7 +14,7 @@ export OMP_NUM_THREADS ?= 1
 # Hundreds of processes load the same modules: let the first of them keep what it compiled.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo demo-deployment test test-families test-small simulate check lint mutants reference install help
+.PHONY: demo demo-deployment docs test test-families test-small simulate check lint mutants reference install help
 
 help:
 	@echo "make demo         train 16 agents on a ring with no aggregating server"
@@ -25,6 +25,7 @@ help:
 	@echo "make test-small   a bare environment with the extra peer, and two peers in it: sizes"
 	@echo "make simulate N=1000000  the peers' protocol under so many simulated events (SEED=, JOBS=)"
 	@echo "make check        lint, types, security scan, fast tests"
+	@echo "make docs         the documentation as a site that opens from the disk: build/docs"
 	@echo "make reference    write docs/reference.md, the page of all keys, from the code"
 	@echo "make mutants      break each rule of the peers' protocol, and see what notices"
 
@@ -72,6 +73,10 @@ lint: install
 
 mutants: install
 	@$(BIN)/python -m tests.mutation.protocol
+
+docs: install
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "build/docs/index.html"
 
 reference: install
 	@$(BIN)/python -m tests.reference
