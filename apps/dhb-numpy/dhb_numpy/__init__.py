@@ -1,0 +1,1 @@
+"""NumPy on small devices, with no server that averages."""

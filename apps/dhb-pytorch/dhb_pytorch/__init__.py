@@ -1,0 +1,1 @@
+"""PyTorch on a graph, with no server that averages."""

@@ -1,0 +1,1 @@
+"""scikit-learn on a graph, with no server that averages."""
