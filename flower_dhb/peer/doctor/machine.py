@@ -16,6 +16,7 @@ from flower_dhb.extras import EXTRAS, installed
 from flower_dhb.files import write_durably
 from flower_dhb.peer.doctor.finding import Finding, fine, note, wrong
 from flower_dhb.peer.wire.descriptors import raise_limit
+from flower_dhb.peer.wire.identity import utc_now
 
 __all__ = [
     "clock",
@@ -188,7 +189,7 @@ def clock(newest: Mapping[str, float]) -> Finding:
 
     newest: by name, when something was written, in seconds of the clock that wrote it.
     """
-    now = time.time()
+    now = utc_now().timestamp()
     ahead = {name: at - now for name, at in newest.items() if at - now > _AHEAD_S}
     shown = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(now))
     if not ahead:

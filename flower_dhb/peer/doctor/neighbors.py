@@ -176,13 +176,15 @@ def _greet(
         return _unbelieved(error, identity)
     except TimeoutError:
         return "it connects, and then says nothing", "See whether a peer runs on that port."
+    except (ssl.SSLEOFError, ConnectionError):
+        return "it connects, and then hangs up", "See its log: it says whom it turns away, and why."
     except ssl.SSLError as error:
         if "ALERT" in (error.reason or ""):
             return _NOT_BELIEVED
         return "what listens there speaks no TLS", "Correct the address, or see what runs there."
     except OSError as error:
-        text = f"it connects, and then hangs up: {error.strerror or error}"
-        return text, "See its log: it says whom it turns away, and why."
+        text = f"the connection breaks: {error.strerror or error}"
+        return text, "See to the network between here and there."
     return None
 
 
