@@ -21,6 +21,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("report.html"), help="file to write (default: %(default)s)"
     )
+    parser.add_argument(
+        "--csv",
+        type=Path,
+        metavar="FILE",
+        help="write the rounds as a table, one row a round, and no page",
+    )
 
 
 def execute(arguments: argparse.Namespace) -> int:
@@ -28,8 +34,14 @@ def execute(arguments: argparse.Namespace) -> int:
     from flower_dhb.files import write_durably
     from flower_dhb.pages.reading import read_runs
     from flower_dhb.pages.report import library, report
+    from flower_dhb.pages.rows import as_csv
     from flower_dhb.pages.verdict import verdict
 
+    if arguments.csv is not None:
+        runs = [run for path in arguments.runs for run in read_runs(path)]
+        write_durably(arguments.csv, as_csv(runs).encode("utf-8", "replace"))
+        print(f"written: {arguments.csv} ({sum(len(run.rounds) for run in runs):,} rounds)")
+        return 0
     drawing = library()  # first: where the extra is missing, nothing else needs to be done
     runs = [run for path in arguments.runs for run in read_runs(path)]
     page = report(runs, drawing).encode()

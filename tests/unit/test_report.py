@@ -1,7 +1,10 @@
 """The page of `flower-dhb report`: what it says, that nothing of a run is believed, its size."""
 
 import base64
+import csv
+import dataclasses
 import hashlib
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -18,6 +21,7 @@ from flower_dhb.pages.html import data, escape
 from flower_dhb.pages.model import MISSING, REJOINED, TOOK_PART, UNKNOWN
 from flower_dhb.pages.reading import read_run, read_runs
 from flower_dhb.pages.report import report
+from flower_dhb.pages.rows import as_csv
 from flower_dhb.pages.thinning import blocks, kept
 from flower_dhb.pages.verdict import verdict
 from flower_dhb.pages.words import amount, duration, ranges
@@ -627,3 +631,30 @@ def test_without_the_extra_its_name_is_said(run, tmp_path, monkeypatch, capsys):
     assert main(["report", str(run), "--out", str(out)]) == 2
     assert "pip install 'flower-dhb[report]'" in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_rounds_as_a_table(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("flower_dhb.extras.find_spec", lambda _: None)  # no extra is needed
+    out = tmp_path / "rounds.csv"
+    assert main(["report", str(run), str(run), "--csv", str(out)]) == 0
+    assert "6 rounds" in capsys.readouterr().out
+    rows = list(csv.DictReader(io.StringIO(out.read_text(encoding="utf-8"))))
+    assert [row["round"] for row in rows] == ["1", "2", "3"] * 2
+    second = rows[1]
+    assert second["missing"] == "1"
+    assert second["rejoined"] == "0"
+    assert rows[2]["rejoined"] == "1"
+    assert [row["bytes"] for row in rows[:3]] == ["800", "1000", "1800"]
+    assert [row["seconds"] for row in rows[:3]] == ["0.5", "1", "1.5"]
+    assert float(second["consensus_distance"]) == 0.5
+    assert float(second["accuracy_mean"]) == pytest.approx(0.625)
+    assert float(second["accuracy_worst"]) == pytest.approx(0.55)
+    assert float(second["accuracy_best"]) == pytest.approx(0.7)
+    assert float(second["loss_worst"]) == 1.0
+
+
+def test_names_in_a_table_are_no_formulas(run):
+    read = dataclasses.replace(read_run(run), name="=1+1", bands={}, average_model={})
+    assert as_csv([read]).splitlines()[1].startswith("'=1+1,1,")
+    empty = dataclasses.replace(read, rounds=np.zeros(0, np.int64))
+    assert as_csv([empty]).splitlines() == ["run,round"]
