@@ -48,7 +48,8 @@ def test_a_relayed_run_outlives_supernodes_a_client_app_and_the_superlink(tmp_pa
         client_app_killed(deployment, trouble, ENDED)
         node_with_its_key(deployment, trouble, SAME_KEY)
         node_with_a_new_key(deployment, trouble, NEW_KEY)
-        rows = missed(run, {ENDED, SAME_KEY, NEW_KEY})
+        # A node that had just answered, and is back before the next message, has missed nothing.
+        rows = missed(run, {ENDED})
         back = len(rows) + 1
         run.wait_for(lambda rows: any(row["missing"] == [] for row in rows[back:]))
         superlink_restarted(deployment, trouble, 0)
