@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
@@ -23,8 +24,10 @@ __all__ = [
     "agents_text",
     "consensus_distance",
     "distance_from",
+    "finite",
     "grouped",
     "is_better_when_lower",
+    "size_text",
     "sketch",
     "summarize",
     "weights_of",
@@ -292,3 +295,22 @@ def agents_text(vertices: Iterable[int]) -> str:
     if len(runs) == 1 and len(runs[0]) == 1:
         return f"agent {parts[0]}"
     return "agents " + (f"{', '.join(parts[:-1])} and {parts[-1]}" if parts[1:] else parts[0])
+
+
+def size_text(n_bytes: float | None) -> str:
+    """Bytes with a unit, `1.5 GB`; a dash if they are not known."""
+    value = finite(n_bytes)
+    if value is None:
+        return "–"
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(value) < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.4g} TB"
+
+
+def finite(value: object) -> float | None:
+    """A number that can be written down, or None: what is NaN or infinite was not measured."""
+    if isinstance(value, int | float) and math.isfinite(value):
+        return float(value)
+    return None

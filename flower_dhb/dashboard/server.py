@@ -7,9 +7,7 @@ the address has a token, `Host` and `Origin` must be this server's own, and noth
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
-import hashlib
 import hmac
 import json
 import secrets
@@ -27,6 +25,7 @@ from starlette.routing import Route
 
 from flower_dhb.dashboard.sources import Source
 from flower_dhb.errors import FlowerDhbError
+from flower_dhb.pages.html import csp_hash
 
 __all__ = ["Hub", "Server", "application"]
 
@@ -200,15 +199,11 @@ def _page() -> tuple[str, str]:
     style = colors + style
     page = body.replace("/*style*/", style).replace("/*script*/", script)
     policy = (
-        f"default-src 'none'; script-src '{_digest(script)}'; style-src '{_digest(style)}'; "
+        f"default-src 'none'; script-src {csp_hash(script)}; style-src {csp_hash(style)}; "
         "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
         "frame-ancestors 'none'"
     )
     return page, policy
-
-
-def _digest(text: str) -> str:
-    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
 class _Uvicorn(uvicorn.Server):

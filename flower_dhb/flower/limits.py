@@ -8,7 +8,6 @@ process of its app, and takes back, as one message of protobuf.
 from __future__ import annotations
 
 from collections.abc import Collection
-from pathlib import Path
 
 from flwr.common import GRPC_MAX_MESSAGE_LENGTH
 
@@ -16,6 +15,7 @@ from flower_dhb.agent.node import Node
 from flower_dhb.algorithms import Algorithm
 from flower_dhb.errors import ConfigError
 from flower_dhb.flower.records import common_length
+from flower_dhb.memory import free_bytes
 from flower_dhb.metrics import agents_text
 from flower_dhb.types import Layout
 
@@ -24,7 +24,6 @@ __all__ = ["PAYLOADS_HELD", "check_layout", "check_state", "memory_warning", "st
 PAYLOADS_HELD = 2.5  # by the ServerApp at most, for each agent (benchmarks/relay_memory.py)
 _MOST_BYTES = GRPC_MAX_MESSAGE_LENGTH
 _REST_BYTES = 2**20  # of a context: names, configs, what is small of the app's own state
-_MEMORY = Path("/proc/meminfo")
 
 
 def state_bytes(algorithm: Algorithm, layout: Layout) -> int:
@@ -65,7 +64,7 @@ def check_state(algorithm: Algorithm, layout: Layout, in_context: Collection[int
 def memory_warning(algorithm: Algorithm, layout: Layout, n_agents: int) -> str:
     """A warning if the ServerApp's machine has less memory than a run's payloads take, or empty."""
     payload = sum(spec.n_bytes for spec in Node.vectors_of(algorithm, layout))
-    needed, free = int(PAYLOADS_HELD * payload * n_agents), _free_bytes()
+    needed, free = int(PAYLOADS_HELD * payload * n_agents), free_bytes()
     if free is None or needed <= free:
         return ""
     return (
@@ -74,12 +73,3 @@ def memory_warning(algorithm: Algorithm, layout: Layout, n_agents: int) -> str:
         f"{free / 1e9:.1f} GB of memory left. Run it where there is more, or let the nodes "
         "exchange payloads directly (docs/deployment.md)"
     )
-
-
-def _free_bytes() -> int | None:
-    """Memory that this machine has left; None where the system does not say."""
-    try:
-        lines = dict(line.split(":", 1) for line in _MEMORY.read_text().splitlines())
-        return 1024 * int(lines["MemAvailable"].split()[0])
-    except (OSError, ValueError, KeyError, IndexError):
-        return None

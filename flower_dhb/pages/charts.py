@@ -12,11 +12,11 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from flower_dhb.metrics import is_better_when_lower
+from flower_dhb.metrics import is_better_when_lower, size_text
 from flower_dhb.pages.graphs import DRAWN_LINKS
 from flower_dhb.pages.model import MISSING, REJOINED, TOOK_PART, UNKNOWN, Floats, Run
 from flower_dhb.pages.thinning import blocks, kept
-from flower_dhb.pages.words import amount, count, is_share, score
+from flower_dhb.pages.words import count, is_share, score
 
 __all__ = [
     "COLORS",
@@ -447,7 +447,7 @@ def graph_picture(run: Run, id: str, share: int = 1) -> Picture | None:
             if link.failed
             else "counted in every round"
         )
-        told += [] if link.bytes is None else [amount(link.bytes)]
+        told += [] if link.bytes is None else [size_text(link.bytes)]
         edges.append(
             {
                 "x": x, "y": y, "x2": x2, "y2": y2, "mx": (x + x2) / 2, "my": (y + y2) / 2,
@@ -561,7 +561,7 @@ def link_rows(run: Run, most: int) -> list[list[str]]:
             f"{run.agents[link.a]} – {run.agents[link.b]}",
             "–" if link.weight is None else f"{link.weight:.4g}",
             f"{link.failed:,}",
-            amount(link.bytes),
+            size_text(link.bytes),
         ]
         for link in sorted(run.links, key=lambda link: (-link.failed, link.a, link.b))[:most]
     ]

@@ -12,7 +12,7 @@ from typing import Any
 
 from flower_dhb.errors import ConfigError
 
-__all__ = ["data", "document", "escape", "table"]
+__all__ = ["csp_hash", "data", "document", "escape", "table"]
 
 
 _CONTROLS = {c: "\N{REPLACEMENT CHARACTER}" for c in [*range(32), 127] if chr(c) not in "\n\t"}
@@ -67,7 +67,7 @@ def document(title: str, body: str, library: str) -> str:
     for script in (library, own):
         if "</script" in script.lower() or "<!--" in script:
             raise ConfigError("the library of pictures cannot be put into a page")
-    allowed = " ".join(f"'sha256-{_digest(script)}'" for script in (library, own))
+    allowed = " ".join(csp_hash(script) for script in (library, own))
     policy = (
         f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data:; "
         "base-uri 'none'; form-action 'none'"
@@ -85,8 +85,10 @@ def document(title: str, body: str, library: str) -> str:
     )
 
 
-def _digest(script: str) -> str:
-    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+def csp_hash(text: str) -> str:
+    """How a security policy names a script or a style that a page holds."""
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return f"'sha256-{digest}'"
 
 
 def _own(name: str) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 from flower_dhb import __version__
 from flower_dhb.errors import ConfigError
 from flower_dhb.extras import load
+from flower_dhb.metrics import size_text
 from flower_dhb.pages.charts import (
     COLORS,
     DASHES,
@@ -25,7 +26,7 @@ from flower_dhb.pages.charts import (
 from flower_dhb.pages.html import data, document, escape, table
 from flower_dhb.pages.model import MISSING, UNKNOWN, Run
 from flower_dhb.pages.verdict import QUESTIONS, verdict
-from flower_dhb.pages.words import amount, count, names_text, ranges, score
+from flower_dhb.pages.words import count, names_text, ranges, score
 
 __all__ = ["library", "report"]
 
@@ -127,7 +128,7 @@ def _side_by_side(runs: Sequence[Run], names: Sequence[str]) -> str:
         row += [
             f"{known[-1]:.3g}" if len(known) else "–",
             _seconds(run.seconds[-1]) if len(run.rounds) else "–",
-            amount(run.bytes[-1]) if len(run.rounds) else "–",
+            size_text(run.bytes[-1]) if len(run.rounds) else "–",
             f"{run.missed.sum():,}",
         ]
         rows.append(row)
@@ -265,7 +266,7 @@ def _agents(run: Run, share: int) -> str:
                 f"{degrees[i]:,}" if run.links else "–",
                 *(score(metric, float(run.last[metric][i])) for metric in metrics),
                 f"{missed[i]:,} of {told[i]:,}" if told[i] else "–",
-                amount(float(run.agent_bytes[i])),
+                size_text(float(run.agent_bytes[i])),
                 ranges(absent) or "–",
             ]
         )

@@ -8,9 +8,10 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
+from flower_dhb.metrics import size_text
 from flower_dhb.pages.concerns import Concern, concerns, final
 from flower_dhb.pages.model import MISSING, UNKNOWN, Run
-from flower_dhb.pages.words import amount, count, duration, names_text, score
+from flower_dhb.pages.words import count, duration, names_text, score
 from flower_dhb.runs.table import main_metric
 
 __all__ = ["QUESTIONS", "Mood", "Verdict", "verdict"]
@@ -166,5 +167,5 @@ def _cost(run: Run) -> str:
         parts.append(f"{duration(seconds)} ({each} a round)")
     if np.isfinite(carried):
         n = max(run.n_agents, 1)
-        parts.append(f"{amount(carried)} between agents ({amount(carried / n)} an agent)")
+        parts.append(f"{size_text(carried)} between agents ({size_text(carried / n)} an agent)")
     return " and ".join(parts) or "a time and traffic that were not recorded"

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from flower_dhb.metrics import is_better_when_lower
 
-__all__ = ["amount", "count", "duration", "is_share", "names_text", "ranges", "score"]
+__all__ = ["count", "duration", "is_share", "names_text", "ranges", "score"]
 
 _NAMED = 6
 
@@ -22,17 +22,6 @@ def score(name: str, value: float) -> str:
 def is_share(name: str) -> bool:
     """Whether a metric is a share of 1 by its name."""
     return "acc" in name.lower() and not is_better_when_lower(name)
-
-
-def amount(value: float | None) -> str:
-    """Bytes with a unit."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(value) < 1000:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.3g} {unit}"
-        value /= 1000
-    return f"{value:.4g} TB"
 
 
 def duration(seconds: float) -> str:

@@ -26,7 +26,7 @@ from flower_dhb.figures.topologies import draw
 from flower_dhb.files import sync, write_durably
 from flower_dhb.flower.checkpoint import read_records
 from flower_dhb.flower.progress import round_facts, tell, watched
-from flower_dhb.metrics import RoundRecord, Summary, grouped
+from flower_dhb.metrics import RoundRecord, Summary, finite, grouped
 from flower_dhb.runs.resuming import KEY, folder_to_resume
 from flower_dhb.runs.table import Row, table
 from flower_dhb.topology.graph import Topology
@@ -145,18 +145,18 @@ def history_row(record: RoundRecord, n_agents: int) -> dict[str, Any]:
     summary = record.evaluate_summary
     for name in sorted(summary.keys() | set(_ALWAYS)):
         key, found = name.replace("-", "_"), summary.get(name, _NOTHING)
-        row[f"{key}_mean"] = _number(found.mean)
-        row[f"{key}_worst"] = _number(found.worst)
-        row[f"{key}_best"] = _number(found.best)
-        row[key] = [_number(value) for value in record.values(name, range(n_agents))]
+        row[f"{key}_mean"] = finite(found.mean)
+        row[f"{key}_worst"] = finite(found.worst)
+        row[f"{key}_best"] = finite(found.best)
+        row[key] = [finite(value) for value in record.values(name, range(n_agents))]
     observed = record.average_model
     for name in sorted({"accuracy", *observed}):
-        row[f"{name.replace('-', '_')}_average_model"] = _number(observed.get(name))
+        row[f"{name.replace('-', '_')}_average_model"] = finite(observed.get(name))
     return row | {
-        "consensus_distance": _number(record.consensus_distance),
+        "consensus_distance": finite(record.consensus_distance),
         "bytes_sent": record.bytes_sent,
         "bytes_sent_by_agent": [record.bytes_by_agent.get(v, 0) for v in range(n_agents)],
-        "distance_from_start": _number(record.distance_from_start),
+        "distance_from_start": finite(record.distance_from_start),
         "warnings": record.warnings,
         "missing": record.missing,
         "rejoined": record.rejoined,
@@ -188,13 +188,6 @@ def _versions() -> dict[str, str]:
         with suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
-
-
-def _number(value: object) -> float | None:
-    # NaN is no JSON; a loss that is not finite is "not measured", and an event tells why.
-    if isinstance(value, int | float) and math.isfinite(value):
-        return float(value)
-    return None
 
 
 def _fresh(parent: Path, name: str) -> Path:

@@ -11,7 +11,6 @@ never ends a run.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from logging import getLogger
@@ -21,7 +20,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from flower_dhb.extras import load
-from flower_dhb.metrics import RoundRecord, Summary
+from flower_dhb.metrics import RoundRecord, Summary, finite
 
 __all__ = [
     "MLflowLogger",
@@ -55,7 +54,7 @@ def scalars(record: RoundRecord) -> dict[str, float]:
     found |= _summaries("train", record.train_summary)
     found |= {f"average_model/{name}": value for name, value in record.average_model.items()}
     found |= {f"profile/{part}": seconds for part, seconds in record.profile.items()}
-    return {name: number for name, value in found.items() if (number := _number(value)) is not None}
+    return {name: number for name, value in found.items() if (number := finite(value)) is not None}
 
 
 def _summaries(kind: str, summaries: Mapping[str, Summary]) -> dict[str, object]:
@@ -64,12 +63,6 @@ def _summaries(kind: str, summaries: Mapping[str, Summary]) -> dict[str, object]
         for name, summary in summaries.items()
         for which in ("mean", "worst", "best")
     }
-
-
-def _number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value) if math.isfinite(value) else None
 
 
 def each(*functions: Callable[[RoundRecord], object]) -> Callable[[RoundRecord], bool]:

@@ -9,7 +9,15 @@ import pytest
 from support.apps import numpy_app, start_arrays
 from support.grid import LocalGrid
 
-from flower_dhb import DSGD, ConfigError, HeavyBall, ServerlessStrategy, Topology, consensus_mod
+from flower_dhb import (
+    DSGD,
+    ConfigError,
+    HeavyBall,
+    ServerlessStrategy,
+    Topology,
+    consensus_mod,
+    memory,
+)
 from flower_dhb.flower import limits, records
 from flower_dhb.flower.limits import check_layout, check_state, memory_warning, state_bytes
 from flower_dhb.types import Entry, Layout
@@ -84,7 +92,7 @@ def test_a_machine_with_too_little_memory_is_warned_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = tmp_path / "meminfo"
-    monkeypatch.setattr(limits, "_MEMORY", told)
+    monkeypatch.setattr(memory, "_FILE", told)
     layout = layout_of(10**6)
     told.write_text("MemTotal: 9 kB\nMemAvailable:   625000 kB\n")
     assert memory_warning(DSGD(), layout, 64) == ""

@@ -15,7 +15,7 @@ import pytest
 
 from flower_dhb import ConfigError, RunFolder, Topology
 from flower_dhb.cli import main
-from flower_dhb.metrics import RoundRecord
+from flower_dhb.metrics import RoundRecord, size_text
 from flower_dhb.pages import report as page_of
 from flower_dhb.pages.html import data, escape
 from flower_dhb.pages.model import MISSING, REJOINED, TOOK_PART, UNKNOWN
@@ -24,7 +24,7 @@ from flower_dhb.pages.report import report
 from flower_dhb.pages.rows import as_csv
 from flower_dhb.pages.thinning import blocks, kept
 from flower_dhb.pages.verdict import verdict
-from flower_dhb.pages.words import amount, duration, ranges
+from flower_dhb.pages.words import duration, ranges
 
 LIBRARY = "globalThis.vegaEmbed = null;"
 EVIL = "</script><img src=x onerror=alert(1)>'\"&\x00\ud800"
@@ -435,7 +435,7 @@ def test_a_simulated_schedule_leaves_what_can_be_read(tmp_path):
 
 
 def test_words():
-    sizes = [amount(v) for v in (0, 999, 1000, 2.5e6, NAN)]
+    sizes = [size_text(v) for v in (0, 999, 1000, 2.5e6, NAN)]
     assert sizes == ["0 B", "999 B", "1 kB", "2.5 MB", "–"]
     times = [duration(s) for s in (1.234, 300, 7500, 5e5)]
     assert times == ["1.23 s", "5 min", "2 h 5 min", "5 days"]

@@ -29,16 +29,19 @@ from flower_dhb.flower.legacy import in_new_form
 from flower_dhb.flower.mod import take_turn
 from flower_dhb.flower.records import Answer, Ask, Instruction
 from flower_dhb.flower.store import open_store
+from flower_dhb.peer.device.code import digest_of_folder
 from flower_dhb.peer.device.flwr_adapter import (
     frame_view,
+    load_client_app,
     make_context,
     make_message,
     take_identity,
 )
+from flower_dhb.peer.device.settings import PeerSettings
 from flower_dhb.peer.wire.frames import Bytes
 from flower_dhb.types import Layout, NDArrays
 
-__all__ = ["Agent", "Outcome"]
+__all__ = ["Agent", "Outcome", "agent_of", "load_app"]
 
 _PROTOCOL_RECORDS = "flower_dhb."
 
@@ -310,6 +313,34 @@ class Agent:
         content = RecordDict({instruction.config_key: config})
         message = make_message(content, kind, round, self._node)
         return self._turn(instruction, message)
+
+
+def load_app(settings: PeerSettings) -> ClientApp:
+    """The ClientApp that a device's settings name.
+
+    Raises ConfigError if there is none, and, before any of its code runs, if the device's policy
+    does not allow it.
+    """
+    if settings.policy.apps is not None:
+        settings.policy.check_app(digest_of_folder(settings.app))
+    return load_client_app(settings.app, settings.client_app)
+
+
+def agent_of(settings: PeerSettings, app: ClientApp, arrays: NDArrays) -> Agent:
+    """A device's agent, as its settings say. arrays: the initial ones that all agents share."""
+    return Agent.of_device(
+        app,
+        vertex=settings.vertex,
+        run=settings.run,
+        algorithm=settings.algorithm,
+        weights=settings.weights,
+        arrays=arrays,
+        node_config=settings.node_config,
+        run_config=settings.run_config,
+        train_config=settings.train_config,
+        evaluate_config=settings.evaluate_config,
+        policy=settings.policy,
+    )
 
 
 def _outcome(answer: Answer) -> Outcome:

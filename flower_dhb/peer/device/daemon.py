@@ -27,11 +27,11 @@ from flower_dhb import __version__
 from flower_dhb.errors import ConfigError, DamageError, NotNowError, RoundError
 from flower_dhb.files import write_durably
 from flower_dhb.peer.device.app import Agent as App
+from flower_dhb.peer.device.app import agent_of, load_app
 from flower_dhb.peer.device.bulletins import Bulletins
-from flower_dhb.peer.device.code import digest_of_code, digest_of_folder
+from flower_dhb.peer.device.code import digest_of_code
 from flower_dhb.peer.device.disk import Disk, Memory, Model, Writer
 from flower_dhb.peer.device.editions import Editions
-from flower_dhb.peer.device.flwr_adapter import load_client_app
 from flower_dhb.peer.device.home import Home
 from flower_dhb.peer.device.journal import Found, Journal
 from flower_dhb.peer.device.judge import Judge
@@ -615,21 +615,7 @@ def _begins_a_round(task: Task) -> bool:
 def _app_of(settings: PeerSettings) -> tuple[App, dict[str, str]]:
     """The app that the settings name, and what neighbors must have in common with it."""
     arrays, _ = read_start(settings.start)
-    if settings.policy.apps is not None:  # before any of its code runs
-        settings.policy.check_app(digest_of_folder(settings.app))
-    app = App.of_device(
-        load_client_app(settings.app, settings.client_app),
-        vertex=settings.vertex,
-        run=settings.run,
-        algorithm=settings.algorithm,
-        weights=settings.weights,
-        arrays=arrays,
-        node_config=settings.node_config,
-        run_config=settings.run_config,
-        train_config=settings.train_config,
-        evaluate_config=settings.evaluate_config,
-        policy=settings.policy,
-    )
+    app = agent_of(settings, load_app(settings), arrays)
     size = sum(vector.n_bytes for vector in app.vectors)
     settings.policy.check_payload(size, "a payload of this model and rule")
     start = xxhash.xxh3_64()

@@ -50,9 +50,10 @@ class Judge:
         parameters = snapshot.state.parameters
         payload = codec.decode(frame, codec.read_header(frame), verified=True)
         pending = snapshot.pending
-        lengths = pending.lengths if pending is not None else None
-        if lengths is None:
-            lengths = Lengths.of(self._names, payload, parameters)
+        lengths = None if pending is None else pending.lengths
+        if lengths is None:  # the release that wrote the state did not keep them
+            trained = None if pending is None else pending.trained
+            lengths = Lengths.of(self._names, payload, parameters, trained)
         own = Own(self._names, payload, lengths)
         self._stand = _Stand(round, own, snapshot.screen.begun(parameters))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from flower_dhb.errors import ConfigError, FlowerDhbError, NotNowError
 from flower_dhb.extras import installed
-from flower_dhb.peer.device.code import digest_of_folder
+from flower_dhb.metrics import size_text
 from flower_dhb.peer.device.home import Home
 from flower_dhb.peer.device.model import read_start
 from flower_dhb.peer.device.settings import PeerSettings
@@ -81,19 +81,16 @@ def _start(settings: PeerSettings) -> tuple[NDArrays, Finding]:
         text = str(error)
         return {}, wrong("start", text, "Copy the file from the operator's device folder again.")
     size = sum(array.nbytes for array in arrays.values())
-    return arrays, fine("start", f"{len(arrays)} arrays, {machine.size_text(size)}")
+    return arrays, fine("start", f"{len(arrays)} arrays, {size_text(size)}")
 
 
 def _app(settings: PeerSettings, arrays: NDArrays | None) -> Iterator[Finding]:
     """Load the app, and have it train from arrays if there are any."""
-    from flower_dhb.peer.device.app import Agent
-    from flower_dhb.peer.device.flwr_adapter import load_client_app
+    from flower_dhb.peer.device.app import agent_of, load_app
 
     begin = time.monotonic()
     try:
-        if settings.policy.apps is not None:
-            settings.policy.check_app(digest_of_folder(settings.app))
-        app = load_client_app(settings.app, settings.client_app)
+        app = load_app(settings)
     except Exception as error:  # the app's own code: anything may come out of it
         text = f"it cannot be loaded: {type(error).__name__}: {error}"
         yield wrong("app", text, "Install what it imports, or copy its folder again.")
@@ -101,18 +98,7 @@ def _app(settings: PeerSettings, arrays: NDArrays | None) -> Iterator[Finding]:
     yield fine("app", f"{settings.client_app} loads in {time.monotonic() - begin:.1f} s")
     if arrays is None:
         return
-    agent = Agent.of_device(
-        app,
-        vertex=settings.vertex,
-        run=settings.run,
-        algorithm=settings.algorithm,
-        weights=settings.weights,
-        arrays=arrays,
-        node_config=settings.node_config,
-        run_config=settings.run_config,
-        train_config=settings.train_config,
-        policy=settings.policy,
-    )
+    agent = agent_of(settings, app, arrays)
     begin = time.monotonic()
     outcome = agent.train(1)
     took = time.monotonic() - begin

@@ -14,6 +14,8 @@ from packaging.requirements import InvalidRequirement, Requirement
 
 from flower_dhb.extras import EXTRAS, installed
 from flower_dhb.files import write_durably
+from flower_dhb.memory import free_bytes
+from flower_dhb.metrics import size_text
 from flower_dhb.peer.doctor.finding import Finding, fine, note, wrong
 from flower_dhb.peer.wire.descriptors import raise_limit
 from flower_dhb.peer.wire.identity import utc_now
@@ -24,7 +26,6 @@ __all__ = [
     "disk",
     "extras",
     "memory",
-    "size_text",
     "surroundings",
     "versions",
 ]
@@ -32,7 +33,6 @@ __all__ = [
 _PACKAGE = "flower-dhb"
 _SLOW_DISK_S = 0.25  # a round waits for one such write at least
 _NEWEST_PYTHON = (3, 14)  # the first one that nothing has been tried on
-_MEMORY = Path("/proc/meminfo")
 _VOLATILE = ("tmpfs", "ramfs")
 _PROXIES = ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy")
 _AHEAD_S = 120.0  # files of other machines, or of the time before a leap, may be this far ahead
@@ -89,7 +89,7 @@ def extras() -> Finding:
 
 def memory(needed: int) -> Finding:
     """Free memory against what a device needs. needed: bytes; 0 if they are not known."""
-    free = _available()
+    free = free_bytes()
     if free is None:
         return note("memory", "how much is free cannot be told on this system")
     text = f"{size_text(free)} free"
@@ -103,16 +103,6 @@ def memory(needed: int) -> Finding:
     if free < 2 * needed:
         return note("memory", text, "The app's own training needs some, too.")
     return fine("memory", text)
-
-
-def _available() -> int | None:
-    """Bytes that a new program may take, None where the system does not say."""
-    try:
-        lines = _MEMORY.read_text(encoding="ascii").splitlines()
-        fields = dict(line.split(":", 1) for line in lines)
-        return int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, ValueError, KeyError, IndexError):
-        return None
 
 
 def disk(folder: Path, needed: int) -> Iterator[Finding]:
@@ -217,12 +207,3 @@ def surroundings() -> Iterator[Finding]:
         text = f"{', '.join(proxies)} set: peers dial their neighbors directly all the same"
         remedy = "Flower's own programs do use a proxy: list the SuperLink in no_proxy."
         yield note("proxy", text, remedy)
-
-
-def size_text(n_bytes: float) -> str:
-    """`1.5 GB`."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if n_bytes < 1000.0:
-            return f"{n_bytes:.3g} {unit}"
-        n_bytes /= 1000.0
-    return f"{n_bytes:.3g} TB"
