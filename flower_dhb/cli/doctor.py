@@ -36,6 +36,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--train", action="store_true", help="have the app train once, and say how long it takes"
     )
+    parser.add_argument(
+        "--no-rates",
+        action="store_true",
+        help="do not measure how fast the links are, for which up to 0.9 MB go each way",
+    )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
 
 
@@ -44,8 +49,13 @@ def execute(arguments: argparse.Namespace) -> int:
     if arguments.settings is None:
         findings = machine_alone(Path.cwd())
     else:
-        app, train = not arguments.no_app, arguments.train
-        findings = device(arguments.settings, arguments.timeout, app=app, train=train)
+        findings = device(
+            arguments.settings,
+            arguments.timeout,
+            app=not arguments.no_app,
+            train=arguments.train,
+            rates=not arguments.no_rates,
+        )
     found = list(findings if arguments.json else _printed(findings))
     if arguments.json:
         print(json.dumps([asdict(finding) for finding in found], indent=2))

@@ -12,18 +12,27 @@ import time
 from importlib import metadata
 from pathlib import Path
 
+import grpc
 import pytest
 
 from flower_dhb.cli import main
+from flower_dhb.errors import StateError
 from flower_dhb.files import write_durably
 from flower_dhb.peer.device.home import Home
 from flower_dhb.peer.device.settings import PeerSettings
 from flower_dhb.peer.doctor import machine
 from flower_dhb.peer.doctor.examination import device, machine_alone
 from flower_dhb.peer.doctor.finding import Grade
+from flower_dhb.peer.doctor.links import _rated, link
 from flower_dhb.peer.mesh.certificates import Authority, write_private
 from flower_dhb.peer.mesh.create import Host, MeshPlan, create_mesh, local_hosts
+from flower_dhb.peer.monitor import Monitor
+from flower_dhb.peer.wire import relay_pb2 as pb
 from flower_dhb.peer.wire.identity import utc_now
+from flower_dhb.peer.wire.measuring import LIMIT_BYTES, Rate, Way, answer, measure, new_allowance
+from flower_dhb.peer.wire.operations import Operations
+from flower_dhb.peer.wire.transport import Transport
+from tests.support.links import Shape, ShapedLinks
 
 APP = Path(__file__).resolve().parents[1] / "support" / "peer_app"
 
@@ -192,25 +201,47 @@ def test_a_model_that_is_missing_or_damaged(mesh):
     assert "Copy the file" in wrong(of_device(mesh), "start")
 
 
+TRAINING = (
+    "from flwr.clientapp import ClientApp\napp = ClientApp()\n"
+    "@app.train()\ndef train(message, context):\n    "
+)
+
+
 def test_an_app_that_cannot_be_loaded_or_does_not_train(mesh, tmp_path):
     broken = tmp_path / "app"
     broken.mkdir()
-    (broken / "doctor_broken.py").write_text("import no_such_library_at_all\n")
-    text = toml_of(mesh).read_text().splitlines()
-    lines = [
-        f"app = {json.dumps(str(broken))}" if line.startswith("app =")
-        else 'client-app = "doctor_broken:app"' if line.startswith("client-app =")
-        else line
-        for line in text
-    ]  # fmt: skip
-    toml_of(mesh).write_text("\n".join(lines))
-    assert "no_such_library_at_all" in wrong(of_device(mesh), "app")
-    assert not [f for f in of_device(mesh, app=False) if f.subject == "app"]
-    (broken / "doctor_broken.py").write_text(
-        "from flwr.clientapp import ClientApp\napp = ClientApp()\n"
-        "@app.train()\ndef train(message, context):\n    raise ValueError('no data here')\n"
-    )
-    assert "no data here" in wrong(of_device(mesh, train=True), "training")
+    before = toml_of(mesh).read_text().splitlines()
+
+    def of_app(name, code, **options):
+        (broken / f"{name}.py").write_text(code)
+        lines = [
+            f"app = {json.dumps(str(broken))}" if line.startswith("app =")
+            else f'client-app = "{name}:app"' if line.startswith("client-app =")
+            else line
+            for line in before
+        ]  # fmt: skip
+        toml_of(mesh).write_text("\n".join(lines))
+        return of_device(mesh, **options)
+
+    lacking = "import no_such_library_at_all\n"
+    assert "no_such_library_at_all" in wrong(of_app("doctor_1", lacking), "app")
+    assert not [f for f in of_app("doctor_1", lacking, app=False) if f.subject == "app"]
+    assert "SystemExit: 3" in wrong(of_app("doctor_2", "raise SystemExit(3)\n"), "app")
+    fails = TRAINING + "raise ValueError('no data here')\n"
+    assert "no data here" in wrong(of_app("doctor_3", fails, train=True), "training")
+    ends = TRAINING + "raise SystemExit('enough')\n"  # which the mod lets through
+    assert "SystemExit: enough" in wrong(of_app("doctor_4", ends, train=True), "training")
+
+
+def test_settings_that_nobody_could_train_with(mesh, monkeypatch):
+    """What is wrong before the app is asked is a finding, too."""
+
+    def refuse(*_):
+        raise StateError("its rule does not fit its model")
+
+    monkeypatch.setattr("flower_dhb.peer.device.app.agent_of", refuse)
+    text = wrong(of_device(mesh, train=True), "training")
+    assert "StateError: its rule does not fit its model" in text
 
 
 def test_a_round_of_training_is_timed(mesh):
@@ -393,12 +424,127 @@ def about(findings, j):
     return found
 
 
-def test_a_neighbor_that_is_there(mesh, dialed, tmp_path):
+@contextlib.contextmanager
+def peer(mesh, j):
+    """The connections of a neighbor that runs, at its own address."""
+    settings = PeerSettings.load(mesh / f"vertex-{j}" / "peer.toml")
+    transport = Transport(
+        vertex=j,
+        run=settings.run,
+        vectors=(),
+        agreement={},
+        neighbors=settings.neighbors,
+        deliver=lambda event: None,
+        monitor=Monitor(j),
+        listen=settings.listen,
+        dial={},
+        tls=settings.tls,
+        operations=Operations(
+            status=lambda request: pb.StatusReply(), stop=lambda request: pb.StopReply()
+        ),
+    )
+    transport.start()
+    try:
+        yield transport
+    finally:
+        transport.stop(1.0)
+
+
+def test_a_neighbor_that_is_there_and_the_link_to_it(mesh, dialed):
+    j, _ = dialed
+    with peer(mesh, j):
+        found = of_device(mesh)
+        there = about(found, j)
+        assert there.grade is Grade.FINE
+        assert "is who it should be" in there.text
+        (way,) = [f for f in found if f.subject == f"link to vertex {j}"]
+        assert way.grade is Grade.FINE
+        assert "round trip" in way.text
+        assert "a payload of " in way.text
+        assert "a round waits 60 s at most" in way.text
+        unmeasured = of_device(mesh, rates=False)
+        assert about(unmeasured, j).grade is Grade.FINE
+        assert not [f for f in unmeasured if f.subject.startswith("link")]
+
+
+def test_a_link_of_which_the_rate_is_known(mesh, dialed):
+    """100 kbit/s: the rate is found, in a few seconds."""
+    j, address = dialed
+    links = ShapedLinks(Shape(bytes_s=12500.0))
+    replace_in(toml_of(mesh), f'"{address}"', f'"{links.before(address)}"')
+    settings = PeerSettings.load(toml_of(mesh))
+    tls = settings.tls
+    options = [("grpc.ssl_target_name_override", tls.server_name(j))]
+    try:
+        with (
+            peer(mesh, j),
+            grpc.secure_channel(settings.dial[j], tls.channel_credentials(), options) as channel,
+        ):
+            begin = time.monotonic()
+            way = measure(channel, 0, 10.0)
+            took = time.monotonic() - begin
+    finally:
+        links.close()
+    assert took < 8.0
+    for rate in (way.there, way.back):
+        # What TLS and HTTP/2 add, and what the proxy's buffers hide, is below a quarter.
+        assert rate.bytes_per_s == pytest.approx(12500.0, rel=0.25)
+        assert not rate.at_least
+
+
+def test_what_a_payload_takes_is_held_against_the_ceiling():
+    way = Way(0.5, Rate(1e6, at_least=True), Rate(1e5, at_least=False))
+    found = _rated("link", way, 10**6, 12.0)
+    assert found.grade is Grade.FINE
+    assert "round trip 500.0 ms, at least 1 MB/s there, 100 kB/s back" in found.text
+    assert "takes 1.5 s there and 10 s back" in found.text
+    late = _rated("link", way, 10**6, 10.0)
+    assert late.grade is Grade.WRONG
+    assert "timing.ceiling-s" in late.remedy
+    assert _rated("link", way, 0, 1.0).grade is Grade.FINE
+
+
+def test_a_neighbor_may_measure_so_much_and_a_stranger_nothing(mesh, dialed):
+    j, address = dialed
+    settings = PeerSettings.load(toml_of(mesh))
+    with peer(mesh, j) as transport:
+        found = [link(settings, j, 0, 5.0) for _ in range(6)]
+        measured = [f.grade is Grade.FINE for f in found]
+        assert measured == sorted(measured, reverse=True)  # first some, then none
+        assert 3 <= sum(measured) < 6
+        assert "too often" in found[-1].text
+        assert transport.monitor.total("turned-away.busy") >= 1
+        stranger = Authority.load(mesh / "authority").issue(17, 5)
+        shown = grpc.ssl_channel_credentials(settings.tls.authority.read_bytes(), *stranger)
+        options = [("grpc.ssl_target_name_override", settings.tls.server_name(j))]
+        with (
+            grpc.secure_channel(address, shown, options) as channel,
+            pytest.raises(grpc.RpcError) as refused,
+        ):
+            measure(channel, 0, 5.0)
+        assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
+
+
+def test_one_answer_is_bounded():
+    allowance = new_allowance()
+    assert len(answer(pb.MeasureRequest(answer_bytes=LIMIT_BYTES), allowance).data) == LIMIT_BYTES
+    assert answer(pb.MeasureRequest(answer_bytes=LIMIT_BYTES + 1), allowance) is None
+    assert answer(pb.MeasureRequest(data=b"x", answer_bytes=LIMIT_BYTES), allowance) is None
+    calls = 0
+    while answer(pb.MeasureRequest(), allowance) is not None:  # not even of nothing is there more
+        calls += 1
+        assert calls < 10_000
+    assert calls > 1000
+
+
+def test_a_neighbor_whose_link_cannot_be_measured(mesh, dialed, tmp_path):
     j, address = dialed
     with server(address, as_device(mesh, j, tmp_path)):
-        found = about(of_device(mesh), j)
-    assert found.grade is Grade.FINE
-    assert "is who it should be" in found.text
+        found = of_device(mesh)
+    assert about(found, j).grade is Grade.FINE
+    (way,) = [f for f in found if f.subject == f"link to vertex {j}"]
+    assert way.grade is Grade.NOTE
+    assert "cannot be measured" in way.text
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ ROOMS.insert(ROOMS.index("peer.monitor") + 1, "peer.")
 EXTERNAL = {
     "peer.": {"numpy"},
     "peer.mesh.": {"cryptography", "grpc", "safetensors", "tomli_w"},
-    "peer.doctor.": {"packaging"},
+    "peer.doctor.": {"grpc", "packaging"},
     "peer.device.": {"flwr", "safetensors", "xxhash"},
     "peer.watch.": {"prometheus_client", "safetensors", "xxhash"},
     "peer.wire.": {"cryptography", "google", "grpc"},

@@ -17,13 +17,17 @@ from flower_dhb.files import make_folder, remove_temporaries, with_remedy
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["Home"]
+__all__ = ["HeldError", "Home"]
 
 _LOCK = "lock"
 _STATE_FILES = "*-*.safetensors"
 _WIDTH = 64  # of what stands in the lock's file, so that it is replaced in place
 
 _held: weakref.WeakSet[Home] = weakref.WeakSet()
+
+
+class HeldError(NotNowError):
+    """Another process holds the state directory."""
 
 
 class Home:
@@ -45,15 +49,20 @@ class Home:
     def take(self) -> None:
         """Make the directory if it is not there, and hold it.
 
-        Raises NotNowError if another process holds it, or the disk does not take it.
+        Raises HeldError if another process holds it, NotNowError if the disk does not take it.
         """
         if self._handle is not None:
             return
         try:
             make_folder(self.path, mode=0o700)
             self._lock()
+        except BlockingIOError as error:
+            raise HeldError(f"{self.path}: {error.strerror}") from None
         except OSError as error:
-            raise NotNowError(_words(self.path, error)) from None
+            text = (
+                f"{self.path}: {error.strerror or error}; a peer sends nothing that it cannot keep"
+            )
+            raise NotNowError(with_remedy(text, error)) from None
         with suppress(OSError):
             remove_temporaries(self.path)
 
@@ -163,13 +172,6 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 def _identity_of(found: os.stat_result) -> tuple[int, int]:
     return found.st_dev, found.st_ino
-
-
-def _words(path: Path, error: OSError) -> str:
-    if isinstance(error, BlockingIOError):
-        return f"{path}: {error.strerror}"
-    text = f"{path}: {error.strerror or error}; a peer sends nothing that it cannot keep"
-    return with_remedy(text, error)
 
 
 def _close_in_child() -> None:

@@ -7,17 +7,18 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from flower_dhb.agent.node import Node
 from flower_dhb.errors import ConfigError, FlowerDhbError, NotNowError
 from flower_dhb.extras import installed
 from flower_dhb.metrics import size_text
-from flower_dhb.peer.device.home import Home
+from flower_dhb.peer.device.home import HeldError, Home
 from flower_dhb.peer.device.model import read_start
 from flower_dhb.peer.device.settings import PeerSettings
 from flower_dhb.peer.doctor import machine
 from flower_dhb.peer.doctor import neighbors as ways
 from flower_dhb.peer.doctor.finding import Finding, fine, note, wrong
 from flower_dhb.peer.wire.descriptors import needed_for
-from flower_dhb.types import NDArrays
+from flower_dhb.types import Layout, NDArrays
 
 __all__ = ["device", "machine_alone"]
 
@@ -38,13 +39,13 @@ def machine_alone(folder: Path) -> Iterator[Finding]:
 
 
 def device(
-    path: Path, timeout_s: float, *, app: bool = True, train: bool = False
+    path: Path, timeout_s: float, *, app: bool = True, train: bool = False, rates: bool = True
 ) -> Iterator[Finding]:
     """A device, before or while it runs.
 
     path: of its `peer.toml`. timeout_s: for each neighbor. app: whether to load its ClientApp,
     which runs the app's code. train: whether to have it train once, from the initial model; what
-    comes of it is dropped.
+    comes of it is dropped. rates: whether to measure how fast the links are.
     """
     yield from machine.versions("peer")
     try:
@@ -70,7 +71,8 @@ def device(
         yield fine("peer", runs)
     else:
         yield from ways.own_port(settings)
-    yield from ways.neighbors(settings, timeout_s)
+    payload = _payload_bytes(settings, arrays) if rates else None
+    yield from ways.neighbors(settings, timeout_s, payload)
 
 
 def _start(settings: PeerSettings) -> tuple[NDArrays, Finding]:
@@ -84,6 +86,12 @@ def _start(settings: PeerSettings) -> tuple[NDArrays, Finding]:
     return arrays, fine("start", f"{len(arrays)} arrays, {size_text(size)}")
 
 
+def _payload_bytes(settings: PeerSettings, arrays: NDArrays) -> int:
+    """Length of what the device sends to each neighbor in a round; 0 if it is not known."""
+    specs = Node.vectors_of(settings.algorithm, Layout.of(arrays)) if arrays else ()
+    return sum(spec.n_bytes for spec in specs)
+
+
 def _app(settings: PeerSettings, arrays: NDArrays | None) -> Iterator[Finding]:
     """Load the app, and have it train from arrays if there are any."""
     from flower_dhb.peer.device.app import agent_of, load_app
@@ -91,19 +99,21 @@ def _app(settings: PeerSettings, arrays: NDArrays | None) -> Iterator[Finding]:
     begin = time.monotonic()
     try:
         app = load_app(settings)
-    except Exception as error:  # the app's own code: anything may come out of it
+    except (Exception, SystemExit) as error:  # the app's own code: anything may come out of it
         text = f"it cannot be loaded: {type(error).__name__}: {error}"
         yield wrong("app", text, "Install what it imports, or copy its folder again.")
         return
     yield fine("app", f"{settings.client_app} loads in {time.monotonic() - begin:.1f} s")
     if arrays is None:
         return
-    agent = agent_of(settings, app, arrays)
     begin = time.monotonic()
-    outcome = agent.train(1)
+    try:
+        failure = agent_of(settings, app, arrays).train(1).failure
+    except (Exception, SystemExit) as error:  # of the app, or it does not fit its settings
+        failure = f"{type(error).__name__}: {error}"
     took = time.monotonic() - begin
-    if outcome.failure:
-        text = f"its train fails: {outcome.failure}"
+    if failure:
+        text = f"its train fails: {failure}"
         yield wrong("training", text, "See the app's log; its data may be missing on this device.")
     else:
         yield fine("training", f"a round's local training takes {took:.3g} s")
@@ -152,8 +162,9 @@ def _runs(settings: PeerSettings) -> str:
     home = Home(settings.state_dir)
     try:
         home.take()
-    except NotNowError as error:
-        cause = str(error)
-        return "it runs on this machine" if "holds this state directory" in cause else ""
+    except HeldError:
+        return "it runs on this machine"
+    except NotNowError:  # which is a finding of its own: the disk does not take it
+        return ""
     home.release()
     return ""

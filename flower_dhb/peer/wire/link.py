@@ -61,14 +61,14 @@ class Allowance:
         """Allow so many from now on."""
         self._burst, self._per_s = burst, per_s
 
-    def take(self) -> bool:
-        """Use one; False if none is left."""
+    def take(self, n: float = 1.0) -> bool:
+        """Use so many; False if fewer are left."""
         now = self._clock()
         self._left = min(self._burst, self._left + (now - self._at) * self._per_s)
         self._at = now
-        if self._left < 1.0:
+        if self._left < n:
             return False
-        self._left -= 1.0
+        self._left -= n
         return True
 
 

@@ -37,6 +37,7 @@ from flower_dhb.peer.wire.gate import Gate
 from flower_dhb.peer.wire.gossip import Arrivals, pieces_of
 from flower_dhb.peer.wire.identity import OPERATOR, Identity, host_name
 from flower_dhb.peer.wire.link import Allowance, StreamLink
+from flower_dhb.peer.wire.measuring import answer, new_allowance
 from flower_dhb.peer.wire.operations import NEWS, SERVICE, Operations
 from flower_dhb.peer.wire.proof import CHALLENGE, NotBelievedError, believe, new_challenge, prove
 from flower_dhb.peer.wire.tls import TlsFiles, peer_chain, peer_identity
@@ -127,6 +128,8 @@ class _Rates:
 
     Unit: frames, frames/s. Allowed: two numbers above 0.
     """
+    measuring: Allowance = field(default_factory=new_allowance)
+    """Bytes that one neighbor may have for measuring the way."""
 
     def change(self, limits: Limits) -> None:
         """Keep other bounds from now on."""
@@ -343,6 +346,9 @@ class Transport:
             "News": grpc.unary_stream_rpc_method_handler(
                 self._news, pb.NewsRequest.FromString, lambda piece: piece
             ),
+            "Measure": grpc.unary_unary_rpc_method_handler(
+                self._measure, pb.MeasureRequest.FromString, pb.MeasureReply.SerializeToString
+            ),
             **self.operations.handlers(self._require_operator, self.board),
         }
         self._server.add_generic_rpc_handlers(
@@ -496,6 +502,20 @@ class Transport:
         self._admit(context, who.vertex, CONNECTIONS)
         for notice in self.board.newer_than(dict(request.bulletins)):
             yield from pieces_of(notice)
+
+    def _measure(self, request: pb.MeasureRequest, context: Any) -> pb.MeasureReply:
+        """Answer a neighbor that measures the way."""
+        neighbor = self._authorize(context)
+        reply = answer(request, self._rates[neighbor].measuring)
+        if reply is None:
+            self._turn_away(
+                context,
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                "busy",
+                f"neighbor {neighbor} measures the way too often",
+                neighbor,
+            )
+        return reply
 
     def _require_believed(self, context: Any, who: int) -> None:
         """Turn away a certificate that TLS let in and that is revoked, or not trusted any more."""
