@@ -23,6 +23,7 @@ EXTRAS = {
     "peft": "lora",
     "prometheus_client": "peer",
     "psutil": "simulation",
+    "pyarrow": "parquet",
     "ray": "simulation",
     "scipy": "graphs",
     "sklearn": "engine",

@@ -27,6 +27,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="write the rounds as a table, one row a round, and no page",
     )
+    parser.add_argument(
+        "--parquet", type=Path, metavar="FILE", help="the same table as a Parquet file"
+    )
 
 
 def execute(arguments: argparse.Namespace) -> int:
@@ -34,13 +37,18 @@ def execute(arguments: argparse.Namespace) -> int:
     from flower_dhb.files import write_durably
     from flower_dhb.pages.reading import read_runs
     from flower_dhb.pages.report import library, report
-    from flower_dhb.pages.rows import as_csv
+    from flower_dhb.pages.rows import as_csv, as_parquet
     from flower_dhb.pages.verdict import verdict
 
-    if arguments.csv is not None:
+    if arguments.csv is not None or arguments.parquet is not None:
         runs = [run for path in arguments.runs for run in read_runs(path)]
-        write_durably(arguments.csv, as_csv(runs).encode("utf-8", "replace"))
-        print(f"written: {arguments.csv} ({sum(len(run.rounds) for run in runs):,} rounds)")
+        rounds = f"{sum(len(run.rounds) for run in runs):,} rounds"
+        if arguments.csv is not None:
+            write_durably(arguments.csv, as_csv(runs).encode("utf-8", "replace"))
+            print(f"written: {arguments.csv} ({rounds})")
+        if arguments.parquet is not None:
+            write_durably(arguments.parquet, as_parquet(runs))
+            print(f"written: {arguments.parquet} ({rounds})")
         return 0
     drawing = library()  # first: where the extra is missing, nothing else needs to be done
     runs = [run for path in arguments.runs for run in read_runs(path)]

@@ -15,13 +15,14 @@ import pytest
 
 from flower_dhb import ConfigError, RunFolder, Topology
 from flower_dhb.cli import main
+from flower_dhb.extras import installed
 from flower_dhb.metrics import RoundRecord, size_text
 from flower_dhb.pages import report as page_of
 from flower_dhb.pages.html import data, escape
 from flower_dhb.pages.model import MISSING, REJOINED, TOOK_PART, UNKNOWN
 from flower_dhb.pages.reading import read_run, read_runs
 from flower_dhb.pages.report import report
-from flower_dhb.pages.rows import as_csv
+from flower_dhb.pages.rows import as_csv, as_parquet
 from flower_dhb.pages.thinning import blocks, kept
 from flower_dhb.pages.verdict import verdict
 from flower_dhb.pages.words import duration, ranges
@@ -651,6 +652,34 @@ def test_rounds_as_a_table(run, tmp_path, capsys, monkeypatch):
     assert float(second["accuracy_worst"]) == pytest.approx(0.55)
     assert float(second["accuracy_best"]) == pytest.approx(0.7)
     assert float(second["loss_worst"]) == 1.0
+
+
+@pytest.mark.skipif(not installed("pyarrow"), reason="pyarrow is not installed (extra `parquet`)")
+def test_rounds_as_parquet(run, tmp_path, capsys):
+    import pyarrow.parquet
+
+    out, beside = tmp_path / "rounds.parquet", tmp_path / "rounds.csv"
+    assert main(["report", str(run), "--parquet", str(out), "--csv", str(beside)]) == 0
+    assert capsys.readouterr().out.count("3 rounds") == 2
+    table = pyarrow.parquet.read_table(out)
+    assert str(table.schema.field("bytes").type) == "int64"
+    assert str(table.schema.field("accuracy_mean").type) == "double"
+    rows = list(csv.DictReader(io.StringIO(beside.read_text(encoding="utf-8"))))
+    assert table.column_names == list(rows[0])
+    for stored, written in zip(table.to_pylist(), rows, strict=True):
+        assert stored.pop("run") == written.pop("run")
+        assert stored == {k: float(v) if v else None for k, v in written.items()}
+    strange = dataclasses.replace(read_run(run), name=EVIL)
+    table = pyarrow.parquet.read_table(io.BytesIO(as_parquet([strange])))
+    assert table["run"][0].as_py() == EVIL.replace("\ud800", "?")
+
+
+def test_parquet_without_its_extra(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("flower_dhb.extras.find_spec", lambda _: None)
+    out = tmp_path / "rounds.parquet"
+    assert main(["report", str(run), "--parquet", str(out)]) == 2
+    assert "pip install 'flower-dhb[parquet]'" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_names_in_a_table_are_no_formulas(run):
