@@ -27,7 +27,7 @@ from flower_dhb.errors import ConfigError, FlowerDhbError
 from flower_dhb.extras import installed, needs_extra
 from flower_dhb.files import write_durably
 from flower_dhb.problems.optimizers import OPTIMIZERS, SCHEDULES
-from flower_dhb.topology.turns import AnyGraph, parse_graph
+from flower_dhb.topology.turns import AnyGraph, parse_graph, share_every
 
 __all__ = ["configure", "execute"]
 
@@ -42,6 +42,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--preset", type=Path, metavar="FILE", help="a run config; other options go before it")
     add("--topology", metavar="A,B", help="such as ring:16,one-peer:16 (default ring:16)")
     add("--weights", help="mixing weights of undirected graphs (default metropolis)")
+    add("--share-every", type=int, metavar="ROUNDS", help="from one exchange to the next")
     add("--split", metavar="A,B", help="iid, classes:K, dirichlet:A (default classes:2)")
     add(
         "--methods",
@@ -148,6 +149,7 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
         "problem": arguments.problem,
         "topologies": _words(arguments.topology),
         "weights": arguments.weights,
+        "share_every": arguments.share_every,
         "splits": _words(arguments.split),
         "methods": _words(arguments.methods),
         "rounds": arguments.rounds,
@@ -160,7 +162,8 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
     }
     found |= {name: value for name, value in given.items() if value is not None}
     if arguments.methods == "all":
-        graphs = [parse_graph(g, found.get("weights", "metropolis")) for g in found["topologies"]]
+        weights, every = found.get("weights", "metropolis"), found.get("share_every", 1)
+        graphs = [share_every(parse_graph(g, weights), every) for g in found["topologies"]]
         found["methods"] = _all_for(graphs)
     names = ("seeds", "how", "evaluate_every", "failures", "attack", "attackers", "attack_from")
     search = dict(_searched(word) for word in arguments.search)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from io import BytesIO
 from pathlib import Path
@@ -33,7 +34,7 @@ from flower_dhb.topology.planning import (
     halving_rounds,
     stability_limit,
 )
-from flower_dhb.topology.turns import Turns, parse_graph
+from flower_dhb.topology.turns import Turns, parse_graph, share_every
 from flower_dhb.topology.weights import WEIGHTS
 
 __all__ = ["configure", "execute"]
@@ -60,6 +61,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     size = show.add_mutually_exclusive_group()
     size.add_argument("--model", default="mlp", help="model of the digits app, for the traffic")
     size.add_argument("--parameters", type=int, help="or its number of float32 parameters")
+    show.add_argument(
+        "--share-every", type=int, default=1, metavar="ROUNDS", help="from one exchange to the next"
+    )
     show.add_argument("--condition", type=float, default=100.0, help="condition number")
     show.add_argument("--picture", type=Path, metavar="FILE", help="draw the graph (.png, .svg)")
     optimize = _action(actions, "optimize", "fastest-mixing weights, and what they gain")
@@ -78,6 +82,8 @@ def execute(arguments: argparse.Namespace) -> int:
         "suggest": _suggest,
     }[arguments.action]
     topology = parse_graph(arguments.topology, arguments.weights)
+    if arguments.action == "show":
+        topology = share_every(topology, arguments.share_every)
     if isinstance(topology, Turns) and arguments.action == "show":
         facts = _show_turns(topology, arguments.weights)
     elif isinstance(topology, Topology):
@@ -140,13 +146,19 @@ def _show(arguments: argparse.Namespace, topology: Topology) -> dict[str, Any]:
 
 def _show_turns(turns: Turns, weights: str) -> dict[str, Any]:
     """What a whole period does: rates of rules need one matrix for all rounds."""
-    links = [len(graph.edges) for graph in turns.graphs]
+    shared = [graph.edges for graph in turns.graphs]
+    links = [len(edges) for edges in shared]
+    ways = [edges if turns.directed else [*edges, *(e[::-1] for e in edges)] for edges in shared]
+    sent = [max(Counter(a for a, _ in each).values(), default=0) for each in ways]
     return {
         "topology": turns.name,
         "weights": weights,
         "agents": turns.n_agents,
         "graphs in turn": len(turns),
+        "rounds without an exchange": links.count(0),
         "links in a round": {"least": min(links), "most": max(links)},
+        "payloads that an agent sends in a round": max(sent),
+        "payloads of all agents in a period": sum(len(each) for each in ways),
         "disagreement left after a period": turns.second_eigenvalue ** len(turns),
         "spectral gap, average over a period": turns.spectral_gap,
         "rounds to halve disagreement": halving_rounds(turns.second_eigenvalue),

@@ -49,6 +49,7 @@ def settings_of_preset(path: Path, problem: str | None = None) -> dict[str, Any]
         "problem": _problem(path, values) if problem is None else problem,
         "topologies": [_text(path, values, "topology", "ring:16")],
         "weights": _text(path, values, "weights", "metropolis"),
+        "share_every": _number(path, values, "share-every", 1),
         "splits": [_text(path, values, "split", "iid")],
         "methods": [_method(path, values)],
         "rounds": _number(path, values, "rounds", 100),

@@ -18,7 +18,7 @@ from flower_dhb.compare.workers import Bench, Work
 from flower_dhb.engine.engine import check_rule
 from flower_dhb.errors import ConfigError, FlowerDhbError
 from flower_dhb.problems.optimizers import LocalOptimizer, Schedule
-from flower_dhb.topology.turns import AnyGraph, parse_graph
+from flower_dhb.topology.turns import AnyGraph, parse_graph, share_every
 
 __all__ = ["SEARCHED", "Case", "Comparison", "Cost"]
 
@@ -103,6 +103,9 @@ class Comparison:
         Learning rates. Default: the problem's; for `adam` and `adamw` a hundredth of them.
     weights : str
         Mixing weights of undirected graphs that are given as texts.
+    share_every : int
+        Rounds from one exchange to the next, on all graphs; between them each agent trains by
+        itself.
     failures : float
         Probability that a link fails in a round.
     attack, attackers, attack_from
@@ -132,6 +135,7 @@ class Comparison:
     evaluate_every: int = 5
     batch_size: int = 32
     weights: str = "metropolis"
+    share_every: int = 1
     failures: float = 0.0
     attack: str = ""
     attackers: int = 1
@@ -150,7 +154,7 @@ class Comparison:
             labels = [_label(value) for value in values]
             if not labels or len(set(labels)) != len(labels):
                 raise ConfigError(f"{name} must be different and at least one, got {labels}")
-        for name in ("seeds", "rounds", "evaluate_every", "batch_size"):
+        for name in ("seeds", "rounds", "evaluate_every", "batch_size", "share_every"):
             _check_count(name, getattr(self, name))
         for steps in self.local_steps:
             _check_count("local_steps", steps)
@@ -212,10 +216,11 @@ class Comparison:
     @cached_property
     def graphs(self) -> dict[str, AnyGraph]:
         """The graphs, as they are now, by what they are called."""
-        return {
+        found = {
             _label(graph): parse_graph(graph, self.weights) if isinstance(graph, str) else graph
             for graph in self.topologies
         }
+        return {name: share_every(graph, self.share_every) for name, graph in found.items()}
 
     @cached_property
     def rules(self) -> dict[str, Algorithm]:

@@ -154,7 +154,7 @@ class Engine:
         self._numbers = measured(self.algorithm, state, self._trained).measured
         found = self._measure(topology, failing)
         refused = self._guards.screen(k, found) if self._guards and found else set()
-        mixer, averager = self._mixers_of(k, topology, [*failing, *refused], found)
+        mixer, averager = self._mixers_of(topology, [*failing, *refused], found)
         moved = self._combine(mixer)
         if self.agents.statistics.shape[1]:
             self.agents.statistics = averager(self.agents.statistics)
@@ -230,12 +230,11 @@ class Engine:
 
     def _mixers_of(
         self,
-        k: int,
         topology: AnyTopology,
         failing: Sequence[tuple[int, int]],
         found: Measured | None,
     ) -> tuple[Mixer, Mixer]:
-        """Mixing of round k, and averaging of its statistics."""
+        """Mixing of a round with this graph, and averaging of its statistics."""
         if self.algorithm.clips and found is not None:
             matrix = mixing_matrix_of(self.algorithm, topology, failing)
             refused = {(min(edge), max(edge)) for edge in failing}
@@ -246,7 +245,7 @@ class Engine:
             return self._new_mixers(clipped)
         if failing:
             return self._new_mixers(mixing_matrix_of(self.algorithm, topology, failing))
-        at = (k - 1) % len(self.topology.graphs)
+        at = id(topology)  # of one graph at a time, which `self.topology` holds
         if at not in self._mixers:
             self._mixers[at] = self._new_mixers(mixing_matrix_of(self.algorithm, topology))
         return self._mixers[at]
@@ -377,7 +376,7 @@ def mixing_matrix_of(algorithm: Algorithm, topology: AnyTopology, failing: Edges
     """
     if algorithm.graph == COMPLETE:
         n = topology.n_agents
-        return np.full((n, n), 1.0 / n)
+        return np.full((n, n), 1.0 / n) if topology.edges else np.eye(n)
     return topology.with_missing(failing)
 
 
@@ -391,7 +390,7 @@ def check_rule(algorithm: Algorithm, topology: AnyGraph) -> None:
 def messages(algorithm: Algorithm, topology: AnyTopology, failing: Sequence[Any] = ()) -> int:
     """Payloads sent in one round over all links; by way of a server for the centralized rule."""
     if algorithm.graph == COMPLETE:
-        return 2 * topology.n_agents
+        return 2 * topology.n_agents if topology.edges else 0
     if isinstance(topology, DirectedTopology):
         return len(topology.edges) - len(set(failing))
     # An edge may be named by either end first, and twice.

@@ -31,6 +31,7 @@ class DirectedTopology:
     columns sum to 1, rows need not. Source of the weights: Kempe, Dobra & Gehrke, FOCS 2003.
 
     connected: False for one of several graphs that take turns (`Turns`), which need not be.
+    n_agents: where some vertices may have no edge.
 
     Raises GraphError if an edge is a self-loop or the graph is not strongly connected.
     """
@@ -41,6 +42,7 @@ class DirectedTopology:
         *,
         name: str = "directed",
         connected: bool = True,
+        n_agents: int | None = None,
     ) -> None:
         self.name: Final = name
         self.edges: Final = tuple(
@@ -51,7 +53,8 @@ class DirectedTopology:
                 }
             )
         )
-        vertices = sorted({vertex for edge in self.edges for vertex in edge})
+        ends = {vertex for edge in self.edges for vertex in edge}
+        vertices = sorted(ends | set(range(n_agents or 0)))
         n = len(vertices)
         check_size(name, n, len(self.edges))
         if n == 0 or vertices != list(range(n)):
@@ -60,7 +63,7 @@ class DirectedTopology:
         if loops:
             raise GraphError(f"{name}: self-loop at vertex {loops[0]}; own weight needs no edge")
         matrix = np.eye(n)
-        senders, receivers = np.array(self.edges).T
+        senders, receivers = np.array(self.edges, np.int64).reshape(-1, 2).T
         matrix[receivers, senders] = 1.0
         if connected and not _strongly_connected(self.edges, n):
             raise GraphError(

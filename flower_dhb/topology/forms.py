@@ -192,9 +192,11 @@ FORMS: dict[str, Form] = {
     "small-world": Form("small-world:N:K:P:SEED", "small_world", _first),
 }
 
-# Sequences of graphs (`topology.turns`), which the engine has and the other runtimes have not.
+# Sequences of graphs (`topology.turns`).
 TURNS: dict[str, str] = {
     "one-peer": "one-peer:N",
+    "one-peer-exponential": "one-peer-exponential:N",
+    "base": "base:N:K",
     "directed-one-peer": "directed-one-peer:N",
     "matchings": "matchings:GRAPH",
     "random-pairs": "random-pairs:N:PERIOD:SEED",

@@ -27,7 +27,7 @@ from flower_dhb.topology.given import (
     weights_of_networkx,
 )
 from flower_dhb.topology.spectrum import all_eigenvalues, extreme_eigenvalues
-from flower_dhb.topology.weights import Matrix, Weights, edge_weights
+from flower_dhb.topology.weights import EdgeWeights, Matrix, Weights, edge_weights
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -269,6 +269,16 @@ class Topology:
             f"Topology({self.name}: {self.n_agents} agents, {len(self.edges)} edges, "
             f"spectral gap {self.spectral_gap:.4g})"
         )
+
+    @property
+    def together(self) -> Topology:
+        """The graph of all edges: this one, as `Turns` joins several."""
+        return self
+
+    @property
+    def edge_weights(self) -> EdgeWeights:
+        """The mixing matrix by edge, without its zeros."""
+        return self._weights
 
     @cached_property
     def digest(self) -> str:

@@ -112,10 +112,13 @@ def check_rule_on(algorithm: Algorithm, topology: AnyGraph) -> None:
     Raises GraphError for the kind, ConfigError if no step size would be stable.
     """
     graphs = topology.graphs
-    turning = len(graphs) > 1 and not topology.directed and algorithm.graph != COMPLETE
+    turning_at_all = len(graphs) > 1
+    turning = turning_at_all and not topology.directed and algorithm.graph != COMPLETE
     if not (turning and algorithm.linear and not algorithm.products):
         for graph in graphs:
-            algorithm.check(graph)
+            # Where nobody exchanges anything nobody is averaged with either.
+            if graph.edges or not turning_at_all or algorithm.graph != COMPLETE:
+                algorithm.check(graph)
         return
     growth = period_growth(algorithm, topology)
     if not growth <= _DIVERGED:
@@ -160,7 +163,9 @@ def _period(
     state = State(states[0], dict(zip(names[1:], states[1:], strict=True)), round=_LATE)
     for graph in topology.graphs:
         payload = algorithm.outgoing(state, state.parameters)
-        mixed = {name: graph.mixing_matrix @ vector for name, vector in payload.items()}
+        mixed = payload
+        if graph.edges:
+            mixed = {name: graph.mixing_matrix @ vector for name, vector in payload.items()}
         state = replace(algorithm.combine(state, state.parameters, mixed), round=_LATE)
     return np.stack([state.parameters, *(state.memory[name] for name in names[1:])])
 

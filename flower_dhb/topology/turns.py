@@ -15,14 +15,15 @@ from numpy.typing import NDArray
 from flower_dhb.errors import GraphError, unknown
 from flower_dhb.topology.directed import DirectedTopology, parse_topology
 from flower_dhb.topology.fastest import FDLA
+from flower_dhb.topology.finite import base_rounds
 from flower_dhb.topology.forms import FORMS, TURNS, Plan, check_size, integer
 from flower_dhb.topology.given import pairs
 from flower_dhb.topology.graph import Topology, digest_of
 from flower_dhb.topology.matchings import matchings_of
 from flower_dhb.topology.rows import connected_parts
-from flower_dhb.topology.weights import Matrix
+from flower_dhb.topology.weights import EdgeWeights, Matrix, given_edge_weights
 
-__all__ = ["AnyGraph", "Turns", "parse_graph"]
+__all__ = ["AnyGraph", "Turns", "parse_graph", "share_every"]
 
 Pairs: TypeAlias = Iterable[tuple[int, int]]
 
@@ -34,9 +35,10 @@ class Turns:
     """Graphs that take turns: round k uses graph (k - 1) modulo their number.
 
     One by one they need not be connected: in a matching each agent talks to one other.
-    Together they must be, or some agents would never hear of others.
+    Together they must be, or some agents would never hear of others. A graph may have no
+    edges at all: in its round nobody exchanges anything, and W = I.
 
-    graphs: two or more topologies of as many agents, all directed or none. name: what
+    graphs: one or more topologies of as many agents, all directed or none. name: what
     people call the sequence.
 
     Raises GraphError if there is none, if they are of different sizes or kinds, or if all
@@ -91,6 +93,35 @@ class Turns:
         hops = [2**k for k in range(n.bit_length() - 1)]
         rounds = [[(i, i ^ hop) for i in range(n) if i < i ^ hop] for hop in hops]
         return cls.of_edges(n, rounds, weights, name=f"one-peer:{n}")
+
+    @classmethod
+    def base(cls, n: int, most: int, weights: str = "metropolis") -> Turns:
+        """At most `most` neighbors a round, any n, and exact averages after a period.
+
+        The base-(k+1) graph for k = `most`; its period is at most 2 log(n) / log(k + 1) + 2
+        rounds. Its weights are its own and differ from edge to edge, so `weights` is
+        `metropolis`, which leaves them as they are, or `lazy`. Source: Takezawa, Sato, Bao, Niwa
+        & Yamada, NeurIPS 2023, arXiv 2305.11420 (`topology.finite`).
+        """
+        n = integer("base", "the number of agents", n, 2)
+        most = integer(f"base:{n}:K, where K neighbors are the most in a round,", "K", most, 1)
+        name = f"base:{n}:{most}"
+        if weights not in ("metropolis", "lazy"):
+            raise GraphError(
+                f"{name} has weights of its own, with which it averages exactly: leave weights at "
+                f"'metropolis', or take 'lazy' for (I + W) / 2; got {weights!r}"
+            )
+        check_size(name, n, n * min(most, n - 1) // 2)
+        graphs = []
+        for k, edges in enumerate(base_rounds(n, most)):
+            ordered = sorted((min(a, b), max(a, b), w) for a, b, w in edges)
+            ends = np.array([(a, b) for a, b, _ in ordered], np.int64).reshape(-1, 2)
+            found = given_edge_weights(ends, np.array([float(w) for *_, w in ordered]), n)
+            if weights == "lazy":
+                found = EdgeWeights(ends, found.edge / 2.0, (1.0 + found.own) / 2.0)
+            plan, called = Plan(tuple(range(n)), ends), f"{name}, round {k + 1}"
+            graphs.append(Topology(plan, found, name=called, connected=False))
+        return cls(graphs, name=name)
 
     @classmethod
     def directed_one_peer(cls, n: int) -> Turns:
@@ -214,6 +245,35 @@ class Turns:
         """Whether links carry payloads one way."""
         return self.graphs[0].directed
 
+    @cached_property
+    def together(self) -> Topology:
+        """The graph of all edges, with the mean of a period's weights.
+
+        Who may ever hear of whom. No round mixes with it. Raises GraphError if links carry
+        payloads one way.
+        """
+        if self.directed:
+            raise GraphError(f"'{self.name}' has one-way links, which have no mean in common")
+        n, sums, own = self.n_agents, dict[tuple[int, int], float](), np.zeros(self.n_agents)
+        for graph in self.graphs:
+            given = graph.edge_weights  # type: ignore[union-attr]  # undirected
+            own += given.own
+            for a, b, weight in zip(*given.ends.T.tolist(), given.edge.tolist(), strict=True):
+                sums[a, b] = sums.get((a, b), 0.0) + weight
+        ends = np.array(sorted(sums), np.int64).reshape(-1, 2)
+        edge = np.array([sums[a, b] for a, b in ends.tolist()]) / len(self)
+        weights = EdgeWeights(ends, edge, own / len(self))
+        return Topology(Plan(tuple(range(n)), ends), weights, name=self.name)
+
+    @property
+    def edges(self) -> tuple[tuple[int, int], ...]:
+        """The edges of all graphs, ascending."""
+        return self.together.edges
+
+    def neighbors(self, vertex: int) -> tuple[int, ...]:
+        """Who is a neighbor of a vertex in any round, ascending."""
+        return self.together.neighbors(vertex)
+
     def __len__(self) -> int:
         return len(self.graphs)
 
@@ -256,12 +316,36 @@ class Turns:
 AnyGraph: TypeAlias = Topology | DirectedTopology | Turns
 
 
+def share_every(graph: AnyGraph, rounds: int) -> AnyGraph:
+    """A graph, or graphs that take turns, of which only each `rounds`-th round has an exchange.
+
+    In the rounds between, agents train and keep to themselves, and the law is the same with
+    W = I. Exchange k uses the graph that round k would have used. With 1 the graph is what it is.
+
+    Raises GraphError if `rounds` is no integer of at least 1, or the period gets too long.
+    """
+    every = integer("share-every", "the number of rounds from one exchange to the next", rounds, 1)
+    if every == 1:
+        return graph
+    name = f"{graph.name}, shared every {every} rounds"
+    _check_period(name, every * len(graph.graphs))
+    n, alone = graph.n_agents, f"{name}: nobody shares"
+    none: Topology | DirectedTopology
+    if graph.directed:
+        none = DirectedTopology((), name=alone, connected=False, n_agents=n)
+    else:
+        plan = Plan(tuple(range(n)), np.zeros((0, 2), np.int64))
+        none = Topology(plan, name=alone, connected=False)
+    found = [each for shared in graph.graphs for each in (*[none] * (every - 1), shared)]
+    return Turns(found, name=name)
+
+
 def parse_graph(spec: str, weights: str = "metropolis") -> AnyGraph:
     """Graph from a short text: as `parse_topology`, or graphs that take turns.
 
-    `one-peer:N`, `directed-one-peer:N`, `matchings:GRAPH`, `random-pairs:N:PERIOD:SEED`,
-    `turns:GRAPH+GRAPH+…`, or `turns:FILE`. Raises GraphError that names the nearest known
-    form.
+    `one-peer:N` (or `one-peer-exponential:N`), `base:N:K`, `directed-one-peer:N`,
+    `matchings:GRAPH`, `random-pairs:N:PERIOD:SEED`, `turns:GRAPH+GRAPH+…`, or `turns:FILE`.
+    Raises GraphError that names the nearest known form.
     """
     kind, _, rest = str(spec).partition(":")
     if kind not in TURNS:
@@ -282,6 +366,11 @@ def _meant(kind: str) -> bool:
 def _one_peer(spec: str, rest: str, weights: str) -> Turns:
     (n,) = _integers(spec, rest, 1)
     return Turns.one_peer(n, weights)
+
+
+def _base(spec: str, rest: str, weights: str) -> Turns:
+    n, most = _integers(spec, rest, 2)
+    return Turns.base(n, most, weights)
 
 
 def _directed_one_peer(spec: str, rest: str, _weights: str) -> Turns:
@@ -315,6 +404,8 @@ def _turns(spec: str, rest: str, weights: str) -> Turns:
 
 _BUILDERS: dict[str, Callable[[str, str, str], Turns]] = {
     "one-peer": _one_peer,
+    "one-peer-exponential": _one_peer,
+    "base": _base,
     "directed-one-peer": _directed_one_peer,
     "matchings": _matchings,
     "random-pairs": _random_pairs,

@@ -150,6 +150,8 @@ def edge_weights(
     of several that take turns and need not be connected one by one. Raises GraphError
     if the name is unknown, the graph is not connected, or a matrix is not a mixing matrix.
     """
+    if part and isinstance(weights, EdgeWeights):
+        return _checked_part(weights)
     if part and not (isinstance(weights, str) and weights in _OF_PARTS):
         raise GraphError(
             f"a graph that takes turns with others has weights of the names {', '.join(_OF_PARTS)}"
@@ -248,6 +250,17 @@ def _check_sums(sums: Matrix) -> None:
             "a mixing matrix must be doubly stochastic: rows and columns sum to 1 within "
             f"{_SUM_TOLERANCE}; row {i} sums to {sums[i]:.15g}"
         )
+
+
+def _checked_part(found: EdgeWeights) -> EdgeWeights:
+    """The same of a graph that takes turns: its parts need not agree, but none may diverge."""
+    least = min(found.edge.min(initial=0.0), found.own.min(initial=0.0))
+    if not (np.isfinite(found.edge).all() and least >= 0.0):
+        raise GraphError(
+            f"weights of a graph that takes turns must be finite and not negative, got {least:.6g}"
+        )
+    _check_sums(found.rows().sums())
+    return found
 
 
 def _checked(found: EdgeWeights, group: tuple[int, ...] = ()) -> EdgeWeights:

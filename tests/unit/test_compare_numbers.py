@@ -31,6 +31,7 @@ from flower_dhb.problems.logistic import LogisticRegression
 from flower_dhb.problems.models import make_model
 from flower_dhb.problems.quadratic import Quadratic
 from flower_dhb.topology.graph import Topology
+from flower_dhb.topology.turns import share_every
 
 RULE = HeavyBall(momentum=0.5)
 RUN = Run(
@@ -400,6 +401,9 @@ def test_a_comparison_takes_what_its_problem_says_where_nothing_is_said() -> Non
     )
     assert (run.optimizer, run.schedule) == ("momentum:0.8", "cosine")
     assert run.graph == Topology.ring(4, "lazy").digest
+    rare = comparison(problem="digits-logistic", methods=["dsgd"], share_every=4)
+    graph = share_every(Topology.star(4), 4)
+    assert rare.work(rare.cases[0], method("dsgd"), 0.3, 9).run.graph == graph.digest
     assert run.data == own.task.digest
     assert run.algorithm == HeavyBall(momentum=0.5).to_config()
     assert (run.learning_rate, run.seed, run.rounds, run.evaluate_every) == (0.3, 9, 6, 4)
@@ -412,6 +416,7 @@ def test_a_comparison_takes_what_its_problem_says_where_nothing_is_said() -> Non
         ({"methods": []}, "methods must be different and at least one"),
         ({"methods": ["dsgd", "dsgd"]}, "methods must be different"),
         ({"topologies": ["ring:4", "ring:4"]}, "topologies must be different"),
+        ({"share_every": 0}, "share_every must be at least 1.*got 0"),
         ({"seeds": 0}, "seeds must be at least 1.*got 0"),
         ({"evaluate_every": 0}, "evaluate_every must be at least 1"),
         ({"batch_size": 0}, "batch_size must be at least 1"),

@@ -26,7 +26,8 @@ from flower_dhb.problems.quadratic import Quadratic
 from flower_dhb.problems.splits import batches, split
 from flower_dhb.topology.directed import DirectedTopology, parse_topology
 from flower_dhb.topology.graph import Topology
-from flower_dhb.topology.turns import Turns
+from flower_dhb.topology.planning import check_rule_on
+from flower_dhb.topology.turns import Turns, share_every
 
 GRAPH = Topology.from_edges([(0, 1), (0, 2), (0, 3), (1, 2), (3, 4), (4, 5)])
 RATE, STEPS, BATCH, SEED = 0.1, 2, 16, 7
@@ -174,7 +175,7 @@ def test_statistics_of_push_sum_are_averaged_by_rows() -> None:
     problem = Supervised(Normalized(), data.train_x, data.train_y, parts, batch_size=16)
     one_way = DirectedTopology([(0, 1), (1, 2), (2, 0), (0, 3), (3, 1)])
     engine = Engine(problem, one_way, PushSum(), learning_rate=0.0)
-    _, averager = engine._mixers_of(1, engine.topology, [], None)
+    _, averager = engine._mixers_of(engine.topology, [], None)
     assert not np.allclose(one_way.mixing_matrix.sum(axis=1), 1.0)
     torch.testing.assert_close(averager(torch.full((4, 2), 3.0)), torch.full((4, 2), 3.0))
     # Vertex 1 hears 0 (which has two receivers, so 1/3) and 3 (1/2), and keeps 1/2 of its own.
@@ -419,6 +420,26 @@ def test_time_varying_topologies_take_turns() -> None:
         state = rule.combine(state, z, {n: w @ v for n, v in rule.outgoing(state, z).items()})
     engine.run(6)
     np.testing.assert_allclose(engine.parameters.numpy(), state.parameters, rtol=0, atol=1e-13)
+
+
+def test_between_two_exchanges_nobody_is_averaged_and_nothing_is_sent() -> None:
+    rare = share_every(GRAPH, 3)
+    rule = HeavyBall(momentum=0.5)
+    engine = quadratic_engine(rule, rare)
+    q = Quadratic.random(6, 5, condition=5.0, curvature_spread=0.4, seed=2)
+    expected = simulate(rule, rare, q.start, q.local_step(0.05), 9)
+    engine.run(9)
+    np.testing.assert_allclose(engine.parameters.numpy(), expected[9], rtol=0, atol=1e-13)
+    with pytest.raises(ConfigError, match="diverges on 'custom, shared every 3 rounds'"):
+        quadratic_engine(HeavyBall(), rare)  # momentum 0.9 goes on for too long by itself
+    assert engine.bytes_sent == 3 * 2 * len(GRAPH.edges) * 5 * 8
+    # A rule of a server's meets it as seldom.
+    central = quadratic_engine(Centralized(momentum=0.0), rare)
+    for k in range(1, 7):
+        central.step()
+        assert (central.consensus_distance() < 1e-12) == (k % 3 == 0)
+    assert central.bytes_sent == 2 * 2 * 6 * 5 * 8
+    check_rule_on(Centralized(), share_every(Topology.complete(4, "uniform"), 3))
 
 
 def test_random_failures_repeat_and_save_bytes() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 from itertools import combinations
 from pathlib import Path
@@ -17,9 +18,10 @@ from flower_dhb.engine.reference import simulate
 from flower_dhb.errors import ConfigError, GraphError
 from flower_dhb.flower.arguments import a_topology
 from flower_dhb.runs.config import RunConfig
+from flower_dhb.topology.finite import base_rounds
 from flower_dhb.topology.graph import Topology
 from flower_dhb.topology.matchings import matchings_of
-from flower_dhb.topology.turns import Turns, parse_graph
+from flower_dhb.topology.turns import Turns, parse_graph, share_every
 
 
 def exact_product(turns: Turns, rounds: int) -> list[list[Fraction]]:
@@ -55,6 +57,83 @@ def simulate_averaging(turns: Turns, rounds: int) -> float:
     rule = PushSum() if turns.directed else method("dsgd")
     end = simulate(rule, turns, start, lambda x, _k: x, rounds)[-1]
     return float(np.abs(end - start.mean(axis=0)).max())
+
+
+def exact_base_product(n: int, most: int) -> list[list[Fraction]]:
+    """Product of a period's matrices, in the exact weights; checks degrees and own weights."""
+    product = [[Fraction(i == j) for j in range(n)] for i in range(n)]
+    for edges in base_rounds(n, most):
+        rows: list[dict[int, Fraction]] = [{} for _ in range(n)]
+        for a, b, weight in edges:
+            assert a != b
+            assert b not in rows[a]
+            rows[a][b] = rows[b][a] = weight
+        assert max(len(row) for row in rows) <= most
+        for i, row in enumerate(rows):
+            row[i] = 1 - sum(row.values(), Fraction(0))
+            assert row[i] > 0
+        product = [
+            [sum((w * product[j][c] for j, w in row.items()), Fraction(0)) for c in range(n)]
+            for row in rows
+        ]
+    return product
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 4, 5, 20])
+def test_base_averages_exactly_with_few_neighbors(most: int) -> None:
+    for n in (*range(2, 16), 18, 21, 25, 27):
+        assert exact_base_product(n, most) == [[Fraction(1, n)] * n] * n, n
+        least = 1 if most >= n - 1 else 2
+        longest = 2 * math.log(n) / math.log(most + 1) + 2
+        assert least <= len(base_rounds(n, most)) <= longest
+
+
+def test_base_by_hand() -> None:
+    """Five agents in pairs: four average, the fifth gets 4/5 of that, the four average again."""
+    half, most = Fraction(1, 2), Fraction(4, 5)
+    pairs = [[(0, 1, half), (2, 3, half)], [(0, 2, half), (1, 3, half)]]
+    rounds = [sorted(edges) for edges in base_rounds(5, 1)]
+    assert rounds == [*pairs, [(0, 4, most)], *pairs]
+    assert [len(base_rounds(6, k)) for k in (1, 2, 5)] == [4, 2, 1]  # 2 times 3; 3 times 2; all
+    turns = parse_graph("base:5:1")
+    assert isinstance(turns, Turns)
+    np.testing.assert_allclose(turns.at(3).mixing_matrix[4], [0.8, 0, 0, 0, 0.2])
+    np.testing.assert_allclose(turns.mixing_matrix, np.full((5, 5), 0.2), atol=1e-15)
+    assert turns.edges == ((0, 1), (0, 2), (0, 4), (1, 3), (2, 3))
+    assert turns.neighbors(0) == (1, 2, 4)
+    row = [1 - 0.2 - 0.2 - 0.8 / 5, 0.2, 0.2, 0, 0.8 / 5]  # each of its edges is there twice but 4
+    np.testing.assert_allclose(turns.together.row(0), row)
+    lazy = parse_graph("base:5:1", "lazy")
+    np.testing.assert_allclose(lazy.at(3).mixing_matrix[4], [0.4, 0, 0, 0, 0.6])
+
+
+def test_a_long_name_is_the_same_graph() -> None:
+    assert parse_graph("one-peer-exponential:8").digest == Turns.one_peer(8).digest
+
+
+@pytest.mark.parametrize("spec", ["star:4", "base:5:1", "directed-one-peer:5"])
+def test_sharing_every_third_round_is_the_same_law_with_w_of_one_between(spec: str) -> None:
+    graph = parse_graph(spec)
+    rare = share_every(graph, 3)
+    assert isinstance(rare, Turns)
+    assert len(rare) == 3 * len(graph.graphs)
+    for k in range(1, 13):
+        if k % 3:
+            assert not rare.at(k).edges
+            np.testing.assert_array_equal(rare.at(k).mixing_matrix, np.eye(graph.n_agents))
+        else:
+            assert rare.at(k) is graph.at(k // 3)
+    assert share_every(graph, 1) is graph
+    assert rare.directed == graph.directed
+    if not graph.directed:
+        assert rare.neighbors(0) == graph.together.neighbors(0)
+    # Momentum goes on in the rounds between, and the third one mixes what all have trained.
+    if spec == "star:4":
+        start = np.array([[4.0], [0.0], [0.0], [0.0]])
+        rule = HeavyBall(momentum=0.5, momentum_mixing=0.0)
+        found = simulate(rule, rare, start, lambda x, _k: x - 1.0, 3)[:, 0, 0]
+        # From 0, all would be at -4.25 in round 3; the middle keeps a quarter of its 4.
+        np.testing.assert_allclose(found, [4.0, 3.0, 1.5, -3.25])
 
 
 def test_pairs_of_one_peer_by_hand() -> None:
@@ -174,6 +253,10 @@ def test_files_of_rounds(tmp_path: Path) -> None:
         ("one-peer:12", "power of 2 agents, such as 8 or 16; for 12 take matchings:exponential:12"),
         ("one-peer:x", "not of the form one-peer:N"),
         ("one-peer:1", "at least 2"),
+        ("base:8", "not of the form base:N:K"),
+        ("base:8:0", "K neighbors are the most in a round, needs at least 1, got 0"),
+        ("base:1:1", "at least 2"),
+        ("base:20000:300", "at most"),
         ("one-per:16", "did you mean 'one-peer'"),
         ("matchings:", "not of the form matchings:GRAPH"),
         ("matchings:rng:8", "did you mean 'ring'"),
@@ -203,6 +286,14 @@ def test_sequences_that_cannot_be() -> None:
         Topology.from_edges([(0, 1), (2, 3)])  # on its own it must be connected
     with pytest.raises(ConfigError, match="'dmsgd' needs an undirected graph"):
         simulate(HeavyBall(), Turns.directed_one_peer(4), np.zeros(2), lambda x, _k: x, 1)
+    with pytest.raises(GraphError, match=r"base:6:2 has weights of its own.*got 'uniform'"):
+        parse_graph("base:6:2", "uniform")
+    with pytest.raises(GraphError, match="share-every needs at least 1, got 0"):
+        share_every(Topology.ring(4), 0)
+    with pytest.raises(GraphError, match=r"at most 10,000 graphs take turns"):
+        share_every(Turns.one_peer(4), 5001)
+    with pytest.raises(GraphError, match="one-way links"):
+        _ = Turns.directed_one_peer(4).together
     lazy = Turns.one_peer(4, "lazy")
     np.testing.assert_array_equal(lazy.at(1).mixing_matrix[0], [0.75, 0.25, 0, 0])
 
@@ -224,5 +315,10 @@ def test_the_command_shows_what_a_period_does(capsys: pytest.CaptureFixture[str]
     printed = capsys.readouterr().out
     assert "graphs in turn: 2" in printed
     assert "disagreement left after a period: 0.5" in printed
+    assert main(["topology", "show", "one-peer:16", "--share-every", "3"]) == 0
+    printed = capsys.readouterr().out
+    assert "graphs in turn: 12\nrounds without an exchange: 8\n" in printed
+    assert "payloads that an agent sends in a round: 1\n" in printed
+    assert "disagreement left after a period: 0\n" in printed
     assert main(["topology", "suggest", "one-peer:8"]) == 2
     assert "is a sequence of graphs" in capsys.readouterr().err
