@@ -9,9 +9,10 @@ from flower_dhb.errors import ConfigError
 
 __all__ = ["configure", "execute"]
 
-_EPILOG = """Open the address that is printed in a browser on this machine. Its token changes with
-each start; whoever does not know it sees nothing. The page changes nothing. Ctrl-C ends it.
-From another machine: ssh -L PORT:127.0.0.1:PORT HOST, with the same --port here and there."""
+_EPILOG = """Open the address that is printed in a browser on this machine. Its token
+changes with each start; whoever does not know it sees nothing. The page changes
+nothing. Ctrl-C ends it. From another machine, with the same --port here and
+there: ssh -L PORT:127.0.0.1:PORT HOST"""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -8,14 +8,13 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from textwrap import fill
 
+from flower_dhb.cli.lines import folded
 from flower_dhb.peer.doctor.examination import device, machine_alone
 from flower_dhb.peer.doctor.finding import Finding, Grade
 
 __all__ = ["configure", "execute"]
 
-_WIDTH = 80
 _INDENT = 6
 
 
@@ -67,15 +66,10 @@ def execute(arguments: argparse.Namespace) -> int:
 def _printed(findings: Iterable[Finding]) -> Iterable[Finding]:
     for finding in findings:
         head = f"{finding.grade.value:<{_INDENT}}"
-        print(_folded(f"{head}{finding.subject}: {finding.text}"))
+        print(folded(f"{head}{finding.subject}: {finding.text}", " " * _INDENT))
         if finding.remedy:
-            print(_folded(" " * _INDENT + finding.remedy), flush=True)
+            print(folded(" " * _INDENT + finding.remedy, " " * _INDENT), flush=True)
         yield finding
-
-
-def _folded(text: str) -> str:
-    indent = " " * _INDENT
-    return fill(text, _WIDTH, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def _summary(found: list[Finding]) -> str:

@@ -200,6 +200,8 @@ def _table(fleet: FleetStatus, vertices: Sequence[int], needy: set[int], view: V
         titles.append("version")
     rows = [_row(fleet, v, len(versions) > 1) for v in vertices]
     widths = [max(len(t), *(len(row[i]) for row in rows)) for i, t in enumerate(titles)]
+    while len(widths) > 1 and sum(widths) + 2 * len(widths) > view.width:  # columns go whole
+        widths.pop()
     left = ("device", "state", "version")
     lines = []
     for v, row in [(None, [*titles, "more"]), *zip(vertices, rows, strict=True)]:
@@ -207,13 +209,30 @@ def _table(fleet: FleetStatus, vertices: Sequence[int], needy: set[int], view: V
             cell.ljust(w) if title in left else cell.rjust(w)
             for title, cell, w in zip(titles, row, widths, strict=False)
         ]
-        more = row[-1] if v is None else _more(fleet, v, view.metrics)
-        line = "  ".join([*cells, more]).rstrip()
-        if len(line) > view.width:
-            line = line[: view.width - 1] + "…"
+        more = [row[-1]] if v is None else _more(fleet, v, view.metrics)
+        line = _fitting("  ".join(cells), more, view.width)
         style = "bold" if v is None else _STYLES.get(fleet.state(v), "")
         lines.append(Text(line, style or ("yellow" if v in needy else "")))
     return lines
+
+
+def _fitting(line: str, more: Sequence[str], width: int) -> str:
+    """A line with as much more as there is room for; an ellipsis stands for the rest.
+
+    A part is there whole or not at all, so no number is cut; of a list some are there.
+    """
+    whole = "  ".join([line, *more]).rstrip()
+    if len(whole) <= width:
+        return whole
+    for part in more:
+        longer = f"{line}  {part}"
+        if len(longer) > width - 2:
+            items = part.split(", ")
+            some = (f"{line}  {', '.join(items[:n])}," for n in range(len(items) - 1, 0, -1))
+            line = next((text for text in some if len(text) <= width - 2), line)
+            break
+        line = longer
+    return f"{line} …"
 
 
 def _row(fleet: FleetStatus, vertex: int, with_version: bool) -> list[str]:
@@ -236,21 +255,20 @@ def _row(fleet: FleetStatus, vertex: int, with_version: bool) -> list[str]:
     return [*row, *([reply.software] if with_version else [])]
 
 
-def _more(fleet: FleetStatus, vertex: int, chosen: tuple[str, ...]) -> str:
-    """What is to be said of a device beside its numbers."""
+def _more(fleet: FleetStatus, vertex: int, chosen: tuple[str, ...]) -> list[str]:
+    """What is to be said of a device beside its numbers, in parts."""
     reply = fleet.replies.get(vertex)
     if reply is None:
         by = sorted(j for j, n in fleet.told_of(vertex).items() if n.up)
         if by:
-            return "heard by " + ", ".join(map(str, by))
+            return ["heard by " + ", ".join(map(str, by))]
         seen_s = fleet.seen_s(vertex)
-        return "never seen" if seen_s is None else f"seen {in_words(seen_s)} ago"
+        return ["never seen" if seen_s is None else f"seen {in_words(seen_s)} ago"]
     parts = []
     if reply.waits_for and reply.phase not in OVER:
         parts.append("waits for " + ", ".join(map(str, reply.waits_for)))
     names = chosen or [name for name in reply.evaluated or sorted(reply.metrics) if name != _WEIGHT]
-    parts += [f"{name} {reply.metrics[name]:.3g}" for name in names if name in reply.metrics]
-    return "  ".join(parts)
+    return [*parts, *(f"{n} {reply.metrics[n]:.3g}" for n in names if n in reply.metrics)]
 
 
 def _rest(fleet: FleetStatus, rest: Sequence[int], needy: set[int], width: int) -> Text:

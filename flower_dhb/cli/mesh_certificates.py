@@ -21,7 +21,7 @@ def configure_certificates(actions: Any) -> None:
     parser = actions.add_parser("renew", help="new keys and certificates, or a new authority")
     parser.add_argument("mesh", type=Path, help="directory of the mesh")
     whom = parser.add_mutually_exclusive_group(required=True)
-    whom.add_argument("--vertex", type=int, help="one device")
+    whom.add_argument("--vertex", type=int, metavar="V", help="one device")
     whom.add_argument("--operator", action="store_true", help="whoever calls 'mesh status'")
     whom.add_argument("--all", action="store_true", help="all devices and the operator")
     whom.add_argument(
@@ -156,8 +156,8 @@ def _tell_renewed(renewed: list[Renewed]) -> None:
     for new in renewed:
         print(f"{_called(new.vertex)}: {new.folder}, {_until(new)}")
     print(
-        "copy key.pem, certificate.pem and authority.pem over the old ones on the device; a "
-        "running peer\nuses them from its next connection on"
+        "copy key.pem, certificate.pem and authority.pem over the old ones on the\n"
+        "device; a running peer uses them from its next connection on"
     )
 
 

@@ -34,6 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace) -> int:
     """Returns 0."""
+    from flower_dhb.cli.lines import folded
     from flower_dhb.files import write_durably
     from flower_dhb.pages.reading import read_runs
     from flower_dhb.pages.report import library, report
@@ -55,6 +56,6 @@ def execute(arguments: argparse.Namespace) -> int:
     page = report(runs, drawing).encode()
     write_durably(arguments.out, page)
     for run in runs:
-        print(f"{run.name}: {verdict(run).sentence}")
+        print(folded(f"{run.name}: {verdict(run).sentence}"))
     print(f"written: {arguments.out} ({len(page) / 1e6:.1f} MB)")
     return 0

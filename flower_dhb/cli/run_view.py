@@ -112,17 +112,27 @@ def _state(row: Row, warnings: int) -> str:
 
 
 def print_table(rows: Sequence[Row], console: Console) -> None:
-    """The first, the best and the last round that was evaluated."""
+    """The first, the best and the last round that was evaluated; as columns if rows are too wide.
+
+    Names of metrics may be long: they are folded, and numbers never are.
+    """
     titles, lines = table(rows)
     if not lines:
         return
+    if _width([titles, *lines]) > console.width:
+        titles, *lines = (list(cells) for cells in zip(titles, *lines, strict=True))
     seconds = sum(row.seconds or 0.0 for row in rows)
     shown = Table(title=f"{len(rows)} rounds" + (f", {seconds:.0f} s" if seconds else ""))
-    for title in titles:
-        shown.add_column(title, justify="right")
+    for at, title in enumerate(titles):
+        shown.add_column(title, justify="right", no_wrap=at > 0, overflow="fold")
     for cells in lines:
         shown.add_row(*cells)
     console.print(shown)
+
+
+def _width(lines: Sequence[Sequence[str]]) -> int:
+    """Of a table with its frame."""
+    return 1 + sum(3 + max(map(len, cells)) for cells in zip(*lines, strict=True))
 
 
 def print_profile(rows: Sequence[Row], console: Console) -> None:
@@ -134,8 +144,8 @@ def print_profile(rows: Sequence[Row], console: Console) -> None:
     total = sum(profile.values())
     shown = Table(title=f"a round takes {total:.3g} s")
     shown.add_column("part")
-    shown.add_column("seconds", justify="right")
-    shown.add_column("share", justify="right")
+    shown.add_column("seconds", justify="right", no_wrap=True)
+    shown.add_column("share", justify="right", no_wrap=True)
     shown.add_column("what it is")
     for name, seconds in profile.items():
         share = seconds / total if total > 0.0 else 0.0

@@ -14,10 +14,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
-from rich.table import Table
 
 from flower_dhb.algorithms import HeavyBall
 from flower_dhb.algorithms.base import ADAPT_THEN_COMBINE, COMBINE_THEN_ADAPT
+from flower_dhb.cli.lines import aligned, folded, terminal_width
 from flower_dhb.errors import ConfigError, GraphError
 from flower_dhb.figures.topologies import draw
 from flower_dhb.files import write_durably
@@ -46,7 +46,7 @@ _FORMS = (
     ("buffer", COMBINE_THEN_ADAPT),
     ("tracking", ADAPT_THEN_COMBINE),
 )
-_SHOWN_EIGENVALUES = 16
+_SHOWN = 16  # numbers of a list: eigenvalues, own weights
 _WEIGHTS = ", ".join((*WEIGHTS, FDLA))
 _PICTURES = (".png", ".svg", ".pdf", ".jpg", ".jpeg")
 _MOST_SHOWN = 2_000  # agents; the predictions need the whole spectrum, and try it often
@@ -302,28 +302,51 @@ def _halving(rate: float) -> dict[str, float]:
 
 
 def _print(facts: Mapping[str, Any]) -> None:
-    console = Console(highlight=False, width=None if Console().is_terminal else 140)
+    width = terminal_width()
     for name, value in facts.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):
-            table = Table(title=name, title_justify="left", box=None, header_style="bold")
-            for column in value[0]:
-                table.add_column(column)
-            for row in value:
-                table.add_row(*(_text(v) for v in row.values()))
-            console.print()
-            console.print(table)
+            print()
+            print("\n".join(_table(name, value)))
+            if name == "forms":
+                print(folded(_OF_FORMS))
+            print()
         elif isinstance(value, Mapping):
-            console.print(f"{name}: " + ", ".join(f"{k} {_text(v)}" for k, v in value.items()))
+            parts = [f"{k} {_text(v)}" for k, v in value.items()]
+            line = f"{name}: {', '.join(parts)}"
+            print(line if len(line) <= width else "\n  ".join([f"{name}:", *parts]))
         elif isinstance(value, list):
-            console.print(f"{name}: {_eigenvalues(value) if value else 'none'}")
+            print(folded(f"{name}: {_numbers(value) if value else 'none'}"))
         else:
-            console.print(f"{name}: {_text(value)}")
+            print(folded(f"{name}: {_text(value)}"))
 
 
-def _eigenvalues(values: list[float]) -> str:
-    if len(values) <= _SHOWN_EIGENVALUES:
+def _table(name: str, rows: list[dict[str, Any]]) -> list[str]:
+    """A title and aligned lines; what all forms have in common stands in the title."""
+    if name == "forms":
+        name = f"{name}, momentum {_text(rows[0]['momentum'])}"
+        rows = [{k: v for k, v in row.items() if k != "momentum"} for row in rows]
+    titles = [_TITLES.get(key, key) for key in rows[0]]
+    return [name, *aligned(titles, [[_text(v) for v in row.values()] for row in rows])]
+
+
+# Titles of columns that are narrower than their names.
+_TITLES = {
+    "momentum mixing": "mixing",
+    "largest stable step x curvature": "limit",
+    "best rate on a quadratic": "rate",
+    "step x curvature for it": "at step",
+    "rounds per digit": "rounds/digit",
+}
+_OF_FORMS = (
+    "limit: the largest stable step size, in units of 1 / curvature; rate: the best one on a "
+    "quadratic, and the step for it"
+)
+
+
+def _numbers(values: list[float]) -> str:
+    if len(values) <= _SHOWN:
         return " ".join(f"{v:.4f}" for v in values)
-    half = _SHOWN_EIGENVALUES // 2
+    half = _SHOWN // 2
     ends = [" ".join(f"{v:.4f}" for v in part) for part in (values[:half], values[-half:])]
     return " … ".join(ends)
 

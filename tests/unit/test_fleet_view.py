@@ -143,7 +143,7 @@ def test_metrics_are_those_of_the_evaluation_unless_others_are_asked_for():
         fleet[v].metrics["num-examples"] = 7
     shown = lines(fleet.status())
     assert shown[4].endswith("364 d  eval_acc 0.93")
-    assert shown[5].endswith("364 d  loss 0.123  train_loss…")
+    assert shown[5].endswith("364 d  loss 0.123 …")
     assert shown[6].endswith("364 d  loss 0.123")
     shown = lines(fleet.status(), metrics=("train_loss",))
     assert all(line.endswith("364 d  train_loss 0.2") for line in shown[4:])
@@ -156,7 +156,7 @@ def test_names_versions_and_whom_a_device_waits_for():
     shown = lines(fleet.status(names={2: "gate"}))
     assert "- vertex 2 (gate): runs flower-dhb 0.2.0, most others 0.1.0. Upgrade" in shown[2]
     assert shown[-2] == (
-        "2 gate  waiting   118/500     0.42  20/20    2/2  364 d  0.2.0    waits for 3  …"
+        "2 gate  waiting   118/500     0.42  20/20    2/2  364 d  0.2.0    waits for 3 …"
     )
 
 
