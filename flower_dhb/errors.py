@@ -11,6 +11,7 @@ from difflib import get_close_matches
 __all__ = [
     "ConfigError",
     "DamageError",
+    "EstimateError",
     "FlowerDhbError",
     "GraphError",
     "NotNowError",
@@ -35,6 +36,10 @@ class GraphError(ConfigError):
 
 class PayloadError(FlowerDhbError, ValueError):
     """Arrays or bytes are not what an agent may share or accept."""
+
+
+class EstimateError(PayloadError):
+    """A payload is a change of one that this agent does not hold; sent whole it can be used."""
 
 
 class StateError(FlowerDhbError):

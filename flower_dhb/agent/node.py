@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 from flower_dhb.agent import mixing
 from flower_dhb.agent.codec import VectorSpec
+from flower_dhb.agent.compression import NONE, PUBLIC, Compression, Compressor
+from flower_dhb.agent.compression.compressor import Codes
+from flower_dhb.agent.compression.frame import Frame
 from flower_dhb.agent.screening import (
     Lengths,
     Own,
@@ -25,7 +28,14 @@ from flower_dhb.algorithms.measurement import measured
 from flower_dhb.errors import ConfigError, PayloadError, RoundError
 from flower_dhb.types import Layout, NDArrays, Payload, State, dtype_name
 
-__all__ = ["STATISTICS_VECTOR", "Node", "Pending", "Snapshot", "parameter_vectors"]
+__all__ = [
+    "STATISTICS_VECTOR",
+    "Node",
+    "Pending",
+    "Snapshot",
+    "compressor_of",
+    "parameter_vectors",
+]
 
 STATISTICS_VECTOR = "statistics"
 
@@ -41,7 +51,8 @@ class Pending:
     measured: what the rule measures in it. lengths: of the agent's own payload, against which its
     neighbors' are held; None where the rule screens and clips nothing. Both are functions of the
     vectors, taken when these have just been made, so that a round's two halves may lie in two
-    processes and neither goes through all vectors for it again.
+    processes and neither goes through all vectors for it again. codes: what is sent, where payloads
+    are compressed; None where this one is sent whole.
     """
 
     round: int
@@ -49,6 +60,7 @@ class Pending:
     statistics: NDArray[Any]
     measured: Mapping[str, float] = field(default_factory=dict)
     lengths: Lengths | None = None
+    codes: Codes | None = None
 
 
 @dataclass(frozen=True)
@@ -57,7 +69,9 @@ class Snapshot:
 
     round: the parameters are `x(round)`. statistics: running statistics, `(s,)`.
     local: arrays that never leave the agent. epoch: in which the rule's conserved memory, and
-    a pending payload, are. screen: what screening remembers of its neighbors.
+    a pending payload, are. screen: what screening remembers of its neighbors. sent: the memory
+    of a compression. heard: the last public payload of each neighbor, where a compression sends
+    changes of them.
     """
 
     round: int
@@ -67,6 +81,29 @@ class Snapshot:
     pending: Pending | None = None
     epoch: int = 0
     screen: Screen = field(default_factory=Screen)
+    sent: Payload = field(default_factory=dict)
+    heard: Mapping[int, Payload] = field(default_factory=dict)
+
+    @classmethod
+    def first(
+        cls,
+        algorithm: Algorithm,
+        compression: Compression,
+        parameters: NDArray[Any],
+        statistics: NDArray[Any],
+        local: NDArrays,
+    ) -> Snapshot:
+        """At round 0, from the parameters and statistics that all agents share.
+
+        All of them know what payload each would send from there, so the first one that is sent
+        may be a change of it.
+        """
+        state = algorithm.start(parameters)
+        sent: Payload = {}
+        if compression.estimates:
+            ready = measured(algorithm, state, parameters)
+            sent = dict(algorithm.outgoing(ready, parameters))
+        return cls(0, state, statistics, local, sent=sent)
 
 
 class Node:
@@ -77,6 +114,8 @@ class Node:
     leaves the node as it was.
 
     weights: mixing weight by vertex, the agent's own and its neighbors'; sums to 1.
+    compression: of payloads. What the node calls a payload is then what its neighbors make of
+    what is sent, the public payload (`agent.compression`).
     screened: payloads that the last `combine` did not believe, a text by neighbor.
     """
 
@@ -87,6 +126,7 @@ class Node:
         weights: Mapping[int, float],
         layout: Layout,
         snapshot: Snapshot,
+        compression: Compression = NONE,
     ) -> None:
         if vertex not in weights or not abs(sum(weights.values()) - 1.0) <= 1e-9:
             raise ConfigError(
@@ -96,7 +136,10 @@ class Node:
         self.algorithm = algorithm
         self.weights = dict(weights)
         self.layout = layout
+        self.compression = compression
+        self.compressor = compressor_of(compression, algorithm, layout)
         self._snapshot = snapshot
+        self._public: tuple[Pending, Payload] | None = None
         self._arrived: dict[int, Payload] = {}
         self.screened: Mapping[int, str] = {}
 
@@ -108,11 +151,13 @@ class Node:
         weights: Mapping[int, float],
         layout: Layout,
         arrays: Mapping[str, NDArray[Any]],
+        compression: Compression = NONE,
     ) -> Node:
         """Node at round 0, with the initial arrays that all agents share."""
         parameters, statistics = layout.flatten(arrays)
-        snapshot = Snapshot(0, algorithm.start(parameters), statistics, layout.local(arrays))
-        return cls(vertex, algorithm, weights, layout, snapshot)
+        local = layout.local(arrays)
+        snapshot = Snapshot.first(algorithm, compression, parameters, statistics, local)
+        return cls(vertex, algorithm, weights, layout, snapshot, compression)
 
     # --- what it is -----------------------------------------------------------------
 
@@ -197,20 +242,52 @@ class Node:
             raise PayloadError(f"round {round}, agent {self.vertex}: {error}") from None
         state = measured(self.algorithm, replace(s.state, round=round - 1), trained)
         pending = Pending(round, trained, statistics, state.measured)
-        payload = self._payload(state, pending)
+        payload = self._whole(state, pending)
+        if self.compressor is not None:
+            codes = self.compressor.encode(payload, s.sent, round, self.vertex)
+            pending = replace(pending, codes=codes)
+            payload = self._published(payload, codes, round)
         if self._holds_against:
             x, names = s.state.parameters, self.algorithm.vectors
             pending = replace(pending, lengths=Lengths.of(names, payload, x, trained))
         self._snapshot = replace(s, local=self.layout.local(arrays), pending=pending)
+        self._public = (pending, payload)
         self._arrived = {}
         return payload
 
     def payload(self) -> Payload:
         """The payload of the pending round; the same each time it is asked for."""
         pending = self._require_pending()
-        return self._payload(self._state(pending), pending)
+        if self.compressor is None:
+            return self._whole(self._state(pending), pending)
+        if self._public is None or self._public[0] is not pending:
+            whole = self._whole(self._state(pending), pending)
+            self._public = (pending, self._published(whole, pending.codes, pending.round))
+        return self._public[1]
 
-    def _payload(self, state: State, pending: Pending) -> Payload:
+    def frame(self) -> Frame | None:
+        """What is sent of the pending round's payload; None if that is sent whole."""
+        codes = self._require_pending().codes
+        return None if codes is None else Frame(codes, self.payload(), self._snapshot.sent)
+
+    def known(self, neighbor: int) -> Payload | None:
+        """A neighbor's last public payload, None if it is not here.
+
+        Until a neighbor is heard for the first time, that is what any agent would have sent from
+        the parameters that all began with.
+        """
+        s = self._snapshot
+        if self.compressor is None or not self.compressor.estimates:
+            return None
+        return s.heard.get(neighbor, s.sent if s.round == 0 else None)
+
+    def _published(self, whole: Payload, codes: Codes | None, round: int) -> Payload:
+        """What neighbors make of what is sent; running statistics are sent as they are."""
+        if self.compressor is None or codes is None:
+            return whole
+        return {**whole, **self.compressor.decode(codes, self._snapshot.sent, round)}
+
+    def _whole(self, state: State, pending: Pending) -> Payload:
         outgoing = self.algorithm.outgoing(state, pending.trained)
         payload = {name: outgoing[name] for name in self.algorithm.vectors}
         if self.layout.statistics_size:
@@ -266,7 +343,7 @@ class Node:
         if clips:
             factors = clip_factors(distances, self.algorithm.clip_radius)
             weights = clipped(weights, self.vertex, factors)
-        state = mixing.combine(self.algorithm, before, pending.trained, self.vertex, weights, used)
+        state = self._mix(before, pending, weights, used)
         if factor is not None:
             moved = distance([state.parameters], [s.state.parameters])
             memory = memory.after(own, moved, distances.values())
@@ -275,11 +352,42 @@ class Node:
             vectors = {j: p[STATISTICS_VECTOR] for j, p in used.items()}
             vectors[self.vertex] = pending.statistics
             statistics = mixing.weighted_sum(mixing.convex(weights), vectors)
+        sent, heard = self._remember(before, pending)
         self._snapshot = Snapshot(
-            pending.round, state, statistics, s.local, epoch=s.epoch, screen=memory
+            pending.round, state, statistics, s.local, None, s.epoch, memory, sent, heard
         )
-        self._arrived = {}
+        self._arrived, self._public = {}, None
         return missing
+
+    def _mix(
+        self,
+        before: State,
+        pending: Pending,
+        weights: Mapping[int, float],
+        payloads: Mapping[int, Payload],
+    ) -> State:
+        """The rule on the weighted sum of payloads, or of public ones beside its own whole one."""
+        if self.compressor is not None:
+            k = pending.round
+            payloads = {PUBLIC: self.payload(), **payloads}
+            payloads = {j: self.compressor.mixed(p, k) for j, p in payloads.items()}
+            weights = self.compressor.weights(weights, self.vertex)
+        return mixing.combine(
+            self.algorithm, before, pending.trained, self.vertex, weights, payloads
+        )
+
+    def _remember(self, before: State, pending: Pending) -> tuple[Payload, Mapping[int, Payload]]:
+        """What the compression keeps of the round: of the own payload, and of the neighbors'."""
+        s = self._snapshot
+        if self.compressor is None:
+            return s.sent, s.heard
+        whole, heard = self._whole(before, pending), dict(s.heard)
+        if self.compressor.estimates:
+            names = self.algorithm.vectors
+            for j, payload in self._arrived.items():
+                heard[j] = {name: payload[name] for name in names}
+            heard = {j: heard[j] for j in sorted(heard) if j in self.weights}
+        return self.compressor.remember(whole, self.payload(), s.sent), heard
 
     @property
     def _holds_against(self) -> bool:
@@ -349,6 +457,7 @@ class Node:
         local: NDArrays,
         round: int,
         payloads: Mapping[int, Payload],
+        compression: Compression = NONE,
     ) -> Node:
         """Node of an agent that has lost its state: its neighbors' average, zero momentum.
 
@@ -380,7 +489,7 @@ class Node:
         if layout.statistics_size:
             statistics = average(STATISTICS_VECTOR)
         snapshot = Snapshot(round, algorithm.start(parameters), statistics, local)
-        return cls(vertex, algorithm, weights, layout, snapshot)
+        return cls(vertex, algorithm, weights, layout, snapshot, compression)
 
     def _state(self, pending: Pending) -> State:
         """The state with what the rule has measured in the pending round."""
@@ -391,6 +500,16 @@ class Node:
         if self._snapshot.pending is None:
             raise RoundError(f"agent {self.vertex}: no round is pending; call adapt first")
         return self._snapshot.pending
+
+
+def compressor_of(
+    compression: Compression, algorithm: Algorithm, layout: Layout
+) -> Compressor | None:
+    """Of the payloads of a rule on a model, None if they are sent as they are.
+
+    Raises ConfigError if the model cannot be compressed so.
+    """
+    return Compressor.of(compression, algorithm.vectors, layout) if compression.on else None
 
 
 def parameter_vectors(layout: Layout) -> tuple[VectorSpec, ...]:

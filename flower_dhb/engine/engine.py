@@ -8,8 +8,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from flower_dhb.agent.compression import NONE, Compression, Compressor
 from flower_dhb.agent.mixing import convex_rows
 from flower_dhb.algorithms.base import COMPLETE, Algorithm
 from flower_dhb.algorithms.measurement import measured
@@ -19,6 +21,7 @@ from flower_dhb.engine.checkpoint import read, write
 from flower_dhb.engine.guards import Guards, Measured, clipped_matrix
 from flower_dhb.engine.mixer import CHUNK, Mixer
 from flower_dhb.engine.problem import Agents, Problem
+from flower_dhb.engine.publics import Publics, check_compressible, layout_of
 from flower_dhb.engine.reference import Edges, Missing, missing_in
 from flower_dhb.errors import ConfigError, StateError
 from flower_dhb.problems.optimizers import Schedule
@@ -65,6 +68,8 @@ class Engine:
         `dense`, `sparse`, or `auto` for the faster one.
     device : str
         Where the agents live: `cpu`, `cuda`, `cuda:1`, …
+    compression : Compression or str
+        Of payloads: `none`, `bf16`, `int8`, `topk:0.1`, … (`agent.compression`).
     attack : Attack, optional
         Agents that lie. What the engine says of all agents, their average and their
         consensus distance, is then of the honest ones.
@@ -93,6 +98,7 @@ class Engine:
         missing: Missing | None = None,
         mixing: str = "auto",
         device: str = "cpu",
+        compression: Compression | str = NONE,
         attack: Attack | None = None,
     ) -> None:
         if not 0.0 <= learning_rate < float("inf"):
@@ -120,6 +126,9 @@ class Engine:
         self._trained = torch.empty_like(self.agents.parameters)
         self._mixers: dict[int, tuple[Mixer, Mixer]] = {}
         self.bytes_sent = 0
+        self.compression = Compression.parse(compression)
+        self._publics = self._compressed(attack)
+        self._known: dict[str, Tensor] = {}  # public payloads, as far as they are mixed
         self.attackers = attack and Attackers(attack, problem.n_agents)
         self._guards: Guards | None = None
         factor = algorithm.screening_factor
@@ -127,6 +136,21 @@ class Engine:
             x = self.agents.parameters
             start = x.double().norm(dim=1).cpu().numpy()
             self._guards = Guards(factor, start, common=bool((x == x[:1]).all()))
+
+    def _compressed(self, attack: Attack | None) -> Publics | None:
+        check_compressible(self.algorithm, self.compression)
+        if not self.compression.on:
+            return None
+        if attack is not None:
+            raise ConfigError("agents that lie send payloads as they are: compression='none'")
+        names = self.algorithm.vectors
+        compressor = Compressor.of(self.compression, names, layout_of(self.problem, self.agents))
+        x = self.agents.parameters
+        ready = measured(self.algorithm, State(x, self.memory), x)
+        return Publics(compressor, _arrays(self.algorithm.outgoing(ready, x)))
+
+    def _tensor(self, rows: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(rows).to(self.device)
 
     # --- rounds ---------------------------------------------------------------------
 
@@ -152,6 +176,10 @@ class Engine:
             self.attackers.trained(k, x, self._trained)
         state = State(x, self.memory, round=self.round)
         self._numbers = measured(self.algorithm, state, self._trained).measured
+        if self._publics:
+            whole = self.algorithm.outgoing(self._state(slice(None)), self._trained)
+            mixed = self._publics.publish(k, _arrays(whole))
+            self._known = {name: self._tensor(rows) for name, rows in mixed.items()}
         found = self._measure(topology, failing)
         refused = self._guards.screen(k, found) if self._guards and found else set()
         mixer, averager = self._mixers_of(topology, [*failing, *refused], found)
@@ -183,6 +211,8 @@ class Engine:
 
     def _payload(self, part: slice) -> dict[str, Tensor]:
         """What all agents send, some columns of it; scalars whole."""
+        if self._publics:
+            return {n: self._tensor(rows[:, part]) for n, rows in self._publics.public.items()}
         return self._sent(self.algorithm.outgoing(self._state(part), self._trained[:, part]), part)
 
     def _sent(self, payload: Payload, part: slice) -> dict[str, Tensor]:
@@ -212,7 +242,13 @@ class Engine:
             part = slice(first, first + width)
             state = self._state(part)
             payload = self.algorithm.outgoing(state, self._trained[:, part])
-            mixed = {name: mixer(vector) for name, vector in self._sent(payload, part).items()}
+            if self._publics:
+                mixed = {
+                    name: payload[name] + self.compression.rate * (mixer(rows) - rows)
+                    for name, rows in ((n, r[:, part]) for n, r in self._known.items())
+                }
+            else:
+                mixed = {name: mixer(vector) for name, vector in self._sent(payload, part).items()}
             if self.attackers:  # who lies to others does not lie to itself
                 rows = list(self.attackers.attack.vertices)
                 for name, vector in payload.items():
@@ -269,8 +305,11 @@ class Engine:
     def bytes_per_edge(self) -> int:
         """Payload bytes that one agent sends to one neighbor each round."""
         x, s = self.agents.parameters, self.agents.statistics
+        statistics = s.shape[1] * s.element_size()
+        if self._publics:
+            return self._publics.compressor.n_bytes + statistics
         values = len(self.algorithm.vectors) * x.shape[1] + len(self.algorithm.scalars)
-        return int(values * x.element_size() + s.shape[1] * s.element_size())
+        return int(values * x.element_size() + statistics)
 
     def average(self) -> Agents:
         """The network average as a single agent, formed for an observer."""
@@ -317,6 +356,8 @@ class Engine:
         tensors |= {f"memory.{name}": t for name, t in self.memory.items()}
         tensors |= {f"local.{name}": t for name, t in self.agents.local.items()}
         arrays = {name: t.contiguous().cpu().numpy() for name, t in tensors.items()}
+        if self._publics:
+            arrays |= {f"sent.{name}": rows for name, rows in self._publics.sent.items()}
         write(Path(path), arrays, self._description())
 
     def load(self, path: str | Path) -> None:
@@ -347,6 +388,11 @@ class Engine:
             {name: restore(f"local.{name}", t) for name, t in a.local.items()},
         )
         memory = {name: restore(f"memory.{name}", t) for name, t in self.memory.items()}
+        if self._publics:
+            # A compression by its own error remembers nothing before the first round.
+            names = [n for n in self.algorithm.vectors if f"sent.{n}" in arrays]
+            sent = {name: restore(f"sent.{name}", a.parameters) for name in names}
+            self._publics.sent = {name: rows.cpu().numpy() for name, rows in sent.items()}
         self.agents, self.memory = agents, memory
         self.round, self.bytes_sent = int(found["round"]), int(found["bytes_sent"])
 
@@ -354,6 +400,7 @@ class Engine:
         return {
             "version": 4,
             "algorithm": self.algorithm.to_config(),
+            **({"compression": str(self.compression)} if self.compression.on else {}),
             # What the graphs are, not what they are called: a file may change.
             "topologies": [graph.digest for graph in self.topology.graphs],
             "problem": self.problem.digest,
@@ -363,6 +410,10 @@ class Engine:
             "round": self.round,
             "bytes_sent": self.bytes_sent,
         }
+
+
+def _arrays(payload: Payload) -> dict[str, NDArray[Any]]:
+    return {name: vector.cpu().numpy() for name, vector in payload.items()}
 
 
 def _edges_of(topology: AnyTopology, vertices: Sequence[int]) -> list[tuple[int, int]]:

@@ -9,12 +9,15 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from flower_dhb.agent.compression import NONE, Compression, Compressor
 from flower_dhb.algorithms.base import Algorithm
 from flower_dhb.algorithms.measurement import measured
 from flower_dhb.algorithms.registry import require_rule
+from flower_dhb.engine.publics import Publics, check_compressible
 from flower_dhb.errors import ConfigError
 from flower_dhb.topology.planning import check_rule_on
 from flower_dhb.topology.turns import AnyGraph
+from flower_dhb.types import Layout
 
 __all__ = ["Edges", "Missing", "missing_in", "simulate"]
 
@@ -29,6 +32,7 @@ def simulate(
     local_step: Callable[[NDArray[Any], int], NDArray[Any]],
     rounds: int,
     missing: Missing | None = None,
+    compression: Compression | str = NONE,
 ) -> NDArray[Any]:
     """Run a rule on a graph and return every agent's parameters after every round.
 
@@ -47,6 +51,8 @@ def simulate(
     missing : optional
         The edges that fail, per round: a mapping by round, a function of the round, or
         a sequence whose first entry is round 1. Their weight returns to both ends.
+    compression : Compression or str
+        Of payloads, which are those of a model of one array: `none`, `int8`, `topk:0.1`, …
 
     Returns
     -------
@@ -70,7 +76,16 @@ def simulate(
     require_rule(algorithm)
     check_rule_on(algorithm, topology)
 
+    compression = Compression.parse(compression)
+    check_compressible(algorithm, compression)
+
     state = algorithm.start(x.copy())
+    publics = None
+    if compression.on:
+        layout = Layout.of({"parameters": x[0]})
+        compressor = Compressor.of(compression, algorithm.vectors, layout)
+        ready = measured(algorithm, state, x)
+        publics = Publics(compressor, algorithm.outgoing(ready, x))
     trajectory = np.empty((rounds + 1, *x.shape), x.dtype)
     trajectory[0] = x
     for k in range(1, rounds + 1):
@@ -81,9 +96,15 @@ def simulate(
             )
         state = measured(algorithm, state, trained)
         weights = topology.at(k).with_missing(missing_in(missing, k)).astype(x.dtype)
-        mixed = {
-            name: weights @ vector for name, vector in algorithm.outgoing(state, trained).items()
-        }
+        payload = algorithm.outgoing(state, trained)
+        if publics is None:
+            mixed = {name: weights @ vector for name, vector in payload.items()}
+        else:
+            known = publics.publish(k, payload)
+            mixed = {
+                name: payload[name] + compression.rate * (weights @ rows - rows)
+                for name, rows in known.items()
+            }
         state = replace(algorithm.combine(state, trained, mixed), round=k)
         trajectory[k] = state.parameters
     return trajectory

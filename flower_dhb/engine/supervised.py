@@ -27,7 +27,7 @@ from flower_dhb.errors import ConfigError
 from flower_dhb.problems.optimizers import LocalOptimizer
 from flower_dhb.problems.splits import Indices, batches
 from flower_dhb.topology.graph import digest_of
-from flower_dhb.types import STATISTICS, Entry, Statistics
+from flower_dhb.types import STATISTICS, Entry, Layout, Statistics
 
 __all__ = ["BATCH_CACHE_BYTES", "BLOCK_BYTES", "Supervised"]
 
@@ -127,6 +127,11 @@ class Supervised:
     def n_agents(self) -> int:
         """Number of agents that hold data."""
         return len(self.parts)
+
+    @property
+    def layout(self) -> Layout:
+        """The arrays of the model."""
+        return self.model.layout
 
     @property
     def digest(self) -> str:

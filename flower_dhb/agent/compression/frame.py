@@ -1,0 +1,190 @@
+"""A compressed payload as bytes and back; one that is sent whole is a frame of `agent.codec`.
+
+Like a plain frame: a prefix (magic, version, header length, checksum), a JSON header, and bytes of
+known lengths. The header names the compression, a digest of the public payload that the codes
+are a change of, and one of the public payload itself, so that both ends know that they mean the
+same numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from flower_dhb.agent import codec
+from flower_dhb.agent.codec import Header, VectorSpec
+from flower_dhb.agent.compression.compressor import Codes, Compressor
+from flower_dhb.errors import EstimateError, PayloadError
+from flower_dhb.types import NDArrays, Payload
+
+__all__ = ["Frame", "decode", "digest", "encode", "is_compressed"]
+
+VERSION: Final = 1
+_MAGIC = b"DHBc"
+_PREFIX = struct.Struct("<4sHHIQ")  # magic, version, zero, header length, checksum
+_HEADER_LIMIT_BYTES = 4096
+
+Data = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What is sent of one payload.
+
+    codes: of the vectors that are compressed. public: the payload that they stand for, whole,
+    running statistics among it. known: the public payload of which the codes are a change, empty
+    if they are not of one.
+    """
+
+    codes: Codes
+    public: Payload
+    known: Payload
+
+
+def is_compressed(data: Data) -> bool:
+    """Whether a frame is one of a compressed payload."""
+    return bytes(memoryview(data)[:4]) == _MAGIC
+
+
+def digest(payload: Payload, names: tuple[str, ...]) -> str:
+    """A short name of the numbers of a payload; empty if it has none."""
+    if not all(name in payload for name in names):
+        return ""
+    parts = [np.ascontiguousarray(payload[name]).view(np.uint8).data for name in names]
+    return f"{codec.checksum(*parts):016x}"
+
+
+def encode(frame: Frame, compressor: Compressor, *, run: str, round: int, vertex: int) -> bytes:
+    """One frame as bytes."""
+    names = compressor.names
+    rest = {name: vector for name, vector in frame.public.items() if name not in names}
+    document = {
+        "run": run,
+        "round": round,
+        "vertex": vertex,
+        "compression": str(compressor.compression),
+        "known": digest(frame.known, names) if compressor.estimates else "",
+        "public": digest(frame.public, names),
+    }
+    text = json.dumps(document).encode()
+    if len(text) > _HEADER_LIMIT_BYTES:
+        raise PayloadError(
+            f"header of {len(text)} bytes, at most {_HEADER_LIMIT_BYTES} are carried"
+        )
+    parts = [frame.codes[name].data for name in names]
+    parts += [np.ascontiguousarray(vector).view(np.uint8).data for vector in rest.values()]
+    prefix = _PREFIX.pack(_MAGIC, VERSION, 0, len(text), codec.checksum(text, *parts))
+    return b"".join([prefix, text, *parts])
+
+
+def length(compressor: Compressor, vectors: tuple[VectorSpec, ...]) -> int:
+    """Bytes of the vectors of a compressed payload, without header."""
+    rest = sum(spec.n_bytes for spec in vectors if spec.name not in compressor.names)
+    return compressor.n_bytes + rest
+
+
+def decode(
+    data: Data, expect: Header, compressor: Compressor | None, known: Payload | None = None
+) -> NDArrays:
+    """The public payload that a frame stands for, compressed or whole.
+
+    known: what this agent holds of the sender's last public payload.
+
+    Raises PayloadError that names round and sender if anything is not as expected, EstimateError
+    if the payload is a change of one that this agent does not hold.
+    """
+    if not is_compressed(data):
+        return codec.decode(data, expect)
+    if compressor is None:
+        raise PayloadError(
+            f"{expect.sender}: payload is compressed, and this agent's are not; all agents must "
+            "run with the same compression"
+        )
+    document, start = _split(data, expect.sender)
+    expect.check(Header(document["run"], document["round"], document["vertex"], expect.vectors))
+    wanted, found = str(compressor.compression), document["compression"]
+    if found != wanted:
+        raise PayloadError(
+            f"{expect.sender}: payload is compressed by '{found}', expected '{wanted}'; all agents "
+            "must run with the same compression"
+        )
+    body = np.frombuffer(data, np.uint8)[start:]
+    size = length(compressor, expect.vectors)
+    if len(body) != size:
+        raise PayloadError(f"{expect.sender}: payload has {len(body)} bytes, expected {size}")
+    *_, claimed = _PREFIX.unpack_from(data)
+    actual = codec.checksum(memoryview(data)[_PREFIX.size :])
+    if claimed != actual:
+        raise PayloadError(
+            f"{expect.sender}: checksum is {actual:016x}, the header says {claimed:016x}; the "
+            "payload was damaged on its way"
+        )
+    names = compressor.names
+    held = digest(known, names) if compressor.estimates and known else ""
+    if document["known"] != held or bool(held) != compressor.estimates:
+        raise EstimateError(
+            f"{expect.sender}: payload is a change of one that this agent does not hold"
+        )
+    try:
+        vectors = compressor.decode(_codes(body, compressor), known or {}, expect.round)
+    except PayloadError as error:
+        raise PayloadError(f"{expect.sender}: {error}") from None
+    if digest(vectors, names) != document["public"]:
+        raise PayloadError(
+            f"{expect.sender}: payload stands for other numbers here than at its sender"
+        )
+    at = compressor.n_bytes
+    for spec in expect.vectors:
+        if spec.name in names:
+            continue
+        vector = np.frombuffer(body[at : at + spec.n_bytes], spec.dtype)
+        if not codec.all_finite(vector):
+            raise PayloadError(f"{expect.sender}: '{spec.name}' holds NaN or infinite values")
+        vectors[spec.name] = vector
+        at += spec.n_bytes
+    return vectors
+
+
+def _codes(body: Any, compressor: Compressor) -> Codes:
+    size = compressor.coder.size
+    return {name: body[i * size : (i + 1) * size] for i, name in enumerate(compressor.names)}
+
+
+_KINDS: Final[Mapping[str, type]] = {
+    "run": str,
+    "round": int,
+    "vertex": int,
+    "compression": str,
+    "known": str,
+    "public": str,
+}
+
+
+def _split(data: Data, sender: str) -> tuple[dict[str, Any], int]:
+    """The header of a frame and where its codes begin."""
+    if len(data) < _PREFIX.size:
+        raise PayloadError(f"{sender}: {len(data)} bytes are too short for a payload")
+    _, version, zero, size, _ = _PREFIX.unpack_from(data)
+    if version != VERSION or zero:
+        raise PayloadError(
+            f"{sender}: compressed payload of version {version}, expected {VERSION}; all agents "
+            "must run the same version of flower_dhb"
+        )
+    start = _PREFIX.size + size
+    if size > _HEADER_LIMIT_BYTES or start > len(data):
+        raise PayloadError(f"{sender}: header of {size} bytes does not fit its frame")
+    try:
+        document = json.loads(bytes(memoryview(data)[_PREFIX.size : start]))
+        if type(document) is not dict:
+            raise TypeError(f"it is {type(document).__name__}")
+        for name, kind in _KINDS.items():
+            if type(document[name]) is not kind:
+                raise TypeError(f"'{name}' is {document[name]!r}")
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise PayloadError(f"{sender}: unreadable header: {str(error)[:200]}") from None
+    return document, start
