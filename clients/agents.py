@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from clients.settings import Settings
 from clients.workload import Samples, Workload, put
-from flower_dhb import ConfigError, Topology
+from flower_dhb import ConfigError
 from flower_dhb.problems.splits import Indices, batches, split
+from flower_dhb.topology.turns import count_agents as agents_of
 
 __all__ = ["Agent", "count_agents", "parts_of", "samples_of"]
 
@@ -130,4 +131,4 @@ def _model(settings: Settings) -> nn.Module:
 
 @lru_cache(maxsize=8)
 def _count(topology: str) -> int:
-    return Topology.count(topology)
+    return agents_of(topology)

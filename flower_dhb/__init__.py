@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from flower_dhb.runs.folder import RunFolder
     from flower_dhb.site.mod import consensus_mod, decentralize
     from flower_dhb.topology.graph import Topology
+    from flower_dhb.topology.turns import Turns
     from flower_dhb.topology.weights import lazy
 
 __version__ = "0.1.0"
@@ -59,6 +60,7 @@ _HOMES = {
     "ServerlessStrategy": "flower.strategy",
     "StateError": "errors",
     "Topology": "topology.graph",
+    "Turns": "topology.turns",
     "algorithm_from_config": "algorithms",
     "consensus_distance": "metrics",
     "consensus_mod": "site.mod",
@@ -85,6 +87,7 @@ __all__ = [
     "ServerlessStrategy",
     "StateError",
     "Topology",
+    "Turns",
     "__version__",
     "algorithm_from_config",
     "consensus_distance",

@@ -15,6 +15,7 @@ from flower_dhb.errors import ConfigError, GraphError, unknown
 from flower_dhb.runs.config import RunConfig
 from flower_dhb.runs.resuming import KEY, config_of, folder_to_resume
 from flower_dhb.topology.graph import Topology
+from flower_dhb.topology.turns import Turns, count_agents
 
 __all__ = ["AppFolder", "read_settings"]
 
@@ -106,7 +107,7 @@ class AppFolder:
         why = "the app's run config names no topology"
         if "topology" in values:
             try:
-                return Topology.parse(str(values["topology"])).n_agents
+                return count_agents(str(values["topology"]))
             except GraphError as error:
                 why = f"the run config has topology = '{values['topology']}', but: {error}"
         sizes = {size for call in self._calls() if (size := _size(call)) is not None}
@@ -247,15 +248,17 @@ def _size(call: ast.Call) -> int | None:
     owner = getattr(call.func, "value", None)
     try:
         words = [ast.literal_eval(word) for word in call.args]
-        if "Topology" in (getattr(owner, "id", None), getattr(owner, "attr", None)):
+        called = getattr(owner, "id", None) or getattr(owner, "attr", None)
+        kinds: dict[str | None, type] = {"Topology": Topology, "Turns": Turns}
+        if called in kinds:
             named = {
                 str(word.arg): ast.literal_eval(word.value)
                 for word in call.keywords
                 if word.arg != "weights"
             }
-            return int(getattr(Topology, str(name))(*words, **named).n_agents)
+            return int(getattr(kinds[called], str(name))(*words, **named).n_agents)
         if name == "ServerlessStrategy" and words and isinstance(words[0], str):
-            return Topology.parse(words[0]).n_agents
+            return count_agents(words[0])
     except (ValueError, TypeError, AttributeError, OSError):
         return None  # not written out, or not a graph: the app will say so
     return None

@@ -10,6 +10,7 @@ from flower_dhb.extras import needs_extra
 from flower_dhb.figures.positions import on_circle, places, wrapped_edges
 from flower_dhb.figures.style import INK, MAIN, MUTED, SECOND, STYLE
 from flower_dhb.topology.graph import Topology
+from flower_dhb.topology.turns import Graphs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,13 +20,15 @@ __all__ = ["draw"]
 _NAMED_UP_TO = 64  # agents; more names than that are too small to read
 
 
-def draw(topology: Topology) -> Figure:
+def draw(graph: Graphs) -> Figure:
     """Draw a communication graph; an edge is as strong as its mixing weight.
+
+    Of graphs that take turns all edges are drawn, as strong as their mean weight.
 
     Dashed edges have negative weight. The number in a vertex is its name. An edge of a
     torus that wraps around ends in the name of the vertex that it leads to.
 
-    Returns a matplotlib figure: `draw(topology).savefig("graph.png")`. Raises ConfigError that
+    Returns a matplotlib figure: `draw(graph).savefig("graph.png")`. Raises ConfigError that
     names the `plot` extra where matplotlib is not installed.
     """
     try:
@@ -33,6 +36,7 @@ def draw(topology: Topology) -> Figure:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise needs_extra("a picture", "plot") from error
+    topology = graph.together
     n = topology.n_agents
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 6.9))

@@ -10,6 +10,7 @@ import numpy as np
 from flower_dhb.algorithms import Algorithm, default_algorithm, method
 from flower_dhb.errors import ConfigError, unknown
 from flower_dhb.topology.graph import Topology
+from flower_dhb.topology.turns import Graphs, Turns, parse_graphs, share_every
 from flower_dhb.types import Encryption
 
 __all__ = [
@@ -259,18 +260,21 @@ def check_type(name: str, value: object, kind: type, example: str) -> None:
         )
 
 
-def a_topology(topology: object) -> Topology:
-    """A topology, or the one of a name such as `ring:8`."""
-    if isinstance(topology, str):
-        return Topology.parse(topology)
-    if not isinstance(topology, Topology):
-        turns = type(topology).__name__ == "Turns"
+def a_topology(topology: object, every: object = 1) -> Graphs:
+    """A topology, graphs that take turns, or those of a name such as `ring:8`.
+
+    every: rounds from one exchange to the next.
+    """
+    graph = parse_graphs(topology) if isinstance(topology, str) else topology
+    if not isinstance(graph, Topology | Turns):
         raise ConfigError(
-            f"topology must be a Topology or its name, such as 'ring:8', got "
+            "topology must be a Topology, Turns, or their name, such as 'ring:8', got "
             f"{type(topology).__name__}"
-            + ("; graphs that take turns run in the engine and in 'flower-dhb compare'" * turns)
         )
-    return topology
+    if graph.directed:
+        raise ConfigError(f"topology '{graph.name}' has one-way links; agents need both ways")
+    shared = share_every(graph, check_count("share_every", every, least=1))
+    return cast(Graphs, shared)
 
 
 def a_rule(algorithm: object) -> Algorithm:

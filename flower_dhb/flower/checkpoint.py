@@ -30,7 +30,7 @@ from flower_dhb.flower.arrays import record_of
 from flower_dhb.flower.ledger import Ledger
 from flower_dhb.flower.result import ServerlessResult
 from flower_dhb.metrics import RoundRecord
-from flower_dhb.topology.graph import Topology
+from flower_dhb.topology.turns import Graphs
 
 if sys.platform != "win32":
     import fcntl
@@ -115,7 +115,7 @@ class Kept:
         """Name of the run, by which agents know their state."""
         return str(self.about["books"]["run"])
 
-    def check(self, topology: Topology, algorithm: Algorithm) -> None:
+    def check(self, topology: Graphs, algorithm: Algorithm) -> None:
         """Raise ConfigError unless the run is one over this graph by this rule."""
         for what, found, expected in (
             ("topology", topology.digest, self.about["books"]["topology"]),

@@ -34,10 +34,11 @@ _FEWEST = 4  # agents among which one can stand out
 class Health:
     """Watches a run's records. Pure: a function of the records that it has seen.
 
-    neighbors: by vertex.
+    neighbors: by vertex. due: those of a round and a vertex, where they are not always the same.
     """
 
     neighbors: Mapping[int, Sequence[int]]
+    due: Callable[[int, int], Sequence[int]] | None = None
     _told: set[str] = field(default_factory=set)
     _apart: list[float] = field(default_factory=list)  # consensus distance / way of the average
     _distances: list[tuple[float, float | None]] = field(default_factory=list)  # and loss
@@ -86,6 +87,8 @@ class Health:
 
     def _drifting_apart(self, record: RoundRecord) -> Iterator[tuple[str, str]]:
         distance, way = record.consensus_distance, record.distance_from_start
+        if not any(self._due(record.round, v) for v in self.neighbors):
+            return  # between two exchanges agents do move apart
         if distance is None or way is None or not math.isfinite(distance + way):
             return
         together = math.sqrt(max(way**2 - distance**2, 0.0))
@@ -188,8 +191,11 @@ class Health:
         missing = set(record.missing)
         silent: list[int] = []
         deserted: list[int] = []
-        for vertex, neighbors in self.neighbors.items():
-            alone = bool(neighbors) and (vertex in missing or missing >= set(neighbors))
+        for vertex in self.neighbors:
+            near = self._due(record.round, vertex)
+            if not near and vertex not in missing:
+                continue  # no edge of it was due
+            alone = bool(self.neighbors[vertex]) and (vertex in missing or missing >= set(near))
             if self._in_a_row(f"alone {vertex}", alone) and f"alone {vertex}" not in self._told:
                 self._told.add(f"alone {vertex}")
                 (silent if vertex in missing else deserted).append(vertex)
@@ -216,6 +222,9 @@ class Health:
                     f"no agent could evaluate its model ({text}); give the app an evaluate "
                     "function, or set evaluate_every=0",
                 )
+
+    def _due(self, round: int, vertex: int) -> Sequence[int]:
+        return self.neighbors[vertex] if self.due is None else self.due(round, vertex)
 
     def _in_a_row(self, what: str, holds: bool) -> bool:
         """Whether this has held for so many measurements in a row."""

@@ -19,7 +19,7 @@ from flower_dhb.errors import ConfigError, PayloadError
 from flower_dhb.flower.arrays import frame_of, npy_array, start_frame
 from flower_dhb.flower.records import Answer, Ask, Instruction, digest_of
 from flower_dhb.metrics import SKETCH
-from flower_dhb.topology.graph import Topology
+from flower_dhb.topology.turns import Graphs
 from flower_dhb.types import Encryption, Layout
 
 __all__ = ["Ledger"]
@@ -40,6 +40,10 @@ class _Due:
 class Ledger:
     """The relay's books. It keeps frames until their receivers have combined them.
 
+    Of graphs that take turns, a round has the edges of its own graph; no other payload is
+    carried, and an agent without an edge in a round keeps its payload to itself. What agents begin
+    again from may come from any neighbor.
+
     An edge counts in a round only if both its ends delivered, so a lost payload never
     changes the network average. What an agent is due stays due until it has answered:
     an agent that crashed in the middle combines later what its neighbors have combined.
@@ -57,7 +61,7 @@ class Ledger:
 
     def __init__(
         self,
-        topology: Topology,
+        topology: Graphs,
         algorithm: Algorithm,
         layout: Layout,
         arrays: Mapping[str, NDArray[Any]],
@@ -97,22 +101,28 @@ class Ledger:
         announced = announcements or {}
         due = self._due[vertex]
         neighbors = self._topology.neighbors(vertex)
-        row = self._topology.row(vertex)
+        own = {}
+        if len(self._topology.graphs) > 1:
+            own = self._topology.together.weights_of(vertex)
         rejoin = {}
         if due.uncertain and due.round > 0:
             rejoin = {j: self._newest[j] for j in neighbors if j in self._newest}
+        # Before the first exchange there is nothing else to begin again from.
+        nobody = due.uncertain and not (rejoin or due.payloads)
         return Instruction(
             ask=ask,
             run=self.run,
             round=round,
             vertex=vertex,
             state_round=due.round,
-            weights={j: float(row[j]) for j in sorted((vertex, *neighbors))},
+            weights=self._topology.shared(due.round).weights_of(vertex),
+            mean_weights=own,
+            sends=bool(self._topology.due(vertex, round)),
             algorithm=self._algorithm,
             layout=self._layout,
             payloads=due.payloads,
             rejoin=rejoin,
-            start=self._start if due.round == 0 else None,
+            start=self._start if due.round == 0 or nobody else None,
             local=self._local,
             report=report,
             measure=measure,
@@ -234,11 +244,17 @@ class Ledger:
         if answer.state_round < 0:
             self._due[answer.vertex].uncertain = True
             return
-        combined = answer.state_round if answer.payload is None else answer.round
+        trained = answer.payload is not None or self.keeps_to_itself(answer)
+        combined = answer.round if trained else answer.state_round
         self._due[answer.vertex] = _Due(
             combined, epoch=answer.epoch, quarantined=answer.quarantined
         )
         self.epoch = max(self.epoch, answer.epoch)
+
+    def keeps_to_itself(self, answer: Answer) -> bool:
+        """Whether an agent has trained a round in which nobody is to get its payload."""
+        due = self._topology.due(answer.vertex, answer.round)
+        return answer.trained and answer.payload is None and not due
 
     def forget_frames(self) -> None:
         """The agents have held rounds among themselves: what is here of before is of no use."""
@@ -248,20 +264,24 @@ class Ledger:
         """An agent has not answered: it may have lost its state."""
         self._due[vertex].uncertain = True
 
-    def deliver(self, round: int, frames: Mapping[int, Array]) -> dict[int, int]:
+    def deliver(
+        self, round: int, frames: Mapping[int, Array], alone: Collection[int] = ()
+    ) -> dict[int, int]:
         """Close a round: the frames that came in time go to the neighbors that came too.
 
         Neighbors whose payloads are of different epochs are missing to each other, and so are
-        two of which one has the other in quarantine. Returns the bytes that each sender's
-        payload took over its edges.
+        two of which one has the other in quarantine. alone: who has trained, and has no edge in
+        this round. Returns the bytes that each sender's payload took over its edges.
         """
-        sent = {}
+        sent = dict.fromkeys(alone, 0)
+        for vertex in alone:
+            self._due[vertex] = _Due(round, epoch=self._due[vertex].epoch)
         told = {vertex: self._due[vertex] for vertex in frames}
         if self.encryption != "none":
             for vertex, frame in frames.items():
                 told[vertex].sealed_for = _envelope(frame, f"vertex {vertex}").receivers.keys()
         for vertex, frame in frames.items():
-            partners = [j for j in self._topology.neighbors(vertex) if _together(told, vertex, j)]
+            partners = [j for j in self._topology.due(vertex, round) if _together(told, vertex, j)]
             self._due[vertex] = _Due(
                 round, {j: frames[j] for j in partners}, epoch=told[vertex].epoch
             )

@@ -26,7 +26,7 @@ from flwr.serverapp import Grid
 from flower_dhb.errors import ConfigError, FlowerDhbError
 from flower_dhb.flower.records import Answer, Question
 from flower_dhb.flower.relay import NOBODY, Relay, Sent, is_unavailable
-from flower_dhb.topology.graph import Topology
+from flower_dhb.topology.turns import Graphs
 from flower_dhb.types import Encryption
 
 __all__ = ["Members"]
@@ -52,7 +52,7 @@ class Members:
 
     def __init__(
         self,
-        topology: Topology,
+        topology: Graphs,
         relay: Relay,
         *,
         run: str,

@@ -223,9 +223,14 @@ class _Turn:
         snapshot = self._load()
         if snapshot is not None:
             return self._node(snapshot)
-        if self.instruction.start is not None:
-            return self._start(self.instruction.start)
-        return self._rejoin()
+        ask = self.instruction
+        if ask.start is None:
+            return self._rejoin()
+        node = self._start(ask.start)
+        if ask.state_round > 0:  # no neighbor has sent anything by now
+            node.open_epoch(ask.epoch)
+            self.rejoined = True
+        return node
 
     def _load(self) -> Snapshot | None:
         """The stored state, None if it is lost or older than what the relay knows of."""
@@ -315,7 +320,7 @@ class _Turn:
         node = Node.rejoin(
             ask.vertex,
             ask.algorithm,
-            ask.weights,
+            ask.mean_weights or ask.weights,
             ask.layout,
             self._local(),
             number,
@@ -367,7 +372,7 @@ class _Turn:
     ) -> Payload | None:
         """A neighbor's payload, or None if it is refused."""
         try:
-            if sender not in self.instruction.weights:
+            if sender not in {**self.instruction.mean_weights, **self.instruction.weights}:
                 raise PayloadError(f"round {number}: {sender} is not a neighbor")
             data: bytes | bytearray = frame_of(frame)
             if self.sealing is not None:
@@ -408,7 +413,7 @@ class _Turn:
                     arrays = named_arrays(_only_arrays(content))
                     bound = partial(self.policy.bounded, draw=gaussian)
                     trained = node.adapt(ask.round, arrays, bound)
-                    payload = self._payload(trained)
+                    payload = self._payload(trained) if ask.sends else None
             except Exception as error:  # the app's own code: anything may come out of it
                 failure = remedy(error) or failure_text(error)
                 log(ERROR, "agent %s, round %s: %s", ask.vertex, ask.round, failure)

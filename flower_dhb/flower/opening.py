@@ -24,7 +24,7 @@ from flower_dhb.flower.relay import Relay
 from flower_dhb.flower.reports import Reports
 from flower_dhb.flower.result import ServerlessResult
 from flower_dhb.flower.session import Session
-from flower_dhb.topology.graph import Topology
+from flower_dhb.topology.turns import Graphs
 from flower_dhb.types import STATISTICS, Encryption, Layout, Statistics, unnamed_statistics
 
 __all__ = ["Opening"]
@@ -37,7 +37,7 @@ _starts: Counter[int] = Counter()
 class Opening:
     """How runs of one strategy begin; the fields are arguments of ServerlessStrategy."""
 
-    topology: Topology
+    topology: Graphs
     algorithm: Algorithm
     statistics: Statistics | None
     arrays_key: str

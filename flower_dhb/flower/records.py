@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 PROTOCOL = "flower_dhb"
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 _COMMON = "flower_dhb.common"
 _PAYLOADS, _REJOIN = "flower_dhb.payloads", "flower_dhb.rejoin"
 _START, _LOCAL = "flower_dhb.start", "flower_dhb.local"
@@ -92,17 +92,20 @@ class Instruction:
     ask: `train`, `evaluate`, `report` (only send your parameters), or `segment` (hold some rounds
     with your neighbors). round: the round to train, or the one evaluated; of a segment its last.
     state_round: the round that the agent's parameters are of once it has combined. payloads: frames
-    of that round, by neighbor. rejoin: the newest (round, frame) of each neighbor, for an agent
-    that has lost its state. start: initial vectors as a frame, before round 1 only. local: initial
-    values of the arrays that stay with the agent. report: whether the answer shall hold the
-    parameters. measure: whether it shall hold their projection, for the consensus distance.
-    screen: whether the agent is to screen the payloads, as its rule says; not where that was done
-    before. epoch: the newest that is known of; an agent that trains joins it. attempt: how often
-    the run was taken up again, after its ServerApp had died. evaluates: with `train`, what the app
-    finds in the config of an evaluation of the combined model, which comes before training; None
-    for none; with `segment`, the same of the evaluations in it. segment: the rounds to hold.
-    encryption: whether payloads are sealed for the neighbors. announcements: of the neighbors, for
-    whom the agent is to seal its payload. announced: the `digest_of` its own that the relay has.
+    of that round, by neighbor. weights: of that round. mean_weights: of all graphs that take turns,
+    by which an agent begins again; empty where there is one graph. sends: whether anybody is to get
+    the payload of the round to train; otherwise it stays with the agent. rejoin: the newest (round,
+    frame) of each neighbor, for an agent that has lost its state. start: initial vectors as a
+    frame, before round 1 only. local: initial values of the arrays that stay with the agent.
+    report: whether the answer shall hold the parameters. measure: whether it shall hold their
+    projection, for the consensus distance. screen: whether the agent is to screen the payloads, as
+    its rule says; not where that was done before. epoch: the newest that is known of; an agent that
+    trains joins it. attempt: how often the run was taken up again, after its ServerApp had died.
+    evaluates: with `train`, what the app finds in the config of an evaluation of the combined
+    model, which comes before training; None for none; with `segment`, the same of the evaluations
+    in it. segment: the rounds to hold. encryption: whether payloads are sealed for the neighbors.
+    announcements: of the neighbors, for whom the agent is to seal its payload. announced: the
+    `digest_of` its own that the relay has.
     """
 
     ask: Ask
@@ -113,6 +116,8 @@ class Instruction:
     weights: Mapping[int, float]
     algorithm: Algorithm
     layout: Layout
+    mean_weights: Mapping[int, float] = field(default_factory=dict)
+    sends: bool = True
     payloads: Mapping[int, Array] = field(default_factory=dict)
     rejoin: Mapping[int, tuple[int, Array]] = field(default_factory=dict)
     start: Array | None = None
@@ -139,6 +144,8 @@ class Instruction:
             "vertex": self.vertex,
             "state_round": self.state_round,
             "weights": sorted(self.weights.items()),
+            "mean_weights": sorted(self.mean_weights.items()),
+            "sends": self.sends,
             "rejoin_rounds": [[j, r] for j, (r, _) in sorted(self.rejoin.items())],
             "report": self.report,
             "measure": self.measure,
@@ -192,6 +199,8 @@ class Instruction:
             vertex=fields.integer("vertex", 0),
             state_round=fields.integer("state_round", 0),
             weights=fields.weights("weights"),
+            mean_weights=fields.weights("mean_weights"),
+            sends=fields.flag("sends"),
             algorithm=algorithm,
             layout=layout,
             payloads=_by_vertex(records, _PAYLOADS),
@@ -296,6 +305,11 @@ class Answer:
         if self.parameters is not None:
             records[_PARAMETERS] = record_of({"parameters": self.parameters})
         return records
+
+    @property
+    def trained(self) -> bool:
+        """Whether it says that its round is trained, with a payload or without."""
+        return self.ask == "train" and not self.failure and self.state_round >= 0
 
     @property
     def evaluation(self) -> Answer:

@@ -105,7 +105,10 @@ class Rounds:
         self._limit, self._configs, self._evaluate_fn = limit, configs, evaluate_fn
         topology = run.topology
         self._failures = Failures(topology.n_agents, trained=kept is not None)
-        self._health = Health({v: topology.neighbors(v) for v in range(topology.n_agents)})
+        self._health = Health(
+            {v: topology.neighbors(v) for v in range(topology.n_agents)},
+            lambda k, vertex: topology.due(vertex, k),
+        )
         self._policies: dict[int, str] = {}  # by vertex, as told in the log
 
     def go(self, rounds: int) -> int:

@@ -24,7 +24,7 @@ from flower_dhb.flower.round import Round
 from flower_dhb.flower.rounds import Rounds
 from flower_dhb.flower.segment import RoundLine, Segment
 from flower_dhb.metrics import Metrics, agents_text
-from flower_dhb.topology.graph import Topology
+from flower_dhb.topology.turns import Graphs
 
 __all__ = ["TRANSPORTS", "Edges", "Segments"]
 
@@ -47,7 +47,7 @@ class Edges:
     Raises ConfigError if a node cannot hold rounds with its neighbors at all.
     """
 
-    def __init__(self, topology: Topology, members: Members) -> None:
+    def __init__(self, topology: Graphs, members: Members) -> None:
         self._topology, self._members = topology, members
         n = topology.n_agents
         lost = [v for v in range(n) if not members.is_direct(v)]

@@ -25,7 +25,7 @@ from flower_dhb.metrics import (
     LOWER_IS_BETTER,
     RoundRecord,
 )
-from flower_dhb.topology.graph import Topology
+from flower_dhb.topology.turns import Graphs
 
 __all__ = ["Owed", "Session"]
 
@@ -57,7 +57,7 @@ class Session:
     members: Members
     ledger: Ledger
     reports: Reports
-    topology: Topology
+    topology: Graphs
     weighted_by_key: str = "num-examples"
     lower_is_better: tuple[str, ...] = LOWER_IS_BETTER
     wants_parameters: bool = False
@@ -325,8 +325,11 @@ class Session:
     def deliver(self, round: int, answers: Mapping[int, Answer]) -> None:
         """Hand each valid payload to those neighbors that delivered too."""
         frames: dict[int, Array] = {}
+        alone: set[int] = set()
         for vertex, answer in answers.items():
             if answer.payload is None:
+                if self.ledger.keeps_to_itself(answer):
+                    alone.add(vertex)
                 continue
             try:
                 self.ledger.check(vertex, round, answer.payload)
@@ -334,7 +337,8 @@ class Session:
                 self.now.failed(vertex, Failure(f"payload refused: {error}"))
                 continue
             frames[vertex] = answer.payload
-        self.now.close(frames.keys(), self.ledger.deliver(round, frames), self.topology.n_agents)
+        sent = self.ledger.deliver(round, frames, alone)
+        self.now.close(frames.keys() | alone, sent, self.topology.n_agents)
 
     def take_reports(self, answers: Mapping[int, Answer], round: Round) -> None:
         """Keep what agents report of their parameters, beside reports of the same round."""

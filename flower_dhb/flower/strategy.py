@@ -51,7 +51,8 @@ from flower_dhb.flower.summary import AggregateMetrics, sum_up
 from flower_dhb.metrics import (
     LOWER_IS_BETTER,
 )
-from flower_dhb.topology.graph import Topology
+from flower_dhb.topology.planning import check_rule_on
+from flower_dhb.topology.turns import Graphs
 from flower_dhb.types import Encryption, Statistics
 
 __all__ = ["ServerlessStrategy"]
@@ -67,9 +68,10 @@ class ServerlessStrategy(Strategy):
 
     Parameters
     ----------
-    topology : Topology or str
-        Who talks to whom, such as `Topology.ring(8)` or `"ring:8"`. Node `i` is the node
-        whose config says `vertex` (or else `partition-id`) `i`.
+    topology : Topology, Turns or str
+        Who talks to whom, such as `Topology.ring(8)` or `"ring:8"`; or graphs that take turns,
+        such as `"one-peer:8"`. Node `i` is the node whose config says `vertex` (or else
+        `partition-id`) `i`.
     algorithm : Algorithm or str, optional
         The rule, or its name, such as `"dsgd"`; `SafeguardedHeavyBall()` unless given.
     round_timeout_s : float, optional
@@ -78,6 +80,9 @@ class ServerlessStrategy(Strategy):
     evaluate_every : int
         Rounds between two evaluations by the agents, the last round being evaluated in any
         case; 0 for none.
+    share_every : int
+        Rounds from one exchange to the next. In the rounds between, nothing is sent, and each
+        agent combines what it has trained alone.
     join_evaluation : bool, optional
         Whether the models of a round are evaluated in the message of the next round's
         training, so that a round costs one message and one process start in place of two. A
@@ -149,11 +154,12 @@ evaluate_metrics_aggr_fn
 
     def __init__(
         self,
-        topology: Topology | str,
+        topology: Graphs | str,
         algorithm: Algorithm | str | None = None,
         *,
         round_timeout_s: float | None = None,
         evaluate_every: int = 1,
+        share_every: int = 1,
         transport: str = "relay",
         join_evaluation: bool | None = None,
         fraction_train: float | None = 1.0,
@@ -179,9 +185,10 @@ evaluate_metrics_aggr_fn
         **others: Any,
     ) -> None:
         refuse(others, _arguments())
-        self.topology = a_topology(topology)
+        self.topology = a_topology(topology, share_every)
         self.algorithm = a_rule(algorithm)
-        check_relayed(self.algorithm, self.topology)
+        check_relayed(self.algorithm)
+        check_rule_on(self.algorithm, self.topology)
         n = self.topology.n_agents
         self.round_timeout_s = maybe_seconds("round_timeout_s", round_timeout_s)
         self.node_timeout_s = maybe_seconds("node_timeout_s", node_timeout_s, zero=True)
@@ -454,6 +461,11 @@ evaluate_metrics_aggr_fn
 
     def _check_direct(self) -> None:
         """Nodes that hold rounds among themselves ask no subclass of this strategy."""
+        if len(self.topology.graphs) > 1:
+            raise ConfigError(
+                f"transport=\"direct\": '{self.topology.name}' has another graph in each round, "
+                'and direct rounds keep to one; take transport="relay", or peers'
+            )
         for name in (
             *("configure_train", "aggregate_train"),
             *("configure_evaluate", "aggregate_evaluate"),

@@ -13,6 +13,7 @@ from flower_dhb.figures.positions import places
 from flower_dhb.pages.lines import number, text
 from flower_dhb.pages.model import Floats, Link
 from flower_dhb.topology.graph import Topology
+from flower_dhb.topology.turns import parse_graphs
 
 __all__ = ["DRAWN_AGENTS", "DRAWN_LINKS", "WEIGHTS", "Graph", "of_edges", "of_name"]
 
@@ -40,7 +41,7 @@ class Graph:
         if not 0 < n <= DRAWN_AGENTS or len(self.weights) > DRAWN_LINKS:
             return None
         try:
-            shape = Topology.parse(self.name)
+            shape = parse_graphs(self.name).together
             if {*shape.edges} != {*self.weights} or shape.n_agents != n:
                 shape = Topology.from_edges(self.weights)
             if shape.n_agents == n:
@@ -54,7 +55,7 @@ class Graph:
 def of_name(name: str, weights: str) -> Graph | None:
     """The graph that a run config names, None if it cannot be made here."""
     try:
-        topology = Topology.parse(name, weights)
+        topology = parse_graphs(name, weights).together
     except (FlowerDhbError, ValueError, OSError):
         return None
     listed = topology.edges if len(topology.edges) <= _MOST_EDGES else ()

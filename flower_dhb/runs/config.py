@@ -17,7 +17,8 @@ from flower_dhb.algorithms import (
 )
 from flower_dhb.algorithms.base import GUARDS
 from flower_dhb.errors import ConfigError, GraphError, unknown
-from flower_dhb.topology.graph import Topology
+from flower_dhb.topology.planning import check_rule_on
+from flower_dhb.topology.turns import Graphs, parse_graphs, share_every
 from flower_dhb.types import Encryption
 
 __all__ = [
@@ -99,16 +100,19 @@ class RuleKeys(TypedDict, total=False):
 class RunConfig:
     """The decentralized part of a run config: who talks to whom, by which rule, for how long.
 
-    topology, algorithm: as built from their keys. What the other fields say is what their keys
+    topology, algorithm: as built from their keys; of `topology`, with `share_every`, only every
+    so many rounds have edges. What the other fields say is what their keys
     mean.
     """
 
-    topology: Topology
-    """The communication graph.
+    topology: Graphs
+    """The communication graph, or graphs that take turns.
 
     Allowed: `ring:N`, `complete:N`, `star:N`, `path:N`, `torus:ROWSxCOLUMNS`, `bipartite:AxB`,
     `hypercube:DIMENSION`, `exponential:N`, `erdos-renyi:N:P:SEED`,
-    `random-regular:N:DEGREE:SEED`, `small-world:N:K:P:SEED`, or a graph file.
+    `random-regular:N:DEGREE:SEED`, `small-world:N:K:P:SEED`, or a graph file; in turn,
+    `one-peer:N`, `base:N:K`, `matchings:GRAPH`, `random-pairs:N:PERIOD:SEED`,
+    `turns:GRAPH+GRAPH+…`, or `turns:FILE`.
     """
     algorithm: Algorithm
     """The rule, with its settings after a colon or as keys of their own.
@@ -123,6 +127,11 @@ class RunConfig:
 
     Without it, `num-server-rounds` of Flower's own templates is taken. Unit: rounds. Allowed: 1
     or more.
+    """
+    share_every: int = 1
+    """Rounds from one exchange to the next.
+
+    In the rounds between, each agent trains and combines alone. Unit: rounds. Allowed: 1 or more.
     """
     seed: int = 0
     """Of everything random. Allowed: 0 or more."""
@@ -167,16 +176,19 @@ class RunConfig:
 
         Raises ConfigError that names the key, the value found and the values allowed.
         """
-        topology = _topology(values)
+        every = get_integer(values, "share-every", 1, least=1)
+        topology = _topology(values, every)
         algorithm = _algorithm(values, folder)
         try:
-            check_relayed(algorithm, topology)
+            check_relayed(algorithm)
+            check_rule_on(algorithm, topology)
         except ConfigError as error:
             raise ConfigError(f"{error} [topology = '{topology.name}']") from None
         return cls(
             topology=topology,
             algorithm=algorithm,
             rounds=get_integer(values, key_of_rounds(values), 100, least=1),
+            share_every=every,
             seed=get_integer(values, "seed", 0, least=0),
             round_timeout_s=get_number(values, "round-timeout-s", 300.0, least=0.0),
             evaluate_every=get_integer(values, "evaluate-every", 1, least=0),
@@ -285,11 +297,12 @@ def get_choice(values: Values, key: str, default: str, choices: Collection[str])
     return value
 
 
-def _topology(values: Values) -> Topology:
+def _topology(values: Values, every: int) -> Graphs:
     try:
-        return Topology.parse(
+        graph = parse_graphs(
             get_text(values, "topology", "ring:16"), get_text(values, "weights", "metropolis")
         )
+        return cast(Graphs, share_every(graph, every))
     except GraphError as error:
         raise GraphError(f"run config: {error}") from None
 

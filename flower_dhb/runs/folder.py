@@ -29,7 +29,7 @@ from flower_dhb.flower.progress import round_facts, tell, watched
 from flower_dhb.metrics import RoundRecord, Summary, finite, grouped
 from flower_dhb.runs.resuming import KEY, folder_to_resume
 from flower_dhb.runs.table import Row, table
-from flower_dhb.topology.graph import Topology
+from flower_dhb.topology.turns import Graphs
 from flower_dhb.types import NDArrays
 
 __all__ = ["RunFolder", "history_row", "toml_text"]
@@ -49,7 +49,7 @@ class RunFolder:
     """
 
     def __init__(
-        self, parent: str | Path, name: str, topology: Topology, config: Mapping[str, Any]
+        self, parent: str | Path, name: str, topology: Graphs, config: Mapping[str, Any]
     ) -> None:
         if not name or any(mark in name for mark in "/\\") or name.startswith("."):
             raise ConfigError(f"a run's name becomes part of a folder name, got {name!r}")
@@ -64,7 +64,7 @@ class RunFolder:
             draw(topology).savefig(self.path / "topology.png", dpi=150)
 
     @classmethod
-    def resume(cls, path: str | Path, topology: Topology) -> RunFolder:
+    def resume(cls, path: str | Path, topology: Graphs) -> RunFolder:
         """The folder of a run that goes on, with the rounds that were finished.
 
         Raises ConfigError if that run is over, StateError if its rounds are damaged.
@@ -77,7 +77,7 @@ class RunFolder:
         write_durably(folder._history, text.encode())
         return folder
 
-    def _take(self, path: Path, topology: Topology) -> None:
+    def _take(self, path: Path, topology: Graphs) -> None:
         self.path, self.topology = path, topology
         tell("folder", path=str(path.resolve()))
         self.rows: list[dict[str, Any]] = []
@@ -170,14 +170,19 @@ def history_row(record: RoundRecord, n_agents: int) -> dict[str, Any]:
     }
 
 
-def _described(topology: Topology) -> dict[str, Any]:
-    """The graph as it was in this run, whatever becomes of the file that it was read from."""
-    edges = topology.edges if len(topology.edges) <= _EDGES_LISTED else ()
-    row = lru_cache(maxsize=1)(topology.row)  # the whole matrix is much larger than the edges
+def _described(topology: Graphs) -> dict[str, Any]:
+    """The graph as it was in this run, whatever becomes of the file that it was read from.
+
+    Of graphs that take turns, all edges with their mean weights.
+    """
+    whole = topology.together
+    edges = whole.edges if len(whole.edges) <= _EDGES_LISTED else ()
+    row = lru_cache(maxsize=1)(whole.row)  # the whole matrix is much larger than the edges
     return {
         "name": topology.name,
         "agents": topology.n_agents,
-        "labels": [str(label) for label in topology.labels],
+        "graphs": len(topology.graphs),
+        "labels": [str(label) for label in whole.labels],
         "edges": [[a, b, float(row(a)[b])] for a, b in edges],
     }
 

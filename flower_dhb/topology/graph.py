@@ -261,6 +261,10 @@ class Topology:
         """The graph of a round: this one in each, as `Turns` has others."""
         return self
 
+    def shared(self, round: int) -> Topology:  # noqa: ARG002
+        """As `at`, where `Turns` asks whether edges carry payloads both ways."""
+        return self
+
     def __len__(self) -> int:
         return self.n_agents
 
@@ -310,6 +314,16 @@ class Topology:
         """Neighbors of a vertex, ascending. Raises GraphError if there is no such vertex."""
         columns, _ = self._rows.row(self._check_vertex(vertex))
         return tuple(j for j in columns.tolist() if j != vertex)
+
+    def due(self, vertex: int, round: int) -> tuple[int, ...]:  # noqa: ARG002
+        """Neighbors of a vertex in a round: the same in each, as `Turns` has others."""
+        return self.neighbors(vertex)
+
+    def weights_of(self, vertex: int) -> dict[int, float]:
+        """Row of the mixing matrix by vertex, its own weight and its neighbors'."""
+        columns, values = self._rows.row(self._check_vertex(vertex))
+        found = dict(zip(columns.tolist(), values.tolist(), strict=True))
+        return {j: float(found.get(j, 0.0)) for j in sorted({*found, vertex})}
 
     def row(self, vertex: int) -> NDArray[np.float64]:
         """Row of the mixing matrix, `(n,)` float64: what this agent gives to each value."""
@@ -396,9 +410,8 @@ def _read(spec: str) -> tuple[forms.Form, list[Any]] | None:
     kind = spec.partition(":")[0]
     if kind in TURNS:
         raise GraphError(
-            f"'{spec}' is a sequence of graphs that take turns, which the engine, `simulate` and "
-            "'flower-dhb compare' run; agents of a Flower run or of a mesh keep to one graph: take "
-            "one such as 'ring:8' or 'exponential:8'"
+            f"'{spec}' is a sequence of graphs that take turns, and here one graph is needed, such "
+            "as 'ring:8'; in Python flower_dhb.topology.turns.parse_graph makes both"
         )
     if kind not in FORMS:
         if "." in kind or "/" in spec or "\\" in spec:

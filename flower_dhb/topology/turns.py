@@ -23,7 +23,15 @@ from flower_dhb.topology.matchings import matchings_of
 from flower_dhb.topology.rows import connected_parts
 from flower_dhb.topology.weights import EdgeWeights, Matrix, given_edge_weights
 
-__all__ = ["AnyGraph", "Turns", "parse_graph", "share_every"]
+__all__ = [
+    "AnyGraph",
+    "Graphs",
+    "Turns",
+    "count_agents",
+    "parse_graph",
+    "parse_graphs",
+    "share_every",
+]
 
 Pairs: TypeAlias = Iterable[tuple[int, int]]
 
@@ -270,6 +278,17 @@ class Turns:
         """The edges of all graphs, ascending."""
         return self.together.edges
 
+    def shared(self, round: int) -> Topology:
+        """As `at`, of graphs whose edges carry payloads both ways. Raises GraphError otherwise."""
+        graph = self.at(round)
+        if not isinstance(graph, Topology):
+            raise GraphError(f"'{self.name}' has one-way links")
+        return graph
+
+    def due(self, vertex: int, round: int) -> tuple[int, ...]:
+        """Neighbors of a vertex in a round, ascending."""
+        return self.shared(round).neighbors(vertex)
+
     def neighbors(self, vertex: int) -> tuple[int, ...]:
         """Who is a neighbor of a vertex in any round, ascending."""
         return self.together.neighbors(vertex)
@@ -314,6 +333,7 @@ class Turns:
 
 
 AnyGraph: TypeAlias = Topology | DirectedTopology | Turns
+Graphs: TypeAlias = Topology | Turns  # whose edges carry payloads both ways, each time
 
 
 def share_every(graph: AnyGraph, rounds: int) -> AnyGraph:
@@ -355,6 +375,40 @@ def parse_graph(spec: str, weights: str = "metropolis") -> AnyGraph:
     if weights == FDLA and kind != "turns":
         raise GraphError(f"'{spec}': fastest-mixing weights are those of one connected graph")
     return _BUILDERS[kind](spec, rest, weights)
+
+
+def parse_graphs(spec: str, weights: str = "metropolis") -> Graphs:
+    """As `parse_graph`, for agents that send each other payloads: an edge goes both ways.
+
+    Raises GraphError for graphs with one-way links, too.
+    """
+    graph = parse_graph(spec, weights) if str(spec).partition(":")[0] in TURNS else None
+    if graph is None or isinstance(graph, Topology):
+        return Topology.parse(spec, weights)
+    if isinstance(graph, DirectedTopology) or graph.directed:
+        raise GraphError(
+            f"'{spec}' has one-way links, which push-sum ('sgp') alone runs on, in the engine and "
+            "in 'flower-dhb compare'; take one such as 'one-peer:8' or 'exponential:8'"
+        )
+    return graph
+
+
+def count_agents(spec: str) -> int:
+    """Number of agents of the graphs that `parse_graphs` makes of a text; only files are read.
+
+    Raises GraphError if the text is of no known form or the file is not readable.
+    """
+    kind, _, rest = str(spec).partition(":")
+    if kind not in TURNS:
+        return Topology.count(spec)
+    if kind in ("matchings", "turns"):
+        first = rest.partition("+")[0].strip()
+        if kind == "matchings" or first.partition(":")[0] in (*FORMS, *TURNS):
+            return count_agents(first)
+        return parse_graphs(spec).n_agents
+    found = _integers(spec, rest, TURNS[kind].count(":"))[0]
+    check_size(spec, found, 0)
+    return found
 
 
 def _meant(kind: str) -> bool:

@@ -34,7 +34,8 @@ DEFAULTS = {
     "algorithms.QuasiGlobal": "momentum=0.9, nesterov=False",
     "compare.runs.Run": "failures=0.0, attack='', attackers=1, attack_from=1",
     "runs.config.RunConfig": (
-        "rounds=100, seed=0, round_timeout_s=300.0, evaluate_every=1, transport='relay', "
+        "rounds=100, share_every=1, seed=0, round_timeout_s=300.0, evaluate_every=1, "
+        "transport='relay', "
         "observe_average=False, encryption='none', bind_nodes=False, name='run'"
     ),
     "engine.engine.Engine": (

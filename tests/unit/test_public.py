@@ -27,6 +27,7 @@ PUBLIC = [
     "ServerlessStrategy",
     "StateError",
     "Topology",
+    "Turns",
     "__version__",
     "algorithm_from_config",
     "consensus_distance",

@@ -122,7 +122,9 @@ def test_settings_out_of_range(options: dict[str, object], told: str) -> None:
 
 
 def test_a_topology_that_is_none() -> None:
-    with pytest.raises(ConfigError, match="topology must be a Topology or its name, such as"):
+    with pytest.raises(
+        ConfigError, match="topology must be a Topology, Turns, or their name, such as"
+    ):
         ServerlessStrategy(8)  # type: ignore[arg-type]
 
 
@@ -167,9 +169,9 @@ def test_relay_and_agent_of_different_versions(monkeypatch: pytest.MonkeyPatch) 
     def from_the_future(self: object) -> RecordDict:
         content = to_records(self)  # type: ignore[arg-type]
         text = str(content.config_records["flower_dhb"]["json"])
-        content.config_records["flower_dhb"]["json"] = text.replace('"version": 5', '"version": 9')
+        content.config_records["flower_dhb"]["json"] = text.replace('"version": 6', '"version": 9')
         return content
 
     monkeypatch.setattr(records.Question, "to_records", from_the_future)
-    with pytest.raises(ConfigError, match="protocol version 9, expected 5"):
+    with pytest.raises(ConfigError, match="protocol version 9, expected 6"):
         start(LocalGrid(numpy_app(3, D, mods=[consensus_mod]), 3), Topology.ring(3))

@@ -21,7 +21,7 @@ from flower_dhb.runs.config import RunConfig
 from flower_dhb.topology.finite import base_rounds
 from flower_dhb.topology.graph import Topology
 from flower_dhb.topology.matchings import matchings_of
-from flower_dhb.topology.turns import Turns, parse_graph, share_every
+from flower_dhb.topology.turns import Turns, count_agents, parse_graph, share_every
 
 
 def exact_product(turns: Turns, rounds: int) -> list[list[Fraction]]:
@@ -298,16 +298,40 @@ def test_sequences_that_cannot_be() -> None:
     np.testing.assert_array_equal(lazy.at(1).mixing_matrix[0], [0.75, 0.25, 0, 0])
 
 
-@pytest.mark.parametrize("spec", ["one-peer:8", "matchings:ring:8", "turns:ring:8+star:8"])
-def test_runs_and_meshes_refuse_them_by_name(spec: str) -> None:
-    with pytest.raises(
-        GraphError, match=f"run config: '{spec}' is a sequence of graphs".replace("+", r"\+")
-    ):
-        RunConfig.of({"topology": spec})
-    with pytest.raises(GraphError, match="keep to one graph"):
-        a_topology(spec)
-    with pytest.raises(ConfigError, match="got Turns; graphs that take turns run in the engine"):
-        a_topology(parse_graph(spec))
+@pytest.mark.parametrize(
+    "spec",
+    ["one-peer:8", "base:8:2", "matchings:ring:8", "random-pairs:8:9:0", "turns:ring:8+star:8"],
+)
+def test_runs_take_them_by_name(spec: str) -> None:
+    rule = {"algorithm": "dsgd", "rounds": 3}
+    config = RunConfig.of({"topology": spec, **rule})
+    assert isinstance(config.topology, Turns)
+    assert config.topology.digest == parse_graph(spec).digest == a_topology(spec).digest
+    rare = RunConfig.of({"topology": spec, "share-every": 4, **rule})
+    assert rare.topology.digest == share_every(config.topology, 4).digest
+    assert a_topology(config.topology, 4).digest == rare.topology.digest
+    assert count_agents(spec) == 8
+    with pytest.raises(GraphError, match="here one graph is needed"):
+        Topology.parse(spec)
+
+
+def test_what_runs_refuse(tmp_path: Path) -> None:
+    for spec in ("directed-one-peer:8", "turns:directed-ring:8+directed-exponential:8"):
+        with pytest.raises(GraphError, match="has one-way links, which push-sum"):
+            RunConfig.of({"topology": spec})
+    with pytest.raises(ConfigError, match="has one-way links"):
+        a_topology(Turns.directed_one_peer(4))
+    with pytest.raises(ConfigError, match="'share-every' must be at least 1, got 0"):
+        RunConfig.of({"share-every": 0})
+    with pytest.raises(ConfigError, match="share_every must be"):
+        a_topology("ring:8", 0)
+    with pytest.raises(ConfigError, match="diverges on 'one-peer:16'"):
+        RunConfig.of({"topology": "one-peer:16", "algorithm": "dmsgd"})
+    file = tmp_path / "two.turns"
+    file.write_text("0 1\n---\n1 2\n")
+    assert count_agents(f"turns:{file}") == count_agents("matchings:path:3") == 3
+    with pytest.raises(GraphError, match="not of the form"):
+        count_agents("base:8")
 
 
 def test_the_command_shows_what_a_period_does(capsys: pytest.CaptureFixture[str]) -> None:

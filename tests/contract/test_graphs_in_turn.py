@@ -1,0 +1,171 @@
+"""Graphs that take turns give the same numbers in every runtime, and nothing else is sent.
+
+The reference goes from agent to agent with `Node`, as every runtime does, and sums in the same
+order: numbers are equal to the bit. `simulate` multiplies matrices, so it is equal to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from flwr.app import Message, RecordDict
+from numpy.typing import NDArray
+from support.apps import flat, numpy_app, quadratic, quadratic_step, start_arrays
+from support.grid import LocalGrid
+
+from flower_dhb import (
+    Algorithm,
+    HeavyBall,
+    Node,
+    SafeguardedHeavyBall,
+    ServerlessStrategy,
+    Topology,
+    consensus_mod,
+    simulate,
+)
+from flower_dhb.flower.arrays import named_arrays
+from flower_dhb.topology.turns import Graphs, parse_graphs, share_every
+from flower_dhb.types import Layout
+
+N, D, ROUNDS, RATE = 7, 5, 9, 0.05
+IRREGULAR = [(0, 1), (1, 2), (2, 3), (3, 0), (0, 4), (4, 5), (0, 6), (2, 6)]
+GENTLE = HeavyBall(momentum=0.3)  # more goes on for too long between two exchanges
+
+GRAPHS: dict[str, Graphs] = {
+    "base": parse_graphs("base:7:1"),
+    "matchings": parse_graphs("random-pairs:7:5:3"),  # one agent is left out in each round
+    "rare": share_every(Topology.from_edges(IRREGULAR), 3),  # type: ignore[dict-item]
+    "both": share_every(parse_graphs("base:7:2"), 2),  # type: ignore[dict-item]
+}
+RULES = [GENTLE, HeavyBall(momentum=0.3, form="tracking"), SafeguardedHeavyBall()]
+
+
+def node_by_node(graphs: Graphs, rule: Algorithm, rounds: int) -> NDArray[np.float64]:
+    """The agents' final parameters, one agent after the other."""
+    curvature, center = quadratic(N, D)
+    initial = named_arrays(start_arrays(D)[0])
+    layout = Layout.of(initial)
+    snapshots = {}
+    for k in range(1, rounds + 1):
+        graph, nodes, payloads = graphs.at(k), {}, {}
+        for v in range(N):
+            row = graph.row(v)
+            weights = {j: float(row[j]) for j in sorted((v, *graph.neighbors(v)))}
+            node = Node.start(v, rule, weights, layout, initial)
+            if v in snapshots:
+                node = Node(v, rule, weights, layout, snapshots[v])
+            x = np.concatenate([array.ravel() for array in node.arrays().values()])
+            z = quadratic_step(x, curvature[v], center[v], RATE)
+            names = list(initial)
+            trained = {names[0]: z[:2].reshape(1, 2), names[1]: z[2:]}
+            nodes[v], payloads[v] = node, node.adapt(k, trained)
+        for v, node in nodes.items():
+            for j in node.neighbors:
+                node.offer(j, k, payloads[j])
+            node.combine()
+            snapshots[v] = node.snapshot
+    return np.stack([snapshots[v].state.parameters for v in range(N)])
+
+
+def run(graphs: Graphs, rule: Algorithm = GENTLE, rounds: int = ROUNDS, **grid: object):
+    """A run of the relay."""
+    app = numpy_app(N, D, rate=RATE, mods=[consensus_mod])
+    found = LocalGrid(app, N, **grid)  # type: ignore[arg-type]
+    strategy = ServerlessStrategy(graphs, rule, evaluate_every=4, collect_models=True)
+    return found, strategy.start(found, start_arrays(D)[0], rounds)
+
+
+def models(result) -> NDArray[np.float64]:
+    return np.stack([flat(result.models[v]) for v in range(N)])
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name + str(rule.vectors))
+@pytest.mark.parametrize("name", GRAPHS)
+def test_the_relay_has_the_numbers_of_node_by_node_and_of_simulate(
+    name: str, rule: Algorithm
+) -> None:
+    _, result = run(GRAPHS[name], rule)
+    np.testing.assert_array_equal(models(result), node_by_node(GRAPHS[name], rule, ROUNDS))
+    if not rule.products:
+        curvature, center = quadratic(N, D)
+        step: Callable[..., NDArray[np.float64]] = lambda x, _: quadratic_step(  # noqa: E731
+            x, curvature, center, RATE
+        )
+        expected = simulate(rule, GRAPHS[name], start_arrays(D)[1], step, ROUNDS)[-1]
+        np.testing.assert_allclose(models(result), expected, rtol=0, atol=1e-13)
+    assert not result.warnings
+    assert not any(record.events or record.missing for record in result.history)
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_only_what_is_due_is_uploaded_and_carried(name: str) -> None:
+    grid, result = run(GRAPHS[name])
+    graphs, uploaded, size = GRAPHS[name], {}, 0
+    for vertex, reply in grid.replies:
+        payload = reply.content.array_records.get("flower_dhb.payload")
+        if payload is not None:
+            size = len(payload["payload"].data)
+            uploaded.setdefault(int(reply.metadata.group_id), set()).add(vertex)
+    carried = {}
+    for vertex, message in grid.messages:
+        payloads = message.content.array_records.get("flower_dhb.payloads")
+        if payloads is not None and message.metadata.message_type == "train":
+            carried[message.metadata.group_id, vertex] = {int(j) for j in payloads}
+        assert "flower_dhb.rejoin" not in message.content
+    for record in result.history:
+        k, graph = record.round, graphs.at(record.round)
+        due = {v: graph.neighbors(v) for v in range(N) if graph.neighbors(v)}
+        assert uploaded.get(k, set()) == set(due)
+        assert record.bytes_by_agent == {v: size * len(due.get(v, ())) for v in range(N)}
+        assert record.bytes_sent == 2 * size * len(graph.edges)
+        if k < ROUNDS and k % 4:  # else the evaluation of round k has combined them
+            assert {v: carried.get((str(k + 1), v), set()) for v in range(N)} == {
+                v: set(due.get(v, ())) for v in range(N)
+            }
+
+
+def test_an_agent_that_misses_a_round_is_missing_to_those_that_it_was_due_to() -> None:
+    """A lost answer costs the edges of its round, and no other; the mean is kept."""
+
+    def intercept(vertex: int, message: Message) -> Exception | None:
+        lost = vertex == 0 and message.metadata.group_id == "4"
+        return RuntimeError("broken") if lost and message.metadata.message_type == "train" else None
+
+    _, result = run(GRAPHS["base"], intercept=intercept)
+    missing = {record.round: record.missing for record in result.history if record.missing}
+    assert missing == {4: [0]}
+    assert result.history[3].bytes_by_agent.keys() == set(range(1, N))
+
+
+@pytest.mark.parametrize(("name", "at"), [("base", 5), ("rare", 5), ("rare", 2)])
+def test_a_state_that_is_lost_is_begun_again_from_neighbors_of_other_rounds(
+    name: str, at: int
+) -> None:
+    """Or from the start, while nobody has sent anything yet (round 2 of a graph of every third)."""
+    _, whole = run(GRAPHS[name])
+    grids: list[LocalGrid] = []
+
+    def intercept(vertex: int, message: Message) -> Exception | None:
+        if vertex == 4 and message.metadata.group_id == str(at):
+            for context in grids[0].contexts.values():
+                if int(context.node_config["partition-id"]) == 4:
+                    context.state = RecordDict()
+        return None
+
+    app = numpy_app(N, D, rate=RATE, mods=[consensus_mod])
+    grids.append(LocalGrid(app, N, intercept=intercept))
+    strategy = ServerlessStrategy(GRAPHS[name], GENTLE, collect_models=True)
+    result = strategy.start(grids[0], start_arrays(D)[0], ROUNDS)
+    rejoined = [record.round for record in result.history if record.rejoined]
+    assert rejoined, [record.events for record in result.history]
+    assert rejoined[0] <= at + 1
+    assert not result.history[-1].missing
+    apart = np.abs(models(result) - models(whole)).max()
+    assert 0.0 < apart < np.abs(models(whole) - start_arrays(D)[1]).max()
+
+
+def test_direct_rounds_refuse_them_by_name() -> None:
+    with pytest.raises(Exception, match="'base:7:1' has another graph in each round"):
+        ServerlessStrategy(GRAPHS["base"], GENTLE, transport="direct")
