@@ -22,6 +22,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     create.add_argument("--app", type=Path, default=Path(), help="directory of the Flower App")
     create.add_argument("--out", type=Path, required=True, help="directory to write")
     create.add_argument("--topology", help="such as torus:3x3; else the app's run config says")
+    create.add_argument(
+        "--share-every", type=int, metavar="ROUNDS", help="from one exchange to the next"
+    )
     create.add_argument("--weights", help="such as metropolis; else the app's run config says")
     create.add_argument("--hosts", type=Path, help="TOML file of devices; else all on this machine")
     create.add_argument("--rounds", type=int, help="number of rounds")
@@ -94,9 +97,10 @@ def _create(arguments: argparse.Namespace) -> int:
     check_days(arguments.days)
     check_days(arguments.authority_days, "--authority-days")
     overrides = pairs(arguments.run_config, "--run-config")
-    for key in ("topology", "weights", "rounds"):
-        if getattr(arguments, key) is not None:
-            overrides[key] = getattr(arguments, key)
+    for key in ("topology", "weights", "share-every", "rounds"):
+        value = getattr(arguments, key.replace("-", "_"))
+        if value is not None:
+            overrides[key] = value
     if arguments.hosts is not None:
         hosts = mesh.read_hosts(arguments.hosts)
     else:

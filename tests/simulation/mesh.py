@@ -11,7 +11,7 @@ from flower_dhb.peer.protocol.edition import Edition
 
 from .field import PRIME
 
-__all__ = ["Mesh", "changed"]
+__all__ = ["Mesh", "changed", "turns_of"]
 
 Pair = tuple[int, int]
 
@@ -22,7 +22,8 @@ _KINDS = ("weights", "add edge", "drop edge", "join", "join", "leave", "leave", 
 class Mesh:
     """One edition for all agents. weights: symmetric field elements, by edge (smaller first).
 
-    kinds: what has changed since the edition before.
+    kinds: what has changed since the edition before. turns: the edges of each round of a period;
+    none where all have their turn in every round.
     """
 
     number: int
@@ -32,6 +33,7 @@ class Mesh:
     weights: dict[Pair, int]
     members_since: int = 1
     kinds: tuple[str, ...] = ()
+    turns: tuple[frozenset[Pair], ...] = ()
 
     @cached_property
     def rows(self) -> dict[int, Edition]:
@@ -45,11 +47,27 @@ class Mesh:
     def _row(self, v: int) -> Edition:
         ends = sorted(i if j == v else j for i, j in self.weights if v in (i, j))
         about = self.number, self.begins, self.rounds, tuple(ends)
-        return Edition(*about, v in self.members, self.members_since)
+        turns = tuple(tuple(j for j in ends if _pair((v, j)) in edges) for edges in self.turns)
+        return Edition(*about, v in self.members, self.members_since, turns if ends else ())
 
-    def weight(self, i: int, j: int) -> int:
-        """Of an edge that this edition has."""
-        return self.weights[min(i, j), max(i, j)]
+    def weight(self, i: int, j: int, round: int) -> int:
+        """Of an edge that this edition has; another one at each place of the period."""
+        place = (round - 1) % len(self.turns) if self.turns else 0
+        return self.weights[min(i, j), max(i, j)] * (place + 1) % PRIME
+
+
+def turns_of(rng: Random, weights: dict[Pair, int]) -> tuple[frozenset[Pair], ...]:
+    """Rounds of a period, in which each edge has its turn: divided, rare, or anyhow."""
+    kind, edges = rng.choice(("divided", "rare", "both", "anyhow")), sorted(weights)
+    length = rng.randint(2, 4)
+    rounds: list[set[Pair]] = [set() for _ in range(length)]
+    for edge in edges:
+        rounds[-1 if kind == "rare" else rng.randrange(length)].add(edge)
+        if kind == "anyhow" and rng.random() < 0.5:
+            rounds[rng.randrange(length)].add(edge)
+    if kind == "both":
+        rounds = [found for shared in rounds for found in (set(), shared)]
+    return tuple(frozenset(found) for found in rounds)
 
 
 def changed(rng: Random, before: Mesh, size: int, most: int) -> Mesh:
@@ -93,7 +111,9 @@ def changed(rng: Random, before: Mesh, size: int, most: int) -> Mesh:
         kinds.append(kind)
     number = before.number + 1
     since = number if members != before.members else before.members_since
-    return Mesh(number, begins, rounds, frozenset(members), weights, since, tuple(kinds))
+    turns = turns_of(rng, weights) if before.turns else ()
+    about = number, begins, rounds, frozenset(members), weights, since, tuple(kinds)
+    return Mesh(*about, turns)
 
 
 def _pair(ends: list[int] | Pair) -> Pair:

@@ -8,7 +8,7 @@ from random import Random
 from flower_dhb.peer.protocol.settings import Config, Timing
 
 from .field import PRIME
-from .mesh import Mesh, changed
+from .mesh import Mesh, changed, turns_of
 from .profiles import CAMPAIGN, PROFILES, Profile
 
 __all__ = ["Fault", "Pace", "Path", "Plan", "profile_of"]
@@ -75,7 +75,9 @@ class Plan:
         self.weights = {edge: rng.randrange(1, PRIME) for edge in self.edges}
         self.origin = rng.randint(0, odds.origin) if odds.origin else 0
         self.rounds = self.origin + rng.randint(*odds.rounds)
-        first = Mesh(1, 1, self.rounds, frozenset(range(self.size)), self.weights)
+        turns = turns_of(rng, self.weights) if odds.turns and rng.random() < odds.turns else ()
+        members = frozenset(range(self.size))
+        first = Mesh(1, 1, self.rounds, members, self.weights, turns=turns)
         self.meshes = [first]
         self.joined = [1] * self.size
         if odds.editions:

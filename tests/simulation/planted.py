@@ -143,8 +143,8 @@ def _older_state(original: Any) -> Any:
 
 
 def _uneven_weights(original: Any) -> Any:
-    def weights(self: Host, number: int) -> dict[int, int]:
-        return {j: w + (self.vertex == 0) for j, w in original(self, number).items()}
+    def weights(self: Host, number: int, round: int) -> dict[int, int]:
+        return {j: w + (self.vertex == 0) for j, w in original(self, number, round).items()}
 
     return weights
 
@@ -172,8 +172,8 @@ def _same_to_all(_original: Any) -> Any:
 
 
 def _newest_weights(original: Any) -> Any:
-    def weights(self: Host, number: int) -> dict[int, int]:
-        return {**original(self, number), **original(self, max(self.known))}
+    def weights(self: Host, number: int, round: int) -> dict[int, int]:
+        return {**original(self, number, round), **original(self, max(self.known), round)}
 
     return weights
 

@@ -108,10 +108,10 @@ class Host:
         self.world.watch.began(self)
         self.process.start()
 
-    def weights(self, number: int) -> dict[int, int]:
-        """Mixing weights of an edition of the mesh, by neighbor."""
+    def weights(self, number: int, round: int) -> dict[int, int]:
+        """Mixing weights of a round in an edition of the mesh, by neighbor."""
         mesh = self.world.plan.meshes[number - 1]
-        return {j: mesh.weight(self.vertex, j) for j in mesh.row(self.vertex).neighbors}
+        return {j: mesh.weight(self.vertex, j, round) for j in mesh.row(self.vertex).due(round)}
 
     def editions(self) -> Config:
         """What a process knows when it begins: its disk's editions that are not over."""
@@ -576,8 +576,9 @@ class Process:
         plan = world.plan
         world.watch.rounds_go_up(host, effect.round)
         world.watch.nobody_is_left_out(self, effect)
+        weights = host.weights(effect.edition, effect.round)
         self.ready, moved = host.state.combined(
-            effect.round, host.weights(effect.edition), effect.payloads, early=plan.early
+            effect.round, weights, effect.payloads, early=plan.early
         )
         world.watch.combined(self, effect, moved, self.ready)
         seconds = host.pace.combine_s * (0.9 + 0.2 * world.random())

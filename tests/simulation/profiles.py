@@ -11,18 +11,17 @@ __all__ = ["CAMPAIGN", "PROFILES", "Profile"]
 class Profile:
     """How a schedule is drawn. Rates are expected numbers per agent or edge and run.
 
-    crashes, stops, pauses: per agent. cuts: per edge. late_start: share of agents that begin
-    late. third: chance that a third of the fleet goes down at once, once or twice. never:
-    share of crashes without a restart. late_return: share of restarts after everybody else
-    has finished. old_disk, no_disk: share of restarts with an earlier write, or with none.
-    twins: chance of a second live instance. liar: chance that one agent lies. failures: share
-    of trainings that fail. slow: share of agents that train ten times slower. wild: time
-    limits over three decades, whether they make sense or not. dense: chance of 30 neighbors.
-    early, conserves: share of runs whose rule is of that kind. revivals: per agent, of those that
-    have finished. editions: of the mesh, at most, that follow the first; early_news: all learn of
-    each long before it begins. origin: the round after which the run begins, at most. agents,
-    rounds: least and most, rounds after the origin. seconds: of a round, as powers of
-    10.
+    crashes, stops, pauses: per agent. cuts: per edge. late_start: share of agents that begin late.
+    third: chance that a third of the fleet goes down at once, once or twice. never: share of
+    crashes without a restart. late_return: share of restarts after everybody else has finished.
+    old_disk, no_disk: share of restarts with an earlier write, or with none. twins: chance of a
+    second live instance. liar: chance that one agent lies. failures: share of trainings that fail.
+    slow: share of agents that train ten times slower. wild: time limits over three decades, whether
+    they make sense or not. dense: chance of 30 neighbors. early, conserves: share of runs whose
+    rule is of that kind. revivals: per agent, of those that have finished. editions: of the mesh,
+    at most, that follow the first; early_news: all learn of each long before it begins. turns:
+    share of runs whose edges take turns. origin: the round after which the run begins, at most.
+    agents, rounds: least and most, rounds after the origin. seconds: of a round, as powers of 10.
     """
 
     crashes: float = 0.0
@@ -47,6 +46,7 @@ class Profile:
     revivals: float = 0.0
     editions: int = 0
     early_news: bool = False
+    turns: float = 0.0
     origin: int = 0
     agents: tuple[int, int] = (2, 6)
     rounds: tuple[int, int] = (3, 16)
@@ -136,6 +136,35 @@ PROFILES["segments"] = Profile(
     no_disk=0.5,
     conserves=0.3,
 )
+
+# Edges that take turns, so that agents may be some rounds apart, and rounds in which nobody shares.
+PROFILES |= {
+    "turns": Profile(
+        turns=1.0,
+        crashes=1.0,
+        cuts=0.7,
+        pauses=0.2,
+        late_start=0.1,
+        late_return=0.1,
+        no_disk=0.1,
+        failures=0.02,
+        broken=0.005,
+        conserves=0.3,
+        revivals=0.1,
+        rounds=(6, 30),
+    ),
+    "turned": Profile(
+        turns=1.0,
+        editions=3,
+        conserves=0.3,
+        crashes=0.5,
+        cuts=0.5,
+        late_return=0.1,
+        never=0.03,
+        wild=0.1,
+        rounds=(6, 24),
+    ),
+}
 
 CAMPAIGN = tuple(name for name in PROFILES if name not in ("dense", "sprint"))
 """Taken by turns; the others are large, and each has two seeds in a hundred."""

@@ -509,13 +509,13 @@ class Watch:
         core = process.core
         if core.phase is not Phase.WAITING or core.round <= core.closed:
             return
-        due = self.world.plan.meshes[process.edition - 1].row(process.vertex).neighbors
+        due = self.world.plan.meshes[process.edition - 1].row(process.vertex).due(core.round)
         for j, edge in core.edges.items():
             if edge.stage.open and j not in due:
                 raise ViolationError(
                     "due",
                     f"agent {process.vertex} waits in round {core.round} for {j}, which edition "
-                    f"{process.edition} does not make its neighbor",
+                    f"{process.edition} does not make its neighbor in this round",
                 )
 
     def nobody_is_left_out(self, process: Process, effect: Combine) -> None:
@@ -600,7 +600,7 @@ class Watch:
                     f"agent {process.vertex} says that it was alone since round {since}; in fact "
                     f"since {mixed}",
                 )
-        elif rounds - mixed > _FEW:
+        elif process.core.near.present.shared_rounds(mixed, rounds) > _FEW:
             raise ViolationError(
                 "fresh or marked",
                 f"agent {process.vertex} ends round {rounds} as if it were not alone; no neighbor "

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,7 @@ class Editions:
             rounds=base.rounds,
             neighbors=base.neighbors,
             members_since=base.members_since,
+            turns=_turns(base.vertex, base.turns),
         )
         return (first, *(self._of(document) for document in self._known()))
 
@@ -107,6 +108,7 @@ class Editions:
             neighbors=document.neighbors(vertex),
             member=vertex in document.vertices,
             members_since=document.members_since,
+            turns=_turns(vertex, document.rows(vertex)),
         )
 
     # --- what comes ---------------------------------------------------------------------------
@@ -179,6 +181,11 @@ class Editions:
             self._monitor.warning("damaged", why=why)
             return
         self._documents = {d.number: d for d in documents if d.number > self._base.edition}
+
+
+def _turns(vertex: int, rows: Sequence[Mapping[int, float]]) -> tuple[tuple[int, ...], ...]:
+    """Who is due in each round of a period."""
+    return tuple(tuple(sorted(set(row) - {vertex})) for row in rows)
 
 
 def _digest(graph: str, begins: int, rounds: int) -> str:

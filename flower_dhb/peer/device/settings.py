@@ -177,6 +177,13 @@ class PeerSettings:
     """Number of the mesh's edition that this file is of. Allowed: 1 or more."""
     begins: int = 1
     """The first round of that edition. Unit: rounds. Allowed: 1 or more."""
+    turns: tuple[Mapping[int, float], ...] = ()
+    """Which neighbors are due in the rounds of a period, of graphs that take turns.
+
+    An array of tables, one a round; round k has the table (k - 1) modulo their number. Each has
+    `own-weight`, and `weights` by neighbor; an empty one means that the device keeps to itself in
+    that round. Without the key all neighbors are due in every round.
+    """
     members_since: int = 1
     """Since which edition the members are the same.
 
@@ -209,6 +216,12 @@ class PeerSettings:
                 f"vertex {self.vertex}: neighbors {sorted(neighbors - set(self.dial))} dial it, "
                 "but it has no 'listen' address"
             )
+        for at, row in enumerate(self.turns):
+            if not set(row) <= set(self.weights) or not abs(sum(row.values()) - 1.0) <= 1e-9:
+                raise ConfigError(
+                    f"vertex {self.vertex}: turn {at + 1} has the weights {dict(row)}; expected "
+                    "its own and those of some neighbors, which sum to 1"
+                )
         for name, least in _INTEGERS.items():
             value = getattr(self, name)
             if type(value) is not int or value < least:
@@ -244,6 +257,14 @@ class PeerSettings:
     def neighbors(self) -> tuple[int, ...]:
         """Vertices that it exchanges payloads with, ascending."""
         return tuple(sorted(set(self.weights) - {self.vertex}))
+
+    def row(self, round: int) -> Mapping[int, float]:
+        """Mixing weights of a round by vertex, its own and those of the neighbors that are due."""
+        return self.turns[(round - 1) % len(self.turns)] if self.turns else self.weights
+
+    def due(self, round: int) -> tuple[int, ...]:
+        """Neighbors that are due in a round, ascending."""
+        return tuple(sorted(set(self.row(round)) - {self.vertex}))
 
     def protocol(self, editions: tuple[Edition, ...], *, early: bool) -> Config:
         """All that the protocol must know.
@@ -291,6 +312,7 @@ class PeerSettings:
             rounds=edition.rounds,
             evaluate_every=edition.evaluate_every,
             weights=edition.row(self.vertex),
+            turns=edition.rows(self.vertex),
             dial=edition.dial(self.vertex),
             graph=edition.graph,
             names={j: name for j, name in names.items() if name is not None},
@@ -326,6 +348,7 @@ class PeerSettings:
         weights = {n["vertex"]: float(n["weight"]) for n in neighbors}
         weights[vertex] = float(values.pop("own-weight"))
         names = {n["vertex"]: n["name"] for n in neighbors if "name" in n}
+        values["turns"] = tuple(_turn(vertex, turn) for turn in values.get("turns", ()))
         if "name" in values:
             names[vertex] = values.pop("name")
         tls, plaintext = values.pop("tls", None), values.pop("plaintext", False)
@@ -371,6 +394,15 @@ _REQUIRED = {
     for f in fields(PeerSettings)
     if f.default is MISSING and f.default_factory is MISSING and f.name != "weights"
 }
+
+
+def _turn(vertex: int, table: Mapping[str, Any]) -> dict[int, float]:
+    """A round's weights by vertex, from a table of `turns`."""
+    for key in table:
+        if key not in ("own-weight", "weights"):
+            raise ConfigError(unknown("key of a turn", key, ("own-weight", "weights")))
+    near = {int(j): float(weight) for j, weight in table.get("weights", {}).items()}
+    return dict(sorted({**near, vertex: float(table.get("own-weight", 1.0))}.items()))
 
 
 def _rule(config: Mapping[str, Any], app: Path, policy: Policy) -> Algorithm:

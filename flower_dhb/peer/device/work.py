@@ -158,7 +158,7 @@ class Work:
         evaluate = self._evaluates(label, now)
         measure = self._part is not None and label in self._part.measured
         combined = self._app.combine(
-            k, payloads, evaluate=evaluate, weights=now.weights, measure=measure
+            k, payloads, evaluate=evaluate, weights=now.row(label), measure=measure
         )
         for text in combined.refused:
             self._monitor.count("refused.agent")
@@ -169,7 +169,7 @@ class Work:
             self._tell = [
                 partial(write, label, k, done.frame, received, before, after, task.edition)
             ]
-        missing = [j for j in now.neighbors if j not in received]
+        missing = [j for j in now.due(label) if j not in received]
         metrics = {"train": dict(done.metrics), "evaluate": dict(combined.metrics)}
         flat = {**metrics["train"], **metrics["evaluate"]}
         self._progress.metrics |= {
@@ -307,8 +307,8 @@ def _sources(
 ) -> tuple[dict[int, tuple[int, Bytes]], Mapping[int, float]]:
     """Whose payloads an agent begins again from, and the weights by which it does.
 
-    They are those of its edition. Where only neighbors of another edition are there, all of them
-    weigh the same.
+    They are those of its edition, of a period the mean. Where only neighbors of another edition are
+    there, all of them weigh the same.
     """
     near = {j: found for j, found in newest.items() if j in now.weights}
     if near:

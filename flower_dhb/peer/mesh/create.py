@@ -30,7 +30,7 @@ from flower_dhb.peer.mesh.overview import overview_of
 from flower_dhb.peer.watch.editions import FOLDER as EDITIONS
 from flower_dhb.peer.watch.editions import edition_name
 from flower_dhb.peer.wire.address import parse_address
-from flower_dhb.peer.wire.edition import MeshEdge, MeshEdition, MeshVertex
+from flower_dhb.peer.wire.edition import MeshEdge, MeshEdition, MeshTurn, MeshVertex
 from flower_dhb.peer.wire.identity import OPERATOR
 from flower_dhb.runs.config import RunConfig, known_keys
 from flower_dhb.topology.graph import Topology
@@ -173,7 +173,7 @@ def create_mesh(plan: MeshPlan) -> list[Path]:
     _check_keys(plan, defaults)
     values = {**defaults, **plan.overrides}
     config = RunConfig.of(values, str(plan.app))
-    topology = config.topology
+    topology = config.topology.together
     hosts = _placed(plan.hosts, topology)
     check_addresses(hosts)
     if plan.plaintext:
@@ -354,7 +354,7 @@ def _first_edition(
     hosts: Mapping[int, Host],
     ends: Mapping[tuple[int, int], int],
 ) -> MeshEdition:
-    topology = config.topology
+    topology, period = config.topology.together, len(config.topology.graphs)
     matrix = topology.mixing_matrix
     names = {v: None if label == v else str(label) for v, label in enumerate(topology.labels)}
     return MeshEdition(
@@ -365,7 +365,19 @@ def _first_edition(
         vertices={v: MeshVertex(names[v], host.address) for v, host in sorted(hosts.items())},
         edges=tuple(MeshEdge(a, b, float(matrix[a, b]), ends[a, b]) for a, b in topology.edges),
         own_weights={v: float(w) for v, w in enumerate(matrix.diagonal())},
+        turns=tuple(_turn(config.topology.shared(k)) for k in range(1, period + 1))
+        if period > 1
+        else (),
     )
+
+
+def _turn(graph: Topology) -> MeshTurn:
+    """One round of a period."""
+    weights = graph.edge_weights
+    pairs = zip(weights.ends.tolist(), weights.edge.tolist(), strict=True)
+    edges = {(a, b): weight for (a, b), weight in pairs}
+    own = weights.own.tolist()
+    return MeshTurn(edges, {v: own[v] for v in sorted({v for edge in edges for v in edge})})
 
 
 def _app_document(app: Path) -> dict[str, Any]:

@@ -89,6 +89,7 @@ def peer_document(
         "evaluate-every": edition.evaluate_every,
         "own-weight": row[vertex],
         "neighbors": neighbors,
+        **_turns(edition, vertex),
         "graph": edition.graph,
         **device,
         "node-config": node_config,
@@ -106,6 +107,15 @@ def peer_document(
     except ConfigError as error:
         raise ConfigError(f"peer.toml of vertex {vertex}: {error}") from None
     return document
+
+
+def _turns(edition: MeshEdition, vertex: int) -> dict[str, Any]:
+    """A vertex's weights in each round of a period, where there is one."""
+    tables: list[dict[str, Any]] = []
+    for row in edition.rows(vertex):
+        near = {str(j): weight for j, weight in row.items() if j != vertex}
+        tables.append({"own-weight": row[vertex], "weights": near} if near else {})
+    return {"turns": tables} if tables else {}
 
 
 def _name(edition: MeshEdition, vertex: int) -> dict[str, str]:

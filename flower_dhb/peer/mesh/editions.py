@@ -328,6 +328,12 @@ def _weights(
     same = [(e.a, e.b) for e in before.edges] == list(pairs)
     if same and set(vertices) == set(before.vertices) and scheme == folder.document["weights"]:
         return dict(before.own_weights), {(e.a, e.b): e.weight for e in before.edges}
+    if before.turns:
+        raise ConfigError(
+            f"the edges of '{folder.document['topology']}' take turns, and no command gives a "
+            "running mesh other edges or weights then: what can change are rounds, limits and "
+            "addresses; for another graph create a mesh anew, with --start of the model so far"
+        )
     ids = sorted(vertices)
     index = {v: i for i, v in enumerate(ids)}
     try:

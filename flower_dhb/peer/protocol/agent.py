@@ -173,8 +173,12 @@ class Agent:
         return self.mixed if began and self._alone_at(self.closed) else -1
 
     def _alone_at(self, round: int) -> bool:
-        """Whether no neighbor will have had a part lately, if none has one until that round."""
-        return round - self.mixed > _FEW or self.mixed == self.config.origin
+        """Whether no neighbor will have had a part lately, if none has one until that round.
+
+        Only rounds count in which anybody was due.
+        """
+        shared = self.near.present.shared_rounds(self.mixed, round)
+        return shared > (0 if self.mixed == self.config.origin else _FEW)
 
     # --- one entrance -------------------------------------------------------------------
 
@@ -437,6 +441,8 @@ class Agent:
             self._rests = False
             return
         alone = not (open_here and any(edge.agreed for edge in near.edges.values()))
+        if open_here and near.present.neighbors and not near.present.due(near.round):
+            alone = False  # by schedule: nobody is to set the pace
         self._rests = alone and now < self.near.begun + self._pace_s() and not self._falls_back(now)
         if self._rests:
             return

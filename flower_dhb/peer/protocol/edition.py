@@ -5,12 +5,18 @@ agents learn of it at once, so it is not a moment that decides: **the newest edi
 knows, of those that begin by a round, is the edition of its payload of that round**, and two
 payloads count for each other only if they are of the same edition. Whoever learned of it late
 loses a few edges, and never mixes with other weights than the other end.
+
+Of graphs that take turns, an edition says which edges are due in which round, so both ends of an
+edge know the schedule. Between two rounds in which an edge is due its ends may be some rounds
+apart: neither follows the other before it has missed such a round.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import accumulate
 
 from flower_dhb.errors import ConfigError
 
@@ -25,7 +31,9 @@ class Edition:
     meant. rounds: last round of the run. neighbors: of this agent, ascending; none if it is no
     member any more. members_since: the newest edition up to this one in which the set of members
     changed, 1 if it never did: a rule that conserves a sum over all members begins anew there.
-    Raises ConfigError if these contradict each other.
+    turns: which of the neighbors are due in the rounds of a period, round k having the entry
+    (k - 1) modulo their number; none where all are due in every round. Raises ConfigError if these
+    contradict each other.
     """
 
     number: int
@@ -34,6 +42,9 @@ class Edition:
     neighbors: tuple[int, ...]
     member: bool = True
     members_since: int = 1
+    turns: tuple[tuple[int, ...], ...] = ()
+    _places: Mapping[int, tuple[int, ...]] = field(init=False, repr=False, compare=False)
+    _busy: tuple[int, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         who = f"edition {self.number}"
@@ -52,6 +63,52 @@ class Edition:
             raise ConfigError(f"{who}: neighbors {self.neighbors} are not in ascending order")
         if self.neighbors and not self.member:
             raise ConfigError(f"{who}: an agent that is no member has neighbors {self.neighbors}")
+        places: dict[int, list[int]] = {}
+        for at, near in enumerate(self.turns):
+            for j in near:
+                places.setdefault(j, []).append(at)
+        if self.turns and tuple(sorted(places)) != self.neighbors:
+            raise ConfigError(
+                f"{who}: its neighbors are {self.neighbors}, and in turn it meets {sorted(places)}"
+            )
+        object.__setattr__(self, "_places", {j: tuple(found) for j, found in places.items()})
+        busy = accumulate((bool(near) for near in self.turns), initial=0)
+        object.__setattr__(self, "_busy", tuple(busy))
+
+    def due(self, round: int) -> tuple[int, ...]:
+        """The neighbors with whom a round is shared, ascending."""
+        return self.turns[(round - 1) % len(self.turns)] if self.turns else self.neighbors
+
+    def next_due(self, neighbor: int, after: int) -> int:
+        """The first round after another in which an edge is due."""
+        places = self._places.get(neighbor)
+        if places is None:
+            return after + 1
+        whole, at = divmod(after, len(self.turns))  # round `after` + 1 has the entry `at`
+        found = bisect_left(places, at)
+        if found == len(places):
+            whole, found = whole + 1, 0
+        return whole * len(self.turns) + places[found] + 1
+
+    def last_due(self, neighbor: int, before: int) -> int:
+        """The last round before another in which an edge was due; below 1 if there was none."""
+        places = self._places.get(neighbor)
+        if places is None:
+            return before - 1
+        whole, at = divmod(before - 1, len(self.turns))  # the entry of round `before`
+        found = bisect_left(places, at) - 1
+        return whole * len(self.turns) + places[found] + 1 - len(self.turns) * (found < 0)
+
+    def shared_rounds(self, after: int, until: int) -> int:
+        """How many rounds, after one and up to another, are shared with anybody."""
+        if not self.turns:
+            return until - after
+
+        def shared(round: int) -> int:
+            whole, rest = divmod(round, len(self.turns))
+            return whole * self._busy[-1] + self._busy[rest]
+
+        return shared(until) - shared(after)
 
 
 class Editions:

@@ -174,8 +174,13 @@ class Neighborhood(Rounds):
                 self._send(edge, Release(r))
             else:
                 self._send(edge, Ack(r, c.yours))
-        elif self._is_over(edge, r):
+        elif self._is_over(edge, r) and not self._takes_turns(edge, r):
             self._send(edge, Release(r))
+
+    def _takes_turns(self, edge: Edge, round: int) -> bool:
+        """Whether an edge that the mesh has is not due in a round."""
+        edition = self.editions.then(round)
+        return edge.neighbor in edition.neighbors and edge.neighbor not in edition.due(round)
 
     def _forget(self, edge: Edge, hello: Hello) -> None:
         """Drop what was of a life that the neighbor lost: payloads, and acknowledgments."""
@@ -343,7 +348,7 @@ class Neighborhood(Rounds):
         edge.held[r] = (offer, event.payload)
         edge.in_vain = 0
         if not offer.final:
-            edge.patience.arrived(r, now)
+            edge.patience.arrived(r, now, self.editions.then(r).last_due(edge.neighbor, r))
         if r == self.round and not self._joins(edge):
             self._vote(edge)
 

@@ -14,8 +14,9 @@ _MISSES_TO_NOTHING = 5  # 3 % of the deadline: a peer that is gone no longer cos
 class Patience:
     """The deadline for one neighbor's payload, in seconds after one's own was sent.
 
-    It is `factor` times the median time of the neighbor's recent rounds, at least
-    `least_s` and at most `ceiling_s`. Before two rounds in a row were seen, what the neighbor
+    It is `factor` times the median time of the neighbor's recent rounds, for each round since the
+    edge was due last, at least `least_s` and at most `ceiling_s`. Before two such rounds in a row
+    were seen, what the neighbor
     says of its pace stands for it, or else one's own; only without any of these it is the
     ceiling. A neighbor
     that misses it gets half the time in the next round. Being in time halves the count of
@@ -46,19 +47,27 @@ class Patience:
 
     @property
     def deadline_s(self) -> float:
-        """Seconds to wait in the next round."""
+        """Seconds to wait in the next round, where the edge was due in the one before."""
+        return self.deadline_after(1)
+
+    def deadline_after(self, rounds: int) -> float:
+        """Seconds to wait for what comes of so many rounds, which both ends did by themselves."""
         if self.misses > _MISSES_TO_NOTHING:
             return 0.0
         pace = self.usual_s if self.known else self.told_s or self.own_s
         usual = self._ceiling_s
         if self.known or pace > 0.0:
-            usual = min(max(self._factor * pace, self._least_s), self._ceiling_s)
+            usual = min(max(self._factor * pace * rounds, self._least_s), self._ceiling_s)
         return float(usual * 0.5**self.misses)
 
-    def arrived(self, round: int, now: float) -> None:
-        """The neighbor's payload of a round arrived in time. now: monotonic seconds."""
-        if self._last is not None and self._last[0] == round - 1:
-            self._times.append(now - self._last[1])
+    def arrived(self, round: int, now: float, since: int | None = None) -> None:
+        """The neighbor's payload of a round arrived in time. now: monotonic seconds.
+
+        since: the round in which the edge was due before, if not the one before.
+        """
+        before = round - 1 if since is None else since
+        if self._last is not None and self._last[0] == before:
+            self._times.append((now - self._last[1]) / (round - before))
             self.usual_s = float(median(self._times))
         self._last = (round, now)
         self.misses //= 2

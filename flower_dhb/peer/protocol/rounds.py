@@ -6,8 +6,9 @@ says it is further ahead than its pace allows is not followed, unless another sa
 other is connected: one that lies about its round cannot end a run with one message.
 
 Which edges a round has is what the edition of its payload says (`edition.py`). An edge that is not
-due in a round is neither waited for nor missed; one that no present or later edition has is closed
-once both ends know how its last round ended.
+due in a round is neither waited for nor missed, and nothing is sent on it. A neighbor that is ahead
+is followed once it has passed a round in which the edge was due. An edge that no present or later
+edition has is closed once both ends know how its last round ended.
 
 What an agent says of itself in a Hello or beside a payload is what its disk says, never what
 it has decided since: a claim that a crash takes back would leave the two ends of an edge with
@@ -188,7 +189,7 @@ class Rounds:
         )
         if j in self.past:
             edge.restore(self.past.pop(j))
-        if self.current is not None and j not in self.current.neighbors:
+        if self.current is not None and j not in self.current.due(self.open_round):
             edge.stage = Stage.APART  # it has no part in the round that is open
         self.edges = dict(sorted([*self.edges.items(), (j, edge)]))
 
@@ -293,16 +294,20 @@ class Rounds:
         first = self.config.origin + 1
         self._together = self._together or (round == first and not resumed)
         own_s = self.own_pace.usual_s or max(self._last_s, now - self.begun)
-        neighbors = self.present.neighbors
+        edition = self.present
+        due = edition.due(round)
         for edge in self.edges.values():
             edge.patience.own_s = own_s
             for old in [r for r in edge.held if r < round]:
                 del edge.held[old]
             edge.stage = Stage.BOUND if resumed else Stage.IDLE
             edge.acked = edge.lacking = False
-            if edge.neighbor not in neighbors:
+            if edge.neighbor not in due:
                 edge.stage = Stage.APART
-                self._send(edge, Release(round))  # it may wait for this round to join
+                if edge.neighbor not in edition.neighbors or edge.shares == round:
+                    self._send(edge, Release(round))  # it may wait for this round to join
+                elif (missed := edition.last_due(edge.neighbor, round)) > self.closed:
+                    self._send(edge, Release(missed))  # it may wait in that one
             elif edge.closed >= round or edge.done:
                 self._told_lost(edge)
             elif round in edge.held and not self._joins(edge):
@@ -345,7 +350,10 @@ class Rounds:
             return self._shared_at
         timing = self.config.timing
         bound = edge.stage in (Stage.BOUND, Stage.VOTED)  # not ours alone to give up
-        limit_s = timing.ceiling_s if bound else edge.patience.deadline_s
+        limit_s = timing.ceiling_s
+        if not bound:
+            apart = self.round - self.present.last_due(edge.neighbor, self.round)
+            limit_s = edge.patience.deadline_after(apart)
         until = self._shared_at + limit_s
         if self._together and not edge.patience.known:
             late = self._starts_until + limit_s
@@ -515,9 +523,13 @@ class Rounds:
         ahead = [
             e.wants
             for e in due or self.up()
-            if e.wants > self.closed + 1 and not e.seeking and self._follows(e, now)
+            if self._has_passed(e) and not e.seeking and self._follows(e, now)
         ]
         return min(max([self.closed + 1, *ahead]), self.rounds)
+
+    def _has_passed(self, edge: Edge) -> bool:
+        """Whether a neighbor is past the next round that both share, as it waits in that one."""
+        return edge.wants > self.present.next_due(edge.neighbor, self.closed)
 
     def _follows(self, edge: Edge, now: float) -> bool:
         """Whether a neighbor can be where it says it is, as far as this agent can know."""

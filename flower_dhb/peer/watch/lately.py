@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from itertools import islice
 from statistics import median
 
 from flower_dhb.peer.protocol.agent import Agent, Phase
@@ -24,6 +25,7 @@ from flower_dhb.peer.protocol.events import (
 __all__ = ["ROUNDS", "Lately"]
 
 ROUNDS = 20  # that are looked back at
+_LOOKED_AT = 2000  # for that, where most of them are shared with nobody
 # A round that takes longer than all of these stalls. Nothing is known of the first one, in which
 # an app loads its data and compiles.
 _LEAST_STALL_S, _STALLED_ROUNDS, _FIRST_ROUND_S = 30.0, 5.0, 600.0
@@ -69,14 +71,15 @@ class Lately:
         for effect in effects:
             if isinstance(effect, Combine):
                 self._is_new = False
-                self._parts[effect.round] = frozenset(effect.payloads)
+                if self._is_shared(effect.round):
+                    self._parts[effect.round] = frozenset(effect.payloads)
                 for j in effect.payloads:
                     self._note(j, now)
             elif isinstance(effect, Rejoin) and self._is_new:
                 self._since_round = effect.round  # it was away, and is back
         if agent.closed != self._closed:
             self._closed, self._ended_at = agent.closed, now
-            for old in [r for r in self._parts if r <= self._closed - ROUNDS]:
+            for old in sorted(self._parts)[:-ROUNDS]:
                 del self._parts[old]
 
     def _meet(self, now: float) -> None:
@@ -137,11 +140,19 @@ class Lately:
             return [j for j, edge in edges if agent.near.wait_s(edge, now) > 0.0]
         return []
 
-    def rounds(self) -> range:
-        """The newest rounds of the neighborhood that this process could have a part in."""
+    def rounds(self) -> list[int]:
+        """The newest rounds of the neighborhood that this process could have a part in.
+
+        Of graphs that take turns, those in which a neighbor is due.
+        """
         up = [edge.closed for edge in self._agent.edges.values() if edge.up]
         newest = max([self._agent.closed, *up])
-        return range(max(self._since_round, newest - ROUNDS) + 1, newest + 1)
+        back = range(newest, self._since_round, -1)
+        return [*islice((r for r in back[:_LOOKED_AT] if self._is_shared(r)), ROUNDS)][::-1]
+
+    def _is_shared(self, round: int) -> bool:
+        edition = self._agent.near.editions.then(round)
+        return bool(edition.due(round)) or not edition.turns
 
     def took_part(self, neighbor: int | None = None) -> int:
         """In how many of `rounds()` a neighbor's payload counted: any, or that neighbor's."""

@@ -122,7 +122,7 @@ class Replay:
         self._found: list[Finding] = []
         self._doubts: dict[tuple[tuple[int, int], str], Spans] = {}
         self._unseen: dict[tuple[str, str, bool], Spans] = {}
-        self._rows: dict[tuple[int, int], Mapping[int, float] | None] = {}
+        self._rows: dict[tuple[int, int, int], Mapping[int, float] | None] = {}
 
     # --- what comes of it -----------------------------------------------------------------
 
@@ -196,7 +196,7 @@ class Replay:
         self._unseen.setdefault(key, Spans()).add(life.at + 1, k - 1)
 
     def _check_edges(self, vertex: int, k: int, line: Mapping[str, Any]) -> Iterator[Finding]:
-        row = self._row(vertex, line)
+        row = self._row(vertex, k, line)
         if row is None:
             n = line.get("edition", 1)
             yield Finding(vertex, k, f"took part by edition {n}, in which it has no place")
@@ -231,14 +231,16 @@ class Replay:
             text = f"the record of vertex {j} has nothing of it"
             self._miss(_edge(vertex, j), text, k, is_gap=other.covers(k))
 
-    def _row(self, vertex: int, line: Mapping[str, Any]) -> Mapping[int, float] | None:
+    def _row(self, vertex: int, k: int, line: Mapping[str, Any]) -> Mapping[int, float] | None:
         """The weights of a vertex in a round, None if it had none by the edition of that round."""
         number = line.get("edition", 1)
-        if (vertex, number) not in self._rows:
-            edition = self.editions.get(number)
-            has_place = edition is not None and vertex in edition.vertices
-            self._rows[vertex, number] = edition.row(vertex) if edition and has_place else None
-        return self._rows[vertex, number]
+        edition = self.editions.get(number)
+        if edition is None or vertex not in edition.vertices:
+            return None
+        key = vertex, number, (k - 1) % len(edition.turns) if edition.turns else 0
+        if key not in self._rows:
+            self._rows[key] = edition.row_at(vertex, k)
+        return self._rows[key]
 
     def _of(self, vertex: int, k: int) -> Record:
         """The record of the device that was a vertex in a round, as far as one can tell."""
@@ -303,7 +305,7 @@ class Replay:
         outgoing = self.algorithm.outgoing(before, trained)
         if any(not np.array_equal(sent[name], outgoing[name]) for name in sent):
             yield Finding(vertex, k, "sent something else than its rule makes of its training")
-        row = self._row(vertex, line)
+        row = self._row(vertex, k, line)
         payloads: dict[int, Arrays] = {}
         for j in map(int, line["received"]):
             theirs = self._of(j, k).arrays(k, "shared") if j in self.records else None

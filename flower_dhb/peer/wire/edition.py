@@ -2,6 +2,10 @@
 
 It is the body of a bulletin of kind `edition`, the same for all devices; each takes its own
 row. Whatever is in it is checked here, since it came over the wire.
+
+Of graphs that take turns it holds each round of a period, so both ends of an edge know when it is
+due. Its edges are then all that any round has, and their weights the mean over a period, by which a
+device begins again from its neighbors.
 """
 
 from __future__ import annotations
@@ -19,11 +23,11 @@ from flower_dhb.peer.wire.address import parse_address
 from flower_dhb.topology.graph import digest_of
 from flower_dhb.topology.rows import connected_parts
 
-__all__ = ["MeshEdge", "MeshEdition", "MeshVertex", "graph_digest"]
+__all__ = ["MeshEdge", "MeshEdition", "MeshTurn", "MeshVertex", "graph_digest"]
 
 _SUM_TOLERANCE = 1e-12  # as for any mixing matrix
 _INTEGERS = {"number": 1, "begins": 1, "rounds": 1, "evaluate-every": 0, "members-since": 1}
-_OTHERS = ("graph", "vertices", "edges", "own-weights", "timing", "limits")
+_OTHERS = ("graph", "vertices", "edges", "own-weights", "timing", "limits", "turns")
 _OF_VERTEX = ("name", "address")
 
 
@@ -45,13 +49,47 @@ class MeshEdge:
     dials: int
 
 
+@dataclass(frozen=True, slots=True)
+class MeshTurn:
+    """The graph of one round of a period.
+
+    edges: weights by the vertices a < b, ascending. own_weights: of the vertices that have an edge
+    in it; all others keep what they have, with weight 1.
+    """
+
+    edges: Mapping[tuple[int, int], float]
+    own_weights: Mapping[int, float]
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> MeshTurn:
+        """Inverse of `body`."""
+        return cls(
+            {(a, b): weight for a, b, weight in document["edges"]},
+            {_vertex(v): weight for v, weight in document["own-weights"].items()},
+        )
+
+    def body(self) -> dict[str, Any]:
+        """As a document."""
+        return {
+            "edges": [[a, b, weight] for (a, b), weight in sorted(self.edges.items())],
+            "own-weights": {str(v): weight for v, weight in sorted(self.own_weights.items())},
+        }
+
+    def row(self, vertex: int) -> dict[int, float]:
+        """Mixing weights of a vertex by vertex, its own among them."""
+        near = {a + b - vertex: w for (a, b), w in self.edges.items() if vertex in (a, b)}
+        return dict(sorted({**near, vertex: self.own_weights.get(vertex, 1.0)}.items()))
+
+
 @dataclass(frozen=True, kw_only=True)
 class MeshEdition:
     """All that the operator changes in a running mesh, under a number that only grows.
 
     begins: first round for which it is meant. members_since: the edition in which the set of
     vertices changed last. own_weights: of each vertex. timing, limits: keys of these tables of
-    `peer.toml` that hold for all devices, whatever their own file says.
+    `peer.toml` that hold for all devices, whatever their own file says. turns: the rounds of a
+    period, round k having the entry (k - 1) modulo their number; none where all edges are due in
+    every round.
 
     Raises ConfigError if it is not a mesh: see `of`.
     """
@@ -66,11 +104,13 @@ class MeshEdition:
     members_since: int = 1
     timing: Mapping[str, Any] = field(default_factory=dict)
     limits: Mapping[str, Any] = field(default_factory=dict)
+    turns: tuple[MeshTurn, ...] = ()
 
     def __post_init__(self) -> None:
         self._check_numbers()
         self._check_edges()
         self._check_weights()
+        self._check_turns()
 
     # --- what one device takes of it ------------------------------------------------------
 
@@ -78,8 +118,18 @@ class MeshEdition:
         """Neighbors of a vertex, ascending; none of one that is no member."""
         return tuple(sorted(self._near.get(vertex, {})))
 
+    def rows(self, vertex: int) -> tuple[dict[int, float], ...]:
+        """Mixing weights of a vertex in each round of a period; none where all are the same."""
+        return tuple(turn.row(vertex) for turn in self.turns) if vertex in self.vertices else ()
+
+    def row_at(self, vertex: int, round: int) -> dict[int, float]:
+        """Mixing weights of a vertex in a round."""
+        if not self.turns:
+            return self.row(vertex)
+        return self.turns[(round - 1) % len(self.turns)].row(vertex)
+
     def row(self, vertex: int) -> dict[int, float]:
-        """Mixing weights of a vertex by vertex, its own among them."""
+        """Mixing weights of a vertex by vertex, its own among them; the mean over a period."""
         row = {j: edge.weight for j, edge in self._near[vertex].items()}
         return dict(sorted({**row, vertex: self.own_weights[vertex]}.items()))
 
@@ -103,8 +153,11 @@ class MeshEdition:
     @cached_property
     def graph(self) -> str:
         """Digest of vertices, edges and weights; of vertices 0 … n-1 it is the topology's."""
-        edges = {(e.a, e.b): e.weight for e in self.edges}
-        return graph_digest(edges, self.own_weights)
+        if not self.turns:
+            return graph_digest({(e.a, e.b): e.weight for e in self.edges}, self.own_weights)
+        alone = dict.fromkeys(self.vertices, 1.0)
+        digests = (graph_digest(t.edges, {**alone, **t.own_weights}) for t in self.turns)
+        return digest_of(*digests)
 
     # --- as a document ----------------------------------------------------------------------
 
@@ -129,6 +182,7 @@ class MeshEdition:
                 own_weights={_vertex(v): weight for v, weight in body["own-weights"].items()},
                 timing=dict(body["timing"]),
                 limits=dict(body["limits"]),
+                turns=tuple(MeshTurn.of(turn) for turn in body.get("turns", ())),
             )
             if body["graph"] != edition.graph:
                 raise ConfigError(f"its graph is {edition.graph}, and it says {body['graph']}")
@@ -154,6 +208,7 @@ class MeshEdition:
             "own-weights": {str(v): w for v, w in sorted(self.own_weights.items())},
             "timing": dict(self.timing),
             "limits": dict(self.limits),
+            **({"turns": [turn.body() for turn in self.turns]} if self.turns else {}),
         }
 
     # --- checks -----------------------------------------------------------------------------
@@ -207,6 +262,30 @@ class MeshEdition:
         for v, own in self.own_weights.items():
             if not abs(sums[v] + own - 1.0) <= _SUM_TOLERANCE:
                 raise ConfigError(f"the weights of vertex {v} sum to {sums[v] + own}, expected 1")
+
+    def _check_turns(self) -> None:
+        known, met = {(e.a, e.b) for e in self.edges}, set[tuple[int, int]]()
+        for at, turn in enumerate(self.turns):
+            strange = sorted(turn.edges.keys() - known)
+            if strange:
+                raise ConfigError(
+                    f"turn {at + 1} has the edge {strange[0]}, which is none of its own"
+                )
+            if list(turn.edges) != sorted(turn.edges):
+                raise ConfigError(f"the edges of turn {at + 1} are not in ascending order")
+            met |= turn.edges.keys()
+            sums = dict(turn.own_weights)
+            if set(sums) != {v for edge in turn.edges for v in edge}:
+                raise ConfigError(f"turn {at + 1}: its own weights are not of its edges' vertices")
+            for (a, b), weight in turn.edges.items():
+                sums[a], sums[b] = sums[a] + weight, sums[b] + weight
+            for v, total in sums.items():
+                if not abs(total - 1.0) <= _SUM_TOLERANCE:
+                    raise ConfigError(
+                        f"the weights of vertex {v} in turn {at + 1} sum to {total}, expected 1"
+                    )
+        if self.turns and met != known:
+            raise ConfigError(f"edge {sorted(known - met)[0]} has no turn")
 
 
 def graph_digest(edges: Mapping[tuple[int, int], float], own_weights: Mapping[int, float]) -> str:
