@@ -36,7 +36,7 @@ TESTS = [
     f"tests/unit/test_protocol_{name}.py"
     for name in (
         *("edge", "settling", "connection", "waiting", "rounds"),
-        *("absence", "following", "restart", "editions", "docs", "pair"),
+        *("absence", "following", "restart", "editions", "turns", "docs", "pair"),
     )
 ]
 LIMIT_S = 180.0

@@ -15,7 +15,76 @@ def _in(file: str, *broken: tuple[str, str, str]) -> tuple[Mistake, ...]:
 
 EDITIONS = (
     *_in(
+        "rounds.py",
+        (
+            "an edge that is not due in a round is apart",
+            "            if edge.neighbor not in due:\n",
+            "            if edge.neighbor not in edition.neighbors:\n",
+        ),
+        (
+            "who jumps over a round in which an edge was due says so",
+            "                    self._send(edge, Release(missed))  # it may wait in that one\n",
+            "                    pass\n",
+        ),
+        (
+            "who shares a round by another schedule is told that the edge is not due",
+            "if edge.neighbor not in edition.neighbors or edge.shares == round:",
+            "if edge.neighbor not in edition.neighbors:",
+        ),
+        (
+            "a neighbor is followed once it has passed a round that both share",
+            "return edge.wants > self.present.next_due(edge.neighbor, self.closed)",
+            "return edge.wants > self.closed + 1",
+        ),
+        (
+            "who was apart for some rounds is waited for as long as they may take",
+            "return edge.patience.deadline_after(apart)",
+            "return edge.patience.deadline_s",
+        ),
+    ),
+    *_in(
+        "patience.py",
+        (
+            "a pace is that of one round",
+            "self._times.append((now - self._last[1]) / (round - before))",
+            "self._times.append(now - self._last[1])",
+        ),
+    ),
+    *_in(
+        "neighborhood.py",
+        (
+            "nothing is said of a round in which an edge is not due",
+            "elif self._is_over(edge, r) and not self._takes_turns(edge, r):",
+            "elif self._is_over(edge, r):",
+        ),
+    ),
+    *_in(
         "edition.py",
+        (
+            "the first round has the first entry of a period",
+            "return self.turns[(round - 1) % len(self.turns)] if self.turns else self.neighbors",
+            "return self.turns[round % len(self.turns)] if self.turns else self.neighbors",
+        ),
+        (
+            "all neighbors of a period are neighbors",
+            "if self.turns and tuple(sorted(places)) != self.neighbors:",
+            "if False:",
+        ),
+        (
+            "the next round of an edge may be in the next period",
+            "            whole, found = whole + 1, 0\n",
+            "            found = 0\n",
+        ),
+        (
+            "the last round of an edge may be in the period before",
+            "- len(self.turns) * (found < 0)",
+            "",
+        ),
+        (
+            "a round without neighbors is not shared",
+            "busy = accumulate((bool(near) for near in self.turns), initial=0)",
+            "busy = accumulate((1 for near in self.turns), initial=0)",
+        ),
         (
             "the newest edition that has begun holds",
             "return next((e for e in reversed(self.known) if e.begins <= round), None)",
@@ -71,13 +140,13 @@ EDITIONS = (
         "rounds.py",
         (
             "an edge that is not due is not waited for",
-            "                edge.stage = Stage.APART\n                self._send",
-            "                self._send",
+            "                edge.stage = Stage.APART\n                if",
+            "                if",
         ),
         (
             "who waits to join hears how far the others are",
             "                self._send(edge, Release(round))  # it may wait for this round to join\n",
-            "",
+            "                    pass\n",
         ),
         (
             "who has said that it is done takes no part",

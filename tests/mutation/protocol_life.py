@@ -246,13 +246,23 @@ AGENT: tuple[Mistake, ...] = _in(
     ),
     (
         "who never had a neighbor was alone from the start",
-        "return round - self.mixed > _FEW or self.mixed == self.config.origin",
-        "return round - self.mixed > _FEW",
+        "return shared > (0 if self.mixed == self.config.origin else _FEW)",
+        "return shared > _FEW",
     ),
     (
         "a few rounds alone are nothing to speak of",
-        "return round - self.mixed > _FEW or self.mixed == self.config.origin",
-        "return round > self.mixed or self.mixed == self.config.origin",
+        "return shared > (0 if self.mixed == self.config.origin else _FEW)",
+        "return shared > 0",
+    ),
+    (
+        "rounds in which nobody is due make nobody alone",
+        "shared = self.near.present.shared_rounds(self.mixed, round)",
+        "shared = round - self.mixed",
+    ),
+    (
+        "where nobody is due nobody sets the pace",
+        "            alone = False  # by schedule: nobody is to set the pace\n",
+        "            pass\n",
     ),
     ("being alone is said once", "elif not self._alone and self.alone_since", "elif self.alone_since"),
     (
@@ -463,13 +473,13 @@ PATIENCE: tuple[Mistake, ...] = _in(
     ("who returns gets half", "self.misses = min(self.misses, 1)", "self.misses = 0"),
     (
         "a pace is that of rounds in a row",
-        "if self._last is not None and self._last[0] == round - 1:",
+        "if self._last is not None and self._last[0] == before:",
         "if self._last is not None:",
     ),
     (
         "a deadline is no shorter than the least",
-        "max(self._factor * pace, self._least_s)",
-        "self._factor * pace",
+        "max(self._factor * pace * rounds, self._least_s)",
+        "self._factor * pace * rounds",
     ),
     (
         "what a neighbor says of its pace stands for what was not seen",

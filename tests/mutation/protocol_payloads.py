@@ -166,7 +166,7 @@ PAYLOADS: tuple[Mistake, ...] = _in(
     ),
     (
         "a payload in time says the neighbor's pace",
-        "            edge.patience.arrived(r, now)\n",
+        "            edge.patience.arrived(r, now, self.editions.then(r).last_due(edge.neighbor, r))\n",
         "            pass\n",
     ),
     (

@@ -405,8 +405,8 @@ ROUNDS = _in(
     ),
     (
         "who begins again itself leads nobody",
-        "            if e.wants > self.closed + 1 and not e.seeking",
-        "            if e.wants > self.closed + 1",
+        "            if self._has_passed(e) and not e.seeking",
+        "            if self._has_passed(e)",
     ),
     (
         "no label is after the last round",

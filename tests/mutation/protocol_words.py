@@ -278,7 +278,7 @@ WORDS: tuple[Mistake, ...] = _in(
     ),
     (
         "who is in a round that was given up here is told",
-        "elif self._is_over(edge, r):\n"
+        "elif self._is_over(edge, r) and not self._takes_turns(edge, r):\n"
         "            self._send(edge, Release(r))",
         "elif False:\n            self._send(edge, Release(r))",
     ),

@@ -350,10 +350,7 @@ class Rounds:
             return self._shared_at
         timing = self.config.timing
         bound = edge.stage in (Stage.BOUND, Stage.VOTED)  # not ours alone to give up
-        limit_s = timing.ceiling_s
-        if not bound:
-            apart = self.round - self.present.last_due(edge.neighbor, self.round)
-            limit_s = edge.patience.deadline_after(apart)
+        limit_s = timing.ceiling_s if bound else self._patience_s(edge)
         until = self._shared_at + limit_s
         if self._together and not edge.patience.known:
             late = self._starts_until + limit_s
@@ -369,6 +366,11 @@ class Rounds:
                 again = max(again, edge.opened_at + timing.hello_s)
             until = min(until, again)
         return until
+
+    def _patience_s(self, edge: Edge) -> float:
+        """How long a neighbor is waited for after the rounds since the edge was due last."""
+        apart = self.round - self.present.last_due(edge.neighbor, self.round)
+        return edge.patience.deadline_after(apart)
 
     def _arrives_until(self, edge: Edge) -> float:
         """How long a payload that is coming is waited for, past its deadline.

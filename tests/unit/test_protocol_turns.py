@@ -1,0 +1,141 @@
+"""Edges that take turns: who is due in which round, and ends that are some rounds apart."""
+
+import pytest
+
+from flower_dhb.errors import ConfigError
+from flower_dhb.peer.protocol.edition import Edition
+from flower_dhb.peer.protocol.patience import Patience
+from tests.support.protocol import TIMING, End, vertex
+
+
+def turns(*rounds, number=1, begins=1, last=50):
+    """An edition in which these neighbors are due in turn: `b`, `bc`, or nobody."""
+    near = tuple(tuple(vertex(j) for j in each) for each in rounds)
+    together = tuple(sorted({j for each in near for j in each}))
+    return Edition(number, begins, last, together, turns=near)
+
+
+def alone_round(end):
+    """A round in which nobody is due: train, write, combine, save."""
+    return end.do("trained", "journaled"), end.do("combined", "saved")
+
+
+def test_the_schedule_goes_by_rounds_from_one():
+    schedule = turns("b", "", "bc", "c")
+    assert [schedule.due(k) for k in (1, 2, 3, 4, 5, 6)] == [(1,), (), (1, 2), (2,), (1,), ()]
+    for j, after, then, before in (
+        (1, 0, 1, -1),
+        (1, 1, 3, -1),
+        (1, 3, 5, 1),
+        (2, 1, 3, 0),
+        (2, 4, 7, 3),
+    ):
+        assert (schedule.next_due(j, after), schedule.last_due(j, after)) == (then, before), (
+            j,
+            after,
+        )
+    assert [schedule.shared_rounds(a, b) for a, b in ((0, 4), (0, 1), (1, 2), (2, 7), (5, 6))] == [
+        3, 1, 0, 4, 0,
+    ]  # fmt: skip
+    plain = Edition(1, 1, 9, (1, 2))
+    assert (plain.due(7), plain.next_due(2, 7), plain.last_due(2, 7)) == ((1, 2), 8, 6)
+    assert plain.shared_rounds(2, 7) == 5
+    with pytest.raises(
+        ConfigError, match=r"its neighbors are \(1, 2\), and in turn it meets \[1\]"
+    ):
+        Edition(1, 1, 9, (1, 2), turns=((1,), ()))
+
+
+def test_on_an_edge_that_is_not_due_nothing_is_sent_and_nobody_waits():
+    end = End("bc", editions=(turns("b", "c", ""),))
+    assert end.do("trained", "journaled") == ["b: payload a1"]
+    end.do("payload b1 +", "ack b a1")
+    assert end.said()[-1] == "combine 1: b1"
+    end.do("combined", "saved", "trained")
+    assert end.do("journaled") == ["c: payload a2 closed=1"]
+    assert end.do("payload c2 +", "ack c a2")[-1] == "combine 2: c2"
+    end.do("combined", "saved", "trained")
+    assert end.do("journaled")[0] == "combine 3: nobody"  # at once, without a rest
+    assert not end.edge("b").rounds_missed
+    assert end.agent.alone_since == -1
+
+
+def test_a_neighbor_may_be_some_rounds_ahead_and_waits_in_the_round_that_both_share():
+    """`b` shares round 4 while `a` trains round 2: no reason to leave out rounds 2 and 3."""
+    end = End("b", editions=(turns("", "", "", "b"),))
+    alone_round(end)
+    end.do("payload b4 closed=3")
+    assert list(end.edge("b").held) == [4]
+    for k in (2, 3):
+        assert end.do("trained") == [f"journal {k}"]
+        assert end.do("journaled")[0] == f"combine {k}: nobody"
+        end.do("combined", "saved")
+    assert end.do("trained") == ["journal 4"]
+    assert end.do("journaled")[0] == "b: payload a4 closed=3 ack=b4"
+    assert end.do("ack b a4")[-1] == "combine 4: b4"
+
+
+def test_a_neighbor_that_has_passed_a_round_that_both_share_is_followed():
+    end = End("b", editions=(turns("", "", "", "b"),))
+    alone_round(end)
+    end.do("payload b4 closed=3", "release b 4")  # it has ended round 4, and is in the next
+    assert end.do("trained") == ["journal 5 trained as 2"]
+    assert end.edge("b").wants == 5
+
+
+def test_who_jumps_over_a_round_in_which_an_edge_was_due_says_so():
+    """`c` is ahead; `b` waits in round 2, which this agent never comes to."""
+    end = End("bc", editions=(turns("c", "b", "c", ""),))
+    end.do("payload c3 closed=2", "release c 3", "trained")  # the label is round 4
+    assert end.said()[-1] == "journal 4 trained as 1"
+    assert "b: release 2" in end.do("journaled")
+
+
+def test_who_shares_a_round_by_another_edition_is_told_that_the_edge_is_not_due():
+    old, new = turns("b", "b"), turns("", "b", number=2)
+    end = End("b", editions=(old, new))
+    end.do("payload b1", "trained")
+    assert "b: release 1" in end.do("journaled")
+
+
+def test_a_greeting_from_a_round_without_the_edge_is_not_answered_for_it():
+    end = End("bc", editions=(turns("c", "b"),), connected=False)
+    end.do("up c", "up b")
+    end.do("trained", "journaled", "payload c1 +", "ack c a1", "combined", "saved")
+    end.do("down b")
+    end.said()
+    assert "b: release 1" not in end.do("up b round=1 digest=b1")
+
+
+def test_rounds_in_which_nobody_is_due_make_nobody_alone():
+    end = End("b", editions=(turns(*[""] * 9, "b"),))
+    for _ in range(9):
+        alone_round(end)
+        assert end.agent.alone_since == -1
+    end.do("trained", "journaled", "release b 10")
+    end.do("wait 200")
+    assert end.agent.closed == 10
+    assert end.agent.alone_since == 0  # one round was shared, and nobody had a part in it
+
+
+def test_a_neighbor_is_waited_for_as_long_as_the_rounds_since_the_last_may_take():
+    patience = Patience(factor=3.0, least_s=1.0, ceiling_s=100.0)
+    patience.arrived(4, 0.0, since=0)
+    assert not patience.known
+    patience.arrived(8, 8.0, since=4)
+    assert patience.usual_s == 2.0  # of one round
+    patience.arrived(16, 90.0, since=12)  # it has missed one: that says nothing of its pace
+    assert patience.usual_s == 2.0
+    assert (patience.deadline_s, patience.deadline_after(4)) == (6.0, 24.0)
+    assert patience.deadline_after(400) == 100.0
+    end = End("b", editions=(turns("", "b"),), timing=TIMING)
+    for k in (2, 4):
+        end.do("wait 2")
+        alone_round(end)
+        end.do(
+            "wait 2", "trained", "journaled", f"payload b{k} +", f"ack b a{k}", "combined", "saved"
+        )
+    assert end.edge("b").patience.usual_s == 2.0
+    alone_round(end)
+    end.do("trained", "journaled")
+    assert end.agent.next_deadline() - end.now == 12.0  # 3 times 2 rounds of 2 seconds
