@@ -8,13 +8,14 @@ AGENTS ?= 16
 N ?= 1000000
 SEED ?= 0
 JOBS ?= $(shell nproc)
+MERMAID := build/mermaid/node_modules/mermaid/dist/mermaid.min.js
 export FLWR_HOME := $(CURDIR)/.flwr
 export FLWR_TELEMETRY_ENABLED := 0
 export OMP_NUM_THREADS ?= 1
 # Hundreds of processes load the same modules: let the first of them keep what it compiled.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo demo-deployment docs test test-families test-small simulate check lint mutants reference install help
+.PHONY: demo demo-deployment docs pictures test test-families test-small simulate check lint mutants reference install help
 
 help:
 	@echo "make demo         train 16 agents on a ring with no aggregating server"
@@ -27,6 +28,7 @@ help:
 	@echo "make check        lint, types, security scan, fast tests"
 	@echo "make docs         the documentation as a site that opens from the disk: build/docs"
 	@echo "make reference    write docs/reference.md, the page of all keys, from the code"
+	@echo "make pictures     draw the pictures of the docs, those of the demo from its kept rounds"
 	@echo "make mutants      break each rule of the peers' protocol, and see what notices"
 
 demo: install
@@ -80,6 +82,11 @@ docs: install
 
 reference: install
 	@$(BIN)/python -m tests.reference
+
+# DEMO=--demo runs the demo anew first. Mermaid draws the diagrams, in Chromium.
+pictures: install
+	@test -f $(MERMAID) || npm install --silent --no-audit --no-fund --prefix build/mermaid mermaid@11
+	@$(BIN)/python -m tests.pictures --mermaid $(MERMAID) $(DEMO)
 
 install: $(STAMP)
 

@@ -51,6 +51,14 @@ def test_nothing_is_fetched_from_elsewhere(site):
         assert found == [], page
 
 
+def test_diagrams_are_pictures(site):
+    text = (site / "architecture.html").read_text(encoding="utf-8")
+    shown = re.findall(r'<img alt="([^"]+)" src="(images/diagrams/[^"#]+)#only-(light|dark)"', text)
+    assert len(shown) == 4
+    assert all("agent" in words and (site / path).is_file() for words, path, _ in shown)
+    assert "sequenceDiagram" not in text
+
+
 def test_public_names_are_documented(site):
     text = (site / "api.html").read_text(encoding="utf-8")
     errors = {name for name in flower_dhb.__all__ if name.endswith("Error")}
