@@ -33,7 +33,6 @@ from matplotlib.text import Text
 
 from flower_dhb import Topology, draw
 from flower_dhb.figures.runs import convergence_figure
-from tests.support.browser import Browser
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -188,6 +187,8 @@ def draw_all(library: Path | None) -> None:
 
 
 def _draw_diagrams(missing: dict[Path, tuple[str, str]], library: Path | None) -> None:
+    from tests.support.browser import Browser  # of systems that have pipes of their kind
+
     assert library is not None
     with tempfile.TemporaryDirectory() as folder, Browser() as browser:
         page = Path(folder) / "page.html"

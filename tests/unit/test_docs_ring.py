@@ -9,6 +9,9 @@ import pytest
 from flower_dhb import HeavyBall, Topology, simulate
 from flower_dhb.metrics import consensus_distance
 from flower_dhb.topology.planning import rate, stability_limit
+
+pytest.importorskip("fcntl")  # the pipes to the browser need it
+
 from tests.support.browser import CHROMIUM, Browser
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
