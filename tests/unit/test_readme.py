@@ -233,11 +233,13 @@ def known_names(key):
     from clients.networks import NORMALIZATIONS
     from clients.settings import WORKLOADS
     from flower_dhb.algorithms import method, relayed_methods
-    from flower_dhb.topology.forms import FORMS
+    from flower_dhb.topology.forms import FORMS, TURNS
     from flower_dhb.topology.weights import WEIGHTS
 
+    directed = ("directed-one-peer", "one-peer-exponential")  # which no run config can name
+    turns = {t for k, texts in TURNS.items() if k not in directed for t in texts.split(" or ")}
     return {
-        "topology": {form.text for form in FORMS.values()},
+        "topology": {form.text for form in FORMS.values()} | turns,
         "weights": set(WEIGHTS),
         "algorithm": {name for name in relayed_methods() if _ours(method(name))} | {OWN},
         "form": {"displacement", "buffer", "tracking"},
