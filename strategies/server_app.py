@@ -51,6 +51,7 @@ def main(grid: Grid, context: Context) -> None:
         average=False,
         collect_models=config.encryption == "none",
         encryption=config.encryption,
+        compression=config.compression,
         bind_nodes=config.bind_nodes,
         on_round=folder.append,
         checkpoint=folder.checkpoint,

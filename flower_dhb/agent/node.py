@@ -70,8 +70,8 @@ class Snapshot:
     round: the parameters are `x(round)`. statistics: running statistics, `(s,)`.
     local: arrays that never leave the agent. epoch: in which the rule's conserved memory, and
     a pending payload, are. screen: what screening remembers of its neighbors. sent: the memory
-    of a compression. heard: the last public payload of each neighbor, where a compression sends
-    changes of them.
+    of a compression, and the round of the payload that it is of. heard: the last public payload
+    of each neighbor, where a compression sends changes of them.
     """
 
     round: int
@@ -83,6 +83,7 @@ class Snapshot:
     screen: Screen = field(default_factory=Screen)
     sent: Payload = field(default_factory=dict)
     heard: Mapping[int, Payload] = field(default_factory=dict)
+    sent_round: int = 0
 
     @classmethod
     def first(
@@ -215,11 +216,19 @@ class Node:
     # --- a round --------------------------------------------------------------------
 
     def adapt(
-        self, round: int, arrays: Mapping[str, NDArray[Any]], bound: Bound | None = None
+        self,
+        round: int,
+        arrays: Mapping[str, NDArray[Any]],
+        bound: Bound | None = None,
+        *,
+        sends: bool = True,
+        whole: bool = False,
     ) -> Payload:
         """Take the locally trained arrays of a round and return the payload to send.
 
         bound: what the operator's policy makes of the update, before anything else is made of it.
+        sends: whether any neighbor is to have it. whole: whether to send it so that neighbors need
+        to hold nothing for it.
         Raises PayloadError if the arrays are not the model's, not finite, or not what the policy
         can bound, RoundError if the round before has not been combined.
         """
@@ -243,8 +252,9 @@ class Node:
         state = measured(self.algorithm, replace(s.state, round=round - 1), trained)
         pending = Pending(round, trained, statistics, state.measured)
         payload = self._whole(state, pending)
-        if self.compressor is not None:
-            codes = self.compressor.encode(payload, s.sent, round, self.vertex)
+        if self.compressor is not None and sends:
+            known = {} if whole and self.compressor.estimates else s.sent
+            codes = self.compressor.encode(payload, known, round, self.vertex)
             pending = replace(pending, codes=codes)
             payload = self._published(payload, codes, round)
         if self._holds_against:
@@ -270,6 +280,14 @@ class Node:
         codes = self._require_pending().codes
         return None if codes is None else Frame(codes, self.payload(), self._snapshot.sent)
 
+    @property
+    def base(self) -> int:
+        """Of which round's payload the pending one is sent as a change; -1 if it is of none."""
+        pending, compressor = self._require_pending(), self.compressor
+        if compressor is None or not compressor.estimates or pending.codes is None:
+            return -1
+        return self._snapshot.sent_round
+
     def known(self, neighbor: int) -> Payload | None:
         """A neighbor's last public payload, None if it is not here.
 
@@ -279,7 +297,7 @@ class Node:
         s = self._snapshot
         if self.compressor is None or not self.compressor.estimates:
             return None
-        return s.heard.get(neighbor, s.sent if s.round == 0 else None)
+        return s.heard.get(neighbor, s.sent if s.sent_round == 0 else None)
 
     def _published(self, whole: Payload, codes: Codes | None, round: int) -> Payload:
         """What neighbors make of what is sent; running statistics are sent as they are."""
@@ -352,10 +370,8 @@ class Node:
             vectors = {j: p[STATISTICS_VECTOR] for j, p in used.items()}
             vectors[self.vertex] = pending.statistics
             statistics = mixing.weighted_sum(mixing.convex(weights), vectors)
-        sent, heard = self._remember(before, pending)
-        self._snapshot = Snapshot(
-            pending.round, state, statistics, s.local, None, s.epoch, memory, sent, heard
-        )
+        new = Snapshot(pending.round, state, statistics, s.local, None, s.epoch, memory)
+        self._snapshot = self._remember(before, pending, new)
         self._arrived, self._public = {}, None
         return missing
 
@@ -376,18 +392,20 @@ class Node:
             self.algorithm, before, pending.trained, self.vertex, weights, payloads
         )
 
-    def _remember(self, before: State, pending: Pending) -> tuple[Payload, Mapping[int, Payload]]:
-        """What the compression keeps of the round: of the own payload, and of the neighbors'."""
+    def _remember(self, before: State, pending: Pending, new: Snapshot) -> Snapshot:
+        """With what the compression keeps of the round: of the own payload, and the neighbors'."""
         s = self._snapshot
-        if self.compressor is None:
-            return s.sent, s.heard
-        whole, heard = self._whole(before, pending), dict(s.heard)
+        if self.compressor is None or not self.neighbors:  # nothing is sent to anybody
+            return replace(new, sent=s.sent, heard=s.heard, sent_round=s.sent_round)
+        heard = dict(s.heard)
         if self.compressor.estimates:
             names = self.algorithm.vectors
             for j, payload in self._arrived.items():
                 heard[j] = {name: payload[name] for name in names}
             heard = {j: heard[j] for j in sorted(heard) if j in self.weights}
-        return self.compressor.remember(whole, self.payload(), s.sent), heard
+        whole = self._whole(before, pending)
+        sent = self.compressor.remember(whole, self.payload(), s.sent)
+        return replace(new, sent=sent, heard=heard, sent_round=pending.round)
 
     @property
     def _holds_against(self) -> bool:
@@ -489,6 +507,10 @@ class Node:
         if layout.statistics_size:
             statistics = average(STATISTICS_VECTOR)
         snapshot = Snapshot(round, algorithm.start(parameters), statistics, local)
+        if compression.estimates:
+            names = algorithm.vectors
+            heard = {j: {n: p[n] for n in names} for j, p in sorted(payloads.items())}
+            snapshot = replace(snapshot, heard=heard)
         return cls(vertex, algorithm, weights, layout, snapshot, compression)
 
     def _state(self, pending: Pending) -> State:

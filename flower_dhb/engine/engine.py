@@ -21,8 +21,8 @@ from flower_dhb.engine.checkpoint import read, write
 from flower_dhb.engine.guards import Guards, Measured, clipped_matrix
 from flower_dhb.engine.mixer import CHUNK, Mixer
 from flower_dhb.engine.problem import Agents, Problem
-from flower_dhb.engine.publics import Publics, check_compressible, layout_of
-from flower_dhb.engine.reference import Edges, Missing, missing_in
+from flower_dhb.engine.publics import Publics, check_compression
+from flower_dhb.engine.reference import Edges, Missing, missing_in, silent_in
 from flower_dhb.errors import ConfigError, StateError
 from flower_dhb.problems.optimizers import Schedule
 from flower_dhb.topology.directed import DirectedTopology
@@ -30,7 +30,7 @@ from flower_dhb.topology.graph import Topology
 from flower_dhb.topology.planning import check_rule_on
 from flower_dhb.topology.turns import AnyGraph
 from flower_dhb.topology.weights import Matrix
-from flower_dhb.types import Payload, State
+from flower_dhb.types import Layout, Payload, State
 
 __all__ = [
     "AnyTopology",
@@ -138,13 +138,13 @@ class Engine:
             self._guards = Guards(factor, start, common=bool((x == x[:1]).all()))
 
     def _compressed(self, attack: Attack | None) -> Publics | None:
-        check_compressible(self.algorithm, self.compression)
+        check_compression(self.compression, self.algorithm, self.topology)
         if not self.compression.on:
             return None
         if attack is not None:
             raise ConfigError("agents that lie send payloads as they are: compression='none'")
         names = self.algorithm.vectors
-        compressor = Compressor.of(self.compression, names, layout_of(self.problem, self.agents))
+        compressor = Compressor.of(self.compression, names, _layout_of(self.problem, self.agents))
         x = self.agents.parameters
         ready = measured(self.algorithm, State(x, self.memory), x)
         return Publics(compressor, _arrays(self.algorithm.outgoing(ready, x)))
@@ -178,7 +178,7 @@ class Engine:
         self._numbers = measured(self.algorithm, state, self._trained).measured
         if self._publics:
             whole = self.algorithm.outgoing(self._state(slice(None)), self._trained)
-            mixed = self._publics.publish(k, _arrays(whole))
+            mixed = self._publics.publish(k, _arrays(whole), silent_in(self.topology, k))
             self._known = {name: self._tensor(rows) for name, rows in mixed.items()}
         found = self._measure(topology, failing)
         refused = self._guards.screen(k, found) if self._guards and found else set()
@@ -414,6 +414,14 @@ class Engine:
 
 def _arrays(payload: Payload) -> dict[str, NDArray[Any]]:
     return {name: vector.cpu().numpy() for name, vector in payload.items()}
+
+
+def _layout_of(problem: Problem, agents: Agents) -> Layout:
+    """The arrays of a problem's model; one flat array where the problem does not say."""
+    layout = getattr(problem, "layout", None)
+    if isinstance(layout, Layout):
+        return layout
+    return Layout.of({"parameters": agents.parameters[0].cpu().numpy()})
 
 
 def _edges_of(topology: AnyTopology, vertices: Sequence[int]) -> list[tuple[int, int]]:

@@ -13,13 +13,13 @@ from flower_dhb.agent.compression import NONE, Compression, Compressor
 from flower_dhb.algorithms.base import Algorithm
 from flower_dhb.algorithms.measurement import measured
 from flower_dhb.algorithms.registry import require_rule
-from flower_dhb.engine.publics import Publics, check_compressible
+from flower_dhb.engine.publics import Publics, check_compression
 from flower_dhb.errors import ConfigError
 from flower_dhb.topology.planning import check_rule_on
 from flower_dhb.topology.turns import AnyGraph
 from flower_dhb.types import Layout
 
-__all__ = ["Edges", "Missing", "missing_in", "simulate"]
+__all__ = ["Edges", "Missing", "missing_in", "silent_in", "simulate"]
 
 Edges: TypeAlias = Iterable[tuple[int, int]]
 Missing: TypeAlias = Callable[[int], Edges] | Mapping[int, Edges] | Sequence[Edges]
@@ -77,7 +77,7 @@ def simulate(
     check_rule_on(algorithm, topology)
 
     compression = Compression.parse(compression)
-    check_compressible(algorithm, compression)
+    check_compression(compression, algorithm, topology)
 
     state = algorithm.start(x.copy())
     publics = None
@@ -100,7 +100,7 @@ def simulate(
         if publics is None:
             mixed = {name: weights @ vector for name, vector in payload.items()}
         else:
-            known = publics.publish(k, payload)
+            known = publics.publish(k, payload, silent_in(topology, k))
             mixed = {
                 name: payload[name] + compression.rate * (weights @ rows - rows)
                 for name, rows in known.items()
@@ -108,6 +108,12 @@ def simulate(
         state = replace(algorithm.combine(state, trained, mixed), round=k)
         trajectory[k] = state.parameters
     return trajectory
+
+
+def silent_in(topology: AnyGraph, k: int) -> set[int]:
+    """Agents without a neighbor in round k, failing edges aside."""
+    heard = {v for edge in topology.at(k).edges for v in edge}
+    return set(range(topology.n_agents)) - heard
 
 
 def _numbers(start: NDArray[Any]) -> NDArray[Any]:

@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 
 from flower_dhb.agent import codec
 from flower_dhb.agent.codec import Header
+from flower_dhb.agent.compression import NONE, Compression
+from flower_dhb.agent.compression import frame as compressed
 from flower_dhb.agent.envelope import Envelope, read_envelope
-from flower_dhb.agent.node import Node, parameter_vectors
+from flower_dhb.agent.node import Node, compressor_of, parameter_vectors
 from flower_dhb.algorithms import Algorithm
 from flower_dhb.errors import ConfigError, PayloadError
 from flower_dhb.flower.arrays import frame_of, npy_array, start_frame
@@ -35,6 +37,9 @@ class _Due:
     epoch: int = 0  # of its memory, and of the payload that it has trained
     quarantined: tuple[int, ...] = ()  # neighbors whose payload of `round` it will not use
     sealed_for: Collection[int] | None = None  # who can open its payload; None: all neighbors
+    lost: bool = False  # it has answered that it could not go on: it needs payloads that are whole
+    base: int = -1  # of which round its payload is a change; -1: of none
+    begins_from: dict[int, int] = field(default_factory=dict)  # rounds of what it rejoins from
 
 
 class Ledger:
@@ -55,6 +60,10 @@ class Ledger:
     Sealed payloads are carried as they are: the ledger reads who sent them, in which round, and
     for whom. An edge counts only if each end has sealed for the other.
 
+    Where payloads are sent as changes of those before (`agent.compression`), the ledger knows who
+    holds what: an edge counts only if both ends can make something of what the other has sent.
+    Where they cannot, the next payloads are asked for whole.
+
     epoch: the newest that any agent has told of. attempt: how often the run was taken up again.
     encryption: whether payloads are sealed.
     """
@@ -70,6 +79,7 @@ class Ledger:
         arrays_key: str,
         config_key: str,
         encryption: Encryption = "none",
+        compression: Compression = NONE,
     ) -> None:
         self._topology = topology
         self._algorithm = algorithm
@@ -83,6 +93,11 @@ class Ledger:
         self._local = {name: npy_array(array) for name, array in layout.local(arrays).items()}
         self._due = {v: _Due() for v in range(topology.n_agents)}
         self._newest: dict[int, tuple[int, Array]] = {}
+        self.compression = compression
+        self._compressor = compressor_of(compression, algorithm, layout)
+        # The round of the payload that an agent holds of each neighbor. All know that of round 0.
+        self._held = {v: dict.fromkeys(topology.neighbors(v), 0) for v in self._due}
+        self._last = dict.fromkeys(self._due, 0)  # rounds of the agents' own last payloads
 
     def instruction(
         self,
@@ -107,6 +122,7 @@ class Ledger:
         rejoin = {}
         if due.uncertain and due.round > 0:
             rejoin = {j: self._newest[j] for j in neighbors if j in self._newest}
+            due.begins_from = {j: number for j, (number, _) in rejoin.items()}
         # Before the first exchange there is nothing else to begin again from.
         nobody = due.uncertain and not (rejoin or due.payloads)
         return Instruction(
@@ -129,10 +145,27 @@ class Ledger:
             epoch=self.epoch,
             attempt=self.attempt,
             encryption=self.encryption,
+            compression=self.compression,
+            whole=ask in ("train", "segment") and self._is_behind(vertex),
             announcements={j: announced.get(j, "") for j in neighbors} if announced else {},
             announced=digest_of(announced[vertex]) if vertex in announced else "",
             **self._keys,
         )
+
+    def _is_behind(self, vertex: int) -> bool:
+        """Whether a neighbor that can be reckoned with will not hold an agent's last payload.
+
+        One that does not answer is not reckoned with: for its sake alone nothing is sent whole.
+        """
+        if not self.compression.estimates:
+            return False
+        last = self._last[vertex]
+        for j in self._topology.neighbors(vertex):
+            due = self._due[j]
+            held = due.round if vertex in due.payloads else self._held[j].get(vertex, -1)
+            if due.lost or (not due.uncertain and held != last):
+                return True
+        return False
 
     def books(self) -> tuple[dict[str, Any], dict[str, Array]]:
         """All that must be kept, to go on from here: a plain document, and frames by name."""
@@ -144,12 +177,17 @@ class Ledger:
             "topology": self._topology.digest,
             "algorithm": self._algorithm.to_config(),
             "layout": self._layout.to_config(),
+            "compression": str(self.compression),
             "epoch": self.epoch,
             "due": [
                 [v, due.round, sorted(due.payloads), due.epoch, list(due.quarantined)]
                 for v, due in self._due.items()
             ],
             "newest": [[j, number] for j, (number, _) in self._newest.items()],
+            "last": [[v, number] for v, number in self._last.items()],
+            "held": [
+                [v, j, number] for v, held in self._held.items() for j, number in held.items()
+            ],
         }
         return document, frames
 
@@ -166,6 +204,11 @@ class Ledger:
                 "checkpoint: the run that is to go on divides its model into parameters and "
                 "running statistics in another way; make the strategy with the same 'statistics'"
             )
+        if document["compression"] != str(self.compression):
+            raise ConfigError(
+                f"checkpoint: the run that is to go on has compression "
+                f"'{document['compression']}', the strategy '{self.compression}'"
+            )
         due = {
             int(v): _Due(
                 int(number),
@@ -181,6 +224,10 @@ class Ledger:
         self._newest = {
             int(j): (int(number), frames[f"{j}/{number}"]) for j, number in document["newest"]
         }
+        self._last = {int(v): int(number) for v, number in document["last"]}
+        self._held = {v: {} for v in due}
+        for v, j, number in document["held"]:
+            self._held[int(v)][int(j)] = int(number)
         self._due = due
         self.epoch, self.attempt = int(document["epoch"]), attempt
 
@@ -189,11 +236,12 @@ class Ledger:
         specs = Node.vectors_of(self._algorithm, self._layout)
         expected = Header(self.run, round, vertex, specs)
         if self.encryption == "none":
-            codec.decode(frame_of(frame), expected)
+            compressed.check(frame_of(frame), expected, self._compressor)
             return
         envelope = _envelope(frame, expected.sender)
         envelope.check(self.run, round, vertex)
-        if envelope.size != expected.frame_bytes:
+        sizes = compressed.sizes(expected, self._compressor)
+        if envelope.size != expected.frame_bytes and envelope.size not in sizes:
             raise PayloadError(
                 f"{expected.sender}: {envelope.size} bytes are sealed, expected "
                 f"{expected.frame_bytes}; all agents must run the same model and algorithm"
@@ -241,14 +289,18 @@ class Ledger:
 
         What it has trained since counts for itself alone, unless `deliver` follows.
         """
+        due = self._due[answer.vertex]
         if answer.state_round < 0:
-            self._due[answer.vertex].uncertain = True
+            due.uncertain = due.lost = True
             return
         trained = answer.payload is not None or self.keeps_to_itself(answer)
+        self._hold(answer, due)
         combined = answer.round if trained else answer.state_round
         self._due[answer.vertex] = _Due(
-            combined, epoch=answer.epoch, quarantined=answer.quarantined
+            combined, epoch=answer.epoch, quarantined=answer.quarantined, base=answer.base
         )
+        if answer.payload is not None:
+            self._last[answer.vertex] = answer.round
         self.epoch = max(self.epoch, answer.epoch)
 
     def keeps_to_itself(self, answer: Answer) -> bool:
@@ -256,9 +308,21 @@ class Ledger:
         due = self._topology.due(answer.vertex, answer.round)
         return answer.trained and answer.payload is None and not due
 
+    def _hold(self, answer: Answer, due: _Due) -> None:
+        """Note whose payloads an agent has combined, so that it holds them from now on."""
+        held = self._held[answer.vertex]
+        if answer.rejoined:
+            held.clear()
+            held.update(due.begins_from)
+        if answer.refused:  # which ones, nobody says in numbers
+            held.clear()
+        elif not answer.rejoined:
+            held.update(dict.fromkeys(due.payloads, due.round))
+
     def forget_frames(self) -> None:
         """The agents have held rounds among themselves: what is here of before is of no use."""
         self._newest = {}
+        self._held = {vertex: {} for vertex in self._held}
 
     def doubt(self, vertex: int) -> None:
         """An agent has not answered: it may have lost its state."""
@@ -277,25 +341,38 @@ class Ledger:
         for vertex in alone:
             self._due[vertex] = _Due(round, epoch=self._due[vertex].epoch)
         told = {vertex: self._due[vertex] for vertex in frames}
+        held = self._held if self.compression.estimates else None
         if self.encryption != "none":
             for vertex, frame in frames.items():
                 told[vertex].sealed_for = _envelope(frame, f"vertex {vertex}").receivers.keys()
         for vertex, frame in frames.items():
-            partners = [j for j in self._topology.due(vertex, round) if _together(told, vertex, j)]
+            partners = [
+                j for j in self._topology.due(vertex, round) if _together(told, vertex, j, held)
+            ]
             self._due[vertex] = _Due(
                 round, {j: frames[j] for j in partners}, epoch=told[vertex].epoch
             )
-            self._newest[vertex] = (round, frame)
+            if self.compression.estimates and told[vertex].base >= 0:
+                self._newest.pop(vertex, None)  # who has lost its state can make nothing of it
+            else:
+                self._newest[vertex] = (round, frame)
             sent[vertex] = len(frame_of(frame)) * len(partners)
         return sent
 
 
-def _together(told: Mapping[int, _Due], a: int, b: int) -> bool:
-    """Whether two neighbors that have delivered can use each other's payloads."""
+def _together(
+    told: Mapping[int, _Due], a: int, b: int, held: Mapping[int, Mapping[int, int]] | None
+) -> bool:
+    """Whether two neighbors that have delivered can use each other's payloads.
+
+    held: of which rounds each holds the payloads of its neighbors, where that matters.
+    """
     if b not in told or told[a].epoch != told[b].epoch:
         return False
     return all(
-        one not in told[other].quarantined and _can_open(told[other], one)
+        one not in told[other].quarantined
+        and _can_open(told[other], one)
+        and (held is None or told[other].base in (-1, held[one].get(other)))
         for one, other in ((a, b), (b, a))
     )
 

@@ -30,9 +30,23 @@ from flwr.common import log
 
 from flower_dhb.agent import codec
 from flower_dhb.agent.codec import Header, VectorSpec
-from flower_dhb.agent.node import STATISTICS_VECTOR, Node, Snapshot, parameter_vectors
+from flower_dhb.agent.compression import frame as compressed
+from flower_dhb.agent.node import (
+    STATISTICS_VECTOR,
+    Node,
+    Snapshot,
+    compressor_of,
+    parameter_vectors,
+)
 from flower_dhb.agent.policy import Policy
-from flower_dhb.errors import ConfigError, FlowerDhbError, PayloadError, RoundError, StateError
+from flower_dhb.errors import (
+    ConfigError,
+    EstimateError,
+    FlowerDhbError,
+    PayloadError,
+    RoundError,
+    StateError,
+)
 from flower_dhb.flower.arrays import START_VERTEX, array_record, frame_array, frame_of, named_arrays
 from flower_dhb.flower.calls import evaluate_with
 from flower_dhb.flower.legacy import remedy
@@ -237,7 +251,7 @@ class _Turn:
         ask = self.instruction
         try:
             attempt = self.store.attempt()
-            snapshot = self.store.load(ask.algorithm, ask.layout)
+            snapshot = self.store.load(ask.algorithm, ask.layout, ask.compression)
         except StateError as error:
             if ask.start is None:
                 self._note(f"state is lost: {error}")
@@ -290,16 +304,17 @@ class _Turn:
 
     def _node(self, snapshot: Snapshot) -> Node:
         ask = self.instruction
-        return Node(ask.vertex, ask.algorithm, ask.weights, ask.layout, snapshot)
+        return Node(ask.vertex, ask.algorithm, ask.weights, ask.layout, snapshot, ask.compression)
 
     def _start(self, start: Array) -> Node:
         ask = self.instruction
         specs = parameter_vectors(ask.layout)
         vectors = codec.decode(frame_of(start), Header(ask.run, 0, START_VERTEX, specs))
         return self._node(
-            Snapshot(
-                0,
-                ask.algorithm.start(vectors["parameters"]),
+            Snapshot.first(
+                ask.algorithm,
+                ask.compression,
+                vectors["parameters"],
                 vectors.get(STATISTICS_VECTOR, ask.layout.empty_statistics()),
                 self._local(),
             )
@@ -313,7 +328,10 @@ class _Turn:
             ask.rejoin
         )
         for j, (number, frame) in sorted(frames.items()):
-            payload = self._decode(j, number, frame, specs)
+            try:
+                payload = self._decode(j, number, frame, specs, None)
+            except EstimateError:
+                continue  # who has lost its state cannot make anything of a change
             if payload is not None:
                 newest[j] = (number, payload)
         number = max((number for number, _ in newest.values()), default=ask.state_round)
@@ -325,6 +343,7 @@ class _Turn:
             self._local(),
             number,
             {j: payload for j, (_, payload) in newest.items()},
+            ask.compression,
         )
         node.open_epoch(ask.epoch)
         self.rejoined = True
@@ -354,10 +373,10 @@ class _Turn:
         pending = node.pending_round
         if pending == self.instruction.state_round:
             for j, frame in sorted(self.instruction.payloads.items()):
-                payload = self._decode(j, pending, frame, node.vectors)
-                if payload is None:
-                    continue
                 try:
+                    payload = self._decode(j, pending, frame, node.vectors, node.known(j))
+                    if payload is None:
+                        continue
                     node.offer(j, pending, payload)
                 except PayloadError as error:
                     self._refuse(str(error))
@@ -368,16 +387,29 @@ class _Turn:
             node.open_epoch(self.instruction.epoch)
 
     def _decode(
-        self, sender: int, number: int, frame: Array, specs: tuple[VectorSpec, ...]
+        self,
+        sender: int,
+        number: int,
+        frame: Array,
+        specs: tuple[VectorSpec, ...],
+        known: Payload | None,
     ) -> Payload | None:
-        """A neighbor's payload, or None if it is refused."""
+        """A neighbor's payload, or None if it is refused. known: its last public one.
+
+        Raises EstimateError if it is a change of another one.
+        """
+        ask = self.instruction
         try:
             if sender not in {**self.instruction.mean_weights, **self.instruction.weights}:
                 raise PayloadError(f"round {number}: {sender} is not a neighbor")
             data: bytes | bytearray = frame_of(frame)
             if self.sealing is not None:
                 data = self.sealing.open(frame_of(frame), sender, number)
-            return codec.decode(data, Header(self.instruction.run, number, sender, specs))
+            compressor = compressor_of(ask.compression, ask.algorithm, ask.layout)
+            header = Header(ask.run, number, sender, specs)
+            return compressed.decode(data, header, compressor, known)
+        except EstimateError:
+            raise
         except PayloadError as error:
             self._refuse(str(error))
             return None
@@ -396,6 +428,7 @@ class _Turn:
     def _act(self, node: Node, message: Message, call_next: ClientAppCallable) -> Answer:
         ask = self.instruction
         failure, detail, metrics, payload = "", "", RecordDict(), None
+        base = -1
         # Taken before training, since training may take the node a round further.
         parameters = self._parameters(node) if ask.report else None
         projection = tuple(sketch(node.parameters).tolist()) if ask.measure else ()
@@ -412,8 +445,9 @@ class _Turn:
                 if ask.ask == "train":
                     arrays = named_arrays(_only_arrays(content))
                     bound = partial(self.policy.bounded, draw=gaussian)
-                    trained = node.adapt(ask.round, arrays, bound)
-                    payload = self._payload(trained) if ask.sends else None
+                    node.adapt(ask.round, arrays, bound, sends=ask.sends, whole=ask.whole)
+                    if ask.sends:
+                        payload, base = self._payload(node), node.base
             except Exception as error:  # the app's own code: anything may come out of it
                 failure = remedy(error) or failure_text(error)
                 log(ERROR, "agent %s, round %s: %s", ask.vertex, ask.round, failure)
@@ -453,6 +487,7 @@ class _Turn:
             policy=str(self.policy),
             remarks=tuple(self.remarks),
             announcement=self._announcement(),
+            base=base,
         )
 
     def _let_out(self, content: RecordDict) -> RecordDict:
@@ -509,10 +544,15 @@ class _Turn:
             raise RoundError(f"the app answered with an error: {reply.error.reason}")
         return reply.content
 
-    def _payload(self, trained: Payload) -> Array:
+    def _payload(self, node: Node) -> Array:
         """What the neighbors get."""
-        ask = self.instruction
-        frame = codec.encode(trained, run=ask.run, round=ask.round, vertex=ask.vertex)
+        ask, short = self.instruction, node.frame()
+        if short is None or node.compressor is None:
+            frame = codec.encode(node.payload(), run=ask.run, round=ask.round, vertex=ask.vertex)
+        else:
+            frame = compressed.encode(
+                short, node.compressor, run=ask.run, round=ask.round, vertex=ask.vertex
+            )
         if self.sealing is not None:
             frame = self.sealing.seal(frame, ask.round, self.remarks.append)
         return frame_array(frame)

@@ -13,6 +13,7 @@ from flwr.common import log
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
+from flower_dhb.agent.compression import NONE, Compression
 from flower_dhb.algorithms import Algorithm
 from flower_dhb.errors import PayloadError
 from flower_dhb.flower.arrays import named_arrays
@@ -47,6 +48,7 @@ class Opening:
     measure_consensus: bool
     node_timeout_s: float | None
     encryption: Encryption = "none"
+    compression: Compression = NONE
     bind_nodes: bool = False
 
     def session(
@@ -86,6 +88,7 @@ class Opening:
                 arrays_key=self.arrays_key,
                 config_key=self.config_key,
                 encryption=self.encryption,
+                compression=self.compression,
             )
         except PayloadError as error:
             raise PayloadError(f"initial_arrays: {error}") from None

@@ -17,6 +17,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from flower_dhb.agent.codec import checksum
+from flower_dhb.agent.compression import NONE, Compression
 from flower_dhb.algorithms import Algorithm, algorithm_from_config
 from flower_dhb.errors import FlowerDhbError, PayloadError, StateError
 from flower_dhb.flower.arrays import record_of
@@ -105,7 +106,9 @@ class Instruction:
     model, which comes before training; None for none; with `segment`, the same of the evaluations
     in it. segment: the rounds to hold. encryption: whether payloads are sealed for the neighbors.
     announcements: of the neighbors, for whom the agent is to seal its payload. announced: the
-    `digest_of` its own that the relay has.
+    `digest_of` its own that the relay has. compression: of payloads. whole: whether the
+    payload is to be sent as it is for once, since a neighbor does not hold the one of which it
+    would be a change.
     """
 
     ask: Ask
@@ -132,6 +135,8 @@ class Instruction:
     encryption: Encryption = "none"
     announcements: Mapping[int, str] = field(default_factory=dict)
     announced: str = ""
+    compression: Compression = NONE
+    whole: bool = False
     arrays_key: str = "arrays"
     config_key: str = "config"
 
@@ -155,13 +160,16 @@ class Instruction:
             "encryption": self.encryption,
             "announcements": sorted(self.announcements.items()),
             "announced": self.announced,
+            "whole": self.whole,
             "arrays_key": self.arrays_key,
             "config_key": self.config_key,
         }
         if self.segment is not None:
             document["segment"] = self.segment.to_document()
         records = _records(document)
-        records[_COMMON] = ConfigRecord({"json": _write(self.algorithm, self.layout)})
+        records[_COMMON] = ConfigRecord(
+            {"json": _write(self.algorithm, self.layout, self.compression)}
+        )
         if config is not None:
             records[self.config_key] = config
         if self.evaluates is not None:
@@ -179,7 +187,7 @@ class Instruction:
     @classmethod
     def of(cls, fields: Fields, records: RecordDict) -> Instruction:
         """Inverse of `to_records`. Raises PayloadError or ConfigError for what it cannot be."""
-        algorithm, layout = _read(_text_of(records, _COMMON))
+        algorithm, layout, compression = _read(_text_of(records, _COMMON))
         rounds = fields.rounds("rejoin_rounds")
         rejoin = _by_vertex(records, _REJOIN)
         if set(rejoin) != set(rounds):
@@ -217,6 +225,8 @@ class Instruction:
             encryption=cast(Encryption, fields.choice("encryption", get_args(Encryption))),
             announcements=fields.texts_by_vertex("announcements"),
             announced=fields.text("announced"),
+            compression=compression,
+            whole=fields.flag("whole"),
             arrays_key=fields.text("arrays_key"),
             config_key=fields.text("config_key"),
         )
@@ -240,7 +250,8 @@ class Answer:
     a segment. address: where other nodes reach this one, empty if they do not. direct: whether it
     can hold rounds with its neighbors. remarks: what else the history should tell. announcement:
     who it is and how payloads are sealed for it, if it has keys of a mesh; an agent that trains
-    says it again only if the relay has another one.
+    says it again only if the relay has another one. base: of which round the payload is a change,
+    -1 if it is of none.
     """
 
     ask: Ask
@@ -267,6 +278,7 @@ class Answer:
     direct: bool = False
     remarks: tuple[str, ...] = ()
     announcement: str = ""
+    base: int = -1
 
     def to_records(self) -> RecordDict:
         """As the content of a reply; the app's metrics keep their keys."""
@@ -289,6 +301,7 @@ class Answer:
             "direct": self.direct,
             "remarks": list(self.remarks),
             "announcement": self.announcement,
+            "base": self.base,
         }
         records = RecordDict(dict(self.metrics.items()))
         records.update({f"{_EVALUATED}{key}": record for key, record in self.evaluated.items()})
@@ -367,6 +380,7 @@ class Answer:
             direct=fields.flag("direct"),
             remarks=fields.texts("remarks"),
             announcement=fields.text("announcement"),
+            base=fields.integer("base", -1),
         )
 
 
@@ -454,20 +468,22 @@ def _ask(fields: Fields) -> Ask:
 
 def common_length(algorithm: Algorithm, layout: Layout) -> tuple[int, int]:
     """Characters of what all instructions of a run have in common, and how many are read."""
-    return len(_write(algorithm, layout)), _LIMIT_INSTRUCTION
+    return len(_write(algorithm, layout, NONE)), _LIMIT_INSTRUCTION
 
 
 @lru_cache(maxsize=8)
-def _write(algorithm: Algorithm, layout: Layout) -> str:
-    return json.dumps({"algorithm": algorithm.to_config(), "layout": layout.to_config()})
+def _write(algorithm: Algorithm, layout: Layout, compression: Compression) -> str:
+    document = {"algorithm": algorithm.to_config(), "layout": layout.to_config()}
+    return json.dumps({**document, "compression": str(compression)})
 
 
 @lru_cache(maxsize=8)
-def _read(text: str) -> tuple[Algorithm, Layout]:
+def _read(text: str) -> tuple[Algorithm, Layout, Compression]:
     fields = Fields.parse(text, limit=_LIMIT_INSTRUCTION)
     try:
         algorithm = algorithm_from_config(fields.get("algorithm"), from_message=True)
         layout = Layout.from_config(fields.get("layout"))
+        compression = Compression.parse(fields.text("compression"))
     except FlowerDhbError:
         raise
     except (TypeError, ValueError, KeyError, AttributeError) as error:
@@ -476,7 +492,7 @@ def _read(text: str) -> tuple[Algorithm, Layout]:
         _check_entry(entry)
     if len({entry.name for entry in layout.entries}) != len(layout.entries):
         raise PayloadError("unreadable message: two arrays of the layout have the same name")
-    return algorithm, layout
+    return algorithm, layout, compression
 
 
 def _check_entry(entry: Entry) -> None:

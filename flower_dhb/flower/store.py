@@ -26,14 +26,16 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
-from flower_dhb.agent.node import Node, Pending, Snapshot
+from flower_dhb.agent.compression import NONE, Compression
+from flower_dhb.agent.compression.compressor import Codes
+from flower_dhb.agent.node import Node, Pending, Snapshot, compressor_of
 from flower_dhb.agent.screening import Lengths, Screen
 from flower_dhb.algorithms import Algorithm
 from flower_dhb.algorithms.measurement import measured
 from flower_dhb.errors import RoundError, StateError
 from flower_dhb.files import write_durably
 from flower_dhb.flower.arrays import carried
-from flower_dhb.types import Entry, Layout, NDArrays, State, dtype_name
+from flower_dhb.types import Entry, Layout, NDArrays, Payload, State, dtype_name
 
 __all__ = [
     "MODEL_FILE",
@@ -110,7 +112,9 @@ class Store(Protocol):
         Raises StateError if that cannot be read.
         """
 
-    def load(self, algorithm: Algorithm, layout: Layout) -> Snapshot | None:
+    def load(
+        self, algorithm: Algorithm, layout: Layout, compression: Compression = NONE
+    ) -> Snapshot | None:
         """The stored snapshot, None if there is none.
 
         Raises StateError if there is one that cannot be used.
@@ -165,7 +169,9 @@ class _ContextStore:
     def attempt(self) -> int:
         return self._attempt  # another ServerApp's messages come with another context
 
-    def load(self, algorithm: Algorithm, layout: Layout) -> Snapshot | None:
+    def load(
+        self, algorithm: Algorithm, layout: Layout, compression: Compression = NONE
+    ) -> Snapshot | None:
         state = self._context.state
         record, about = state.get(_STATE), state.get(_ABOUT)
         if not isinstance(record, ArrayRecord) or not isinstance(about, ConfigRecord):
@@ -175,7 +181,14 @@ class _ContextStore:
             document = json.loads(str(about["json"]))
         except (ValueError, TypeError, KeyError) as error:
             raise StateError(f"damaged state: {error}") from None
-        return load_snapshot(document, arrays, algorithm=algorithm, layout=layout, run=self._run)
+        return load_snapshot(
+            document,
+            arrays,
+            algorithm=algorithm,
+            layout=layout,
+            run=self._run,
+            compression=compression,
+        )
 
     def save(self, snapshot: Snapshot, algorithm: Algorithm) -> None:
         document, arrays = snapshot_vectors(snapshot, algorithm, self._run)
@@ -218,11 +231,20 @@ class _FileStore:
         except KeyError as error:
             raise StateError(f"{self._path}: damaged state file: it lacks {error}") from None
 
-    def load(self, algorithm: Algorithm, layout: Layout) -> Snapshot | None:
+    def load(
+        self, algorithm: Algorithm, layout: Layout, compression: Compression = NONE
+    ) -> Snapshot | None:
         if not self._path.exists():
             return None
         document, arrays = self._read(None)
-        return load_snapshot(document, arrays, algorithm=algorithm, layout=layout, run=self._run)
+        return load_snapshot(
+            document,
+            arrays,
+            algorithm=algorithm,
+            layout=layout,
+            run=self._run,
+            compression=compression,
+        )
 
     def _read(self, names: Sequence[str] | None) -> tuple[dict[str, Any], NDArrays]:
         """The file's document, and some arrays of it, or all."""
@@ -299,6 +321,9 @@ def snapshot_vectors(
         arrays["statistics"] = snapshot.statistics
     arrays |= {f"memory/{name}": vector for name, vector in snapshot.state.memory.items()}
     arrays |= {f"local/{name}": array for name, array in snapshot.local.items()}
+    arrays |= {f"sent/{name}": vector for name, vector in snapshot.sent.items()}
+    for j, heard in snapshot.heard.items():
+        arrays |= {f"heard/{j}/{name}": vector for name, vector in heard.items()}
     document: dict[str, Any] = {
         "run": run,
         "round": snapshot.round,
@@ -306,6 +331,7 @@ def snapshot_vectors(
         "epoch": snapshot.epoch,
         "algorithm": algorithm.to_config(),
         "screen": snapshot.screen.to_config(),
+        "sent_round": snapshot.sent_round,
     }
     if snapshot.pending is not None:
         document["pending_round"] = snapshot.pending.round
@@ -315,6 +341,8 @@ def snapshot_vectors(
         arrays["trained"] = snapshot.pending.trained
         if snapshot.pending.statistics.size:
             arrays["trained_statistics"] = snapshot.pending.statistics
+        if snapshot.pending.codes is not None:
+            arrays |= {f"codes/{name}": data for name, data in snapshot.pending.codes.items()}
     return document, arrays
 
 
@@ -325,8 +353,11 @@ def load_snapshot(
     algorithm: Algorithm,
     layout: Layout,
     run: str,
+    compression: Compression = NONE,
 ) -> Snapshot:
     """Inverse of `snapshot_vectors`.
+
+    What a compression remembers is not missed: without it the next payload is sent whole.
 
     Raises StateError if the state is of another run, rule or model, or incomplete.
     """
@@ -339,6 +370,8 @@ def load_snapshot(
         state = State(_vector(arrays, "parameters", layout), memory)
         local = {e.name: _local(arrays, e) for e in layout.entries if e.kind == "local"}
         statistics = _statistics(arrays, "statistics", layout)
+        sent = _vectors(arrays, "sent", algorithm, layout) if compression.on else {}
+        heard = _heard(arrays, algorithm, layout) if compression.estimates else {}
         pending = None
         if document["pending_round"] is not None:
             trained = _vector(arrays, "trained", layout)
@@ -349,10 +382,14 @@ def load_snapshot(
                 _statistics(arrays, "trained_statistics", layout),
                 _measured(document, algorithm, replace(state, round=number_pending - 1), trained),
                 _lengths(document.get("lengths")),
+                _codes(arrays, algorithm, layout, compression),
             )
         number, epoch = _count("round", document), _count("epoch", document)
         screen = Screen.from_config(document["screen"])
-        return Snapshot(number, state, statistics, local, pending, epoch, screen)
+        sent_round = _count("sent_round", document) if sent else 0
+        return Snapshot(
+            number, state, statistics, local, pending, epoch, screen, sent, heard, sent_round
+        )
     except KeyError as error:
         raise StateError(f"state lacks {error}") from None
     except (AttributeError, TypeError, ValueError) as error:
@@ -383,6 +420,41 @@ def _lengths(found: Sequence[Any] | None) -> Lengths | None:
         return None
     path, step, length = (float(number) for number in found)
     return Lengths(path, step, length)
+
+
+def _vectors(
+    arrays: Mapping[str, NDArray[Any]], kind: str, algorithm: Algorithm, layout: Layout
+) -> Payload:
+    """The vectors of a payload, all of them or none."""
+    names = [name for name in algorithm.vectors if f"{kind}/{name}" in arrays]
+    if len(names) < len(algorithm.vectors):
+        return {}
+    return {name: _vector(arrays, f"{kind}/{name}", layout) for name in names}
+
+
+def _heard(
+    arrays: Mapping[str, NDArray[Any]], algorithm: Algorithm, layout: Layout
+) -> dict[int, Payload]:
+    """The last public payloads of the neighbors."""
+    words = (name.split("/") for name in arrays if name.startswith("heard/"))
+    vertices = sorted({int(vertex) for _, vertex, *_ in words})
+    found = {j: _vectors(arrays, f"heard/{j}", algorithm, layout) for j in vertices}
+    return {j: payload for j, payload in found.items() if payload}
+
+
+def _codes(
+    arrays: Mapping[str, NDArray[Any]],
+    algorithm: Algorithm,
+    layout: Layout,
+    compression: Compression,
+) -> Codes | None:
+    """What is sent of a pending payload, None if that is sent whole."""
+    compressor = compressor_of(compression, algorithm, layout)
+    if compressor is None or not any(name.startswith("codes/") for name in arrays):
+        return None
+    shape, dtype = (compressor.coder.size,), np.dtype(np.uint8)
+    names = algorithm.vectors
+    return {name: _checked(name, arrays[f"codes/{name}"], shape, dtype) for name in names}
 
 
 def _vector(arrays: Mapping[str, NDArray[Any]], name: str, layout: Layout) -> NDArray[Any]:

@@ -15,7 +15,9 @@ from flwr.common import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from flower_dhb.agent.compression import NONE, Compression
 from flower_dhb.algorithms import Algorithm, check_relayed
+from flower_dhb.engine.publics import check_compression
 from flower_dhb.errors import ConfigError
 from flower_dhb.flower.arguments import (
     a_rule,
@@ -126,6 +128,10 @@ evaluate_metrics_aggr_fn
         keys, `mesh` in its node config. No parameters come here then, so that there is no
         average, no model and no consensus distance; what asks for them is refused. `"none"`:
         payloads are as they are.
+    compression : str
+        Of payloads: `"bf16"`, `"int8"`, `"int4"`, `"topk:0.1"`, `"randk:0.1"`, `"lowrank:2"`,
+        `"topk:0.5+int4"`; `"none"` sends them as they are. The network average moves as
+        without.
     bind_nodes : bool
         Each vertex belongs to the key with which its SuperNode has logged in to the SuperLink,
         for the whole run: another SuperNode that claims the vertex is refused by name. For
@@ -179,6 +185,7 @@ evaluate_metrics_aggr_fn
         collect_models: bool = False,
         node_timeout_s: float | None = None,
         encryption: Encryption = "none",
+        compression: Compression | str = NONE,
         bind_nodes: bool = False,
         on_round: OnRound | None = None,
         checkpoint: str | Path | None = None,
@@ -224,6 +231,8 @@ evaluate_metrics_aggr_fn
         self.statistics = statistics
         self.lower_is_better = check_patterns("lower_is_better", lower_is_better)
         self.encryption = check_encryption(encryption)
+        self.compression = Compression.parse(compression)
+        check_compression(self.compression, self.algorithm, self.topology)
         self.bind_nodes = check_flag("bind_nodes", bind_nodes)
         self.measure_consensus = unless_encrypted(
             "measure_consensus", measure_consensus, encryption
@@ -245,6 +254,8 @@ evaluate_metrics_aggr_fn
         log(INFO, "\t├──> Algorithm: %s", self.algorithm)
         if self.encryption != "none":
             log(INFO, "\t├──> Payloads are sealed for the neighbors: nothing here can read them")
+        if self.compression.on:
+            log(INFO, "\t├──> Compression: %s", self.compression)
         log(INFO, "\t└──> Relays only: no averaging, no global model")
 
     # --- the run --------------------------------------------------------------------
@@ -489,6 +500,7 @@ evaluate_metrics_aggr_fn
             measure_consensus=self.measure_consensus,
             node_timeout_s=self.node_timeout_s,
             encryption=self.encryption,
+            compression=self.compression,
             bind_nodes=self.bind_nodes,
         )
 

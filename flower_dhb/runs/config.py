@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, fields
 from typing import Any, TypeAlias, TypedDict, cast, get_args
 
+from flower_dhb.agent.compression import Compression
 from flower_dhb.algorithms import (
     ALGORITHMS,
     Algorithm,
@@ -16,6 +17,7 @@ from flower_dhb.algorithms import (
     settings_of,
 )
 from flower_dhb.algorithms.base import GUARDS
+from flower_dhb.engine.publics import check_compression
 from flower_dhb.errors import ConfigError, GraphError, unknown
 from flower_dhb.topology.planning import check_rule_on
 from flower_dhb.topology.turns import Graphs, parse_graphs, share_every
@@ -159,6 +161,12 @@ class RunConfig:
     Each SuperNode needs `mesh` in its node config. Peers encrypt their connections in any case.
     Allowed: `none`, `neighbors`.
     """
+    compression: str = "none"
+    """Fewer bytes for a payload, at the price of knowing the neighbors less exactly.
+
+    Allowed: `none`, `bf16`, `int8`, `int4`, `topk:SHARE`, `randk:SHARE`, `lowrank:RANK`; to the
+    last three `+bf16`, `+int8` or `+int4` may be added.
+    """
     bind_nodes: bool = False
     """Whether a vertex belongs to the key of its SuperNode for the whole run.
 
@@ -179,9 +187,11 @@ class RunConfig:
         every = get_integer(values, "share-every", 1, least=1)
         topology = _topology(values, every)
         algorithm = _algorithm(values, folder)
+        compression = Compression.parse(get_text(values, "compression", "none"))
         try:
             check_relayed(algorithm)
             check_rule_on(algorithm, topology)
+            check_compression(compression, algorithm, topology)
         except ConfigError as error:
             raise ConfigError(f"{error} [topology = '{topology.name}']") from None
         return cls(
@@ -195,6 +205,7 @@ class RunConfig:
             transport=get_choice(values, "transport", "relay", ("relay", "direct")),
             observe_average=get_flag(values, "observe-average", False),
             bind_nodes=get_flag(values, "bind-nodes", False),
+            compression=str(compression),
             encryption=cast(
                 Encryption, get_choice(values, "encryption", "none", get_args(Encryption))
             ),

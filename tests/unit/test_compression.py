@@ -39,7 +39,7 @@ def model(rng: np.random.Generator, dtype: type = np.float32) -> dict[str, NDArr
 # --- the words ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("text", ["none", *ALL, "topk:0.1@0.2", "int4@0.5", "lowrank:3+bf16"])
+@pytest.mark.parametrize("text", ["none", *ALL, "topk:0.1@0.3", "int4@0.5", "lowrank:3+bf16"])
 def test_a_compression_is_written_as_it_is_read(text: str) -> None:
     assert str(Compression.parse(text)) == text
     assert Compression.parse(str(Compression.parse(text))) == Compression.parse(text)

@@ -126,7 +126,7 @@ def test_topology_and_rule_by_their_names() -> None:
         (("ring:8", "dsgdd"), "'dsgdd', did you mean 'dsgd'"),
         (("ring:8", DSGD), r"algorithm must be a rule or its name.*did you mean DSGD\(\)\?"),
         (("ring:8", 0.9), "algorithm must be a rule or its name, such as .* got 0.9"),
-        ((GRAPH.mixing_matrix,), "topology must be a Topology or its name.* got ndarray"),
+        ((GRAPH.mixing_matrix,), "topology must be a Topology, Turns, or their name.* got ndarray"),
     ):
         with pytest.raises(ConfigError, match=told):
             ServerlessStrategy(*wrong)

@@ -88,6 +88,28 @@ def length(compressor: Compressor, vectors: tuple[VectorSpec, ...]) -> int:
     return compressor.n_bytes + rest
 
 
+def sizes(expect: Header, compressor: Compressor | None) -> range:
+    """How long a compressed frame may be; empty if there can be none."""
+    if compressor is None:
+        return range(0)
+    least = _PREFIX.size + length(compressor, expect.vectors)
+    return range(least + 1, least + _HEADER_LIMIT_BYTES + 1)
+
+
+def check(data: Data, expect: Header, compressor: Compressor | None) -> None:
+    """What can be said of a frame by who does not hold the payload of which it may be a change.
+
+    Raises PayloadError as `decode` does.
+    """
+    if not is_compressed(data):
+        codec.decode(data, expect)
+        return
+    opened = _open(data, expect, compressor)
+    d = opened.compressor.length
+    nothing = {name: np.zeros(d, opened.compressor.dtype) for name in opened.compressor.names}
+    opened.decode(nothing)
+
+
 def decode(
     data: Data, expect: Header, compressor: Compressor | None, known: Payload | None = None
 ) -> NDArrays:
@@ -100,6 +122,52 @@ def decode(
     """
     if not is_compressed(data):
         return codec.decode(data, expect)
+    opened = _open(data, expect, compressor)
+    names, estimates = opened.compressor.names, opened.compressor.estimates
+    held = digest(known, names) if estimates and known else ""
+    if opened.known != held or bool(held) != estimates:
+        raise EstimateError(
+            f"{expect.sender}: payload is a change of one that this agent does not hold"
+        )
+    vectors = opened.decode(known or {})
+    if digest(vectors, names) != opened.public:
+        raise PayloadError(
+            f"{expect.sender}: payload stands for other numbers here than at its sender"
+        )
+    return vectors
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A frame whose header and checksum are as they should be."""
+
+    expect: Header
+    compressor: Compressor
+    known: str
+    public: str
+    body: Any
+
+    def decode(self, known: Payload) -> NDArrays:
+        """The payload, if it is a change of `known`. Raises PayloadError."""
+        names, who = self.compressor.names, self.expect.sender
+        codes = _codes(self.body, self.compressor)
+        try:
+            vectors = self.compressor.decode(codes, known, self.expect.round)
+        except PayloadError as error:
+            raise PayloadError(f"{who}: {error}") from None
+        at = self.compressor.n_bytes
+        for spec in self.expect.vectors:
+            if spec.name in names:
+                continue
+            vector = np.frombuffer(self.body[at : at + spec.n_bytes], spec.dtype)
+            if not codec.all_finite(vector):
+                raise PayloadError(f"{who}: '{spec.name}' holds NaN or infinite values")
+            vectors[spec.name] = vector
+            at += spec.n_bytes
+        return vectors
+
+
+def _open(data: Data, expect: Header, compressor: Compressor | None) -> _Opened:
     if compressor is None:
         raise PayloadError(
             f"{expect.sender}: payload is compressed, and this agent's are not; all agents must "
@@ -124,30 +192,7 @@ def decode(
             f"{expect.sender}: checksum is {actual:016x}, the header says {claimed:016x}; the "
             "payload was damaged on its way"
         )
-    names = compressor.names
-    held = digest(known, names) if compressor.estimates and known else ""
-    if document["known"] != held or bool(held) != compressor.estimates:
-        raise EstimateError(
-            f"{expect.sender}: payload is a change of one that this agent does not hold"
-        )
-    try:
-        vectors = compressor.decode(_codes(body, compressor), known or {}, expect.round)
-    except PayloadError as error:
-        raise PayloadError(f"{expect.sender}: {error}") from None
-    if digest(vectors, names) != document["public"]:
-        raise PayloadError(
-            f"{expect.sender}: payload stands for other numbers here than at its sender"
-        )
-    at = compressor.n_bytes
-    for spec in expect.vectors:
-        if spec.name in names:
-            continue
-        vector = np.frombuffer(body[at : at + spec.n_bytes], spec.dtype)
-        if not codec.all_finite(vector):
-            raise PayloadError(f"{expect.sender}: '{spec.name}' holds NaN or infinite values")
-        vectors[spec.name] = vector
-        at += spec.n_bytes
-    return vectors
+    return _Opened(expect, compressor, document["known"], document["public"], body)
 
 
 def _codes(body: Any, compressor: Compressor) -> Codes:

@@ -124,7 +124,7 @@ class Compression:
 
 def _usual_rate(kind: str, amount: float) -> float:
     if kind == "topk":
-        return min(1.0, round(3.0 * amount, 9))
+        return min(1.0, round(2.0 * amount, 9))
     return 1.0 if kind == "randk" else 0.3
 
 
