@@ -28,7 +28,9 @@ class Segment:
     number: of the run's segments, from 1. first, last: its rounds. limit_s: seconds after which an
     agent ends with the round that it is in. start_s: seconds to wait for the neighbors. wait_s:
     seconds that a round waits for a neighbor that is alive. neighbors: those that take part, and
-    that can be reached; dials: addresses of those that this agent dials. evaluated: rounds in which
+    that can be reached; dials: addresses of those that this agent dials. rows: of graphs that take
+    turns, mixing weights in each round, by vertex; none where those of the instruction hold in all
+    rounds. evaluated: rounds in which
     its app evaluates. measured: rounds in which it tells the projection of its parameters.
     """
 
@@ -40,6 +42,7 @@ class Segment:
     wait_s: float
     neighbors: tuple[int, ...]
     dials: Mapping[int, str] = field(default_factory=dict)
+    rows: tuple[Mapping[int, float], ...] = ()
     evaluated: tuple[int, ...] = ()
     measured: tuple[int, ...] = ()
 
@@ -54,6 +57,7 @@ class Segment:
             "wait_s": self.wait_s,
             "neighbors": list(self.neighbors),
             "dials": sorted(self.dials.items()),
+            "rows": [{"weights": sorted(row.items())} for row in self.rows],
             "evaluated": list(self.evaluated),
             "measured": list(self.measured),
         }
@@ -70,8 +74,15 @@ class Segment:
                 f"unreadable message: addresses of vertices {sorted(dials)} to dial, neighbors are "
                 f"{sorted(neighbors)}"
             )
+        rows = tuple(Fields.of(row).weights("weights") for row in fields.documents("rows"))
+        if rows and len(rows) != last - first + 1:
+            raise PayloadError(
+                f"unreadable message: weights of {len(rows)} rounds, the segment has "
+                f"{last - first + 1}"
+            )
         return cls(
             number=fields.integer("number", 1),
+            rows=rows,
             first=first,
             last=last,
             limit_s=fields.number("limit_s", 0.0, _MOST_SECONDS),

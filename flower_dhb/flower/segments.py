@@ -68,7 +68,22 @@ class Edges:
     def relayed(self) -> list[tuple[int, int]]:
         """Edges neither of whose ends has an address: they count in relayed rounds alone."""
         edges = self._topology.edges
-        return [(a, b) for a, b in edges if self.dials(a, b) is None]
+        found = [(a, b) for a, b in edges if self.dials(a, b) is None]
+        if found and len(self._topology.graphs) > 1:
+            pairs = ", ".join(f"{a}-{b}" for a, b in found[:8])
+            raise ConfigError(
+                f"transport=\"direct\": edges {pairs} of '{self._topology.name}' have no end with "
+                "an address, and would have their turn in rounds that no relay carries. Give one "
+                "end an address in the node config, address='10.0.0.3:9440'"
+            )
+        return found
+
+    def rows(self, vertex: int, first: int, last: int) -> tuple[dict[int, float], ...]:
+        """An agent's weights in each round of a segment, where they are not always the same."""
+        if len(self._topology.graphs) == 1:
+            return ()
+        shared = self._topology.shared
+        return tuple(shared(k).weights_of(vertex) for k in range(first, last + 1))
 
     def dials(self, one: int, other: int) -> int | None:
         """Which of two neighbors dials the other, None if neither can."""
@@ -172,6 +187,7 @@ class Segments(Rounds):
                 wait_s=self._wait_s,
                 neighbors=near,
                 dials=dials,
+                rows=self._edges.rows(v, first, last),
                 evaluated=tuple(k for k, who in evaluated.items() if v in who),
                 measured=self._measured(evaluated),
             )

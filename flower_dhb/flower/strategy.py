@@ -472,11 +472,6 @@ evaluate_metrics_aggr_fn
 
     def _check_direct(self) -> None:
         """Nodes that hold rounds among themselves ask no subclass of this strategy."""
-        if len(self.topology.graphs) > 1:
-            raise ConfigError(
-                f"transport=\"direct\": '{self.topology.name}' has another graph in each round, "
-                'and direct rounds keep to one; take transport="relay", or peers'
-            )
         for name in (
             *("configure_train", "aggregate_train"),
             *("configure_evaluate", "aggregate_evaluate"),

@@ -163,7 +163,7 @@ class _Hold:
             "train": dict(message.content.get(ask.config_key, {})),
             "evaluate": dict(ask.evaluates or {}),
         }
-        weights = _direct_row(ask.weights, ask.vertex, segment.neighbors)
+        weights = _direct_row(ask.mean_weights or ask.weights, ask.vertex, segment.neighbors)
         witness = _Witness(ask.vertex)
         app = Agent(
             self.turn,
@@ -251,6 +251,7 @@ class _Hold:
             begins=segment.first,
             rounds=segment.last,
             weights=weights,
+            turns=_turns(segment, ask.vertex),
             algorithm=ask.algorithm,
             graph="",
             app=Path(),
@@ -368,6 +369,13 @@ def _number_of(segment: str) -> int:
 def _text(config: Mapping[str, Any], key: str) -> str | None:
     found = config.get(key)
     return found if isinstance(found, str) else None
+
+
+def _turns(segment: Segment, vertex: int) -> tuple[Mapping[int, float], ...]:
+    """The weights of the segment's rounds, each at the place of its round in such a period."""
+    rows = [_direct_row(row, vertex, segment.neighbors) for row in segment.rows]
+    first = (segment.first - 1) % max(len(rows), 1)
+    return tuple(rows[len(rows) - first :] + rows[: len(rows) - first])
 
 
 def _direct_row(

@@ -37,6 +37,7 @@ from flower_dhb.flower.records import Answer, Instruction
 from flower_dhb.flower.segment import Segment
 from flower_dhb.peer.device.daemon import Peer
 from flower_dhb.peer.device.flwr_adapter import make_context, make_message, take_identity
+from flower_dhb.topology.turns import parse_graph, share_every
 from flower_dhb.types import Layout
 
 N, D, ROUNDS, RATE = 5, 5, 7, 0.05
@@ -77,6 +78,30 @@ def test_direct_rounds_are_relayed_rounds(tmp_path, rule: Algorithm) -> None:
         assert set(record.train[1]) == {"num-examples"} < set(record.train[0])
     segments = [message for v, message in grid.messages if v == 0]
     assert len(segments) < ROUNDS
+
+
+def test_direct_rounds_of_graphs_in_turn_are_relayed_rounds(tmp_path) -> None:
+    """A segment may have rounds without an exchange, and neighbors that are due in none of it."""
+    app = numpy_app(N, D, rate=RATE, mods=[consensus_mod])
+    graphs = share_every(parse_graph("base:5:1"), 2)
+    rule = HeavyBall(momentum=0.3, form="tracking")
+
+    def run(grid, transport: str):
+        settings = {"evaluate_every": 3, "collect_models": True, "transport": transport}
+        return ServerlessStrategy(graphs, rule, **settings).start(grid, start_arrays(D)[0], 13)
+
+    relayed = run(LocalGrid(app, N), "relay")
+    configs = node_configs(tmp_path / "all", N)
+    grid = TogetherGrid(app, N, node_config=lambda v: configs[v])
+    direct = run(grid, "direct")
+    for vertex in range(N):
+        assert np.array_equal(flat(direct.models[vertex]), flat(relayed.models[vertex]))
+    assert told(direct) == told(relayed)
+    assert not any(record.events or record.missing for record in direct.history)
+    configs = node_configs(tmp_path / "some", N, without_address={1, 3})
+    grid = TogetherGrid(app, N, node_config=lambda v: configs[v])
+    with pytest.raises(ConfigError, match=r"edges 1-3 of 'base:5:1, shared every 2 rounds' have"):
+        run(grid, "direct")
 
 
 def test_an_edge_without_an_address_counts_in_relayed_rounds(tmp_path) -> None:

@@ -164,8 +164,3 @@ def test_a_state_that_is_lost_is_begun_again_from_neighbors_of_other_rounds(
     assert not result.history[-1].missing
     apart = np.abs(models(result) - models(whole)).max()
     assert 0.0 < apart < np.abs(models(whole) - start_arrays(D)[1]).max()
-
-
-def test_direct_rounds_refuse_them_by_name() -> None:
-    with pytest.raises(Exception, match="'base:7:1' has another graph in each round"):
-        ServerlessStrategy(GRAPHS["base"], GENTLE, transport="direct")

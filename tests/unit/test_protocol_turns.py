@@ -3,7 +3,7 @@
 import pytest
 
 from flower_dhb.errors import ConfigError
-from flower_dhb.peer.protocol.edition import Edition
+from flower_dhb.peer.protocol.edition import NEVER_DUE, Edition
 from flower_dhb.peer.protocol.patience import Patience
 from tests.support.protocol import TIMING, End, vertex
 
@@ -40,10 +40,10 @@ def test_the_schedule_goes_by_rounds_from_one():
     plain = Edition(1, 1, 9, (1, 2))
     assert (plain.due(7), plain.next_due(2, 7), plain.last_due(2, 7)) == ((1, 2), 8, 6)
     assert plain.shared_rounds(2, 7) == 5
-    with pytest.raises(
-        ConfigError, match=r"its neighbors are \(1, 2\), and in turn it meets \[1\]"
-    ):
-        Edition(1, 1, 9, (1, 2), turns=((1,), ()))
+    with pytest.raises(ConfigError, match=r"are \(1,\), and in turn it meets \[1, 2\]"):
+        Edition(1, 1, 9, (1,), turns=((1,), (2,)))
+    some = Edition(1, 1, 9, (1, 2), turns=((1,), ()))  # of a run's part: 2 is due in none of it
+    assert (some.next_due(2, 4), some.last_due(2, 4), some.due(3)) == (NEVER_DUE, 0, (1,))
 
 
 def test_on_an_edge_that_is_not_due_nothing_is_sent_and_nobody_waits():

@@ -20,7 +20,9 @@ from itertools import accumulate
 
 from flower_dhb.errors import ConfigError
 
-__all__ = ["Edition", "Editions"]
+__all__ = ["NEVER_DUE", "Edition", "Editions"]
+
+NEVER_DUE = 2**62  # a round that no run has
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ class Edition:
         for at, near in enumerate(self.turns):
             for j in near:
                 places.setdefault(j, []).append(at)
-        if self.turns and tuple(sorted(places)) != self.neighbors:
+        if not places.keys() <= set(self.neighbors):
             raise ConfigError(
                 f"{who}: its neighbors are {self.neighbors}, and in turn it meets {sorted(places)}"
             )
@@ -83,7 +85,7 @@ class Edition:
         """The first round after another in which an edge is due."""
         places = self._places.get(neighbor)
         if places is None:
-            return after + 1
+            return NEVER_DUE if self.turns and neighbor in self.neighbors else after + 1
         whole, at = divmod(after, len(self.turns))  # round `after` + 1 has the entry `at`
         found = bisect_left(places, at)
         if found == len(places):
@@ -94,7 +96,7 @@ class Edition:
         """The last round before another in which an edge was due; below 1 if there was none."""
         places = self._places.get(neighbor)
         if places is None:
-            return before - 1
+            return 0 if self.turns and neighbor in self.neighbors else before - 1
         whole, at = divmod(before - 1, len(self.turns))  # the entry of round `before`
         found = bisect_left(places, at) - 1
         return whole * len(self.turns) + places[found] + 1 - len(self.turns) * (found < 0)
