@@ -7,13 +7,16 @@ order: numbers are equal to the bit. `simulate` multiplies matrices, so it is eq
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 from flwr.app import Message, RecordDict
 from numpy.typing import NDArray
+from safetensors.numpy import load_file
 from support.apps import flat, numpy_app, quadratic, quadratic_step, start_arrays
 from support.grid import LocalGrid
+from support.meshes import write_keys
 
 from flower_dhb import (
     Algorithm,
@@ -26,6 +29,8 @@ from flower_dhb import (
     simulate,
 )
 from flower_dhb.flower.arrays import named_arrays
+from flower_dhb.metrics import RoundRecord
+from flower_dhb.peer.mesh.certificates import Authority
 from flower_dhb.topology.turns import Graphs, parse_graphs, share_every
 from flower_dhb.types import Layout
 
@@ -164,3 +169,67 @@ def test_a_state_that_is_lost_is_begun_again_from_neighbors_of_other_rounds(
     assert not result.history[-1].missing
     apart = np.abs(models(result) - models(whole)).max()
     assert 0.0 < apart < np.abs(models(whole) - start_arrays(D)[1]).max()
+
+
+def test_sealed_payloads_are_for_all_that_may_need_them_and_give_the_same_numbers(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """Who begins again opens payloads of rounds in which it was not due."""
+    folder = tmp_path_factory.mktemp("mesh")
+    homes = write_keys(Authority.create("m1", 30), folder, N)
+    models_at = [folder / f"model-{v}.safetensors" for v in range(N)]
+    app = numpy_app(N, D, rate=RATE, mods=[consensus_mod])
+
+    def end(lost_at: int | None) -> tuple[NDArray[np.float64], list[int]]:
+        def node(v: int) -> dict[str, object]:
+            return {"partition-id": v, "mesh": str(homes[v]), "model-file": str(models_at[v])}
+
+        def intercept(vertex: int, message: Message) -> Exception | None:
+            if vertex == 4 and message.metadata.group_id == str(lost_at):
+                for context in grid.contexts.values():
+                    if context.node_config["partition-id"] == 4:
+                        context.state.pop("flower_dhb.state", None)  # and not its keys
+            return None
+
+        grid = LocalGrid(app, N, node_config=node, intercept=intercept)
+        strategy = ServerlessStrategy(GRAPHS["base"], GENTLE, encryption="neighbors")
+        result = strategy.start(grid, start_arrays(D)[0], ROUNDS)
+        files = [load_file(path) for path in models_at]
+        found = np.stack([np.concatenate([f[n].ravel() for n in sorted(f)]) for f in files])
+        assert not any("refused" in text for r in result.history for _, text in r.events)
+        return found, [r.round for r in result.history if r.rejoined]
+
+    sealed, _ = end(None)
+    np.testing.assert_array_equal(sealed, node_by_node(GRAPHS["base"], GENTLE, ROUNDS))
+    _, rejoined = end(4)
+    assert rejoined
+
+
+def test_a_run_whose_serverapp_has_died_goes_on_in_the_turn_that_it_was_in(tmp_path: Path) -> None:
+    class Killed(BaseException):
+        pass
+
+    def die(record: RoundRecord) -> None:
+        if record.round == 4:
+            raise Killed
+
+    app = numpy_app(N, D, rate=RATE, mods=[consensus_mod])
+    where = {"state-dir": str(tmp_path / "states")}
+
+    def part(on_round: Callable[[RoundRecord], None] | None):
+        grid = LocalGrid(app, N, node_config=lambda v: {"partition-id": v, **where})
+        strategy = ServerlessStrategy(
+            GRAPHS["both"],
+            GENTLE,
+            collect_models=True,
+            checkpoint=tmp_path / "run",
+            on_round=on_round,
+        )
+        return strategy.start(grid, start_arrays(D)[0], ROUNDS)
+
+    with pytest.raises(Killed):
+        part(die)
+    result = part(None)
+    np.testing.assert_array_equal(models(result), node_by_node(GRAPHS["both"], GENTLE, ROUNDS))
+    assert [record.round for record in result.history] == list(range(1, ROUNDS + 1))
+    assert not any(record.missing or record.rejoined for record in result.history)

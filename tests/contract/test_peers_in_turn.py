@@ -51,6 +51,9 @@ def test_peers_have_the_numbers_of_the_relay_to_the_bit(tmp_path):
     with Mesh(tmp_path / "mesh", n=N, rounds=ROUNDS, peer=peer, **config) as mesh:
         assert mesh.settings(0).graph == graphs.digest
         mesh.start()
+        mesh.wait_round(2, 4)
+        mesh.kill(2)  # its neighbors wait for it in the next round that they share
+        mesh.start(2)
         mesh.finish(75)
         found = mesh.parameters()
         assert not mesh.missing_edges()
