@@ -236,8 +236,10 @@ def known_names(key):
     from flower_dhb.topology.forms import FORMS, TURNS
     from flower_dhb.topology.weights import WEIGHTS
 
+    directed = ("directed-one-peer", "one-peer-exponential")  # which no run config can name
+    turns = {t for k, texts in TURNS.items() if k not in directed for t in texts.split(" or ")}
     return {
-        "topology": {form.text for form in FORMS.values()} | _undirected(TURNS),
+        "topology": {form.text for form in FORMS.values()} | turns,
         "weights": set(WEIGHTS),
         "algorithm": {name for name in relayed_methods() if _ours(method(name))} | {OWN},
         "form": {"displacement", "buffer", "tracking"},
@@ -246,13 +248,6 @@ def known_names(key):
         "workload": set(WORKLOADS),
         "normalization": set(NORMALIZATIONS),
     }[key]
-
-
-def _undirected(turns):
-    """The forms of graphs that take turns that have no one-way links, each once."""
-    others = ("directed-one-peer", "one-peer-exponential")  # the latter is `one-peer`
-    forms = [text for kind, text in turns.items() if kind not in others]
-    return {each for text in forms for each in text.split(" or ")}
 
 
 def _ours(rule):
