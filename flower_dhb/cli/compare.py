@@ -69,6 +69,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--local-steps", metavar="A,B", help="of an agent, in a round (default 1)")
     add("--optimizer", metavar="A,B", help=f"of the local steps: {', '.join(OPTIMIZERS)}")
     add("--schedule", metavar="A,B", help=f"of the learning rate: {', '.join(SCHEDULES)}")
+    add("--compression", metavar="A,B", help="of payloads: none, bf16, int8, topk:0.1, …")
     add("--failures", type=float, default=0.0, help="probability that a link fails in a round")
     add("--attack", default="", metavar="KIND", help=f"of the last agents: {', '.join(ATTACKS)}")
     add("--attackers", type=int, default=1, help="how many agents lie (default 1)")
@@ -159,6 +160,7 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
         "local_steps": _integers("--local-steps", arguments.local_steps),
         "optimizers": _spec_words(arguments.optimizer),
         "schedules": _spec_words(arguments.schedule),
+        "compressions": _words(arguments.compression),
     }
     found |= {name: value for name, value in given.items() if value is not None}
     if arguments.methods == "all":

@@ -56,6 +56,7 @@ def settings_of_preset(path: Path, problem: str | None = None) -> dict[str, Any]
         "local_steps": [_number(path, values, "local-steps", 1)],
         "optimizers": [_text(path, values, "optimizer", "sgd")],
         "schedules": [_text(path, values, "schedule", "constant")],
+        "compressions": [_text(path, values, "compression", "none")],
         "batch_size": _number(path, values, "batch-size", 32),
     }
     rate = values.get("learning-rate")

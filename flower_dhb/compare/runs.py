@@ -53,6 +53,7 @@ class Run:
     optimizer: str
     schedule: str
     part: str
+    compression: str = "none"
     failures: float = 0.0
     attack: str = ""
     attackers: int = 1
@@ -116,6 +117,7 @@ def execute(run: Run, task: Task, topology: AnyGraph, algorithm: Algorithm) -> C
         missing=missing,
         attack=run.attack_on(topology.n_agents),
         schedule=run.schedule,
+        compression=run.compression,
         rounds=run.rounds,
     )
     honest = engine.honest

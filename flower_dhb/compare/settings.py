@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
+from flower_dhb.agent.compression import Compression
 from flower_dhb.algorithms import Algorithm, method
 from flower_dhb.compare.runs import Run, attack_of
 from flower_dhb.compare.sources import digest_of_rule, digest_of_runtime
@@ -16,6 +17,7 @@ from flower_dhb.compare.training import TEST, Training
 from flower_dhb.compare.tuning import COORDINATE, GRID, Point, least_points, most_points
 from flower_dhb.compare.workers import Bench, Work
 from flower_dhb.engine.engine import check_rule
+from flower_dhb.engine.publics import check_compression
 from flower_dhb.errors import ConfigError, FlowerDhbError
 from flower_dhb.problems.optimizers import LocalOptimizer, Schedule
 from flower_dhb.topology.turns import AnyGraph, parse_graph, share_every
@@ -27,6 +29,7 @@ SEARCHED: dict[str, tuple[float, ...]] = {
     "momentum": (0.0, 0.5, 0.8, 0.9, 0.95),
     "momentum_mixing": (0.0, 0.25, 0.5, 0.75, 1.0),
 }
+_AXES = ("local_steps", "optimizers", "schedules", "compressions")
 _ADAPTIVE = ("adam", "adamw")
 _ADAPTIVE_SHARE = 0.01  # their steps are about the learning rate itself, whatever the gradient
 
@@ -40,6 +43,7 @@ class Case:
     local_steps: int = 1
     optimizer: str = "sgd"
     schedule: str = "constant"
+    compression: str = "none"
 
     @property
     def name(self) -> str:
@@ -48,7 +52,13 @@ class Case:
         if self.local_steps != 1:
             words.append(f"{self.local_steps} local steps")
         words += [
-            w for w, usual in ((self.optimizer, "sgd"), (self.schedule, "constant")) if w != usual
+            word
+            for word, usual in (
+                (self.optimizer, "sgd"),
+                (self.schedule, "constant"),
+                (self.compression, "none"),
+            )
+            if word != usual
         ]
         return ", ".join(words)
 
@@ -89,6 +99,8 @@ class Comparison:
     local_steps, optimizers, schedules : sequences
         Of an agent's training between two exchanges; each combination is a case. Words of
         `problems.optimizers`.
+    compressions : sequence of str
+        Of payloads: `none`, `int8`, `topk:0.1`, … (`agent.compression`); an axis as well.
     seeds, rounds, evaluate_every, batch_size
         Numbers of each run; `rounds=0` takes the problem's own.
     tune : bool
@@ -125,6 +137,7 @@ class Comparison:
     local_steps: Sequence[int] = (1,)
     optimizers: Sequence[str] = ("sgd",)
     schedules: Sequence[str] = ("constant",)
+    compressions: Sequence[str] = ("none",)
     seeds: int = 3
     rounds: int = 0
     tune: bool = False
@@ -147,7 +160,7 @@ class Comparison:
         self._set(rounds=self.rounds or task.rounds, grid=tuple(self.grid))
         if not task.splits:
             self._set(splits=("",))
-        for name in ("topologies", "splits", "methods", "local_steps", "optimizers", "schedules"):
+        for name in (*_AXES, "topologies", "splits", "methods"):
             values = getattr(self, name)
             if isinstance(values, str) or not isinstance(values, Sequence):
                 raise ConfigError(f"{name} must be a sequence, got {values!r}")
@@ -162,6 +175,7 @@ class Comparison:
             LocalOptimizer.parse(optimizer)
         for schedule in self.schedules:
             Schedule.parse(schedule)
+        self._set(compressions=tuple(str(Compression.parse(each)) for each in self.compressions))
         if not all(0.0 < rate < float("inf") for rate in self.grid):
             raise ConfigError(f"learning rates must be finite and above 0, got {list(self.grid)}")
         if not all(math.isfinite(target) for target in self.targets):
@@ -197,6 +211,8 @@ class Comparison:
             for name, rule in self.rules.items():
                 try:
                     check_rule(rule, graph)
+                    for each in self.compressions:
+                        check_compression(Compression.parse(each), rule, graph)
                 except FlowerDhbError as error:
                     raise ConfigError(f"method '{name}' on '{spec}': {error}") from None
         for case in self.cases:
@@ -233,12 +249,13 @@ class Comparison:
     def cases(self) -> list[Case]:
         """All combinations of graph, split and local training."""
         return [
-            Case(topology=t, split=s, local_steps=n, optimizer=o, schedule=r)
+            Case(topology=t, split=s, local_steps=n, optimizer=o, schedule=r, compression=c)
             for t in self.graphs
             for s in self.splits
             for n in self.local_steps
             for o in self.optimizers
             for r in self.schedules
+            for c in self.compressions
         ]
 
     @cached_property
@@ -285,7 +302,9 @@ class Comparison:
         """A method with the settings of a point; None if the rule or the graph refuses them."""
         try:
             rule = replace(self.rules[name], **dict(point.settings))
-            check_rule(rule, self.graphs[case.topology])
+            graph = self.graphs[case.topology]
+            check_rule(rule, graph)
+            check_compression(Compression.parse(case.compression), rule, graph)
         except FlowerDhbError:
             return None
         return rule
@@ -309,6 +328,7 @@ class Comparison:
             local_steps=case.local_steps,
             optimizer=case.optimizer,
             schedule=case.schedule,
+            compression=case.compression,
             part=part,
             failures=self.failures,
             attack=self.attack,

@@ -20,8 +20,9 @@ __all__ = ["MOST", "is_comparison", "read_comparison"]
 
 MOST = 8  # runs of a comparison on a page, those with the best scores
 _VIEWS = ("rounds", "mean", "worst", "average", "consensus", "megabytes")
-_SAME = ("topology", "split", "local_steps", "optimizer", "schedule")  # what makes a case
-_USUAL = {"local_steps": 1, "optimizer": "sgd", "schedule": "constant"}
+# What makes a case.
+_SAME = ("topology", "split", "local_steps", "optimizer", "schedule", "compression")
+_USUAL = {"local_steps": 1, "optimizer": "sgd", "schedule": "constant", "compression": "none"}
 
 
 def is_comparison(path: Path) -> bool:

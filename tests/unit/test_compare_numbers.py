@@ -235,6 +235,7 @@ CHANGES = {
     "algorithm": HeavyBall().to_config(),
     "code": "of another",
     "optimizer": "adamw",
+    "compression": "int8",
     "schedule": "cosine",
     "learning_rate": 0.41,
     "seed": 4,
