@@ -25,11 +25,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-from matplotlib.collections import Collection
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
-from matplotlib.text import Text
 
 from flower_dhb import Topology, draw
 from flower_dhb.figures.runs import convergence_figure
@@ -95,22 +91,29 @@ def diagrams() -> dict[Path, tuple[str, str]]:
 
 
 def digest(figure: Figure) -> str:
-    """Of what a figure shows: its texts, and its lines, areas and points in units of the data."""
-    figure.canvas.draw()  # which places ticks
+    """Of what a figure shows: its texts, and its lines, areas and points in units of the data.
+
+    Ticks are left out: versions of Matplotlib choose them differently.
+    """
     return hashlib.sha256(json.dumps([*_shown(figure)]).encode()).hexdigest()
 
 
 def _shown(figure: Figure) -> Iterator[Any]:
-    for artist in figure.findobj(lambda each: each.get_visible()):
-        if isinstance(artist, Text) and artist.get_text().strip():
-            yield ["text", artist.get_text()]
-        elif isinstance(artist, Line2D):
-            yield ["line", *map(_rounded, artist.get_data())]
-        elif isinstance(artist, Collection):
-            paths = [_rounded(path.vertices) for path in artist.get_paths()[:1000]]
-            yield ["points", _rounded(artist.get_offsets()), paths]
-        elif isinstance(artist, Patch):
-            yield ["area", _rounded(artist.get_path().vertices)]
+    yield figure.get_suptitle()
+    yield [text.get_text() for text in figure.texts]
+    for axes in figure.axes:
+        titles = (axes.get_title(where) for where in ("left", "center", "right"))
+        yield [*titles, axes.get_xlabel(), axes.get_ylabel(), axes.get_xscale(), axes.get_yscale()]
+        yield [text.get_text() for text in axes.texts]
+        legend = axes.get_legend()
+        yield [text.get_text() for text in legend.get_texts()] if legend else []
+        for line in axes.lines:
+            yield ["line", line.get_color(), line.get_linewidth(), *map(_rounded, line.get_data())]
+        for points in axes.collections:
+            paths = [_rounded(path.vertices) for path in points.get_paths()]
+            yield ["points", _rounded(points.get_offsets()), paths]
+        for area in axes.patches:
+            yield ["area", _rounded(area.get_path().vertices)]
 
 
 def _rounded(values: Any) -> list[str]:
