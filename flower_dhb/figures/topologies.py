@@ -65,15 +65,12 @@ def draw(graph: Graphs) -> Figure:
                 points = _line(xy[a], xy[b], bent=circle and 1 < b - a < n - 1)
                 axes.plot(points[:, 0], points[:, 1], **style)
         _vertices(axes, xy)
-        _titles(figure, topology, weights)
+        _titles(figure, topology, weights, graph.spectral_gap)
         return figure
 
 
-def _titles(figure: Figure, topology: Topology, weights: Any) -> None:
-    about = (
-        f"{topology.n_agents} agents, {len(topology.edges)} edges, "
-        f"spectral gap {topology.spectral_gap:.3g}"
-    )
+def _titles(figure: Figure, topology: Topology, weights: Any, gap: float) -> None:
+    about = f"{topology.n_agents} agents, {len(topology.edges)} edges, spectral gap {gap:.3g}"
     if len(weights):
         about += f", mixing weights {_range(weights)}"
     if (weights < 0).any():

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flower_dhb.errors import FlowerDhbError
 from flower_dhb.figures.positions import places
 from flower_dhb.pages.lines import number, text
 from flower_dhb.pages.model import Floats, Link
 from flower_dhb.topology.graph import Topology
-from flower_dhb.topology.turns import parse_graphs
+from flower_dhb.topology.turns import parse_graphs, share_every
 
 __all__ = ["DRAWN_AGENTS", "DRAWN_LINKS", "WEIGHTS", "Graph", "of_edges", "of_name"]
 
@@ -25,11 +26,23 @@ _MOST_EDGES = 20_000
 
 @dataclass(frozen=True, kw_only=True)
 class Graph:
-    """Who talks to whom. weights: by edge `(a, b)`, a < b; None where it is not known."""
+    """Who talks to whom. weights: by edge `(a, b)`, a < b; None where it is not known.
+
+    turns: the edges of each round of a period, where not all are due in every round.
+    """
 
     name: str
     agents: Sequence[str]
     weights: Mapping[tuple[int, int], float | None]
+    turns: Sequence[frozenset[tuple[int, int]]] = ()
+
+    def due(self, rounds: Sequence[int]) -> NDArray[np.bool_]:
+        """Which edges are due in which of some rounds, `(rounds, edges)`."""
+        if not self.turns:
+            return np.ones((len(rounds), len(self.weights)), np.bool_)
+        period = [[edge in turn for edge in self.weights] for turn in self.turns]
+        places = (np.asarray(rounds, np.int64) - 1) % len(self.turns)
+        return np.array(period, np.bool_).reshape(-1, len(self.weights))[places]
 
     def unused(self) -> list[Link]:
         """Its links, of a run that does not tell what they carried."""
@@ -52,18 +65,24 @@ class Graph:
         return np.column_stack([np.cos(angles), np.sin(angles)])
 
 
-def of_name(name: str, weights: str) -> Graph | None:
-    """The graph that a run config names, None if it cannot be made here."""
+def of_name(name: str, weights: str, every: object = 1) -> Graph | None:
+    """The graph that a run config names, None if it cannot be made here.
+
+    every: rounds from one exchange to the next.
+    """
     try:
-        topology = parse_graphs(name, weights).together
+        graphs = share_every(parse_graphs(name, weights), every)
+        topology = graphs.together
     except (FlowerDhbError, ValueError, OSError):
         return None
+    in_turn = len(graphs.graphs) > 1
     listed = topology.edges if len(topology.edges) <= _MOST_EDGES else ()
     known = topology.n_agents <= DRAWN_AGENTS
     return Graph(
         name=topology.name,
         agents=[str(label) for label in topology.labels],
         weights={(a, b): float(topology.mixing_matrix[a, b]) if known else None for a, b in listed},
+        turns=tuple(frozenset(each.edges) for each in graphs.graphs) if in_turn else (),
     )
 
 
@@ -84,6 +103,13 @@ def of_edges(document: Any, name: str = "") -> Graph | None:
             return None
         weight = number(edge[2]) if len(edge) > 2 else float("nan")
         weights[min(ends), max(ends)] = None if np.isnan(weight) else weight
+    turns = []
+    for turn in document.get("turns") or ():
+        listed = turn if isinstance(turn, list) else [None]
+        if not all(isinstance(e, list) and tuple(e) in weights for e in listed):
+            return None
+        turns.append(frozenset(tuple(edge) for edge in listed))
     whole = isinstance(labels, list) and len(labels) == n
     agents = [text(label) for label in labels] if whole else [str(v) for v in range(n)]  # type: ignore[union-attr]
-    return Graph(name=text(document.get("name", name)), agents=agents, weights=weights)
+    called = text(document.get("name", name))
+    return Graph(name=called, agents=agents, weights=weights, turns=turns)

@@ -72,7 +72,7 @@ def _run(
     apart: set[tuple[int, int, int]] = set()  # round, and the edge that did not count in it
     events = Events()
     graph = _graph(overview, status, at, hosts)
-    neighbors = _neighbors(graph)
+    near = _neighbors(graph)
     for v, rounds in told.items():
         i = at[v]
         if rounds:
@@ -94,7 +94,7 @@ def _run(
                 events.add(k, [i], text(failed))
             seconds[row_of[k], i] = number(line.get("seconds"))
             received[row_of[k], i] = number(line.get("bytes"))
-            if count := len(neighbors.get(i, set()) - absent):
+            if count := len(near[(k - 1) % len(near)].get(i, set()) - absent):
                 payload[row_of[k], i] = received[row_of[k], i] / count
     bands, last = _metrics(told, ks, at)
     planned = [number(each.get("rounds")) for each in status.values()]
@@ -143,19 +143,19 @@ def _links(
     apart: set[tuple[int, int, int]],
     ks: list[int],
 ) -> list[Link]:
-    found = []
-    for (a, b), weight in graph.weights.items():
+    found, due = [], graph.due(ks)
+    for at, ((a, b), weight) in enumerate(graph.weights.items()):
         off = np.array([(k, a, b) in apart for k in ks], np.bool_)
         off |= (part[:, a] != TOOK_PART) | (part[:, b] != TOOK_PART)
         # Of rounds in which an end was not there yet, or no more, nothing is known.
         seen = (part[:, a] != UNKNOWN) & (part[:, b] != UNKNOWN)
-        carried = np.where(off, np.nan, payload[:, a] + payload[:, b])
+        carried = np.where(off | ~due[:, at], np.nan, payload[:, a] + payload[:, b])
         found.append(
             Link(
                 a=a,
                 b=b,
                 weight=weight,
-                failed=int((off & seen).sum()),
+                failed=int((off & seen & due[:, at]).sum()),
                 bytes=int(np.nansum(carried)) if np.isfinite(carried).any() else None,
             )
         )
@@ -194,12 +194,15 @@ def _middle(table: Floats) -> Floats:
     )
 
 
-def _neighbors(graph: graphs.Graph | None) -> dict[int, set[int]]:
-    found: dict[int, set[int]] = {}
-    for a, b in graph.weights if graph is not None else ():
-        found.setdefault(a, set()).add(b)
-        found.setdefault(b, set()).add(a)
-    return found
+def _neighbors(graph: graphs.Graph | None) -> list[dict[int, set[int]]]:
+    """Who is due to each agent, in each round of a period."""
+    near: list[dict[int, set[int]]] = []
+    for edges in (graph.turns or [graph.weights]) if graph is not None else ():
+        near.append({})
+        for a, b in edges:
+            near[-1].setdefault(a, set()).add(b)
+            near[-1].setdefault(b, set()).add(a)
+    return near or [{}]
 
 
 def _graph(
@@ -233,7 +236,20 @@ def _graph(
         name=name or "as the devices say",
         agents=[hosts.get(v) or str(v) for v in at],
         weights={edge: known.get(edge) for edge in ends},
+        turns=_turns(overview.get("turns"), at),
     )
+
+
+def _turns(listed: Any, at: Mapping[int, int]) -> tuple[frozenset[tuple[int, int]], ...]:
+    """The edges of each round of a period, none where that cannot be read."""
+    found = []
+    for turn in listed if isinstance(listed, list) else []:
+        pairs = turn if isinstance(turn, list) else []
+        if not all(isinstance(p, list) and len(p) == 2 and {*p} <= {*at} for p in pairs):
+            return ()
+        ends = (sorted((at[a], at[b])) for a, b in pairs)
+        found.append(frozenset((a, b) for a, b in ends))
+    return tuple(found)
 
 
 def _hosts(overview: Mapping[str, Any]) -> dict[int, str]:

@@ -64,13 +64,15 @@ def _of_flower(path: Path) -> Run:
     graph = graphs.of_edges(about.get("topology"))
     if graph is None:
         graph = graphs.of_name(
-            str(config.get("topology", "")), str(config.get("weights", graphs.WEIGHTS))
+            str(config.get("topology", "")),
+            str(config.get("weights", graphs.WEIGHTS)),
+            config.get("share-every", 1),
         )
     if graph is None:
         notes.append("the communication graph is not known")
     n = len(graph.agents) if graph is not None else _count(rows)
     bands = _bands(rows)
-    part = _part(rows, n)
+    ks, part = [row["round"] for row in rows], _part(rows, n)
     by_agent = np.array([numbers(row.get("bytes_sent_by_agent"), n) for row in rows])
     by_agent = by_agent.reshape(len(rows), n)
     versions = about.get("versions")
@@ -87,7 +89,7 @@ def _of_flower(path: Path) -> Run:
         path=str(path),
         runtime="Flower",
         agents=list(graph.agents) if graph is not None else [str(v) for v in range(n)],
-        rounds=np.array([row["round"] for row in rows], np.int64),
+        rounds=np.array(ks, np.int64),
         planned=0 if np.isnan(planned) else int(planned),
         seconds=running([number(row.get("seconds")) for row in rows]),
         bytes=running([number(row.get("bytes_sent")) for row in rows]),
@@ -100,7 +102,7 @@ def _of_flower(path: Path) -> Run:
         agent_bytes=np.nansum(by_agent, axis=0) if len(rows) else np.full(n, np.nan),
         graph="" if graph is None else graph.name,
         places=None if graph is None else graph.places(),
-        links=[] if graph is None else _links(graph, part, by_agent),
+        links=[] if graph is None else _links(graph, ks, part, by_agent),
         warnings=[(row["round"], each) for row in rows for each in texts(row.get("warnings"))],
         events=events.listed(),
         split=_split(path / "split.json", n, notes),
@@ -111,13 +113,15 @@ def _of_flower(path: Path) -> Run:
     )
 
 
-def _links(graph: graphs.Graph, part: NDArray[np.int8], by_agent: Floats) -> list[Link]:
-    """What each edge carried: an edge counts in a round in which both its ends delivered."""
-    there = part == TOOK_PART
+def _links(
+    graph: graphs.Graph, rounds: Sequence[int], part: NDArray[np.int8], by_agent: Floats
+) -> list[Link]:
+    """What each edge carried: it counts in a round in which it is due and both ends delivered."""
+    there, due = part == TOOK_PART, graph.due(rounds)
     partners = np.zeros((part.shape[1], part.shape[0]))  # by agent: its rows lie together
     here = np.ascontiguousarray(there.T)
-    for a, b in graph.weights:
-        both = here[a] & here[b]
+    for at, (a, b) in enumerate(graph.weights):
+        both = here[a] & here[b] & due[:, at]
         partners[a] += both
         partners[b] += both
     partners = partners.T
@@ -128,8 +132,9 @@ def _links(graph: graphs.Graph, part: NDArray[np.int8], by_agent: Floats) -> lis
     failed, carried = np.zeros(len(ends), np.int64), np.zeros(len(ends))
     for start in range(0, len(ends), _BLOCK):
         a, b = ends[start : start + _BLOCK].T
-        both = there[:, a] & there[:, b]
-        failed[start : start + _BLOCK] = (~both).sum(axis=0)
+        asked = due[:, start : start + _BLOCK]
+        both = there[:, a] & there[:, b] & asked
+        failed[start : start + _BLOCK] = (asked & ~both).sum(axis=0)
         sent = np.where(both, np.nan_to_num(each[:, a] + each[:, b]), 0.0)
         carried[start : start + _BLOCK] = sent.sum(axis=0)
     return [

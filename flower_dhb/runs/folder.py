@@ -181,10 +181,17 @@ def _described(topology: Graphs) -> dict[str, Any]:
     return {
         "name": topology.name,
         "agents": topology.n_agents,
-        "graphs": len(topology.graphs),
+        "turns": _turns(topology),
         "labels": [str(label) for label in whole.labels],
         "edges": [[a, b, float(row(a)[b])] for a, b in edges],
     }
+
+
+def _turns(topology: Graphs) -> list[list[list[int]]]:
+    """The edges of each round of a period; empty where all are due in every round."""
+    graphs = topology.graphs
+    listed = sum(len(graph.edges) for graph in graphs) <= _EDGES_LISTED
+    return [[list(edge) for edge in g.edges] for g in graphs] if len(graphs) > 1 and listed else []
 
 
 def _versions() -> dict[str, str]:

@@ -22,6 +22,7 @@ from flower_dhb import (
     Algorithm,
     HeavyBall,
     Node,
+    RunFolder,
     SafeguardedHeavyBall,
     ServerlessStrategy,
     Topology,
@@ -30,6 +31,7 @@ from flower_dhb import (
 )
 from flower_dhb.flower.arrays import named_arrays
 from flower_dhb.metrics import RoundRecord
+from flower_dhb.pages.reading import read_run
 from flower_dhb.peer.mesh.certificates import Authority
 from flower_dhb.topology.turns import Graphs, parse_graphs, share_every
 from flower_dhb.types import Layout
@@ -129,6 +131,31 @@ def test_only_what_is_due_is_uploaded_and_carried(name: str) -> None:
             assert {v: carried.get((str(k + 1), v), set()) for v in range(N)} == {
                 v: set(due.get(v, ())) for v in range(N)
             }
+
+
+def test_a_page_of_the_run_counts_each_link_in_its_turns(tmp_path: Path) -> None:
+    graphs = GRAPHS["both"]
+
+    def intercept(vertex: int, message: Message) -> Exception | None:
+        lost = vertex == 0 and message.metadata.group_id in ("2", "3")
+        return RuntimeError("broken") if lost and message.metadata.message_type == "train" else None
+
+    _, result = run(graphs, intercept=intercept)
+    folder = RunFolder(tmp_path, "run", graphs, {"rounds": ROUNDS})
+    for record in result.history:
+        folder.append(record)
+    found = read_run(folder.path)
+    assert found.graph == "base:7:2, shared every 2 rounds"
+    size = 0
+    for record in result.history:
+        size = max([size, *record.bytes_by_agent.values()])
+    size //= max(len(g.neighbors(v)) for g in graphs.graphs for v in range(N))
+    assert {(link.a, link.b) for link in found.links} == set(graphs.edges)
+    for link in found.links:
+        due = [k for k in range(1, ROUNDS + 1) if link.b in graphs.due(link.a, k)]
+        failed = [k for k in due if k in (2, 3) and link.a == 0]
+        assert link.failed == len(failed)
+        assert link.bytes == 2 * size * (len(due) - len(failed))
 
 
 def test_an_agent_that_misses_a_round_is_missing_to_those_that_it_was_due_to() -> None:

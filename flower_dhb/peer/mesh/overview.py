@@ -55,11 +55,13 @@ def overview_of(
             "node-config": dict(host.node_config) or None,
         }
         tables.append({"vertex": v, **{k: x for k, x in found.items() if x is not None}})
+    turns = [[list(edge) for edge in turn.edges] for turn in edition.turns]
     document = {
         **{key: common[key] for key in COMMON if key != "device"},
         "edition": edition.number,
         "next-vertex": max(edition.vertices) + 1 if next_vertex is None else next_vertex,
         "edges": [{"between": [e.a, e.b], "dials": e.dials} for e in edition.edges],
+        **({"turns": turns} if turns else {}),
         "hosts": tables,
         "algorithm": common["device"]["algorithm"],
         "device": {k: v for k, v in common["device"].items() if k != "algorithm"},
