@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from flower_dhb.figures.positions import places
 from flower_dhb.pages.lines import number, text
 from flower_dhb.pages.model import Floats, Link
 from flower_dhb.topology.graph import Topology
-from flower_dhb.topology.turns import parse_graphs, share_every
+from flower_dhb.topology.turns import Graphs, parse_graphs, share_every
 
 __all__ = ["DRAWN_AGENTS", "DRAWN_LINKS", "WEIGHTS", "Graph", "of_edges", "of_name"]
 
@@ -71,7 +71,7 @@ def of_name(name: str, weights: str, every: object = 1) -> Graph | None:
     every: rounds from one exchange to the next.
     """
     try:
-        graphs = share_every(parse_graphs(name, weights), every)
+        graphs = cast(Graphs, share_every(parse_graphs(name, weights), cast(int, every)))
         topology = graphs.together
     except (FlowerDhbError, ValueError, OSError):
         return None
@@ -104,11 +104,12 @@ def of_edges(document: Any, name: str = "") -> Graph | None:
         weight = number(edge[2]) if len(edge) > 2 else float("nan")
         weights[min(ends), max(ends)] = None if np.isnan(weight) else weight
     turns = []
-    for turn in document.get("turns") or ():
-        listed = turn if isinstance(turn, list) else [None]
-        if not all(isinstance(e, list) and tuple(e) in weights for e in listed):
+    listed = document.get("turns")
+    for turn in listed if isinstance(listed, list) else []:
+        ends = [e if isinstance(e, list) else [] for e in turn] if isinstance(turn, list) else [[]]
+        if not all([type(v) for v in e] == [int, int] and (e[0], e[1]) in weights for e in ends):
             return None
-        turns.append(frozenset(tuple(edge) for edge in listed))
+        turns.append(frozenset((a, b) for a, b in ends))
     whole = isinstance(labels, list) and len(labels) == n
     agents = [text(label) for label in labels] if whole else [str(v) for v in range(n)]  # type: ignore[union-attr]
     called = text(document.get("name", name))

@@ -197,7 +197,8 @@ def _middle(table: Floats) -> Floats:
 def _neighbors(graph: graphs.Graph | None) -> list[dict[int, set[int]]]:
     """Who is due to each agent, in each round of a period."""
     near: list[dict[int, set[int]]] = []
-    for edges in (graph.turns or [graph.weights]) if graph is not None else ():
+    turns = () if graph is None else graph.turns or [frozenset(graph.weights)]
+    for edges in turns:
         near.append({})
         for a, b in edges:
             near[-1].setdefault(a, set()).add(b)

@@ -15,6 +15,14 @@ def _in(file: str, *broken: tuple[str, str, str]) -> tuple[Mistake, ...]:
 
 EDITIONS = (
     *_in(
+        "agent.py",
+        (
+            "what was refused as beyond the run comes again when the run is longer",
+            '                near.greet_anew(edge, "the run goes on", now)\n',
+            "                pass\n",
+        ),
+    ),
+    *_in(
         "rounds.py",
         (
             "an edge that is not due in a round is apart",

@@ -621,3 +621,13 @@ def test_who_has_left_early_is_nobody_to_begin_from():
     assert end.phase == "joining"
     end.do("up c round=7 digest=c7 closed=6", "bye c done closed=7")
     assert end.phase == "joining"
+
+
+def test_a_payload_beyond_the_run_comes_again_when_the_run_is_longer():
+    """`b` knows that the run goes on, and has sent a round that this agent does not know of yet."""
+    end = End("b", rounds=4)
+    assert end.do("payload b5 closed=4") == ["b: refuse ahead 5"]
+    assert "b: close: the run goes on" in end.do("announce 2 begins=9 rounds=20 neighbors=b")
+    end = End("b", rounds=4)
+    end.do("payload b4 closed=3")
+    assert "b: close: the run goes on" not in end.do("announce 2 begins=9 rounds=20 neighbors=b")

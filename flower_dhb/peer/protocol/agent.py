@@ -264,8 +264,13 @@ class Agent:
         if event.timing is not None and event.timing != self.config.timing:
             self.config = replace(self.config, timing=event.timing)
             near.retime(self.config)
+        last = near.last
         if not near.editions.learn(edition):
             return
+        for edge in near.up():
+            if last < edge.shares not in edge.held and edge.receiving_since is None:
+                # Its payload was refused as beyond the run, and is to come again.
+                near.greet_anew(edge, "the run goes on", now)
         fields = {"edition": edition.number, "begins": edition.begins, "rounds": edition.rounds}
         self._out.append(Note("edition", fields, warning=False))
         near.meet(now)

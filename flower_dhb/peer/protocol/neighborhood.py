@@ -263,6 +263,7 @@ class Neighborhood(Rounds):
                 self._refuse(edge, Reason.STALE, r, f"{who}: nobody asked for a final model")
                 return
         elif r < 1 or (r > rounds and not self._knows_more(offer)):
+            edge.shares, edge.digest = max(r, 0), offer.digest
             self._refuse(edge, Reason.AHEAD, r, f"{who}: the run has {rounds} rounds")
             return
         else:
