@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from flower_dhb.cli.lines import aligned, folded
 from flower_dhb.cli.mesh_certificates import configure_certificates, renew, revoke
 from flower_dhb.cli.mesh_day_two import DAY_TWO, configure_day_two
 from flower_dhb.cli.mesh_status import configure_status, status
@@ -25,6 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     create.add_argument(
         "--share-every", type=int, metavar="ROUNDS", help="from one exchange to the next"
     )
+    create.add_argument("--link", type=float, metavar="MBIT/S", help="say what a round costs on it")
     create.add_argument("--weights", help="such as metropolis; else the app's run config says")
     create.add_argument("--hosts", type=Path, help="TOML file of devices; else all on this machine")
     create.add_argument("--rounds", type=int, help="number of rounds")
@@ -91,6 +93,7 @@ def execute(arguments: argparse.Namespace) -> int:
 
 
 def _create(arguments: argparse.Namespace) -> int:
+    from flower_dhb.cli.costs import OF_COSTS, cost_rows
     from flower_dhb.peer.mesh import create as mesh
     from flower_dhb.runs.config import said_of_rounds
 
@@ -124,6 +127,11 @@ def _create(arguments: argparse.Namespace) -> int:
     if about_rounds:
         print(f"{about_rounds}; --rounds says it for this mesh")
     print(f"{len(paths)} devices in {arguments.out}; start one with: flower-dhb peer {paths[0]}")
+    if arguments.link is not None:
+        rows = cost_rows(*mesh.payload_of(arguments.out, arguments.app, overrides), arguments.link)
+        words = [[f"{v:.4g}" if isinstance(v, float) else str(v) for v in r.values()] for r in rows]
+        print("\n".join(["costs", *aligned(list(rows[0]), words)]))
+        print(folded(OF_COSTS))
     if not arguments.insecure_plaintext:
         print(f"keep {arguments.out / 'authority'} off the devices: its key signs certificates")
     return 0

@@ -17,6 +17,7 @@ from rich.progress import Progress as Bar
 
 from flower_dhb.algorithms import HeavyBall
 from flower_dhb.algorithms.base import ADAPT_THEN_COMBINE, COMBINE_THEN_ADAPT
+from flower_dhb.cli.costs import OF_COSTS, cost_rows
 from flower_dhb.cli.lines import aligned, folded, terminal_width
 from flower_dhb.errors import ConfigError, GraphError
 from flower_dhb.figures.topologies import draw
@@ -64,6 +65,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     show.add_argument(
         "--share-every", type=int, default=1, metavar="ROUNDS", help="from one exchange to the next"
     )
+    show.add_argument(
+        "--link", type=float, metavar="MBIT/S", help="of an agent: what a round costs on it"
+    )
     show.add_argument("--condition", type=float, default=100.0, help="condition number")
     show.add_argument("--picture", type=Path, metavar="FILE", help="draw the graph (.png, .svg)")
     optimize = _action(actions, "optimize", "fastest-mixing weights, and what they gain")
@@ -86,6 +90,8 @@ def execute(arguments: argparse.Namespace) -> int:
         topology = share_every(topology, arguments.share_every)
     if isinstance(topology, Turns) and arguments.action == "show":
         facts = _show_turns(topology, arguments.weights)
+        if arguments.link is not None:
+            facts["costs"] = cost_rows(topology, _parameters(arguments), arguments.link)
     elif isinstance(topology, Topology):
         facts = action(arguments, topology)
     else:
@@ -139,6 +145,8 @@ def _show(arguments: argparse.Namespace, topology: Topology) -> dict[str, Any]:
         "condition number": arguments.condition,
         "forms": forms,
     }
+    if arguments.link is not None:
+        facts["costs"] = cost_rows(topology, size, arguments.link)
     if arguments.picture:
         facts["picture"] = _draw(topology, arguments.picture)
     return facts
@@ -309,6 +317,8 @@ def _print(facts: Mapping[str, Any]) -> None:
             print("\n".join(_table(name, value)))
             if name == "forms":
                 print(folded(_OF_FORMS))
+            if name == "costs":
+                print(folded(OF_COSTS))
             print()
         elif isinstance(value, Mapping):
             parts = [f"{k} {_text(v)}" for k, v in value.items()]

@@ -34,7 +34,8 @@ from flower_dhb.peer.wire.edition import MeshEdge, MeshEdition, MeshTurn, MeshVe
 from flower_dhb.peer.wire.identity import OPERATOR
 from flower_dhb.runs.config import RunConfig, known_keys
 from flower_dhb.topology.graph import Topology
-from flower_dhb.types import NDArrays
+from flower_dhb.topology.turns import AnyGraph
+from flower_dhb.types import Layout, NDArrays
 
 __all__ = [
     "Host",
@@ -217,6 +218,13 @@ def create_mesh(plan: MeshPlan) -> list[Path]:
         (plan.out / "operator").mkdir(mode=0o700)
         _issue(authority, plan.out / "operator", OPERATOR, plan.days)
     return paths
+
+
+def payload_of(out: Path, app: Path, overrides: Mapping[str, Any]) -> tuple[AnyGraph, int]:
+    """The graph of a mesh that has been written, and the numbers of one payload in it."""
+    config = RunConfig.of(run_config_of(app, overrides), str(app))
+    arrays, _ = read_start(out / START)
+    return config.topology, len(config.algorithm.vectors) * Layout.of(arrays).size
 
 
 def _check_keys(plan: MeshPlan, defaults: Mapping[str, Any]) -> None:
