@@ -11,6 +11,7 @@ from rich.console import Console
 from flower_dhb import RunFolder, Topology
 from flower_dhb.cli import _COMMANDS, main
 from flower_dhb.cli.fleet_view import View, draw
+from flower_dhb.cli.lines import folded
 from flower_dhb.cli.run_view import print_profile, print_table
 from flower_dhb.flower.profile import PARTS
 from flower_dhb.metrics import RoundRecord
@@ -27,8 +28,8 @@ PRINTED = [
     "topology optimize star:5",
     "topology suggest path:8 --add 3",
     "topology suggest ring:16",
-    "compare --problem quadratic --topology ring:6,path:4 --methods dsgd,safeguarded"
-    " --seeds 2 --rounds 6 --targets 0.5,0.01,0.001 --no-pictures --jobs 1 --out {out}/compared",
+    "compare --problem quadratic --topology ring:4 --methods dsgd --seeds 2 --rounds 2"
+    " --targets 0.5,0.01,0.001 --no-pictures --jobs 1 --out {out}/compared",
     "doctor",
     "doctor {mesh}/vertex-0/peer.toml --no-app --timeout 0.1",
     "mesh status {mesh} --timeout-s 0.1",
@@ -36,7 +37,6 @@ PRINTED = [
     "mesh renew {mesh} --all",
     "mesh identities --vertices 3 --out {out}/identities",
     "report {run} --csv {out}/rounds.csv",
-    "report {run} --out {out}/page.html",
 ]
 
 
@@ -66,6 +66,15 @@ def test_what_a_command_prints(words, places, capsys, monkeypatch):
     print(said.out)  # for whoever looks: pytest -rP
     assert said.out, said.err
     assert too_wide(said.out) == []
+
+
+def test_sentences_are_folded_between_words(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    text = folded(
+        "a run of 1,234,567 rounds in /a/path/that/is/longer/than/any/terminal/is/wide: done"
+    )
+    assert "\n  " in text
+    assert {"1,234,567", "/a/path/that/is/longer/than/any/terminal/is/wide:"} <= {*text.split()}
 
 
 def commands(parser):
