@@ -9,6 +9,7 @@ from support.grid import LocalGrid
 
 from flower_dhb import ServerlessStrategy
 from flower_dhb.flower.arrays import array_record
+from flower_dhb.pages.reading import read_run
 from flower_dhb.runs.config import RunConfig
 from tests.support.peers import APP, PATIENT, Mesh
 
@@ -59,8 +60,16 @@ def test_peers_have_the_numbers_of_the_relay_to_the_bit(tmp_path):
         assert not mesh.missing_edges()
         assert mesh.replay().rounds_computed == N * ROUNDS
         sent = {v: [line["bytes"] for line in mesh.history(v)] for v in range(N)}
+        page = read_run(mesh.out)
     np.testing.assert_array_equal(found, relayed())
     for k in range(1, ROUNDS + 1):
         due = [len(graphs.at(k).neighbors(v)) for v in range(N)]
         size = sum(sent[v][k - 1] for v in range(N)) // max(sum(due), 1)
         assert [sent[v][k - 1] for v in range(N)] == [size * count for count in due]
+    turns = {
+        edge: sum(edge in g.edges for g in map(graphs.at, range(1, ROUNDS + 1)))
+        for edge in graphs.edges
+    }
+    assert {(link.a, link.b): link.failed for link in page.links} == dict.fromkeys(turns, 0)
+    sizes = [link.bytes / (2 * turns[link.a, link.b]) for link in page.links]
+    assert max(sizes) - min(sizes) <= 1.0  # later rounds have a digit more
