@@ -41,6 +41,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="a key of peer.toml, such as timing.ceiling-s=5 or record='payloads'; repeat",
     )
     create.add_argument(
+        "--compression",
+        default="none",
+        help="of payloads, such as int8 or topk:0.01 (default: %(default)s)",
+    )
+    create.add_argument(
         "--start", help="initial arrays: FILE.safetensors, or module:name of a function or model"
     )
     _days(create)
@@ -121,6 +126,7 @@ def _create(arguments: argparse.Namespace) -> int:
             plaintext=arguments.insecure_plaintext,
             peer=nested(pairs(arguments.set, "--set")),
             force=arguments.force,
+            compression=arguments.compression,
         )
     )
     about_rounds = said_of_rounds(mesh.run_config_of(arguments.app, overrides))

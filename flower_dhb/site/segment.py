@@ -180,12 +180,14 @@ class _Hold:
             keys=(ask.arrays_key, ask.config_key),
             round=max(found, 0),
             attempt=ask.attempt,
+            compression=ask.compression,
         )
         part = Part(
             app=app,
             agreement={
                 "algorithm": json.dumps(ask.algorithm.to_config(), sort_keys=True),
                 "layout": digest_of_layout(ask.layout),
+                "compression": str(ask.compression),
                 "segment": json.dumps(
                     {"number": segment.number, "first": segment.first, "last": segment.last}
                 ),
@@ -220,7 +222,7 @@ class _Hold:
         ask = self.instruction
         store = open_store(self.context, ask.run, ask.vertex)
         with suppress(StateError):
-            return store.load(ask.algorithm, ask.layout)
+            return store.load(ask.algorithm, ask.layout, ask.compression)
         return None
 
     def _catch_up(self, message: Message, found: int) -> Answer:
@@ -253,6 +255,7 @@ class _Hold:
             weights=weights,
             turns=_turns(segment, ask.vertex),
             algorithm=ask.algorithm,
+            compression=ask.compression,
             graph="",
             app=Path(),
             client_app="",

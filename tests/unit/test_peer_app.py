@@ -297,8 +297,8 @@ def test_what_is_shared_early_is_of_the_epoch_that_the_round_will_be_in():
     one.algorithm = Early()
     one.train(1)
     one.combine(1, {0: of_tracking(0, 1, np.zeros(4), np.full(4, 5.0))}, evaluate=False)
-    assert any(vectors(one.early(2))["tracker"])
-    assert not any(vectors(one.early(2, epoch=1))["tracker"])
+    assert any(vectors(one.early(2).frame)["tracker"])
+    assert not any(vectors(one.early(2, epoch=1).frame)["tracker"])
     assert one.snapshot().epoch == 0  # nothing has begun yet
 
 
@@ -316,7 +316,7 @@ def test_what_is_shared_early_is_of_the_epoch_that_the_round_will_be_in():
 )
 def test_what_can_be_shared_before_training(rule, arrays, early):
     one = agent(algorithm=rule, arrays=arrays)
-    frame = one.early(1)
+    frame = one.early(1).frame
     assert (frame is not None) is early
     if early:
         header = codec.read_header(frame)
@@ -347,7 +347,7 @@ class Counting(Algorithm):
 def test_what_is_shared_before_training_is_what_is_shared_after_it():
     one = agent(algorithm=Counting(), arrays=PLAIN)
     for k in (1, 2, 3):
-        early = one.early(k)
+        early = one.early(k).frame
         x = one.snapshot().state.parameters
         assert vectors(early)["parameters"] == pytest.approx([k * np.linalg.norm(x)] * x.size)
         assert one.train(k).frame == early

@@ -418,7 +418,7 @@ def test_combine_then_adapt_is_shared_before_training():
 
     agent = quadratic_agent(HeavyBall(order="combine-then-adapt"))
     for k in (1, 2, 3):
-        early = agent.early(k)
+        early = agent.early(k).frame
         assert early is not None
         assert agent.train(k).frame == early
         agent.combine(k, {}, evaluate=False)

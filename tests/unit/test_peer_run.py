@@ -422,7 +422,7 @@ def test_who_was_away_for_long_takes_its_neighbors_average(tmp_path, events, ahe
 def test_what_neighbors_must_have_in_common(tmp_path):
     _, settings = made(tmp_path)
     agreement = Peer(settings[0]).transport.agreement
-    assert set(agreement) == {"algorithm", "layout", "start", "app"}
+    assert set(agreement) == {"algorithm", "layout", "start", "app", "compression"}
     assert agreement == Peer(settings[1]).transport.agreement
     editions = Peer(settings[0]).transport.editions()
     assert editions == {"edition 1": f"graph {settings[0].graph[:16]}, rounds 1 to 4"}

@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 
 from flower_dhb.agent import codec
 from flower_dhb.agent.codec import VectorSpec
-from flower_dhb.agent.node import STATISTICS_VECTOR, Node, Snapshot
+from flower_dhb.agent.compression import NONE, Compression
+from flower_dhb.agent.compression.frame import Frame
+from flower_dhb.agent.node import STATISTICS_VECTOR, Node, Snapshot, compressor_of
 from flower_dhb.agent.policy import Policy
 from flower_dhb.algorithms import Algorithm
 from flower_dhb.algorithms.measurement import measured
@@ -28,7 +30,7 @@ from flower_dhb.flower.arrays import array_record, start_frame
 from flower_dhb.flower.legacy import in_new_form
 from flower_dhb.flower.mod import take_turn
 from flower_dhb.flower.records import Answer, Ask, Instruction
-from flower_dhb.flower.store import open_store
+from flower_dhb.flower.store import Store, open_store
 from flower_dhb.peer.device.code import digest_of_folder
 from flower_dhb.peer.device.flwr_adapter import (
     frame_view,
@@ -38,8 +40,9 @@ from flower_dhb.peer.device.flwr_adapter import (
     take_identity,
 )
 from flower_dhb.peer.device.settings import PeerSettings
+from flower_dhb.peer.wire.changes import Change
 from flower_dhb.peer.wire.frames import Bytes
-from flower_dhb.types import Layout, NDArrays
+from flower_dhb.types import Layout, NDArrays, Payload
 
 __all__ = ["Agent", "Outcome", "agent_of", "load_app"]
 
@@ -50,14 +53,15 @@ _PROTOCOL_RECORDS = "flower_dhb."
 class Outcome:
     """What came of a question.
 
-    frame: the payload to share, if there is one. failure: why there is none, empty if all
-    went well. refused: payloads that the agent did not accept. metrics: the app's own.
-    sketch: projection of the parameters, if it was asked for.
+    frame: the payload to share, if there is one. change: what may be sent in its place. failure:
+    why there is none, empty if all went well. refused: payloads that the agent did not accept.
+    metrics: the app's own. sketch: projection of the parameters, if it was asked for.
     epoch: of the agent's memory and of the payload; an agent that has broken what its rule
     conserves, by a loss or a refusal, has opened a new one.
     """
 
     frame: bytes | None = None
+    change: Change | None = None
     failure: str = ""
     rejoined: bool = False
     refused: tuple[str, ...] = ()
@@ -79,8 +83,9 @@ class Agent:
     vectors that all agents began with, as a frame; None where the context holds a later state.
     local: initial values of the arrays that stay with the agent. configs: what the app finds in
     the `config` of its messages, by their kind. keys: under which it finds arrays and config.
-    round: that its parameters are of. attempt: how often the run was taken up again. Calls are
-    made from one thread.
+    round: that its parameters are of. attempt: how often the run was taken up again. compression:
+    of payloads on their way; here all of them are whole. Calls are made from one thread. Raises
+    ConfigError if the model cannot be compressed so.
     """
 
     def __init__(
@@ -100,8 +105,11 @@ class Agent:
         keys: tuple[str, str] = ("arrays", "config"),
         round: int = 0,
         attempt: int = 0,
+        compression: Compression = NONE,
     ) -> None:
         self.vertex, self.run, self.algorithm, self.layout = vertex, run, algorithm, layout
+        self.compression = compression
+        self.compressor = compressor_of(compression, algorithm, layout)
         self.vectors: tuple[VectorSpec, ...] = Node.vectors_of(algorithm, layout)
         self._turn, self._context, self._node = turn, context, node
         self._weights = dict(weights)
@@ -124,6 +132,7 @@ class Agent:
         train_config: Mapping[str, Any] | None = None,
         evaluate_config: Mapping[str, Any] | None = None,
         policy: Policy | None = None,
+        compression: Compression = NONE,
     ) -> Agent:
         """The agent of a device that no Flower runs on, with a context of its own.
 
@@ -155,6 +164,7 @@ class Agent:
             start=start_frame(layout, arrays, run),
             local=dict(array_record(layout.local(arrays)).items()),
             configs={"train": train_config or {}, "evaluate": evaluate_config or {}},
+            compression=compression,
         )
 
     # --- questions --------------------------------------------------------------------
@@ -167,7 +177,61 @@ class Agent:
         answer = self._ask("train", round, state_round=self.round, epoch=epoch)
         if not answer.failure and answer.payload is None:
             raise StateError(f"round {round}, agent {self.vertex}: the app answered no payload")
-        return _outcome(answer)
+        outcome = _outcome(answer)
+        if outcome.frame is None or self.compressor is None:
+            return outcome
+        frame, change = self._shared(self._node_at())
+        return replace(outcome, frame=frame, change=change)
+
+    def relabel(self, round: int) -> Outcome:
+        """Give the trained round another number before its payload was sent.
+
+        What a compression sends of a payload depends on the round, and which part of it is mixed
+        may do so, too. The payload under its new number is in the outcome.
+        """
+        s = self.snapshot()
+        if s.pending is None:
+            raise StateError(f"agent {self.vertex}: there is no trained round to relabel")
+        arrays = self.layout.unflatten(s.pending.trained, s.pending.statistics, s.local)
+        node = self._node_at(replace(s, pending=None))
+        node.adapt(round, arrays)
+        self._store().save(node.snapshot, self.algorithm)
+        return Outcome(*self._shared(node))
+
+    def change(self) -> Change | None:
+        """What may be sent in place of the trained round's payload, None if there is nothing."""
+        snapshot = self.snapshot()
+        if self.compressor is None or snapshot.pending is None:
+            return None
+        return self._shared(self._node_at(snapshot))[1]
+
+    def known(self, neighbor: int) -> Payload | None:
+        """A neighbor's last public payload, None if it is not here."""
+        try:
+            return self._node_at().known(neighbor)
+        except StateError:  # it will begin again from its neighbors
+            return None
+
+    def _node_at(self, snapshot: Snapshot | None = None) -> Node:
+        return Node(
+            self.vertex,
+            self.algorithm,
+            self._weights,
+            self.layout,
+            snapshot or self.snapshot(),
+            self.compression,
+        )
+
+    def _shared(self, node: Node) -> tuple[bytes, Change | None]:
+        """The payload of a trained round, and what may be sent in its place."""
+        k = node.pending_round or 0
+        frame = codec.encode(node.payload(), run=self.run, round=k, vertex=self.vertex)
+        return frame, self._change_of(node.frame(), k)
+
+    def _change_of(self, short: Frame | None, round: int) -> Change | None:
+        if short is None or self.compressor is None:
+            return None
+        return Change.of(short, self.compressor, run=self.run, round=round, vertex=self.vertex)
 
     def combine(
         self,
@@ -182,11 +246,12 @@ class Agent:
 
         measure: whether the outcome is to hold the projection of the parameters.
 
-        weights: this vertex's in this round and those to come, if they are others than before.
+        weights: this vertex's in this round, if they are others than at first.
         """
-        self._weights = dict(weights or self._weights)
         ask: Ask = "evaluate" if evaluate else "report"
-        answer = self._ask(ask, round, state_round=round, payloads=payloads, measure=measure)
+        answer = self._ask(
+            ask, round, state_round=round, payloads=payloads, measure=measure, weights=weights
+        )
         if answer.state_round != round:
             raise StateError(
                 f"round {round}, agent {self.vertex}: could not combine: {answer.failure}"
@@ -204,8 +269,9 @@ class Agent:
     ) -> Outcome:
         """Begin again from the neighbors' average, with zero momentum.
 
-        weights: as for `combine`. epoch: the newest that is known of. Where the rule conserves
-        something, the agent opens the one after it, which the outcome names.
+        weights: by which it does, and those of the rounds to come. epoch: the newest that is known
+        of. Where the rule conserves something, the agent opens the one after it, which the outcome
+        names.
         """
         self._weights = dict(weights or self._weights)
         for key in [k for k in self._context.state if k.startswith(_PROTOCOL_RECORDS)]:
@@ -218,13 +284,13 @@ class Agent:
         self.round = answer.state_round
         return _outcome(answer)
 
-    def early(self, round: int, epoch: int = 0) -> bytes | None:
+    def early(self, round: int, epoch: int = 0) -> Outcome:
         """The payload of a round before training, where the rule knows it by then.
 
         epoch: as for `train`.
         """
         if not self.knows_early:
-            return None
+            return Outcome()
         snapshot = self.snapshot()
         state = snapshot.state
         if epoch > snapshot.epoch:
@@ -232,7 +298,14 @@ class Agent:
         state = measured(self.algorithm, replace(state, round=round - 1), state.parameters)
         outgoing = self.algorithm.outgoing(state, state.parameters)
         payload = {name: outgoing[name] for name in self.algorithm.vectors}
-        return codec.encode(payload, run=self.run, round=round, vertex=self.vertex)
+        short = None
+        if self.compressor is not None:
+            codes = self.compressor.encode(payload, snapshot.sent, round, self.vertex)
+            if codes is not None:
+                payload = self.compressor.decode(codes, snapshot.sent, round)
+                short = Frame(codes, payload, snapshot.sent)
+        frame = codec.encode(payload, run=self.run, round=round, vertex=self.vertex)
+        return Outcome(frame, self._change_of(short, round))
 
     @property
     def knows_early(self) -> bool:
@@ -254,15 +327,18 @@ class Agent:
 
     def snapshot(self) -> Snapshot:
         """The agent's state as the mod stored it; the start before the first round."""
-        found = open_store(self._context, self.run, self.vertex).load(self.algorithm, self.layout)
+        found = self._store().load(self.algorithm, self.layout, self.compression)
         if found is not None:
             return found
         if self._start is None:
             raise StateError(f"agent {self.vertex}: its state of round {self.round} is lost")
         vectors = codec.decode(self._start.data, codec.read_header(self._start.data))
-        state = self.algorithm.start(vectors["parameters"])
         statistics = vectors.get(STATISTICS_VECTOR, self.layout.empty_statistics())
-        return Snapshot(0, state, statistics, {})
+        parameters = vectors["parameters"]
+        return Snapshot.first(self.algorithm, self.compression, parameters, statistics, {})
+
+    def _store(self) -> Store:
+        return open_store(self._context, self.run, self.vertex, self._attempt)
 
     def save(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """Everything in the context's state, the app's own records included."""
@@ -287,6 +363,7 @@ class Agent:
         newest: Mapping[int, tuple[int, Bytes]] | None = None,
         epoch: int = 0,
         measure: bool = False,
+        weights: Mapping[int, float] | None = None,
     ) -> Answer:
         instruction = Instruction(
             ask=ask,
@@ -294,7 +371,7 @@ class Agent:
             round=round,
             vertex=self.vertex,
             state_round=state_round,
-            weights=self._weights,
+            weights=weights or self._weights,
             algorithm=self.algorithm,
             layout=self.layout,
             payloads={j: frame_view(f) for j, f in (payloads or {}).items()},
@@ -305,6 +382,7 @@ class Agent:
             epoch=epoch,
             attempt=self._attempt,
             measure=measure,
+            compression=self.compression,
             arrays_key=self._keys[0],
             config_key=self._keys[1],
         )
@@ -340,12 +418,14 @@ def agent_of(settings: PeerSettings, app: ClientApp, arrays: NDArrays) -> Agent:
         train_config=settings.train_config,
         evaluate_config=settings.evaluate_config,
         policy=settings.policy,
+        compression=settings.compression,
     )
 
 
 def _outcome(answer: Answer) -> Outcome:
     return Outcome(
         answer.payload.data if answer.payload is not None else None,
+        None,
         answer.failure,
         answer.rejoined,
         answer.refused,

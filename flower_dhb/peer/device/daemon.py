@@ -91,6 +91,7 @@ from flower_dhb.peer.wire.transport import Limits, Transport
 from flower_dhb.peer.wire.trust import check_authority, check_revocations
 from flower_dhb.peer.wire.words import reason_of
 from flower_dhb.types import Layout
+from flower_dhb.types import Payload as Vectors
 
 __all__ = ["Peer", "Result", "digest_of_layout"]
 
@@ -144,6 +145,7 @@ class Peer:
             journal = self._journal()
             self._found = self._load(journal)
         self.editions = Editions(settings, self.monitor, self._store, self._announced)
+        self._resumed: Outgoing | None = None
         self.agent = self._agent(self._found)
         self.bulletins = self._board()
         self._lately = Lately(self.agent, time.monotonic())
@@ -169,6 +171,8 @@ class Peer:
             board=self.bulletins or NO_BOARD,
             editions=self.editions.agreement,
             differs=part.differs if part is not None else None,
+            compressor=self.app.compressor,
+            held=self._held(),
         )
         self._validity: Validity | None = None
         if settings.tls is not None and self.bulletins is not None:
@@ -304,16 +308,29 @@ class Peer:
             config = replace(config, origin=self._part.origin, epoch=self._part.epoch)
         if found is None:
             return Agent(config, time.monotonic())
+        document = found.contents.document
+        self.app.load(document["agent-round"], found.contents.arrays, document["records"])
+        if found.payload is not None:
+            change = self.app.change()
+            self._resumed = Outgoing.of(found.payload, () if change is None else (change,))
         try:
             return Agent(
                 config,
                 time.monotonic(),
                 record=found.record,
-                payload=_payload(found.payload) if found.payload is not None else None,
-                kept={k: _payload(frame) for k, frame in found.kept.items()},
+                payload=_payload(self._resumed) if self._resumed is not None else None,
+                kept={k: _payload(Outgoing.of(frame)) for k, frame in found.kept.items()},
             )
         except ValueError as error:  # of an edition that the disk holds no more
             raise DamageError(f"{self.settings.state_dir}: {error}") from None
+
+    def _held(self) -> dict[int, Vectors]:
+        """The neighbors' last public payloads, where changes of them are sent."""
+        compressor = self.app.compressor
+        if compressor is None or not compressor.estimates:
+            return {}
+        found = {j: self.app.known(j) for j in self.agent.edges}
+        return {j: payload for j, payload in found.items() if payload is not None}
 
     # --- life -------------------------------------------------------------------------
 
@@ -441,7 +458,7 @@ class Peer:
         """Go on from what the disk holds."""
         closed = self.agent.closed
         self._found = None
-        self._work.resume(found)
+        self._work.resume(found, self._resumed)
         keep_until(self.settings.state_dir / "history.jsonl", closed)
         self._recorder.begins_after(closed)
         self.progress.round = closed
@@ -627,6 +644,7 @@ def _app_of(settings: PeerSettings) -> tuple[App, dict[str, str]]:
         "layout": digest_of_layout(app.layout),
         "start": start.hexdigest(),
         "app": digest_of_code(settings.app),
+        "compression": str(settings.compression),
     }
 
 
@@ -640,6 +658,5 @@ def _link(link: object) -> StreamLink:
     return cast(StreamLink, link)
 
 
-def _payload(frame: bytes) -> Payload:
-    outgoing = Outgoing.of(frame)
+def _payload(outgoing: Outgoing) -> Payload:
     return Payload(outgoing.checksum, outgoing)

@@ -9,6 +9,7 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar
 
+from flower_dhb.agent.compression import NONE, Compression
 from flower_dhb.agent.policy import Policy
 from flower_dhb.algorithms import Algorithm, algorithm_from_config, check_relayed
 from flower_dhb.errors import ConfigError, unknown
@@ -92,6 +93,12 @@ class PeerSettings:
     weights: Mapping[int, float]
     algorithm: Algorithm
     """The rule: its `name` and its settings, as in the run config."""
+    compression: Compression = NONE
+    """How payloads are compressed on their way; the same on all devices.
+
+    Allowed: `none`, `bf16`, `int8`, `int4`, `topk:SHARE`, `randk:SHARE`, `lowrank:RANK`; see
+    [compression](compression.md).
+    """
     graph: str
     """Digest of the graph and its weights, in hexadecimal."""
     app: Path
@@ -374,6 +381,7 @@ class PeerSettings:
         values["policy"] = Policy.of_table(values.get("policy", {}))
         values["algorithm"] = _rule(values["algorithm"], values["app"], values["policy"])
         check_relayed(values["algorithm"])
+        values["compression"] = Compression.parse(values.get("compression", NONE))
         return cls(
             **{key.replace("-", "_"): value for key, value in values.items()},
             weights=weights,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -35,6 +35,7 @@ from flower_dhb.peer.protocol.events import (
 from flower_dhb.peer.watch.history import History
 from flower_dhb.peer.watch.recorder import Recorder
 from flower_dhb.peer.watch.status import Progress
+from flower_dhb.peer.wire.changes import Change, follow
 from flower_dhb.peer.wire.frames import Bytes, Outgoing, relabel
 
 __all__ = ["Task", "Work"]
@@ -44,12 +45,18 @@ Task = Train | Journal | Combine | Rejoin | Save | Free | Finish
 
 @dataclass(frozen=True)
 class _Round:
-    """A round under way. frame: own payload, under its label."""
+    """A round under way.
+
+    frame: own payload, under its label. change: what may be sent in its place. outgoing: both,
+    once they are on the disk.
+    """
 
     begun: float = field(default_factory=time.monotonic)
     train_s: float = 0.0
     metrics: Mapping[str, Any] = field(default_factory=dict)
     frame: bytes | None = None
+    change: Change | None = None
+    outgoing: Outgoing | None = None
 
 
 class Work:
@@ -81,16 +88,20 @@ class Work:
         self._history = part or History(settings.state_dir / "history.jsonl")
         self._deliver = deliver
         self._round = _Round()
+        self._changes: tuple[Change, ...] = ()  # that lead to the last own payload
         self._line: dict[str, Any] = {}
         self._tell: list[Callable[[], None]] = []  # for the record
 
-    def resume(self, found: Found) -> None:
-        """Go on from what the disk holds."""
+    def resume(self, found: Found, outgoing: Outgoing | None) -> None:
+        """Go on from what the disk holds, and the app has loaded. outgoing: the open round's."""
         document = found.contents.document
-        self._app.load(document["agent-round"], found.contents.arrays, document["records"])
         self._round = _Round(
-            train_s=document["train-seconds"], metrics=document["train"], frame=found.payload
+            train_s=document["train-seconds"],
+            metrics=document["train"],
+            frame=found.payload,
+            outgoing=outgoing,
         )
+        self._changes = outgoing.changes if outgoing is not None else ()
         if found.payload is not None:
             label = Outgoing.of(found.payload).header.round
             self._judge.shares(label, found.payload, self._app.snapshot())
@@ -122,34 +133,46 @@ class Work:
 
     def _train(self, task: Train) -> None:
         begun = time.monotonic()
-        early = self._round.frame if self._app.knows_early else None
+        early = self._round if self._app.knows_early else _Round()
         outcome = self._app.train(task.round, task.epoch)
         if outcome.frame is None:
             self._deliver(TrainingFailed(outcome.failure))
             return
         self._round = _Round(
-            begun, time.monotonic() - begun, dict(outcome.metrics), early or outcome.frame
+            begun,
+            time.monotonic() - begun,
+            dict(outcome.metrics),
+            early.frame or outcome.frame,
+            outcome.change,
+            early.outgoing,
         )
         self._deliver(Trained())
 
     def _journal(self, task: Journal) -> None:
         if task.early:
-            frame = self._app.early(task.round, task.epoch)
-            self._round = _Round(frame=frame)
+            shared = self._app.early(task.round, task.epoch)
+            self._round = _Round()
         else:
-            frame = self._round.frame
-            if frame is not None and task.round != task.trained_as:
-                frame = relabel(frame, task.round)
-                self._round = replace(self._round, frame=frame)
+            shared = Outcome(self._round.frame, self._round.change)
+            if task.round != task.trained_as and shared.frame is not None:
+                if self._app.compression.on:
+                    shared = self._app.relabel(task.round)
+                else:
+                    shared = Outcome(relabel(shared.frame, task.round))
+        frame, change = shared.frame, shared.change
         if frame is None:
             raise StateError(f"round {task.round}: there is no payload to write down")
-        outgoing = Outgoing.of(frame)
+        self._changes = () if change is None else follow(self._changes, change, len(frame))
+        outgoing = Outgoing.of(frame, self._changes)
+        self._round = replace(self._round, frame=frame, change=change, outgoing=outgoing)
         self._judge.shares(task.round, frame, self._app.snapshot())
         done = partial(self._deliver, Journaled(Payload(outgoing.checksum, outgoing)))
         self._disk.put(disk.Payload(task.round, frame, self._contents(), task.record, done))
 
     def _combine(self, task: Combine) -> None:
         label, k, done = task.round, task.trained_as, self._round
+        if self._app.compression.on:
+            k = label  # so that all agents of a round mix the same part of their payloads
         waited_s = time.monotonic() - done.begun - done.train_s
         received: dict[int, Bytes] = {j: _bytes(p) for j, p in task.payloads.items()}
         before = self._app.snapshot() if self._recorder.on else None
@@ -197,7 +220,7 @@ class Work:
             "train_seconds": done.train_s,
             "wait_seconds": waited_s,
             "missing": missing,
-            "bytes": len(done.frame or b"") * len(received),
+            "bytes": self._sent(done, received),
             **metrics,
         }
         if self._settings.policy.on:
@@ -294,6 +317,11 @@ class Work:
             "train-seconds": done.train_s,
         }
         return Contents(arrays, document)
+
+    def _sent(self, done: _Round, received: Iterable[int]) -> int:
+        """Bytes of the own payload, as they were sent to those whose payloads counted."""
+        sent = done.outgoing.sent if done.outgoing is not None else {}
+        return sum(sent.get(j, len(done.frame or b"")) for j in received)
 
     def _evaluates(self, label: int, now: PeerSettings) -> bool:
         if self._part is not None:

@@ -20,6 +20,8 @@ import tomli_w
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
+from flower_dhb.agent.compression import Compression
+from flower_dhb.agent.node import compressor_of
 from flower_dhb.errors import ConfigError, unknown
 from flower_dhb.files import read_toml, write_durably
 from flower_dhb.peer.device.model import read_start
@@ -53,6 +55,7 @@ __all__ = [
 # Keys of peer.toml that the mesh decides, and what decides them.
 _DECIDED = {
     "algorithm": "--run-config says the rule and its settings",
+    "compression": "--compression says it",
     "run-config": "--run-config says it",
     "rounds": "--rounds says it",
     "app": "--app says it, or 'app' in hosts.toml",
@@ -76,7 +79,7 @@ class MeshPlan:
     """What `mesh create` was asked for.
 
     days, authority_days: how long certificates, and who issues them, are valid. force: a mesh
-    that lies in `out` is replaced.
+    that lies in `out` is replaced. compression: of payloads on their way.
     """
 
     app: Path
@@ -89,6 +92,7 @@ class MeshPlan:
     plaintext: bool = False
     peer: Mapping[str, Any] | None = None
     force: bool = False
+    compression: str = "none"
 
 
 def read_hosts(path: Path) -> list[Host]:
@@ -187,6 +191,9 @@ def create_mesh(plan: MeshPlan) -> list[Path]:
     # Whatever a device would refuse is refused here.
     documents = {v: peer_document(common, edition, hosts[v], v, plan.out) for v in hosts}
     arrays = _start_arrays(plan, values, document["start"])
+    compression = Compression.parse(plan.compression)
+    if compression.on:  # refuses what the model cannot be compressed by
+        compressor_of(compression, config.algorithm, Layout.of(arrays))
     authority = None if plan.plaintext else Authority.create(mesh, plan.authority_days)
     if authority is not None and plan.days > plan.authority_days:
         raise ConfigError(
@@ -332,12 +339,14 @@ def _common(
     app: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What all devices have in common, and stays so in all editions of the mesh."""
+    compression = Compression.parse(plan.compression)
     device: dict[str, Any] = {
         "app": str(plan.app.resolve()),
         "client-app": app["components"]["clientapp"],
         "start": START,
         "state-dir": "state",
         "algorithm": config.algorithm.to_config(),
+        **({"compression": str(compression)} if compression.on else {}),
         "timing": {"ceiling-s": config.round_timeout_s or 3600.0},
         "run-config": dict(values),
         **app["tables"],

@@ -62,6 +62,9 @@ class Recorder:
                 arrays = {f"before/{k}": v for k, v in _state(before).items()}
                 arrays |= {f"sent/{k}": v for k, v in sent.items()}
                 arrays["trained"] = before.pending.trained
+                if before.pending.codes is not None:
+                    arrays |= {f"codes/{k}": v for k, v in before.pending.codes.items()}
+                    arrays |= {f"known/{k}": v for k, v in before.sent.items()}
                 self._save(label, "shared", arrays)
             self._save(label, "combined", _state(after))
         line = {

@@ -23,8 +23,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors.numpy import load_file
 
 from flower_dhb.agent import mixing
+from flower_dhb.agent.compression import NONE, PUBLIC, Compression, Compressor
+from flower_dhb.agent.node import compressor_of
 from flower_dhb.agent.screening import clip_factors, clipped, distance
 from flower_dhb.algorithms import Algorithm, algorithm_from_config
 from flower_dhb.algorithms.measurement import measured
@@ -35,11 +38,13 @@ from flower_dhb.peer.watch.recorder import fingerprint
 from flower_dhb.peer.watch.records import Record, Spans, read_record
 from flower_dhb.peer.wire.edition import MeshEdition
 from flower_dhb.references import folder_here
-from flower_dhb.types import State
+from flower_dhb.types import Layout, State
 
 __all__ = ["Doubt", "Finding", "Replay", "Unseen", "of_mesh"]
 
 Arrays = Mapping[str, NDArray[Any]]
+
+_START = "start.safetensors"  # the initial arrays, in the mesh's folder
 
 
 @dataclass(frozen=True)
@@ -104,7 +109,7 @@ class Replay:
 
     records: of each vertex, one for each device that has been it. editions: of the mesh, by
     number; each line says which one its round was of. ledgers: what the peers' disks say
-    of their edges. All that follows is what `findings` has gone through. one_sided: edges that
+    of their edges. compressor: of payloads, None if they were sent as they are. All that follows is what `findings` has gone through. one_sided: edges that
     counted at one end only and are known to have, in all rounds; unseen: those that cannot be
     judged.
     """
@@ -113,6 +118,7 @@ class Replay:
     editions: Mapping[int, MeshEdition]
     algorithm: Algorithm
     ledgers: Mapping[int, Ledger] = field(default_factory=dict)
+    compressor: Compressor | None = None
     rounds_checked: int = 0
     rounds_computed: int = 0
     one_sided: int = 0
@@ -303,7 +309,7 @@ class Replay:
         before = measured(self.algorithm, before, trained)
         sent = {name: shared[f"sent/{name}"] for name in self.algorithm.vectors}
         outgoing = self.algorithm.outgoing(before, trained)
-        if any(not np.array_equal(sent[name], outgoing[name]) for name in sent):
+        if not self._makes(vertex, k, outgoing, sent, shared):
             yield Finding(vertex, k, "sent something else than its rule makes of its training")
         row = self._row(vertex, k, line)
         payloads: dict[int, Arrays] = {}
@@ -325,6 +331,10 @@ class Replay:
             away = {j: distance(mine, [p[name] for name in names]) for j, p in payloads.items()}
             factors = clip_factors(away, self.algorithm.clip_radius)
             weights = clipped(weights, vertex, factors)
+        if self.compressor is not None:
+            payloads[PUBLIC] = sent
+            payloads = {j: self.compressor.mixed(p, k) for j, p in payloads.items()}
+            weights = self.compressor.weights(weights, vertex)
         state = mixing.combine(self.algorithm, before, trained, vertex, weights, payloads)
         if line.get("left_epoch", 0) > line.get("epoch", 0):
             state = self.algorithm.restart(state)
@@ -338,6 +348,21 @@ class Replay:
             yield Finding(vertex, k, f"combined to another '{name}'", off)
         if fingerprint({"x": found.parameters}) != line["to"]:
             yield Finding(vertex, k, "the recorded parameters are not those of its own record")
+
+    def _makes(self, vertex: int, k: int, payload: Arrays, sent: Arrays, shared: Arrays) -> bool:
+        """Whether a payload is what was sent, or stands for what its codes and memory make."""
+        names, compressor = self.algorithm.vectors, self.compressor
+        if compressor is None or f"codes/{names[0]}" not in shared:
+            return all(np.array_equal(sent[name], payload[name]) for name in names)
+        codes = {name: shared[f"codes/{name}"] for name in names}
+        known = {name: shared[f"known/{name}"] for name in names if f"known/{name}" in shared}
+        public = compressor.decode(codes, known, k)
+        if any(not np.array_equal(sent[name], public[name]) for name in names):
+            return False
+        if compressor.compression.select == "lowrank":  # its factors are a machine's own
+            return True
+        again = compressor.encode(payload, known, k, vertex)
+        return again is not None and all(np.array_equal(again[n], codes[n]) for n in names)
 
 
 def _edge(a: int, b: int) -> str:
@@ -381,4 +406,9 @@ def of_mesh(document: Mapping[str, Any], directory: Path, fetched: Path | None =
         )
     app = folder_here(document.get("device", {}).get("app"))
     algorithm = algorithm_from_config(document["algorithm"], app)
-    return Replay(records, editions, algorithm, ledgers)
+    compression = Compression.parse(document.get("device", {}).get("compression", NONE))
+    compressor = None
+    if compression.on:
+        layout = Layout.of(load_file(directory / _START))
+        compressor = compressor_of(compression, algorithm, layout)
+    return Replay(records, editions, algorithm, ledgers, compressor)

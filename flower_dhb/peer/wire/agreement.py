@@ -17,6 +17,10 @@ _SHOWN = 48  # characters of what a neighbor calls its digest or its version
 # A part of the agreement: what differs, and what is to be done about it.
 _WORDS = {
     "algorithm": ("algorithm", "give all devices the files of one and the same mesh"),
+    "compression": (
+        "compression of payloads",
+        "give all devices the files of one and the same mesh",
+    ),
     "layout": (
         "model: names, shapes or dtypes of its arrays differ",
         "run the same app with the same settings everywhere",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import numpy as np
@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 
 from flower_dhb.agent import codec
 from flower_dhb.agent.codec import Header, VectorSpec
-from flower_dhb.errors import PayloadError
+from flower_dhb.agent.compression import frame as compressed
+from flower_dhb.errors import EstimateError, PayloadError
 from flower_dhb.peer.protocol.messages import Offer
 from flower_dhb.peer.wire import relay_pb2 as pb
+from flower_dhb.peer.wire.changes import MOST_CHANGES, Change, Held, Known
 from flower_dhb.peer.wire.words import put_offer
 
 __all__ = [
@@ -53,7 +55,8 @@ Reason = pb.Refusal.Reason
 class RefusedError(PayloadError):
     """Something that a neighbor sent is not accepted.
 
-    told: the log has it already, word for word.
+    told: the log has it already, word for word. known: digest of the public payload that is held
+    here in place of the one that a change is of, 0 for none.
     """
 
     def __init__(self, reason: pb.Refusal.Reason, text: str, round: int = 0) -> None:
@@ -61,6 +64,7 @@ class RefusedError(PayloadError):
         self.reason = reason
         self.round = round
         self.told = False
+        self.known = 0
 
     @property
     def kind(self) -> str:
@@ -70,24 +74,53 @@ class RefusedError(PayloadError):
 
 @dataclass(frozen=True)
 class Outgoing:
-    """One payload on its way to the neighbors: its header, and its bytes, which are shared."""
+    """One payload on its way to the neighbors: its header, and its bytes, which are shared.
+
+    changes: what may be sent in its place, the newest last; see `changes.follow`. sent: bytes of
+    what was sent, by neighbor.
+    """
 
     header: Header
     frame: Bytes
     checksum: int
+    changes: tuple[Change, ...] = ()
+    sent: dict[int, int] = field(default_factory=dict, compare=False)
 
     @classmethod
-    def of(cls, frame: Bytes) -> Outgoing:
+    def of(cls, frame: Bytes, changes: tuple[Change, ...] = ()) -> Outgoing:
         """A codec frame, ready to be sent."""
-        return cls(codec.read_header(frame), frame, codec.read_checksum(frame))
+        return cls(codec.read_header(frame), frame, codec.read_checksum(frame), changes)
+
+    @property
+    def public(self) -> int:
+        """The digest of the public payload, 0 if nobody needs to know it."""
+        return self.changes[-1].public if self.changes else 0
+
+    def shortest(self, known: int | None = None) -> tuple[Change, ...]:
+        """What to send to a neighbor in its place; empty if that is the payload itself.
+
+        known: digest of the public payload that the neighbor holds, 0 if it holds none; None if
+        that is not known, and it may hold the one before.
+        """
+        for at in reversed(range(len(self.changes))):
+            if self.changes[at].base in (0, known):
+                return self._if_shorter(self.changes[at:])
+        return self._if_shorter(self.changes[-1:]) if known is None else ()
+
+    def _if_shorter(self, changes: tuple[Change, ...]) -> tuple[Change, ...]:
+        return changes if sum(len(c.data) for c in changes) < len(self.frame) else ()
 
     def pieces(
-        self, offer: Offer | None = None, chunk_bytes: Callable[[], int] = lambda: CHUNK_BYTES
+        self,
+        offer: Offer | None = None,
+        chunk_bytes: Callable[[], int] = lambda: CHUNK_BYTES,
+        changes: tuple[Change, ...] = (),
     ) -> Iterator[bytes]:
         """Serialized frames: the header, with the protocol's part, then the chunks.
 
-        chunk_bytes is asked for the size of each.
+        chunk_bytes is asked for the size of each. changes: what is sent in its place.
         """
+        data = b"".join(change.data for change in changes) if changes else self.frame
         message = pb.Header(
             run=self.header.run,
             round=self.header.round,
@@ -95,17 +128,19 @@ class Outgoing:
             vectors=[
                 pb.Vector(name=v.name, dtype=v.dtype, size=v.size) for v in self.header.vectors
             ],
-            total_bytes=len(self.frame),
+            total_bytes=len(data),
             checksum=self.checksum,
+            changes=[pb.Change(round=c.round, bytes=len(c.data)) for c in changes],
+            base=changes[0].base if changes else 0,
         )
         if offer is not None:
             put_offer(offer, message)
-        small = len(self.frame) <= min(WHOLE_BYTES, chunk_bytes())
+        small = len(data) <= min(WHOLE_BYTES, chunk_bytes())
         if small:
-            message.whole = bytes(self.frame)
+            message.whole = bytes(data)
         yield pb.Frame(header=message).SerializeToString()
         if not small:
-            view, start = memoryview(self.frame), 0
+            view, start = memoryview(data), 0
             while start < len(view):
                 end = start + chunk_bytes()
                 yield chunk_frame(view[start:end])
@@ -172,13 +207,22 @@ class Assembler:
     """Puts one neighbor's chunks together; at most one payload is under way.
 
     expect: run, vertex and vectors that every payload must have; its round is the
-    receiver's business.
+    receiver's business. known: what is held of the neighbor's, where payloads are compressed.
     """
 
-    def __init__(self, run: str, neighbor: int, vectors: tuple[VectorSpec, ...]) -> None:
+    def __init__(
+        self,
+        run: str,
+        neighbor: int,
+        vectors: tuple[VectorSpec, ...],
+        known: Known | None = None,
+    ) -> None:
         self._run = run
         self._neighbor = neighbor
         self._vectors = vectors
+        self._known = known
+        self._changes: tuple[tuple[int, int], ...] = ()
+        self._held = Held()
         self._expect: Header | None = None
         self._claimed = 0
         self._buffer = memoryview(b"")
@@ -196,7 +240,9 @@ class Assembler:
         self.drop()
         expect = Header(self._run, message.round, self._neighbor, self._vectors)
         who = expect.sender
-        if not expect.n_bytes < message.total_bytes <= expect.n_bytes + _FRAME_OVERHEAD_BYTES:
+        if message.changes:
+            self._check_changes(message, expect)
+        elif not expect.n_bytes < message.total_bytes <= expect.n_bytes + _FRAME_OVERHEAD_BYTES:
             raise RefusedError(
                 Reason.SIZE,
                 f"{who}: header announces {message.total_bytes} bytes, expected {expect.n_bytes} "
@@ -213,6 +259,52 @@ class Assembler:
             raise RefusedError(_why(message, expect), str(error), message.round) from None
         return expect
 
+    def _check_changes(self, message: pb.Header, expect: Header) -> None:
+        """Hold the lengths of changes against what a payload of this model may need."""
+        who, changes = expect.sender, message.changes
+        if self._known is None:
+            raise RefusedError(
+                Reason.SIZE,
+                f"{who}: payload is compressed, and this agent's are not; all agents must run with "
+                "the same compression",
+                message.round,
+            )
+        compressor = self._known.compressor
+        least = compressed.length(compressor, expect.vectors)
+        most = MOST_CHANGES if compressor.estimates else 1
+        rounds = [change.round for change in changes]
+        fits = (
+            len(changes) <= most
+            and all(least < c.bytes <= least + _FRAME_OVERHEAD_BYTES for c in changes)
+            and sum(c.bytes for c in changes) == message.total_bytes
+            and message.total_bytes <= expect.n_bytes + _FRAME_OVERHEAD_BYTES
+        )
+        if not fits or rounds != sorted(set(rounds)) or rounds[-1] != message.round:
+            raise RefusedError(
+                Reason.SIZE,
+                f"{who}: header announces {len(changes)} changes of rounds {rounds[:4]} … in "
+                f"{message.total_bytes} bytes, expected up to {most} of {least} bytes and a short "
+                "header each; all agents must run the same model and compression",
+                message.round,
+            )
+
+    def require_base(self, message: pb.Header, expect: Header) -> None:
+        """Refuse a change of what is not held here, so that its sender sends something else."""
+        self._held = Held()
+        if self._known is None or not (message.changes and self._known.compressor.estimates):
+            return
+        self._held = self._known.held
+        if not message.base or message.base != self._held.digest:
+            text = f"{expect.sender}: payload is a change of one that this agent does not hold"
+            error = RefusedError(Reason.ESTIMATE, text, expect.round)
+            error.known = self._held.digest
+            raise error
+
+    def hold(self, frame: Bytes) -> None:
+        """A round's payload is complete: the next one may be a change of it."""
+        if self._known is not None:
+            self._known.hold(frame)
+
     def begin(self, message: pb.Header, expect: Header) -> bytes | None:
         """Take the memory for a payload whose header was accepted.
 
@@ -220,6 +312,7 @@ class Assembler:
         """
         self._skip = 0
         self._claimed = message.checksum
+        self._changes = tuple((change.round, change.bytes) for change in message.changes)
         if message.whole:
             if len(message.whole) != message.total_bytes:
                 raise RefusedError(
@@ -228,15 +321,36 @@ class Assembler:
                     f"{len(message.whole)}",
                     message.round,
                 )
+            if self._changes:
+                return self._rebuilt(message.whole, expect)
             return bytes(_verified(message.whole, expect, message.checksum))
         self._expect, self._filled = expect, 0
-        self._buffer = self._buffers.take(message.total_bytes, expect.n_bytes)
-        self._verifier = codec.Verifier(self._buffer, expect)
+        if self._changes:
+            self._buffer = np.empty(message.total_bytes, np.uint8).data
+        else:
+            self._buffer = self._buffers.take(message.total_bytes, expect.n_bytes)
+            self._verifier = codec.Verifier(self._buffer, expect)
         return None
+
+    def _rebuilt(self, data: Bytes, expect: Header) -> bytes:
+        """The payload that changes lead to, bit for bit the one that the header named."""
+        if self._known is None:
+            raise TypeError("changes came, and nothing is known that they could be changes of")
+        held, self._held = self._held, Held()
+        try:
+            frame = self._known.rebuild(data, self._changes, held, expect)
+        except EstimateError as error:
+            raise RefusedError(Reason.ESTIMATE, str(error), expect.round) from None
+        except PayloadError as error:
+            raise _refusal(error, expect) from None
+        if codec.read_checksum(frame) != self._claimed:
+            text = f"{expect.sender}: its changes lead to another payload here than at its sender"
+            raise RefusedError(Reason.ESTIMATE, text, expect.round)
+        return frame
 
     def chunk(self, data: memoryview) -> Bytes | None:
         """Add the next bytes. Returns the payload when it is complete. Raises RefusedError."""
-        if self._expect is None or self._verifier is None:
+        if self._expect is None:
             if 0 < len(data) <= self._skip:
                 self._skip -= len(data)
                 return None
@@ -261,10 +375,13 @@ class Assembler:
                 part = data[at : at + _STEP_BYTES]
                 stop = begin + at + len(part)
                 buffer[stop - len(part) : stop] = part
-                verifier.advance(stop)
+                if verifier is not None:
+                    verifier.advance(stop)
             if end < len(buffer):
                 return None
             self.drop()
+            if verifier is None:
+                return self._rebuilt(buffer, expect)
             _check_claim(buffer, expect, self._claimed)
             verifier.finish()
         except PayloadError as error:

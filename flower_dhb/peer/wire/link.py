@@ -112,6 +112,9 @@ class StreamLink:
         self._control: deque[bytes] = deque()
         self._payload: Iterator[bytes] | None = None
         self._payload_round = 0
+        self._sending: tuple[Offer, Outgoing] | None = None
+        self._tried = 0  # how often it was begun
+        self._known_there: int | None = None  # digest of our public payload that it holds, if told
         self._begun_payload = self._payload_is_next = False
         self._flow, self._receipts = Flow(), Receipts()
         self._board = board
@@ -149,10 +152,18 @@ class StreamLink:
         if not isinstance(outgoing, Outgoing):
             raise TypeError(f"expected an own payload, got {outgoing!r}")
         with self._ready:
-            self._payload = outgoing.pieces(offer, lambda: self._flow.chunk_bytes)
-            self._payload_round = offer.round
-            self._begun_payload = False
-            self._ready.notify()
+            self._tried = 0
+            self._begin(offer, outgoing)
+
+    def _begin(self, offer: Offer, outgoing: Outgoing) -> None:
+        """Put a payload in line, in the shortest form that the neighbor can make it of."""
+        changes = () if offer.final else outgoing.shortest(self._known_there)
+        self._payload = outgoing.pieces(offer, lambda: self._flow.chunk_bytes, changes)
+        self._payload_round, self._sending = offer.round, (offer, outgoing)
+        outgoing.sent[self.neighbor] = sum(len(c.data) for c in changes) or len(outgoing.frame)
+        self._begun_payload = False
+        self._tried += 1
+        self._ready.notify()
 
     def send_bulletin(self, notice: Notice) -> None:
         """Send a bulletin, behind short messages and ahead of what is left of a payload."""
@@ -241,6 +252,8 @@ class StreamLink:
                 self._begun_payload, self._payload_is_next = True, False
                 return piece
             self._payload = None
+            if self._sending is not None and not self._sending[0].final:
+                self._known_there = self._sending[1].public or None  # unless it is refused
         return None if self._closing else self._bulletins.next()
 
     def _receipt(self, now: float) -> bytes:
@@ -260,7 +273,20 @@ class StreamLink:
         """The neighbor does not want the payload of a round: the rest of it stays here."""
         with self._ready:
             if self._payload_round == round:
-                self._payload = None
+                self._payload = self._sending = None
+
+    def _send_otherwise(self, round: int, known: int) -> None:
+        """The neighbor lacks what a payload was sent as a change of, and says what it holds.
+
+        What it says is believed once; after that the payload is sent whole.
+        """
+        with self._ready:
+            sending = self._sending
+            if sending is None or self._payload_round != round or self._tried > 2:
+                return
+            self._known_there = known if self._tried == 1 else 0
+            self._begin(*sending)
+        self._monitor.count("sent-otherwise", self.neighbor)
 
     # --- in ---------------------------------------------------------------------------
 
@@ -317,11 +343,13 @@ class StreamLink:
                 round=error.round,
                 why=str(error),
             )
-        refusal = pb.Refusal(round=error.round, reason=error.reason, text=str(error)[:500])
+        refusal = pb.Refusal(
+            round=error.round, reason=error.reason, text=str(error)[:500], known=error.known
+        )
         self._put(pb.Frame(refusal=refusal))
         if not self.greeted:
             self.close("refused")
-        elif error.reason != Reason.REPEATED and not self._strikes.take():
+        elif error.reason not in _HONEST and not self._strikes.take():
             self._monitor.count("cut-off.refusals", self.neighbor)
             self._monitor.warning("cut-off", neighbor=self.neighbor, why="too many refusals")
             self.close("too many refused frames")
@@ -404,6 +432,7 @@ class StreamLink:
         self._deliver(Offered(self.neighbor, self, offer_of(message)))
         if self._arriving is not None:  # `reserve` was called meanwhile
             with self._unless_broken():
+                self._assembler.require_base(message, expect)
                 whole = self._assembler.begin(message, expect)
             if whole is not None:
                 self._complete(whole)
@@ -419,13 +448,14 @@ class StreamLink:
 
     @contextmanager
     def _unless_broken(self) -> Iterator[None]:
-        """A payload that is refused on its way will not come."""
+        """A payload that is refused on its way will not come; a change may come in another form."""
         try:
             yield
-        except RefusedError:
+        except RefusedError as error:
             if self._arriving is not None:
                 self._arriving = None
-                self._deliver(Broken(self.neighbor, self))
+                if error.reason != Reason.ESTIMATE:
+                    self._deliver(Broken(self.neighbor, self))
             raise
 
     def _complete(self, frame: Bytes) -> None:
@@ -434,6 +464,8 @@ class StreamLink:
             raise RefusedError(
                 Reason.MALFORMED, f"neighbor {self.neighbor}: a payload that nobody reserved"
             )
+        if not offer.final:
+            self._assembler.hold(frame)
         self._monitor.count("payloads-received", self.neighbor)
         payload = Payload(offer.digest, frame)
         self._deliver(Completed(self.neighbor, self, offer, payload))
@@ -441,7 +473,12 @@ class StreamLink:
     def _refused_there(self, refusal: pb.Refusal) -> None:
         known = refusal.reason in pb.Refusal.Reason.values()
         reason = pb.Refusal.Reason.Name(refusal.reason).lower() if known else "other"
-        self._abandon(refusal.round)
+        if refusal.reason == Reason.ESTIMATE:
+            self._send_otherwise(refusal.round, refusal.known)
+        else:
+            if refusal.reason != Reason.REPEATED:
+                self._known_there = None
+            self._abandon(refusal.round)
         self._monitor.count(f"refused-there.{reason}", self.neighbor)
         self._monitor.event(
             "refused-there",
@@ -454,5 +491,7 @@ class StreamLink:
 
 
 # Two payloads that crossed each other on their way, as after a restart: nobody has to do anything.
-_HARMLESS = (Reason.REPEATED, Reason.STALE)
+_HARMLESS = (Reason.REPEATED, Reason.STALE, Reason.ESTIMATE)
+# What an honest neighbor's frames are refused for, however often.
+_HONEST = (Reason.REPEATED, Reason.ESTIMATE)
 _HEARTBEAT = pb.Frame(heartbeat=pb.Heartbeat()).SerializeToString()

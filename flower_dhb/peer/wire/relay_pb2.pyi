@@ -97,7 +97,7 @@ class Counted(_message.Message):
     def __init__(self, round: _Optional[int] = ..., mine: _Optional[int] = ..., yours: _Optional[int] = ...) -> None: ...
 
 class Header(_message.Message):
-    __slots__ = ("run", "round", "vertex", "vectors", "total_bytes", "checksum", "whole", "ack", "closed", "counted", "epoch", "final", "edition")
+    __slots__ = ("run", "round", "vertex", "vectors", "total_bytes", "checksum", "whole", "ack", "closed", "counted", "epoch", "final", "edition", "changes", "base")
     RUN_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     VERTEX_FIELD_NUMBER: _ClassVar[int]
@@ -111,6 +111,8 @@ class Header(_message.Message):
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     FINAL_FIELD_NUMBER: _ClassVar[int]
     EDITION_FIELD_NUMBER: _ClassVar[int]
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
+    BASE_FIELD_NUMBER: _ClassVar[int]
     run: str
     round: int
     vertex: int
@@ -124,7 +126,17 @@ class Header(_message.Message):
     epoch: int
     final: bool
     edition: int
-    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., vertex: _Optional[int] = ..., vectors: _Optional[_Iterable[_Union[Vector, _Mapping]]] = ..., total_bytes: _Optional[int] = ..., checksum: _Optional[int] = ..., whole: _Optional[bytes] = ..., ack: _Optional[int] = ..., closed: _Optional[int] = ..., counted: _Optional[_Union[Counted, _Mapping]] = ..., epoch: _Optional[int] = ..., final: bool = ..., edition: _Optional[int] = ...) -> None: ...
+    changes: _containers.RepeatedCompositeFieldContainer[Change]
+    base: int
+    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., vertex: _Optional[int] = ..., vectors: _Optional[_Iterable[_Union[Vector, _Mapping]]] = ..., total_bytes: _Optional[int] = ..., checksum: _Optional[int] = ..., whole: _Optional[bytes] = ..., ack: _Optional[int] = ..., closed: _Optional[int] = ..., counted: _Optional[_Union[Counted, _Mapping]] = ..., epoch: _Optional[int] = ..., final: bool = ..., edition: _Optional[int] = ..., changes: _Optional[_Iterable[_Union[Change, _Mapping]]] = ..., base: _Optional[int] = ...) -> None: ...
+
+class Change(_message.Message):
+    __slots__ = ("round", "bytes")
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    round: int
+    bytes: int
+    def __init__(self, round: _Optional[int] = ..., bytes: _Optional[int] = ...) -> None: ...
 
 class Vector(_message.Message):
     __slots__ = ("name", "dtype", "size")
@@ -155,7 +167,7 @@ class Seek(_message.Message):
     def __init__(self) -> None: ...
 
 class Refusal(_message.Message):
-    __slots__ = ("round", "reason", "text")
+    __slots__ = ("round", "reason", "text", "known")
     class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         OTHER: _ClassVar[Refusal.Reason]
@@ -172,6 +184,7 @@ class Refusal(_message.Message):
         EPOCH: _ClassVar[Refusal.Reason]
         SCREENED: _ClassVar[Refusal.Reason]
         EDITION: _ClassVar[Refusal.Reason]
+        ESTIMATE: _ClassVar[Refusal.Reason]
         BULLETIN: _ClassVar[Refusal.Reason]
     OTHER: Refusal.Reason
     MALFORMED: Refusal.Reason
@@ -187,14 +200,17 @@ class Refusal(_message.Message):
     EPOCH: Refusal.Reason
     SCREENED: Refusal.Reason
     EDITION: Refusal.Reason
+    ESTIMATE: Refusal.Reason
     BULLETIN: Refusal.Reason
     ROUND_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
+    KNOWN_FIELD_NUMBER: _ClassVar[int]
     round: int
     reason: Refusal.Reason
     text: str
-    def __init__(self, round: _Optional[int] = ..., reason: _Optional[_Union[Refusal.Reason, str]] = ..., text: _Optional[str] = ...) -> None: ...
+    known: int
+    def __init__(self, round: _Optional[int] = ..., reason: _Optional[_Union[Refusal.Reason, str]] = ..., text: _Optional[str] = ..., known: _Optional[int] = ...) -> None: ...
 
 class Goodbye(_message.Message):
     __slots__ = ("done", "text", "counted", "closed")

@@ -18,6 +18,7 @@ import grpc
 import numpy as np
 
 from flower_dhb.agent.codec import VectorSpec
+from flower_dhb.agent.compression import Compressor
 from flower_dhb.errors import ConfigError, NotNowError
 from flower_dhb.peer.monitor import Monitor
 from flower_dhb.peer.protocol.events import LinkEvent
@@ -25,6 +26,7 @@ from flower_dhb.peer.wire import relay_pb2 as pb
 from flower_dhb.peer.wire.agreement import Agreement
 from flower_dhb.peer.wire.bulletin import NO_BOARD, Board, Notice
 from flower_dhb.peer.wire.causes import cause_of
+from flower_dhb.peer.wire.changes import Known
 from flower_dhb.peer.wire.descriptors import CONNECTIONS, OPERATORS, raise_limit, room_for
 from flower_dhb.peer.wire.doubles import Doubles
 from flower_dhb.peer.wire.frames import (
@@ -41,6 +43,7 @@ from flower_dhb.peer.wire.measuring import answer, new_allowance
 from flower_dhb.peer.wire.operations import NEWS, SERVICE, Operations
 from flower_dhb.peer.wire.proof import CHALLENGE, NotBelievedError, believe, new_challenge, prove
 from flower_dhb.peer.wire.tls import TlsFiles, peer_chain, peer_identity
+from flower_dhb.types import Payload
 
 __all__ = ["EXCHANGE", "Limits", "Transport"]
 
@@ -148,8 +151,9 @@ class Transport:
     plaintext, on loopback only. agreement: digests of what neighbors must have in common.
     may_differ: parts of it whose difference is a warning, no refusal. editions, differs: see
     `Agreement`.
-    vectors: what each payload must hold. operations: what the operator may ask. board: of
-    bulletins.
+    vectors: what each payload must hold. compressor: of payloads, None if they travel as they are;
+    held: the neighbors' last public payloads, where changes of them are sent. operations: what the
+    operator may ask. board: of bulletins.
     """
 
     vertex: int
@@ -168,6 +172,8 @@ class Transport:
     board: Board = NO_BOARD
     editions: Callable[[], Mapping[str, str]] = dict
     differs: Callable[[str, str], None] | None = None
+    compressor: Compressor | None = None
+    held: Mapping[int, Payload] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._links: set[StreamLink] = set()
@@ -189,6 +195,7 @@ class Transport:
             self.differs,
         )
         self._rates = {j: self._new_rates() for j in self.neighbors}
+        self._known: dict[int, Known] = {}
         self._dialers: dict[int, threading.Event] = {}  # each wakes its thread
         self._started = False
         self._news_allowance = Allowance(*_NEWS)
@@ -660,7 +667,7 @@ class Transport:
         link = StreamLink(
             neighbor,
             deliver=self.deliver,
-            assembler=Assembler(self.run, neighbor, self.vectors),
+            assembler=Assembler(self.run, neighbor, self.vectors, self._known_of(neighbor)),
             monitor=self.monitor,
             greeting=lambda hello: self._introduce(neighbor, hello),
             greet=lambda hello: self._agreement.check(neighbor, hello),
@@ -672,6 +679,15 @@ class Transport:
         with self._lock:
             self._links.add(link)
         return link
+
+    def _known_of(self, neighbor: int) -> Known | None:
+        """What is known of a neighbor's public payloads; it outlives connections."""
+        if self.compressor is None:
+            return None
+        with self._lock:
+            if neighbor not in self._known:
+                self._known[neighbor] = Known(self.compressor, self.held.get(neighbor))
+            return self._known[neighbor]
 
     def _introduce(self, neighbor: int, hello: pb.Hello) -> None:
         """Say in our Hello what the two ends must have in common, and what this one knows."""
