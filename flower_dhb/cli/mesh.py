@@ -40,11 +40,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="a key of peer.toml, such as timing.ceiling-s=5 or record='payloads'; repeat",
     )
-    create.add_argument(
-        "--compression",
-        default="none",
-        help="of payloads, such as int8 or topk:0.01 (default: %(default)s)",
-    )
+    create.add_argument("--compression", help="of payloads, such as int8 or topk:0.01")
     create.add_argument(
         "--start", help="initial arrays: FILE.safetensors, or module:name of a function or model"
     )
@@ -105,7 +101,7 @@ def _create(arguments: argparse.Namespace) -> int:
     check_days(arguments.days)
     check_days(arguments.authority_days, "--authority-days")
     overrides = pairs(arguments.run_config, "--run-config")
-    for key in ("topology", "weights", "share-every", "rounds"):
+    for key in ("topology", "weights", "share-every", "compression", "rounds"):
         value = getattr(arguments, key.replace("-", "_"))
         if value is not None:
             overrides[key] = value
@@ -126,7 +122,6 @@ def _create(arguments: argparse.Namespace) -> int:
             plaintext=arguments.insecure_plaintext,
             peer=nested(pairs(arguments.set, "--set")),
             force=arguments.force,
-            compression=arguments.compression,
         )
     )
     about_rounds = said_of_rounds(mesh.run_config_of(arguments.app, overrides))

@@ -17,8 +17,20 @@ from tests.support.peers import Mesh
 
 EDGES = [(0, 1), (0, 2), (0, 3), (1, 2)]  # degrees 1 to 3
 ROUNDS, SIZE, RATE = 5, 600, 0.2
-FORMS = ("none", "bf16", "int8", "int4", "topk:0.05", "topk:0.3+int8", "randk:0.1")
-EARLY = {"order": "combine-then-adapt", "algorithm": "dmsgd"}
+CASES = [
+    ("dmsgd", "none"),
+    ("dmsgd", "bf16"),
+    ("tracking", "int8"),
+    ("safeguarded", "int4"),
+    ("safeguarded", "topk:0.05"),
+    ("dsgd", "topk:0.3+int8"),
+    ("dsgd", "randk:0.1"),
+    ("early", "int4"),
+]
+RULES = {
+    "tracking": {"algorithm": "dmsgd", "form": "tracking"},
+    "early": {"algorithm": "dmsgd", "order": "combine-then-adapt"},
+}
 
 
 @pytest.fixture
@@ -50,7 +62,7 @@ def by_nodes(algorithm, text):
     return np.stack([node.parameters for node in nodes])
 
 
-@pytest.mark.parametrize(("rule", "text"), [*(({}, t) for t in FORMS), (EARLY, "topk:0.05")])
+@pytest.mark.parametrize(("rule", "text"), CASES)
 def test_peers_give_the_numbers_of_nodes(rule, text, tmp_path, events):
     graph = tmp_path / "irregular.edges"
     graph.write_text("\n".join(f"{a} {b}" for a, b in EDGES))
@@ -66,7 +78,7 @@ def test_peers_give_the_numbers_of_nodes(rule, text, tmp_path, events):
         dtype="float32",
         peer=peer,
         compression=text,
-        **rule,
+        **RULES.get(rule, {"algorithm": rule}),
     )
     settings = [mesh.settings(v) for v in range(4)]
     peers = [Peer(one) for one in settings]

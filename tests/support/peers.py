@@ -128,7 +128,6 @@ class Mesh:
         plaintext: bool = False,
         peer: Mapping[str, Any] | None = None,
         load: Sequence[str] | None = None,
-        compression: str = "none",
         **overrides: Any,
     ) -> None:
         self.out = out
@@ -142,7 +141,6 @@ class Mesh:
             overrides=config,
             plaintext=plaintext,
             peer=peer,
-            compression=compression,
         )
         self.paths = dict(enumerate(create_mesh(plan)))
         self._load = (DIGITS if app == ROOT else ()) if load is None else load

@@ -118,7 +118,8 @@ def decode(
     known: what this agent holds of the sender's last public payload.
 
     Raises PayloadError that names round and sender if anything is not as expected, EstimateError
-    if the payload is a change of one that this agent does not hold.
+    if the payload is a change of one that this agent does not hold, or leads to other numbers here
+    than at its sender.
     """
     if not is_compressed(data):
         return codec.decode(data, expect)
@@ -131,7 +132,7 @@ def decode(
         )
     vectors = opened.decode(known or {})
     if digest(vectors, names) != opened.public:
-        raise PayloadError(
+        raise EstimateError(
             f"{expect.sender}: payload stands for other numbers here than at its sender"
         )
     return vectors

@@ -246,12 +246,11 @@ class Agent:
 
         measure: whether the outcome is to hold the projection of the parameters.
 
-        weights: this vertex's in this round, if they are others than at first.
+        weights: this vertex's in this round and those to come, if they are others than before.
         """
+        self._weights = dict(weights or self._weights)
         ask: Ask = "evaluate" if evaluate else "report"
-        answer = self._ask(
-            ask, round, state_round=round, payloads=payloads, measure=measure, weights=weights
-        )
+        answer = self._ask(ask, round, state_round=round, payloads=payloads, measure=measure)
         if answer.state_round != round:
             raise StateError(
                 f"round {round}, agent {self.vertex}: could not combine: {answer.failure}"
@@ -269,9 +268,8 @@ class Agent:
     ) -> Outcome:
         """Begin again from the neighbors' average, with zero momentum.
 
-        weights: by which it does, and those of the rounds to come. epoch: the newest that is known
-        of. Where the rule conserves something, the agent opens the one after it, which the outcome
-        names.
+        weights: as for `combine`. epoch: the newest that is known of. Where the rule conserves
+        something, the agent opens the one after it, which the outcome names.
         """
         self._weights = dict(weights or self._weights)
         for key in [k for k in self._context.state if k.startswith(_PROTOCOL_RECORDS)]:
@@ -363,7 +361,6 @@ class Agent:
         newest: Mapping[int, tuple[int, Bytes]] | None = None,
         epoch: int = 0,
         measure: bool = False,
-        weights: Mapping[int, float] | None = None,
     ) -> Answer:
         instruction = Instruction(
             ask=ask,
@@ -371,7 +368,7 @@ class Agent:
             round=round,
             vertex=self.vertex,
             state_round=state_round,
-            weights=weights or self._weights,
+            weights=self._weights,
             algorithm=self.algorithm,
             layout=self.layout,
             payloads={j: frame_view(f) for j, f in (payloads or {}).items()},

@@ -149,17 +149,7 @@ class Work:
         self._deliver(Trained())
 
     def _journal(self, task: Journal) -> None:
-        if task.early:
-            shared = self._app.early(task.round, task.epoch)
-            self._round = _Round()
-        else:
-            shared = Outcome(self._round.frame, self._round.change)
-            if task.round != task.trained_as and shared.frame is not None:
-                if self._app.compression.on:
-                    shared = self._app.relabel(task.round)
-                else:
-                    shared = Outcome(relabel(shared.frame, task.round))
-        frame, change = shared.frame, shared.change
+        frame, change = self._shared(task)
         if frame is None:
             raise StateError(f"round {task.round}: there is no payload to write down")
         self._changes = () if change is None else follow(self._changes, change, len(frame))
@@ -168,6 +158,20 @@ class Work:
         self._judge.shares(task.round, frame, self._app.snapshot())
         done = partial(self._deliver, Journaled(Payload(outgoing.checksum, outgoing)))
         self._disk.put(disk.Payload(task.round, frame, self._contents(), task.record, done))
+
+    def _shared(self, task: Journal) -> tuple[bytes | None, Change | None]:
+        """The payload to share under its label, and what may be sent in its place."""
+        if task.early:
+            self._round = _Round()
+            early = self._app.early(task.round, task.epoch)
+            return early.frame, early.change
+        frame, change = self._round.frame, self._round.change
+        if frame is None or task.round == task.trained_as:
+            return frame, change
+        if not self._app.compression.on:
+            return relabel(frame, task.round), None
+        again = self._app.relabel(task.round)
+        return again.frame, again.change
 
     def _combine(self, task: Combine) -> None:
         label, k, done = task.round, task.trained_as, self._round

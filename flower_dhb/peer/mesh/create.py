@@ -55,7 +55,7 @@ __all__ = [
 # Keys of peer.toml that the mesh decides, and what decides them.
 _DECIDED = {
     "algorithm": "--run-config says the rule and its settings",
-    "compression": "--compression says it",
+    "compression": "--compression says it, or --run-config",
     "run-config": "--run-config says it",
     "rounds": "--rounds says it",
     "app": "--app says it, or 'app' in hosts.toml",
@@ -79,7 +79,7 @@ class MeshPlan:
     """What `mesh create` was asked for.
 
     days, authority_days: how long certificates, and who issues them, are valid. force: a mesh
-    that lies in `out` is replaced. compression: of payloads on their way.
+    that lies in `out` is replaced.
     """
 
     app: Path
@@ -92,7 +92,6 @@ class MeshPlan:
     plaintext: bool = False
     peer: Mapping[str, Any] | None = None
     force: bool = False
-    compression: str = "none"
 
 
 def read_hosts(path: Path) -> list[Host]:
@@ -191,7 +190,7 @@ def create_mesh(plan: MeshPlan) -> list[Path]:
     # Whatever a device would refuse is refused here.
     documents = {v: peer_document(common, edition, hosts[v], v, plan.out) for v in hosts}
     arrays = _start_arrays(plan, values, document["start"])
-    compression = Compression.parse(plan.compression)
+    compression = Compression.parse(config.compression)
     if compression.on:  # refuses what the model cannot be compressed by
         compressor_of(compression, config.algorithm, Layout.of(arrays))
     authority = None if plan.plaintext else Authority.create(mesh, plan.authority_days)
@@ -339,14 +338,13 @@ def _common(
     app: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What all devices have in common, and stays so in all editions of the mesh."""
-    compression = Compression.parse(plan.compression)
     device: dict[str, Any] = {
         "app": str(plan.app.resolve()),
         "client-app": app["components"]["clientapp"],
         "start": START,
         "state-dir": "state",
         "algorithm": config.algorithm.to_config(),
-        **({"compression": str(compression)} if compression.on else {}),
+        **({} if config.compression == "none" else {"compression": config.compression}),
         "timing": {"ceiling-s": config.round_timeout_s or 3600.0},
         "run-config": dict(values),
         **app["tables"],

@@ -9,7 +9,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from flower_dhb.agent.compression import NONE, Compression
 from flower_dhb.algorithms import algorithm_from_config, check_relayed
+from flower_dhb.engine.publics import check_compression
 from flower_dhb.errors import ConfigError, GraphError
 from flower_dhb.peer.device.settings import PeerSettings
 from flower_dhb.peer.mesh.create import check_addresses, dialing_ends
@@ -340,7 +342,10 @@ def _weights(
         ends = [(index[a], index[b]) for a, b in pairs]
         topology = Topology.from_edges(ends, scheme, name=folder.document["topology"])
         app = folder_here(folder.document["device"].get("app"))
-        check_relayed(algorithm_from_config(folder.document["algorithm"], app), topology)
+        algorithm = algorithm_from_config(folder.document["algorithm"], app)
+        check_relayed(algorithm, topology)
+        compression = folder.document["device"].get("compression", NONE)
+        check_compression(Compression.parse(compression), algorithm, topology)
     except GraphError as error:
         raise ConfigError(f"the graph as it would be: {error}") from None
     matrix = topology.mixing_matrix

@@ -109,9 +109,9 @@ class Replay:
 
     records: of each vertex, one for each device that has been it. editions: of the mesh, by
     number; each line says which one its round was of. ledgers: what the peers' disks say
-    of their edges. compressor: of payloads, None if they were sent as they are. All that follows is what `findings` has gone through. one_sided: edges that
-    counted at one end only and are known to have, in all rounds; unseen: those that cannot be
-    judged.
+    of their edges. compressor: of payloads, None if they were sent as they are. All that follows
+    is what `findings` has gone through. one_sided: edges that counted at one end only and are known
+    to have, in all rounds; unseen: those that cannot be judged.
     """
 
     records: Mapping[int, Sequence[Record]]
