@@ -111,10 +111,30 @@ class End:
         """Put a header and a payload in the pipe; one that is still under way is abandoned."""
         self.turn += 1
         self.under_way = True
-        self._put(Offered(self.process.vertex, self.other.id, offer))
+        self._offer((offer, payload))
+        world = self.world
+        if world.plan.odds.lacks and world.random() < world.plan.odds.lacks:
+            # A change of a payload that the other end does not hold: it says so behind the header.
+            world.count("payload is sent whole after all")
+            there_and_back = self.last + self.other.latency_s
+            world.push(there_and_back, self._whole, self.turn, (offer, payload))
+            return
         self.world.push(
-            self.world.now + self.path.piece_s, self._piece, (self.turn, 1), (offer, payload)
+            world.now + self.path.piece_s, self._piece, (self.turn, 1), (offer, payload)
         )
+
+    def _offer(self, content: tuple[Offer, Payload]) -> None:
+        self._put(Offered(self.process.vertex, self.other.id, content[0]))
+
+    def _whole(self, turn: int, content: tuple[Offer, Payload]) -> None:
+        """The other end lacks what a payload was sent as a change of: send it whole."""
+        if turn != self.turn or not self.open or not self.process.alive:
+            return
+        if self.process.paused:
+            self.process.inbox.append((self._whole, turn, content))
+            return
+        self._offer(content)
+        self.world.push(self.world.now + self.path.piece_s, self._piece, (turn, 1), content)
 
     def _piece(self, place: tuple[int, int], content: tuple[Offer, Payload]) -> None:
         turn, piece = place

@@ -15,7 +15,8 @@ class Profile:
     third: chance that a third of the fleet goes down at once, once or twice. never: share of
     crashes without a restart. late_return: share of restarts after everybody else has finished.
     old_disk, no_disk: share of restarts with an earlier write, or with none. twins: chance of a
-    second live instance. liar: chance that one agent lies. failures: share of trainings that fail.
+    second live instance. lacks: share of payloads that are sent a second time, whole, since the
+    other end lacks what they are a change of. liar: chance that one agent lies. failures: share of trainings that fail.
     slow: share of agents that train ten times slower. wild: time limits over three decades, whether
     they make sense or not. dense: chance of 30 neighbors. early, conserves: share of runs whose
     rule is of that kind. revivals: per agent, of those that have finished. editions: of the mesh,
@@ -38,6 +39,7 @@ class Profile:
     liar: float = 0.0
     failures: float = 0.0
     broken: float = 0.0
+    lacks: float = 0.0
     slow: float = 0.1
     wild: float = 0.0
     dense: float = 0.0
@@ -165,6 +167,11 @@ PROFILES |= {
         rounds=(6, 24),
     ),
 }
+
+# Compressed payloads, of which some can be made nothing of and come again, whole.
+PROFILES["changes"] = Profile(
+    lacks=0.3, crashes=1.0, cuts=1.5, pauses=0.3, no_disk=0.1, conserves=0.3, early=0.5
+)
 
 CAMPAIGN = tuple(name for name in PROFILES if name not in ("dense", "sprint"))
 """Taken by turns; the others are large, and each has two seeds in a hundred."""
