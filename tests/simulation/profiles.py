@@ -16,13 +16,14 @@ class Profile:
     crashes without a restart. late_return: share of restarts after everybody else has finished.
     old_disk, no_disk: share of restarts with an earlier write, or with none. twins: chance of a
     second live instance. lacks: share of payloads that are sent a second time, whole, since the
-    other end lacks what they are a change of. liar: chance that one agent lies. failures: share of trainings that fail.
-    slow: share of agents that train ten times slower. wild: time limits over three decades, whether
-    they make sense or not. dense: chance of 30 neighbors. early, conserves: share of runs whose
-    rule is of that kind. revivals: per agent, of those that have finished. editions: of the mesh,
-    at most, that follow the first; early_news: all learn of each long before it begins. turns:
-    share of runs whose edges take turns. origin: the round after which the run begins, at most.
-    agents, rounds: least and most, rounds after the origin. seconds: of a round, as powers of 10.
+    other end lacks what they are a change of. liar: chance that one agent lies. failures: share of
+    trainings that fail. slow: share of agents that train ten times slower. wild: time limits over
+    three decades, whether they make sense or not. dense: chance of 30 neighbors. early, conserves:
+    share of runs whose rule is of that kind. revivals: per agent, of those that have finished.
+    editions: of the mesh, at most, that follow the first; early_news: all learn of each long before
+    it begins. turns: share of runs whose edges take turns. origin: the round after which the run
+    begins, at most. agents, rounds: least and most, rounds after the origin. seconds: of a round,
+    as powers of 10.
     """
 
     crashes: float = 0.0
