@@ -347,6 +347,7 @@ def test_a_header_that_cannot_be_true_is_refused_before_any_memory_is_taken(text
         [(2, one), (1, one)],
         [(1, one)] * 1000,
         [(k, one) for k in range(1, 66)],
+        *([[(0, one), (1, one)]] if text == "int8" else []),  # it is a change of nothing
     ]
     for total in (None, 0, 2**50):
         for changes in wrong:
@@ -419,6 +420,20 @@ def test_codes_that_their_sender_made_up_are_refused_and_an_honest_payload_is_ta
     one.send(made)
     edge.pump()
     assert other.got[1] == made.frame
+
+
+def test_changes_lead_to_the_very_payload_that_was_announced():
+    """Statistics travel beside what is compressed, and the digest of a change leaves them out."""
+    edge = Edge("topk:0.05")
+    one, other = edge.sides
+    made, frame = one.adapt(1), one.node.frame()
+    public = {**frame.public, "statistics": frame.public["statistics"] + np.float32(1.0)}
+    lie = type(frame)(frame.codes, public, frame.known)
+    forged = Change.of(lie, one.node.compressor, run="r", round=1, vertex=0)
+    for piece in made.pieces(Offer(1, made.checksum), changes=(forged,)):
+        other.link.receive(piece)
+    assert not other.got
+    assert other.count("refused.estimate") == 1
 
 
 def test_a_digest_names_numbers_and_nothing_else():
