@@ -4,7 +4,8 @@
 edge a proxy on loopback with a link of its own (`tests/support/links.py`), at the default limits.
 It prints for each case the edges that counted, the median seconds of a round after the first,
 and the seconds that the link needs: the payload at its rate, and the way there and back. A lost
-segment delays what is behind it; that TCP sends less after a loss, a proxy cannot show.
+segment delays what is behind it; that TCP sends less after a loss, a proxy cannot show. Where a
+payload is compressed, the link needs the time of what is sent of it.
 """
 
 from __future__ import annotations
@@ -15,10 +16,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+import numpy as np
+
+from flower_dhb.agent.compression import Compression
+from flower_dhb.agent.node import compressor_of
+from flower_dhb.algorithms import method
+from flower_dhb.types import Layout
 from tests.support.links import Shape, ShapedLinks
 from tests.support.peers import Mesh
 
 KB, MB = 1000, 1000 * 1000
+RULE = "dsgd"
+COMPRESSIONS = ("int8", "topk:0.01")
 
 
 @dataclass(frozen=True)
@@ -29,11 +38,19 @@ class Case:
     payload_bytes: int
     shape: Shape
     rounds: int
+    compression: str = "none"
 
     @property
     def needs_s(self) -> float:
         """Seconds that a round cannot go below."""
-        return self.payload_bytes / self.shape.bytes_s + 2 * self.shape.way_s
+        return self.sent_bytes / self.shape.bytes_s + 2 * self.shape.way_s
+
+    @property
+    def sent_bytes(self) -> int:
+        """What is sent of a payload, without its header."""
+        layout = Layout.of({"x": np.zeros(self.payload_bytes // 4, np.float32)})
+        compressor = compressor_of(Compression.parse(self.compression), method(RULE), layout)
+        return self.payload_bytes if compressor is None else compressor.n_bytes
 
 
 def link(bits_s: float, way_s: float = 0.0, loss: float = 0.0) -> Shape:
@@ -48,13 +65,21 @@ CASES = (
     Case("1 MB, 10 Mbit/s, 600 ms there and back", MB, link(10e6, 0.3), 10),
     Case("1 MB, 10 Mbit/s, 50 ms, 5 % loss", MB, link(10e6, 0.025, 0.05), 8),
     Case("100 MB, 10 Mbit/s", 100 * MB, link(10e6), 2),
+    *(Case(f"4 MB, 1 Mbit/s, {c}", 4 * MB, link(1e6), 4, c) for c in COMPRESSIONS),
+    *(Case(f"4 MB, 100 kbit/s, {c}", 4 * MB, link(100e3), 4, c) for c in COMPRESSIONS),
 )
 
 
 def run(case: Case, out: Path) -> tuple[float, float]:
     """Run a case. Returns the share of edges that counted, and the seconds of a round."""
     links = ShapedLinks(case.shape)
-    overrides = {"rounds": case.rounds, "size": case.payload_bytes // 4, "dtype": "float32"}
+    overrides: dict[str, int | str] = {
+        "rounds": case.rounds,
+        "size": case.payload_bytes // 4,
+        "dtype": "float32",
+    }
+    if case.compression != "none":
+        overrides |= {"algorithm": RULE, "compression": case.compression}
     with Mesh(out, n=3, topology="complete:3", round_timeout_s=300.0, **overrides) as mesh:
         links.place(mesh)
         try:

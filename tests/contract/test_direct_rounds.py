@@ -31,7 +31,7 @@ from flower_dhb import (
     decentralize,
 )
 from flower_dhb.agent.envelope import is_sealed
-from flower_dhb.algorithms import MoTEF
+from flower_dhb.algorithms import DSGD, MoTEF
 from flower_dhb.flower.arrays import named_arrays, start_frame
 from flower_dhb.flower.records import Answer, Instruction
 from flower_dhb.flower.segment import Segment
@@ -78,6 +78,28 @@ def test_direct_rounds_are_relayed_rounds(tmp_path, rule: Algorithm) -> None:
         assert set(record.train[1]) == {"num-examples"} < set(record.train[0])
     segments = [message for v, message in grid.messages if v == 0]
     assert len(segments) < ROUNDS
+
+
+@pytest.mark.parametrize("text", ["int8", "topk:0.2"])
+def test_direct_rounds_with_compressed_payloads_are_relayed_rounds(tmp_path, text: str) -> None:
+    """To the same bytes; a relayed round in between leaves both ends with the same base."""
+    size = 400
+    app = numpy_app(N, size, rate=RATE, mods=[consensus_mod])
+
+    def run(grid, transport: str):
+        settings = {"evaluate_every": 3, "collect_models": True, "transport": transport}
+        strategy = ServerlessStrategy(IRREGULAR, DSGD(), compression=text, **settings)
+        return strategy.start(grid, start_arrays(size)[0], ROUNDS)
+
+    relayed = run(LocalGrid(app, N), "relay")
+    for name, silent in (("all", set()), ("some", {2, 3})):  # the edge 2-3 goes through the relay
+        configs = node_configs(tmp_path / name, N, without_address=silent)
+        direct = run(TogetherGrid(app, N, node_config=lambda v, c=configs: c[v]), "direct")
+        assert not any(record.missing for record in direct.history)
+        if not silent:
+            assert told(direct) == told(relayed)
+            for vertex in range(N):
+                assert np.array_equal(flat(direct.models[vertex]), flat(relayed.models[vertex]))
 
 
 def test_direct_rounds_of_graphs_in_turn_are_relayed_rounds(tmp_path) -> None:

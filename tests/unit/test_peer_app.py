@@ -11,10 +11,12 @@ from flwr.clientapp import ClientApp
 
 from flower_dhb import DSGD, ConfigError, HeavyBall, StateError
 from flower_dhb.agent import codec
-from flower_dhb.agent.codec import VectorSpec
+from flower_dhb.agent.codec import Header, VectorSpec
+from flower_dhb.agent.compression import Compression
 from flower_dhb.algorithms import Algorithm, GradientTracking
 from flower_dhb.peer.device import flwr_adapter
 from flower_dhb.peer.device.app import Agent
+from flower_dhb.peer.wire.changes import Known
 from flower_dhb.types import State
 
 START = {"x": np.arange(4.0), "bn.running_mean": np.array([0.5, 0.25]), "steps": np.array(7)}
@@ -352,6 +354,75 @@ def test_what_is_shared_before_training_is_what_is_shared_after_it():
         assert vectors(early)["parameters"] == pytest.approx([k * np.linalg.norm(x)] * x.size)
         assert one.train(k).frame == early
         one.combine(k, {}, evaluate=False)
+
+
+# --- compressed payloads --------------------------------------------------------------------
+
+LONG = {"x": np.linspace(-1.0, 2.0, 400)}
+FORMS = ("int8", "topk:0.1", "randk:0.1")
+
+
+def made_of(change, one, known):
+    """What a neighbor makes of a change."""
+    there = Known(one.compressor, known)
+    expect = Header("r", change.round, 2, one.vectors)
+    return there.rebuild(change.data, [(change.round, len(change.data))], there.held, expect)
+
+
+@pytest.mark.parametrize("text", FORMS)
+def test_what_is_sent_in_place_of_a_payload_leads_to_it(text):
+    one = agent(algorithm=DSGD(), arrays=LONG, compression=Compression.parse(text))
+    known = one.known(0)
+    assert (known is not None) is one.compressor.estimates
+    for k in (1, 2):
+        found = one.train(k)
+        assert codec.read_header(found.frame).round == found.change.round == k
+        assert made_of(found.change, one, known) == found.frame
+        assert len(found.change.data) < len(found.frame) / 2
+        assert one.change() == found.change  # after a restart, too
+        one.combine(k, {}, evaluate=False)
+        known = codec.decode(found.frame, codec.read_header(found.frame))
+
+
+@pytest.mark.parametrize("text", FORMS)
+def test_a_round_gets_another_number_and_all_that_depends_on_it(text):
+    """An agent that lags takes the round of its neighbors: the same part of it is mixed there."""
+    one, other = (
+        agent(algorithm=DSGD(), arrays=LONG, compression=Compression.parse(text)) for _ in "ab"
+    )
+    known = one.known(0)
+    one.train(1)
+    found = one.relabel(5)
+    assert one.snapshot().pending.round == 5
+    expected = other.train(5)
+    assert (found.frame, found.change) == (expected.frame, expected.change)
+    assert made_of(found.change, one, known) == found.frame
+    payload = codec.decode(found.frame, codec.read_header(found.frame))
+    theirs = codec.encode({n: v + 1.0 for n, v in payload.items()}, run="r", round=5, vertex=0)
+    for agent_ in (one, other):
+        agent_.combine(5, {0: theirs}, evaluate=False)
+    state, same = one.snapshot().state.parameters, other.snapshot().state.parameters
+    np.testing.assert_array_equal(state, same)
+
+
+@pytest.mark.parametrize("text", ["int8", "int4"])
+def test_what_is_sent_before_training_is_what_would_be_sent_after_it(text):
+    rule = DSGD(order="combine-then-adapt")
+    one = agent(algorithm=rule, arrays=LONG, compression=Compression.parse(text))
+    for k in (1, 2, 3):
+        early = one.early(k)
+        found = one.train(k)
+        assert (early.frame, early.change) == (found.frame, found.change)
+        one.combine(k, {}, evaluate=False)
+
+
+def test_an_agent_that_begins_again_sends_its_payload_whole_once():
+    one = agent(algorithm=DSGD(), arrays=LONG, compression=Compression.parse("topk:0.1"))
+    near = neighbor(0, 3, LONG["x"])
+    one.rejoin({0: (3, near)}, evaluate=False)
+    assert one.train(4).change is None
+    one.combine(4, {}, evaluate=False)
+    assert one.train(5).change is not None
 
 
 # --- what is kept -------------------------------------------------------------------------
