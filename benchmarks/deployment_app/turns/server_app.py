@@ -64,6 +64,8 @@ def main(grid: Grid, context: Context) -> None:
         "FedAvg": lambda name: fedavg(name, fraction_evaluate=0.0),
         "relay": lambda name: relay(name, evaluate_every=0),
         "FedAvg with evaluation": lambda name: fedavg(name, min_evaluate_nodes=n),
+        "relay, sealed": lambda name: relay(name, evaluate_every=0, encryption="neighbors"),
+        "relay, int8": lambda name: relay(name, evaluate_every=0, compression="int8"),
         "relay with evaluation": lambda name: relay(name, join_evaluation=True),
         "relay with evaluations by themselves": lambda name: relay(name, join_evaluation=False),
     }
