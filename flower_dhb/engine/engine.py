@@ -126,7 +126,8 @@ class Engine:
         self._trained = torch.empty_like(self.agents.parameters)
         self._mixers: dict[int, tuple[Mixer, Mixer]] = {}
         self.bytes_sent = 0
-        self.compression = Compression.parse(compression)
+        meant = Compression.parse(compression)
+        self.compression = check_compression(meant, algorithm, topology)
         self._publics = self._compressed(attack)
         self._known: dict[str, Tensor] = {}  # public payloads, as far as they are mixed
         self.attackers = attack and Attackers(attack, problem.n_agents)
@@ -138,7 +139,6 @@ class Engine:
             self._guards = Guards(factor, start, common=bool((x == x[:1]).all()))
 
     def _compressed(self, attack: Attack | None) -> Publics | None:
-        check_compression(self.compression, self.algorithm, self.topology)
         if not self.compression.on:
             return None
         if attack is not None:

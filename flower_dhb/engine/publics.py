@@ -24,15 +24,17 @@ _SIDES = (8, 16)  # of the matrix that is agreed on in the trial
 _DIVERGED = 1.0
 
 
-def check_compression(compression: Compression, algorithm: Algorithm, topology: AnyGraph) -> None:
-    """Refuse a compression with which a rule cannot run on a graph.
+def check_compression(
+    compression: Compression, algorithm: Algorithm, topology: AnyGraph
+) -> Compression:
+    """Refuse a compression with which a rule cannot run on a graph; return what is meant there.
 
-    Where changes of estimates are sent, agents that only agree, without steps, are tried: momentum
-    overshoots an agreement that it hears of late. Raises ConfigError that says why, and what does
-    go.
+    Neighbors that take turns do not hear every payload, so numbers take the place of changes.
+    Elsewhere agents that only agree, without steps, are tried: momentum overshoots an agreement
+    that it hears of late. Raises ConfigError that says why, and what does go.
     """
     if not compression.on:
-        return
+        return compression
     if not algorithm.relayed:
         why = "push weights go with its payloads" if algorithm.scalars else "it has a server"
         raise ConfigError(
@@ -40,8 +42,10 @@ def check_compression(compression: Compression, algorithm: Algorithm, topology: 
             f"'{algorithm.name}' are not: {why}"
         )
     if not compression.estimates:
-        return
+        return compression
     if len({tuple(graph.edges) for graph in topology.graphs if graph.edges}) > 1:
+        if compression.select == "all":
+            return compression.without_changes
         raise ConfigError(
             f"compression '{compression}' sends changes of the payload before, which neighbors "
             f"that take turns ('{topology.name}') have not heard; take 'bf16' or 'int8' there"
@@ -56,6 +60,7 @@ def check_compression(compression: Compression, algorithm: Algorithm, topology: 
             "or 'int4', or a rule whose momentum does not act on what mixing moves, such as "
             "'safeguarded' or 'dsgd'"
         )
+    return compression
 
 
 @lru_cache(maxsize=64)

@@ -76,8 +76,7 @@ def simulate(
     require_rule(algorithm)
     check_rule_on(algorithm, topology)
 
-    compression = Compression.parse(compression)
-    check_compression(compression, algorithm, topology)
+    compression = check_compression(Compression.parse(compression), algorithm, topology)
 
     state = algorithm.start(x.copy())
     publics = None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flower_dhb.agent.compression import NONE, Compression, Compressor
+from flower_dhb.agent.compression import Compression, Compressor
 from flower_dhb.errors import ConfigError, GraphError
 from flower_dhb.topology.graph import Topology
 from flower_dhb.topology.planning import halving_rounds
@@ -18,6 +18,7 @@ __all__ = ["Cost", "advice", "costs"]
 
 # Those that leave the number of rounds as it is, as measured (docs/benchmarks.md).
 _COMPRESSIONS = ("bf16", "int8", "int4", "topk:0.5+int4")
+_OF_NUMBERS = ("bf16", "int8")
 _EVERY = (2, 4)
 
 
@@ -55,10 +56,9 @@ def costs(topology: AnyGraph, parameters: int, mbit_per_s: float) -> list[Cost]:
     found = []
     for schedule, graph in [("as it is", topology), *_schedules(topology)]:
         alike = len({tuple(g.edges) for g in graph.graphs if g.edges}) == 1
-        for each in ("none", *_COMPRESSIONS):
-            compression = Compression.parse(each)
-            if alike or not compression.estimates:
-                found.append(_cost(schedule, graph, compression, parameters, mbit_per_s))
+        # Neighbors in turn are sent numbers, not changes: the coarse ones tell them too little.
+        known = ("none", *(_COMPRESSIONS if alike else _OF_NUMBERS))
+        found += [_cost(schedule, graph, each, parameters, mbit_per_s) for each in known]
     return found
 
 
@@ -76,19 +76,20 @@ def advice(found: list[Cost]) -> list[Cost]:
 
 
 def _cost(
-    schedule: str, graph: AnyGraph, compression: Compression, parameters: int, mbit_per_s: float
+    schedule: str, graph: AnyGraph, compression: str, parameters: int, mbit_per_s: float
 ) -> Cost:
     payload = 4 * parameters
-    if compression is not NONE and compression.on:
+    if compression != "none":
         layout = Layout.of({"parameters": np.broadcast_to(np.float32(0.0), parameters)})
-        payload = Compressor.of(compression, ("parameters",), layout).n_bytes
+        meant = Compression.parse(compression)  # as many bytes for numbers as for their changes
+        payload = Compressor.of(meant, ("parameters",), layout).n_bytes
     sent = Counter(end for each in graph.graphs for edge in each.edges for end in edge)
     n_bytes = payload * max(sent.values(), default=0) / len(graph.graphs)
     second = graph.second_eigenvalue
     # Where a period leaves no disagreement, nothing is known of the rounds in between.
     rounds = max(1.0, halving_rounds(second)) if second > 0.0 else float(len(graph.graphs))
     seconds = 8e-6 * n_bytes / mbit_per_s
-    return Cost(schedule, str(compression), n_bytes, seconds, rounds)
+    return Cost(schedule, compression, n_bytes, seconds, rounds)
 
 
 def _schedules(topology: AnyGraph) -> list[tuple[str, Turns]]:

@@ -231,8 +231,8 @@ evaluate_metrics_aggr_fn
         self.statistics = statistics
         self.lower_is_better = check_patterns("lower_is_better", lower_is_better)
         self.encryption = check_encryption(encryption)
-        self.compression = Compression.parse(compression)
-        check_compression(self.compression, self.algorithm, self.topology)
+        meant = Compression.parse(compression)
+        self.compression = check_compression(meant, self.algorithm, self.topology)
         self.bind_nodes = check_flag("bind_nodes", bind_nodes)
         self.measure_consensus = unless_encrypted(
             "measure_consensus", measure_consensus, encryption

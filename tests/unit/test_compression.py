@@ -23,7 +23,18 @@ from flower_dhb.engine.reference import simulate
 from flower_dhb.errors import ConfigError, EstimateError, PayloadError
 from flower_dhb.types import Layout, Payload
 
-ALL = ("bf16", "int8", "int4", "topk:0.1", "topk:0.01", "topk:0.5+int4", "randk:0.1", "lowrank:2")
+ALL = (
+    "bf16",
+    "bf16:whole",
+    "int8",
+    "int8:whole",
+    "int4",
+    "topk:0.1",
+    "topk:0.01",
+    "topk:0.5+int4",
+    "randk:0.1",
+    "lowrank:2",
+)
 EXACT = ("topk:0.1", "topk:0.01", "randk:0.1", "lowrank:2")  # nothing is drawn for them
 FLOAT32 = np.dtype(np.float32)
 
@@ -39,7 +50,9 @@ def model(rng: np.random.Generator, dtype: type = np.float32) -> dict[str, NDArr
 # --- the words ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("text", ["none", *ALL, "topk:0.1@0.3", "int4@0.5", "lowrank:3+bf16"])
+@pytest.mark.parametrize(
+    "text", ["none", *ALL, "int4:whole@0.5", "topk:0.1@0.3", "int4@0.5", "lowrank:3+bf16"]
+)
 def test_a_compression_is_written_as_it_is_read(text: str) -> None:
     assert str(Compression.parse(text)) == text
     assert Compression.parse(str(Compression.parse(text))) == Compression.parse(text)
@@ -62,6 +75,8 @@ def test_a_compression_is_written_as_it_is_read(text: str) -> None:
         ("lowrank:1.5", "rank must be an integer"),
         ("lowrank:1e9", "rank must be an integer"),
         ("none@0.5", "none"),
+        ("int8:0.1", "int8:whole"),
+        ("none:whole", "none"),
         ("", "unknown compression"),
     ],
 )
@@ -262,7 +277,7 @@ def test_damaged_and_forged_frames_are_refused_by_name_and_never_crash(text: str
 
 
 def test_headers_that_are_nonsense_are_refused() -> None:
-    data, header, compressor, _, node = framed("int8")
+    data, header, compressor, _, node = framed("int8:whole")
     start = data.index(b"{")
     end = data.index(b"}") + 1
     document = json.loads(data[start:end])

@@ -334,7 +334,7 @@ def arriving(text="topk:0.05", side=SMALL):
     return there, pb.Frame.FromString(pieces[0]).header, made
 
 
-@pytest.mark.parametrize("text", ["int8", "topk:0.05"])
+@pytest.mark.parametrize("text", ["int8:whole", "topk:0.05"])
 def test_a_header_that_cannot_be_true_is_refused_before_any_memory_is_taken(text):
     there, header, _ = arriving(text)
     one = header.changes[0].bytes
@@ -347,7 +347,7 @@ def test_a_header_that_cannot_be_true_is_refused_before_any_memory_is_taken(text
         [(2, one), (1, one)],
         [(1, one)] * 1000,
         [(k, one) for k in range(1, 66)],
-        *([[(0, one), (1, one)]] if text == "int8" else []),  # it is a change of nothing
+        *([[(0, one), (1, one)]] if text == "int8:whole" else []),  # it is a change of nothing
     ]
     for total in (None, 0, 2**50):
         for changes in wrong:

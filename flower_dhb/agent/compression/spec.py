@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Final
 
@@ -17,11 +17,12 @@ FORMS: Final = {
     "none": "payloads as they are",
     "bf16": "half the bytes",
     "int8": "a quarter of the bytes",
-    "int4": "an eighth of the bytes, of the change since the last payload",
+    "int4": "an eighth of the bytes",
     "topk:SHARE": "the largest of the changes since the last payload",
     "randk:SHARE": "some of the parameters, others in each round",
     "lowrank:RANK": "changes of weight matrices as products of narrow ones",
 }
+_WHOLE: Final = "whole"
 _SPARSE, _LOW_RANK = ("topk", "randk"), "lowrank"
 _MOST_RANK = 64
 
@@ -41,6 +42,9 @@ class Compression:
         `c` in `p_i + c sum_j W[i, j] (h_j - h_i)`, in (0, 1]: how far an agent follows what it
         knows of its neighbors. Compression that tells little needs a small one (CHOCO-SGD's
         consensus step size; Koloskova, Stich & Jaggi, ICML 2019, arXiv 1902.00340).
+    changes : bool
+        Whether changes since the last payload are sent, which both ends of an edge must hold, or
+        the numbers themselves. `topk`, `randk` and `lowrank` send changes.
 
     Raises ConfigError for what does not exist.
     """
@@ -49,6 +53,7 @@ class Compression:
     amount: float = 0.0
     values: str = "float"
     rate: float = 1.0
+    changes: bool = True
 
     def __post_init__(self) -> None:
         if self.values not in ("float", *VALUES):
@@ -67,6 +72,8 @@ class Compression:
                 )
         elif self.select != "all":
             raise ConfigError(_unknown(self.select))
+        if self.select != "all" and not self.changes:
+            raise ConfigError(f"compression '{self.select}' sends changes, and nothing else")
         if not 0.0 < self.rate <= 1.0:
             raise ConfigError(f"compression '{self}': its rate must be in (0, 1], got {self.rate}")
 
@@ -75,6 +82,8 @@ class Compression:
         """`none`, `bf16`, `int8`, `int4`, or `topk:SHARE`, `randk:SHARE`, `lowrank:RANK`.
 
         To the last three, values may be added, `topk:0.1+int8`, and to all a rate, `topk:0.1@0.3`.
+        `int8:whole`, and so on, sends numbers in place of their changes.
+
         Raises ConfigError that names the nearest known form.
         """
         if isinstance(text, Compression):
@@ -83,12 +92,13 @@ class Compression:
             raise ConfigError(f"compression must be a text such as 'int8', got {text!r}")
         words, at, rate = text.strip().partition("@")
         what, plus, values = words.partition("+")
-        if what in ("none", *VALUES):
-            if plus or (what == "none" and at):
-                raise ConfigError(f"compression '{text}' is not of the form {what}")
-            values = "float" if what == "none" else what
-            return cls("all", 0.0, values, _number(text, rate) if at else 1.0)
         kind, colon, amount = what.partition(":")
+        if kind in ("none", *VALUES):
+            if plus or (kind == "none" and (at or colon)) or (colon and amount != _WHOLE):
+                also = "" if kind == "none" else f" or {kind}:{_WHOLE}"
+                raise ConfigError(f"compression '{text}' is not of the form {kind}{also}")
+            values = "float" if kind == "none" else kind
+            return cls("all", 0.0, values, _number(text, rate) if at else 1.0, not colon)
         if kind not in (*_SPARSE, _LOW_RANK):
             raise ConfigError(_unknown(what))
         if not colon or (plus and values not in VALUES):
@@ -104,6 +114,7 @@ class Compression:
     def __str__(self) -> str:
         if self.select == "all":
             text = "none" if self.values == "float" else self.values
+            text += "" if self.changes else f":{_WHOLE}"
             usual = 1.0
         else:
             text = f"{self.select}:{self.amount:g}"
@@ -119,7 +130,12 @@ class Compression:
     @property
     def estimates(self) -> bool:
         """Whether a payload is sent as a change of the one before, which both ends must hold."""
-        return self.select != "all" or self.values == "int4"
+        return self.changes and self.on
+
+    @property
+    def without_changes(self) -> Compression:
+        """The same of the numbers themselves. Raises ConfigError where there is no such thing."""
+        return replace(self, changes=False) if self.on else self
 
 
 def _usual_rate(kind: str, amount: float) -> float:
