@@ -58,18 +58,22 @@ def furthest(mesh: Mesh) -> int:
     return max((e["round"] for v in mesh.processes for e in mesh.named(v, "round")), default=0)
 
 
-def run(kind: str, kills: int, folder: Path, seed: int, rounds: int = 300) -> Outcome:
+def run(
+    kind: str, kills: int, folder: Path, seed: int, rounds: int = 300, compression: str = "none"
+) -> Outcome:
     """One mesh: peers are killed and restarted after a while, and the run is finished.
 
-    kills: at most so many; fewer, if the run comes near its end before.
+    kills: at most so many; fewer, if the run comes near its end before. compression: of payloads;
+    where there is one, they are long enough for it, and the record holds them.
     """
+    record, size = ("checksums", {}) if compression == "none" else ("payloads", {"size": 2000})
     topology, n = KINDS[kind]
     rng = np.random.default_rng(seed)
     done = 0
     with Mesh(
         folder, n=n, topology=topology, rounds=rounds, step_s=0.05, evaluate_s=0.03,
-        noise=0.1, algorithm="dsgd", evaluate_every=1,
-        peer={"timing": TIMING, "record": "checksums", "linger-s": 20.0},
+        noise=0.1, algorithm="dsgd", evaluate_every=1, compression=compression, **size,
+        peer={"timing": TIMING, "record": record, "linger-s": 20.0},
     ) as mesh:  # fmt: skip
         mesh.start()
         for v in range(n):
@@ -94,6 +98,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--compression", default="none", help="of payloads, such as topk:0.05")
     arguments = parser.parse_args()
     wrong = 0
     print("| kind | kills | rounds of peers | counted at one end, known | not known |")
@@ -104,7 +109,8 @@ def main() -> int:
         while kills < share:
             with tempfile.TemporaryDirectory() as folder:
                 seed = arguments.seed + 1000 * i + kills
-                found = run(kind, share - kills, Path(folder) / "mesh", seed)
+                out = Path(folder) / "mesh"
+                found = run(kind, share - kills, out, seed, compression=arguments.compression)
             kills, rounds = kills + found.kills, rounds + found.rounds
             counted, uncounted = counted + found.counted, uncounted + len(found.uncounted)
             for text in found.uncounted:
