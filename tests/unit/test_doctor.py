@@ -9,19 +9,22 @@ import socket
 import ssl
 import threading
 import time
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
 import grpc
 import pytest
 
+from flower_dhb.agent.compression import Compression
 from flower_dhb.cli import main
 from flower_dhb.errors import StateError
 from flower_dhb.files import write_durably
 from flower_dhb.peer.device.home import Home
+from flower_dhb.peer.device.model import read_start
 from flower_dhb.peer.device.settings import PeerSettings
 from flower_dhb.peer.doctor import machine
-from flower_dhb.peer.doctor.examination import device, machine_alone
+from flower_dhb.peer.doctor.examination import _payload_bytes, device, machine_alone
 from flower_dhb.peer.doctor.finding import Grade
 from flower_dhb.peer.doctor.links import _rated, link
 from flower_dhb.peer.mesh.certificates import Authority, write_private
@@ -465,6 +468,18 @@ def test_a_neighbor_that_is_there_and_the_link_to_it(mesh, dialed):
         unmeasured = of_device(mesh, rates=False)
         assert about(unmeasured, j).grade is Grade.FINE
         assert not [f for f in unmeasured if f.subject.startswith("link")]
+
+
+def test_a_compressed_payload_takes_what_is_sent_of_it(mesh):
+    settings = PeerSettings.load(toml_of(mesh))
+    arrays, _ = read_start(settings.start)
+    plain = _payload_bytes(settings, arrays)
+    assert plain == sum(array.nbytes for array in arrays.values())
+    settings = replace(settings, compression=Compression.parse("bf16"))
+    assert plain / 5 < _payload_bytes(settings, arrays) <= plain / 2
+    settings = replace(settings, compression=Compression.parse("lowrank:64"))
+    assert _payload_bytes(settings, arrays) == plain  # the app's finding says no
+    assert _payload_bytes(settings, {}) == 0
 
 
 def test_a_link_of_which_the_rate_is_known(mesh, dialed):

@@ -7,14 +7,15 @@ import pytest
 
 from flower_dhb import DSGD
 from flower_dhb.agent import codec
-from flower_dhb.agent.node import Snapshot
+from flower_dhb.agent.compression import Compression
+from flower_dhb.agent.node import Node, Snapshot
 from flower_dhb.peer.device.daemon import Peer
 from flower_dhb.peer.device.judge import Judge
 from flower_dhb.peer.protocol.events import Acknowledged, Completed, Connected, Greeted, Offered
 from flower_dhb.peer.protocol.events import Payload as Held
 from flower_dhb.peer.protocol.messages import Ack, Hello, Offer, Release
 from flower_dhb.peer.protocol.settings import Timing
-from flower_dhb.types import State
+from flower_dhb.types import Layout, State
 from tests.support.events import Events
 from tests.support.peers import Mesh
 
@@ -70,6 +71,28 @@ def test_a_rule_that_does_not_screen_believes():
     made, shares, _ = judge(DSGD(screening="off"))
     shares(1)
     assert made.look(1, 1, frame(1, X * 1e30)) == (False, "")
+
+
+@pytest.mark.parametrize("text", ["int4", "topk:0.1", "randk:0.1"])
+def test_public_payloads_are_judged_as_the_agent_itself_would_judge_them(text):
+    """Where payloads are compressed, the agent's own is what its neighbors make of it, too."""
+    start, kind = {"x": np.linspace(1.0, 5.0, 200)}, Compression.parse(text)
+    layout, verdicts = Layout.of(start), []
+    for factor in (1.0, 1.5, 3.0, 10.0, 30.0, 100.0):
+        node = Node.start(0, DSGD(), {0: 0.5, 1: 0.5}, layout, start, kind)
+        before = node.snapshot
+        own = node.adapt(1, {"x": start["x"] * 0.99})
+        made = Judge(DSGD(), lambda *begun: None)
+        made.shares(1, codec.encode(own, run="r", round=1, vertex=0), node.snapshot)
+        assert before.state.parameters is node.snapshot.state.parameters
+        theirs = {name: vector * factor for name, vector in own.items()}
+        absurd, _ = made.look(1, 1, codec.encode(theirs, run="r", round=1, vertex=1))
+        node.offer(1, 1, theirs)
+        node.combine(screen=True)
+        assert absurd == bool(node.screened)
+        verdicts.append(absurd)
+    assert verdicts[0] is False
+    assert verdicts[-1] is True
 
 
 # --- in the daemon ------------------------------------------------------------------------

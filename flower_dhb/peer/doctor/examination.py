@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from flower_dhb.agent.node import Node
+from flower_dhb.agent.compression import frame
+from flower_dhb.agent.node import Node, compressor_of
 from flower_dhb.errors import ConfigError, FlowerDhbError, NotNowError
 from flower_dhb.extras import installed
 from flower_dhb.metrics import size_text
@@ -60,8 +61,12 @@ def device(
     if app:
         yield from _app(settings, arrays if train and arrays else None)
     degree = len(settings.neighbors)
-    yield machine.memory((degree + _VECTORS) * size)
-    yield from machine.disk(settings.state_dir, _KEPT * size)
+    in_memory, on_disk = degree + _VECTORS, _KEPT
+    if settings.compression.on:  # what it remembers: of its own payloads, or of its neighbors' too
+        remembered = 1 + degree if settings.compression.estimates else 1
+        in_memory, on_disk = in_memory + 2 * remembered, on_disk + 2 * remembered
+    yield machine.memory(in_memory * size)
+    yield from machine.disk(settings.state_dir, on_disk * size)
     yield machine.descriptors(needed_for(degree))
     yield from _keys(settings)
     yield machine.clock(_newest(settings, path))
@@ -88,7 +93,14 @@ def _start(settings: PeerSettings) -> tuple[NDArrays, Finding]:
 
 def _payload_bytes(settings: PeerSettings, arrays: NDArrays) -> int:
     """Length of what the device sends to each neighbor in a round; 0 if it is not known."""
-    specs = Node.vectors_of(settings.algorithm, Layout.of(arrays)) if arrays else ()
+    if not arrays:
+        return 0
+    layout = Layout.of(arrays)
+    specs = Node.vectors_of(settings.algorithm, layout)
+    with suppress(ConfigError):  # of which the app's own finding speaks
+        compressor = compressor_of(settings.compression, settings.algorithm, layout)
+        if compressor is not None:
+            return frame.length(compressor, specs)
     return sum(spec.n_bytes for spec in specs)
 
 

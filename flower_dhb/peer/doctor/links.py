@@ -69,7 +69,7 @@ def _rated(subject: str, way: Way, payload: int, ceiling_s: float) -> Finding:
         subject,
         text,
         "No round can count this edge: set a larger 'timing.ceiling-s', train more local steps in "
-        "fewer rounds, or use a smaller model.",
+        "fewer rounds, make the mesh anew with --compression int8, or use a smaller model.",
     )
 
 

@@ -379,8 +379,8 @@ def _slow_edges(fleet: FleetStatus) -> Iterator[Finding]:
                     "too-slow", min(v, n.vertex), max(v, n.vertex),
                     f"what vertex {n.vertex} sends does not come whole within a round of vertex "
                     f"{v}",
-                    "Set a larger timing.ceiling-s, train more local steps in fewer rounds, or use "
-                    "a smaller model.",
+                    "Set a larger timing.ceiling-s, train more local steps in fewer rounds, make "
+                    "the mesh anew with --compression int8, or use a smaller model.",
                 )  # fmt: skip
 
 

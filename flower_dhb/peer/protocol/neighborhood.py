@@ -331,7 +331,7 @@ class Neighborhood(Rounds):
                     "needs_s": round(needs_s),
                     "ceiling_s": timing.ceiling_s,
                     "remedy": "no round can count this edge: set a larger timing.ceiling-s, train "
-                    "more local steps in fewer rounds, or use a smaller model",
+                    "more local steps in fewer rounds, compress payloads, or use a smaller model",
                 },
             )
         )
