@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flower_dhb.agent.compression import NONE, Compression, Compressor
+from flower_dhb.agent.compression import Compression, Compressor
 from flower_dhb.agent.mixing import convex_rows
 from flower_dhb.algorithms.base import COMPLETE, Algorithm
 from flower_dhb.algorithms.measurement import measured
@@ -98,7 +98,7 @@ class Engine:
         missing: Missing | None = None,
         mixing: str = "auto",
         device: str = "cpu",
-        compression: Compression | str = NONE,
+        compression: Compression | str = "none",
         attack: Attack | None = None,
     ) -> None:
         if not 0.0 <= learning_rate < float("inf"):

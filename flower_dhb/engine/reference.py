@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from flower_dhb.agent.compression import NONE, Compression, Compressor
+from flower_dhb.agent.compression import Compression, Compressor
 from flower_dhb.algorithms.base import Algorithm
 from flower_dhb.algorithms.measurement import measured
 from flower_dhb.algorithms.registry import require_rule
@@ -32,7 +32,7 @@ def simulate(
     local_step: Callable[[NDArray[Any], int], NDArray[Any]],
     rounds: int,
     missing: Missing | None = None,
-    compression: Compression | str = NONE,
+    compression: Compression | str = "none",
 ) -> NDArray[Any]:
     """Run a rule on a graph and return every agent's parameters after every round.
 

@@ -15,7 +15,7 @@ from flwr.common import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from flower_dhb.agent.compression import NONE, Compression
+from flower_dhb.agent.compression import Compression
 from flower_dhb.algorithms import Algorithm, check_relayed
 from flower_dhb.engine.publics import check_compression
 from flower_dhb.errors import ConfigError
@@ -185,7 +185,7 @@ evaluate_metrics_aggr_fn
         collect_models: bool = False,
         node_timeout_s: float | None = None,
         encryption: Encryption = "none",
-        compression: Compression | str = NONE,
+        compression: Compression | str = "none",
         bind_nodes: bool = False,
         on_round: OnRound | None = None,
         checkpoint: str | Path | None = None,

@@ -32,15 +32,15 @@ DEFAULTS = {
     "algorithms.MomentumTracking": "momentum=0.9",
     "algorithms.NoLoCo": "outer_rate=0.7, momentum=0.5, consensus_rate=None",
     "algorithms.QuasiGlobal": "momentum=0.9, nesterov=False",
-    "compare.runs.Run": "failures=0.0, attack='', attackers=1, attack_from=1",
+    "compare.runs.Run": ("compression='none', failures=0.0, attack='', attackers=1, attack_from=1"),
     "runs.config.RunConfig": (
         "rounds=100, share_every=1, seed=0, round_timeout_s=300.0, evaluate_every=1, "
         "transport='relay', "
-        "observe_average=False, encryption='none', bind_nodes=False, name='run'"
+        "observe_average=False, encryption='none', compression='none', bind_nodes=False, name='run'"
     ),
     "engine.engine.Engine": (
         "learning_rate=0.1, schedule='constant', rounds=None, missing=None, mixing='auto', "
-        "device='cpu', attack=None"
+        "device='cpu', compression='none', attack=None"
     ),
     "engine.mixer.Mixer": "kind='auto'",
     "engine.mixer.prefers_sparse": "device='cpu'",
