@@ -191,7 +191,7 @@ class RunConfig:
         try:
             check_relayed(algorithm)
             check_rule_on(algorithm, topology)
-            check_compression(compression, algorithm, topology)
+            compression = check_compression(compression, algorithm, topology)
         except ConfigError as error:
             raise ConfigError(f"{error} [topology = '{topology.name}']") from None
         return cls(

@@ -10,6 +10,7 @@ from flower_dhb.agent.compression import Compression
 from flower_dhb.agent.node import Node
 from flower_dhb.algorithms import algorithm_from_config
 from flower_dhb.peer.device.daemon import Peer
+from flower_dhb.topology.turns import share_every
 from flower_dhb.types import Layout
 from tests.support.events import Events
 from tests.support.peer_app import quadratics
@@ -19,8 +20,10 @@ EDGES = [(0, 1), (0, 2), (0, 3), (1, 2)]  # degrees 1 to 3
 ROUNDS, SIZE, RATE = 5, 600, 0.2
 CASES = [
     ("dmsgd", "none"),
+    ("dmsgd", "bf16:whole"),
     ("dmsgd", "bf16"),
     ("tracking", "int8"),
+    ("seldom", "int8"),
     ("safeguarded", "int4"),
     ("safeguarded", "topk:0.05"),
     ("dsgd", "topk:0.3+int8"),
@@ -28,6 +31,7 @@ CASES = [
     ("early", "int4"),
 ]
 RULES = {
+    "seldom": {"algorithm": "dsgd", "share_every": 2},
     "tracking": {"algorithm": "dmsgd", "form": "tracking"},
     "early": {"algorithm": "dmsgd", "order": "combine-then-adapt"},
 }
@@ -39,22 +43,21 @@ def events():
         yield heard
 
 
-def by_nodes(algorithm, text):
+def by_nodes(algorithm, text, every):
     """Every node's parameters after the last round, without any peer."""
-    topology = Topology.from_edges(EDGES)
+    graphs = share_every(Topology.from_edges(EDGES), every)
     arrays = quadratics.start({"seed": 0, "size": SIZE, "dtype": "float32"})
     layout = Layout.of(arrays)
-    nodes = []
-    for v in range(4):
-        row = topology.row(v)
-        weights = {j: float(row[j]) for j in (v, *topology.neighbors(v))}
-        compression = Compression.parse(text)
-        nodes.append(Node.start(v, algorithm, weights, layout, arrays, compression))
+    kind = Compression.parse(text)
+    nodes = [Node.start(v, algorithm, {v: 1.0}, layout, arrays, kind) for v in range(4)]
     for k in range(1, ROUNDS + 1):
-        payloads = []
+        graph = graphs.shared(k)
         for v, node in enumerate(nodes):
-            z = quadratics.local_step(node.arrays()["x"], v, RATE)
-            payloads.append(node.adapt(k, {"x": z}))
+            node.weights = {j: float(graph.row(v)[j]) for j in (v, *graph.neighbors(v))}
+        payloads = [
+            node.adapt(k, {"x": quadratics.local_step(node.arrays()["x"], v, RATE)})
+            for v, node in enumerate(nodes)
+        ]
         for node in nodes:
             for j in node.neighbors:
                 node.offer(j, k, payloads[j])
@@ -89,11 +92,18 @@ def test_peers_give_the_numbers_of_nodes(rule, text, tmp_path, events):
         thread.join(30)
         assert not thread.is_alive()
     assert not events.named("refused")
-    expected = by_nodes(algorithm_from_config(settings[0].algorithm.to_config()), text)
+    every = RULES.get(rule, {}).get("share_every", 1)
+    algorithm = algorithm_from_config(settings[0].algorithm.to_config())
+    expected = by_nodes(algorithm, text, every)
     np.testing.assert_array_equal(mesh.parameters(), expected)
     assert mesh.replay().rounds_computed == 4 * ROUNDS
     compressor = peers[0].app.compressor
     size = 4 * SIZE if compressor is None else compressor.n_bytes
     for vertex, edges in ((0, 3), (3, 1)):  # every payload went in its short form, with a header
-        for line in mesh.history(vertex):
+        for line in mesh.history(vertex)[every - 1 :: every]:
             assert edges * size < line["bytes"] < edges * (size + 300)
+
+
+def test_where_neighbors_take_turns_numbers_take_the_place_of_changes(tmp_path):
+    mesh = Mesh(tmp_path / "m", n=4, topology="one-peer:4", plaintext=True, compression="int8")
+    assert str(mesh.settings(0).compression) == "int8:whole"

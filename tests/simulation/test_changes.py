@@ -25,7 +25,7 @@ from flower_dhb.peer.wire.frames import Assembler, Outgoing, parse
 from flower_dhb.peer.wire.link import Allowance, StreamLink
 from flower_dhb.types import Layout
 
-FORMS = ("int8", "int4", "topk:0.02", "topk:0.2+int8", "randk:0.05", "lowrank:1")
+FORMS = ("int8:whole", "int8", "int4", "topk:0.02", "topk:0.2+int8", "randk:0.05", "lowrank:1")
 ROUNDS, SIDE = 12, 30
 TOPOLOGY = Topology.parse("erdos-renyi:5:0.6:1")
 
@@ -165,7 +165,7 @@ def test_whatever_happened_payloads_arrive_in_their_round_and_edges_keep_the_sum
                 known, sent = there.known[end.v], end.outgoing
                 if end.node.compressor.estimates:
                     assert known.held.digest == (sent.public or known.held.digest)
-                if not {i, j} & again and text in ("int8", "topk:0.02"):
+                if not {i, j} & again and text in ("int8:whole", "topk:0.02"):
                     assert sent.sent[there.v] < len(sent.frame)
         for agent in agents:
             for j, frame in agent.got.items():

@@ -18,8 +18,17 @@ from flower_dhb.peer.wire.frames import Assembler, Outgoing, Reason, RefusedErro
 from flower_dhb.peer.wire.link import Allowance, StreamLink
 from flower_dhb.types import Layout
 
-FORMS = ("bf16", "int8", "int4", "topk:0.05", "topk:0.3+int8", "randk:0.1", "lowrank:2")
-CHANGES = ("int4", "topk:0.05", "randk:0.1", "lowrank:2")
+FORMS = (
+    "bf16",
+    "int8:whole",
+    "int8",
+    "int4",
+    "topk:0.05",
+    "topk:0.3+int8",
+    "randk:0.1",
+    "lowrank:2",
+)
+CHANGES = ("int8", "int4", "topk:0.05", "randk:0.1", "lowrank:2")
 SMALL, LARGE = 40, 400  # sides of the matrix: 6 KiB, and 640 KB, which comes in chunks
 
 
