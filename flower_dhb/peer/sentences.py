@@ -19,7 +19,8 @@ SENTENCES: Mapping[str, str] = {
     # --- begin and end ---
     "begins": "takes part in mesh {mesh} (run {run}) with flower_dhb {version}, app {app}"
     "[, listening on {listen}][, dialing {dials}][; resumes after round {resumes_after}]"
-    "[; {begins_how}], until round {rounds}[; its policy: {policy}]",
+    "[; {begins_how}], until round {rounds}[; payloads compressed by {compression}]"
+    "[; its policy: {policy}]",
     "ends": "ends: {how} (status {status})[, after round {round} of {rounds}]"
     "[, model in {model}][, after {duration_s}][; {why}]",
     "resumed": "goes on from its disk after round {round}",

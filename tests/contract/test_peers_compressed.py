@@ -4,12 +4,15 @@ import threading
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from flower_dhb import Topology
 from flower_dhb.agent.compression import Compression
 from flower_dhb.agent.node import Node
 from flower_dhb.algorithms import algorithm_from_config
 from flower_dhb.peer.device.daemon import Peer
+from flower_dhb.peer.mesh.overview import read_overview
+from flower_dhb.peer.watch.replay import of_mesh
 from flower_dhb.topology.turns import share_every
 from flower_dhb.types import Layout
 from tests.support.events import Events
@@ -65,6 +68,18 @@ def by_nodes(algorithm, text, every):
     return np.stack([node.parameters for node in nodes])
 
 
+def run(mesh, n):
+    """Run the peers of a mesh in this process, until all have ended."""
+    peers = [Peer(mesh.settings(v)) for v in range(n)]
+    threads = [threading.Thread(target=peer.run, daemon=True) for peer in peers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+        assert not thread.is_alive()
+    return peers
+
+
 @pytest.mark.parametrize(("rule", "text"), CASES)
 def test_peers_give_the_numbers_of_nodes(rule, text, tmp_path, events):
     graph = tmp_path / "irregular.edges"
@@ -83,14 +98,8 @@ def test_peers_give_the_numbers_of_nodes(rule, text, tmp_path, events):
         compression=text,
         **RULES.get(rule, {"algorithm": rule}),
     )
-    settings = [mesh.settings(v) for v in range(4)]
-    peers = [Peer(one) for one in settings]
-    threads = [threading.Thread(target=peer.run, daemon=True) for peer in peers]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
-        assert not thread.is_alive()
+    peers = run(mesh, 4)
+    settings = [peer.settings for peer in peers]
     assert not events.named("refused")
     every = RULES.get(rule, {}).get("share_every", 1)
     algorithm = algorithm_from_config(settings[0].algorithm.to_config())
@@ -107,3 +116,21 @@ def test_peers_give_the_numbers_of_nodes(rule, text, tmp_path, events):
 def test_where_neighbors_take_turns_numbers_take_the_place_of_changes(tmp_path):
     mesh = Mesh(tmp_path / "m", n=4, topology="one-peer:4", plaintext=True, compression="int8")
     assert str(mesh.settings(0).compression) == "int8:whole"
+
+
+@pytest.mark.parametrize("what", ["sent", "codes", "known"])
+def test_replay_finds_what_is_no_compression_of_a_rules_payload(what, tmp_path, events):
+    settings = {"rounds": 3, "size": SIZE, "algorithm": "dsgd", "compression": "topk:0.1"}
+    peer = {"linger-s": 5.0, "record": "payloads", "timing": {"least-s": 10.0}}
+    mesh = Mesh(tmp_path / "m", n=2, topology="path:2", plaintext=True, peer=peer, **settings)
+    run(mesh, 2)
+    assert mesh.replay().rounds_computed == 6
+    path = tmp_path / "m" / "vertex-1" / "state" / "record" / "round-2-shared.safetensors"
+    arrays = load_file(path)
+    name = f"{what}/parameters"
+    changed = arrays[name].copy()
+    changed[-1] += 1
+    save_file({**arrays, name: changed}, path)
+    replay = of_mesh(read_overview(tmp_path / "m"), tmp_path / "m")
+    (found,) = [f for f in replay.findings() if f.text.startswith("sent something else")]
+    assert (found.vertex, found.round) == (1, 2)

@@ -591,3 +591,11 @@ def test_findings_come_by_vertex_and_round(tmp_path):
     places = [(f.vertex, f.round) for f in replay(tmp_path).findings()]
     assert places == [(0, 3), (0, 4), (2, 1), (2, 2), (2, 4)]
     assert str(Finding(3, 7, "x")) == "vertex 3, round 7: x"
+
+
+def test_without_the_model_compressed_payloads_cannot_be_computed_again(tmp_path):
+    run(tmp_path)
+    replay(tmp_path)  # which writes the editions
+    document = {"algorithm": RULE.to_config(), "device": {"compression": "int8"}}
+    with pytest.raises(ConfigError, match=r"start\.safetensors: No such file .* put the file back"):
+        of_mesh(document, tmp_path)

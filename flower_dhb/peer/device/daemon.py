@@ -407,6 +407,7 @@ class Peer:
             listen=settings.listen,
             dials=sorted(self._dialed()),
             rounds=self.agent.rounds,
+            compression=str(settings.compression) if settings.compression.on else None,
             policy=str(settings.policy) or None,
             **where,
         )

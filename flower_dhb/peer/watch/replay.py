@@ -409,6 +409,13 @@ def of_mesh(document: Mapping[str, Any], directory: Path, fetched: Path | None =
     compression = Compression.parse(document.get("device", {}).get("compression", NONE))
     compressor = None
     if compression.on:
-        layout = Layout.of(load_file(directory / _START))
+        try:
+            layout = Layout.of(load_file(directory / _START))
+        except OSError as error:
+            raise ConfigError(
+                f"{directory / _START}: {error.strerror or error}; what was sent of compressed "
+                "payloads follows from the model's arrays, so put the file back that 'mesh create' "
+                "wrote there, or that of a device"
+            ) from None
         compressor = compressor_of(compression, algorithm, layout)
     return Replay(records, editions, algorithm, ledgers, compressor)
