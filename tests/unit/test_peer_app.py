@@ -372,7 +372,7 @@ def made_of(change, one, known):
 @pytest.mark.parametrize("text", FORMS)
 def test_what_is_sent_in_place_of_a_payload_leads_to_it(text):
     one = agent(algorithm=DSGD(), arrays=LONG, compression=Compression.parse(text))
-    known = one.known(0)
+    known = one.known([0, 7]).get(0)
     assert (known is not None) is one.compressor.estimates
     for k in (1, 2):
         found = one.train(k)
@@ -390,7 +390,7 @@ def test_a_round_gets_another_number_and_all_that_depends_on_it(text):
     one, other = (
         agent(algorithm=DSGD(), arrays=LONG, compression=Compression.parse(text)) for _ in "ab"
     )
-    known = one.known(0)
+    known = one.known([0]).get(0)
     one.train(1)
     found = one.relabel(5)
     assert one.snapshot().pending.round == 5

@@ -7,7 +7,7 @@ difference. All numerical work is theirs; this only words the questions.
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -205,12 +205,16 @@ class Agent:
             return None
         return self._shared(self._node_at(snapshot))[1]
 
-    def known(self, neighbor: int) -> Payload | None:
-        """A neighbor's last public payload, None if it is not here."""
+    def known(self, neighbors: Iterable[int]) -> dict[int, Payload]:
+        """The last public payloads of neighbors, of those of which they are here."""
+        if self.compressor is None or not self.compressor.estimates:
+            return {}
         try:
-            return self._node_at().known(neighbor)
+            node = self._node_at()
         except StateError:  # it will begin again from its neighbors
-            return None
+            return {}
+        found = {j: node.known(j) for j in neighbors}
+        return {j: payload for j, payload in found.items() if payload is not None}
 
     def _node_at(self, snapshot: Snapshot | None = None) -> Node:
         return Node(

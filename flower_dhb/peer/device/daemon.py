@@ -91,7 +91,6 @@ from flower_dhb.peer.wire.transport import Limits, Transport
 from flower_dhb.peer.wire.trust import check_authority, check_revocations
 from flower_dhb.peer.wire.words import reason_of
 from flower_dhb.types import Layout
-from flower_dhb.types import Payload as Vectors
 
 __all__ = ["Peer", "Result", "digest_of_layout"]
 
@@ -172,7 +171,7 @@ class Peer:
             editions=self.editions.agreement,
             differs=part.differs if part is not None else None,
             compressor=self.app.compressor,
-            held=self._held(),
+            held=self.app.known(self.agent.edges),
         )
         self._validity: Validity | None = None
         if settings.tls is not None and self.bulletins is not None:
@@ -323,14 +322,6 @@ class Peer:
             )
         except ValueError as error:  # of an edition that the disk holds no more
             raise DamageError(f"{self.settings.state_dir}: {error}") from None
-
-    def _held(self) -> dict[int, Vectors]:
-        """The neighbors' last public payloads, where changes of them are sent."""
-        compressor = self.app.compressor
-        if compressor is None or not compressor.estimates:
-            return {}
-        found = {j: self.app.known(j) for j in self.agent.edges}
-        return {j: payload for j, payload in found.items() if payload is not None}
 
     # --- life -------------------------------------------------------------------------
 
