@@ -1,4 +1,4 @@
-"""MoTEF without compression: gradient tracking of momentum that is an average of steps.
+"""MoTEF: gradient tracking of momentum that is an average of steps.
 
 Source: Islamov, Gao & Stich, "Towards faster decentralized stochastic optimization with
 communication compression", ICLR 2025 (arXiv 2405.20114). Its error feedback has nothing to
