@@ -164,6 +164,13 @@ class Editions:
                 return first
         return None
 
+    def last_due(self, neighbor: int, before: int) -> int:
+        """The last round before another in which an edge was due, in any edition.
+
+        A neighbor that lags behind may know none but the older ones.
+        """
+        return max(e.last_due(neighbor, before) for e in self.known if neighbor in e.neighbors)
+
     def partners(self, now: Edition) -> set[int]:
         """Neighbors in this edition, or in one that may hold later."""
         later = [e for e in self.known if e.number > now.number]

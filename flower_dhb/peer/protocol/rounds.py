@@ -306,7 +306,7 @@ class Rounds:
                 edge.stage = Stage.APART
                 if edge.neighbor not in edition.neighbors or edge.shares == round:
                     self._send(edge, Release(round))  # it may wait for this round to join
-                elif (missed := edition.last_due(edge.neighbor, round)) > self.closed:
+                elif (missed := self.editions.last_due(edge.neighbor, round)) > self.closed:
                     self._send(edge, Release(missed))  # it may wait in that one
             elif edge.closed >= round or edge.done:
                 self._told_lost(edge)
