@@ -16,7 +16,8 @@ from flower_dhb.types import Layout
 
 __all__ = ["Cost", "advice", "costs"]
 
-# Those that leave the number of rounds as it is, as measured (docs/benchmarks.md).
+# Those with which 'dmsgd' needs as many rounds; the default rule needs more with the last two
+# (docs/benchmarks.md).
 _COMPRESSIONS = ("bf16", "int8", "int4", "topk:0.5+int4")
 _OF_NUMBERS = ("bf16", "int8")
 _EVERY = (2, 4)
