@@ -12,19 +12,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from benchmarks.compression import COMPRESSIONS
 from flower_dhb.agent.compression import Compression, Compressor
 from flower_dhb.types import Layout
-
-KINDS = (
-    "bf16",
-    "int8",
-    "int4",
-    "topk:0.5+int4",
-    "topk:0.1",
-    "topk:0.01",
-    "randk:0.1",
-    "lowrank:2",
-)
 
 
 def median_ms(call: Callable[[], object], times: int = 7) -> float:
@@ -51,7 +41,7 @@ def main() -> None:
     plain = 4 * layout.size
     print(f"{'':<16}{'bytes':>12}{'encode ms':>11}{'decode ms':>11}{'wire ms':>9}{'saved ms':>10}")
     print(f"{'none':<16}{plain:>12,}{'':>22}{8e-3 * plain / arguments.mbit:>9.0f}")
-    for kind in KINDS:
+    for kind in COMPRESSIONS[1:]:
         compressor = Compressor.of(Compression.parse(kind), ("p",), layout)
         codes = compressor.encode(payload, known, 1, 0) or {}
         encode = median_ms(lambda c=compressor: c.encode(payload, known, 1, 0))

@@ -52,3 +52,13 @@ def quiet_flower() -> Iterator[None]:
     logger.setLevel(logging.CRITICAL)
     yield
     logger.setLevel(level)
+
+
+@pytest.fixture
+def quiet_peers() -> Iterator[None]:
+    """What peers log of thousands of frames would take longer than the frames."""
+    from flower_dhb.peer.monitor import LOGGER
+
+    LOGGER.disabled = True
+    yield
+    LOGGER.disabled = False

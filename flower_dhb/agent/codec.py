@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import struct
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,10 +28,14 @@ __all__ = [
     "VectorSpec",
     "Verifier",
     "all_finite",
+    "check_sum",
     "checksum",
     "decode",
     "encode",
     "encode_parts",
+    "head",
+    "head_lengths",
+    "open_head",
     "read_checksum",
     "read_header",
 ]
@@ -146,15 +150,23 @@ def encode_parts(
 ) -> list[bytes | memoryview]:
     """One frame as buffers to be sent one after the other, the vectors not copied."""
     header = Header.of(payload, run=run, round=round, vertex=vertex)
-    text = header.text()
+    buffers = [_little_endian(v).view(np.uint8).data for v in payload.values() if v.size]
+    return [head(_MAGIC, VERSION, header.text(), buffers, header.sender), *buffers]
+
+
+def head(
+    magic: bytes, version: int, text: bytes, buffers: Sequence[bytes | memoryview], sender: str
+) -> bytes:
+    """What stands before the buffers of a frame: its prefix, and the text of its header.
+
+    Raises PayloadError if the header is longer than one that is read.
+    """
     if len(text) > _HEADER_LIMIT_BYTES:
         raise PayloadError(
-            f"{header.sender}: header of {len(text)} bytes, at most {_HEADER_LIMIT_BYTES} are "
-            "carried; use shorter names"
+            f"{sender}: header of {len(text)} bytes, at most {_HEADER_LIMIT_BYTES} are carried; "
+            "use shorter names"
         )
-    buffers = [_little_endian(v).view(np.uint8).data for v in payload.values() if v.size]
-    prefix = _PREFIX.pack(_MAGIC, VERSION, 0, len(text), checksum(text, *buffers))
-    return [prefix + text, *buffers]
+    return _PREFIX.pack(magic, version, 0, len(text), checksum(text, *buffers)) + text
 
 
 def decode(
@@ -174,7 +186,7 @@ def decode(
             f"{expect.sender}: payload has {len(body)} bytes of vectors, expected {found.n_bytes}"
         )
     if not verified:
-        _check_sum(expect, read_checksum(frame), checksum(memoryview(frame)[_PREFIX.size :]))
+        check_sum(frame, expect)
     vectors: dict[str, NDArray[Any]] = {}
     at = 0
     for spec in found.vectors:
@@ -238,6 +250,11 @@ def _check_sum(expect: Header, claimed: int, actual: int) -> None:
         )
 
 
+def check_sum(frame: bytes | bytearray | memoryview, expect: Header) -> None:
+    """Raise PayloadError if a frame has not the checksum that it claims."""
+    _check_sum(expect, read_checksum(frame), checksum(memoryview(frame)[_PREFIX.size :]))
+
+
 def read_header(frame: bytes | bytearray | memoryview) -> Header:
     """Header of a frame, before anything else of it is believed."""
     return _split(frame, "payload")[0]
@@ -272,23 +289,39 @@ def _little_endian(vector: NDArray[Any]) -> NDArray[Any]:
     return np.ascontiguousarray(vector, dtype=vector.dtype.newbyteorder("<"))
 
 
-def _split(frame: bytes | bytearray | memoryview, sender: str) -> tuple[Header, int]:
-    """Header of a frame and where its vectors begin."""
+def open_head(
+    frame: bytes | bytearray | memoryview, magic: bytes, version: int, sender: str
+) -> tuple[bytes, int]:
+    """The text of a frame's header, and where its buffers begin.
+
+    Raises PayloadError if it is no frame of this kind and version.
+    """
     if len(frame) < _PREFIX.size:
         raise PayloadError(f"{sender}: {len(frame)} bytes are too short for a payload")
-    magic, version, zero, length, _ = _PREFIX.unpack_from(frame)
-    if magic != _MAGIC or zero:
+    found_magic, found, zero, length, _ = _PREFIX.unpack_from(frame)
+    if found_magic != magic or zero:
         raise PayloadError(f"{sender}: not a payload of this package")
-    if version != VERSION:
+    if found != version:
         raise PayloadError(
-            f"{sender}: payload version {version}, expected {VERSION}; all agents must run the "
+            f"{sender}: payload version {found}, expected {version}; all agents must run the "
             "same version of flower_dhb"
         )
     start = _PREFIX.size + length
     if length > _HEADER_LIMIT_BYTES or start > len(frame):
         raise PayloadError(f"{sender}: header of {length} bytes does not fit its frame")
+    return bytes(memoryview(frame)[_PREFIX.size : start]), start
+
+
+def head_lengths() -> range:
+    """How long prefix and header of a frame may be together."""
+    return range(_PREFIX.size + 1, _PREFIX.size + _HEADER_LIMIT_BYTES + 1)
+
+
+def _split(frame: bytes | bytearray | memoryview, sender: str) -> tuple[Header, int]:
+    """Header of a frame and where its vectors begin."""
+    text, start = open_head(frame, _MAGIC, VERSION, sender)
     try:
-        header = _parse(bytes(memoryview(frame)[_PREFIX.size : start]))
+        header = _parse(text)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise PayloadError(f"{sender}: unreadable header: {error}") from None
     return header, start

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from flower_dhb.agent import mixing
 from flower_dhb.agent.codec import VectorSpec
-from flower_dhb.agent.compression import NONE, PUBLIC, Compression, Compressor
+from flower_dhb.agent.compression import NONE, Compression, Compressor
 from flower_dhb.agent.compression.compressor import Codes
 from flower_dhb.agent.compression.frame import Frame
 from flower_dhb.agent.screening import (
@@ -254,25 +254,26 @@ class Node:
         payload = self._whole(state, pending)
         if self.compressor is not None and sends:
             known = {} if whole and self.compressor.estimates else s.sent
-            codes = self.compressor.encode(payload, known, round, self.vertex)
+            codes, payload = self.compressor.publish(payload, known, round, self.vertex)
             pending = replace(pending, codes=codes)
-            payload = self._published(payload, codes, round)
         if self._holds_against:
             x, names = s.state.parameters, self.algorithm.vectors
             pending = replace(pending, lengths=Lengths.of(names, payload, x, trained))
         self._snapshot = replace(s, local=self.layout.local(arrays), pending=pending)
-        self._public = (pending, payload)
+        # Without codes it is made of the state again, and nobody has to keep it.
+        self._public = None if pending.codes is None else (pending, payload)
         self._arrived = {}
         return payload
 
     def payload(self) -> Payload:
         """The payload of the pending round; the same each time it is asked for."""
         pending = self._require_pending()
-        if self.compressor is None:
+        if self.compressor is None or pending.codes is None:
             return self._whole(self._state(pending), pending)
         if self._public is None or self._public[0] is not pending:
-            whole = self._whole(self._state(pending), pending)
-            self._public = (pending, self._published(whole, pending.codes, pending.round))
+            s = self._snapshot
+            vectors = self.compressor.decode(pending.codes, s.sent, pending.round)
+            self._public = (pending, self._with_statistics(vectors, pending))
         return self._public[1]
 
     def frame(self) -> Frame | None:
@@ -299,18 +300,16 @@ class Node:
             return None
         return s.heard.get(neighbor, s.sent if s.sent_round == 0 else None)
 
-    def _published(self, whole: Payload, codes: Codes | None, round: int) -> Payload:
-        """What neighbors make of what is sent; running statistics are sent as they are."""
-        if self.compressor is None or codes is None:
-            return whole
-        return {**whole, **self.compressor.decode(codes, self._snapshot.sent, round)}
-
     def _whole(self, state: State, pending: Pending) -> Payload:
         outgoing = self.algorithm.outgoing(state, pending.trained)
         payload = {name: outgoing[name] for name in self.algorithm.vectors}
+        return self._with_statistics(payload, pending)
+
+    def _with_statistics(self, vectors: Payload, pending: Pending) -> Payload:
+        """A payload of the rule's vectors; running statistics are sent as they are."""
         if self.layout.statistics_size:
-            payload[STATISTICS_VECTOR] = pending.statistics
-        return payload
+            return {**vectors, STATISTICS_VECTOR: pending.statistics}
+        return vectors
 
     def offer(self, sender: int, round: int, payload: Payload) -> None:
         """Accept a neighbor's payload of the pending round.
@@ -384,10 +383,9 @@ class Node:
     ) -> State:
         """The rule on the weighted sum of payloads, or of public ones beside its own whole one."""
         if self.compressor is not None:
-            k = pending.round
-            payloads = {PUBLIC: self.payload(), **payloads}
-            payloads = {j: self.compressor.mixed(p, k) for j, p in payloads.items()}
-            weights = self.compressor.weights(weights, self.vertex)
+            weights, payloads = self.compressor.mixing(
+                self.payload(), payloads, weights, self.vertex, pending.round
+            )
         return mixing.combine(
             self.algorithm, before, pending.trained, self.vertex, weights, payloads
         )
@@ -397,13 +395,13 @@ class Node:
         s = self._snapshot
         if self.compressor is None or not self.neighbors:  # nothing is sent to anybody
             return replace(new, sent=s.sent, heard=s.heard, sent_round=s.sent_round)
-        heard = dict(s.heard)
+        heard: Mapping[int, Payload] = s.heard
+        whole: Payload = {}
         if self.compressor.estimates:
-            names = self.algorithm.vectors
-            for j, payload in self._arrived.items():
-                heard[j] = {name: payload[name] for name in names}
-            heard = {j: heard[j] for j in sorted(heard) if j in self.weights}
-        whole = self._whole(before, pending)
+            found = {**heard, **{j: self.compressor.vectors(p) for j, p in self._arrived.items()}}
+            heard = {j: found[j] for j in sorted(found) if j in self.weights}
+        else:
+            whole = self._whole(before, pending)
         sent = self.compressor.remember(whole, self.payload(), s.sent)
         return replace(new, sent=sent, heard=heard, sent_round=pending.round)
 
@@ -507,9 +505,9 @@ class Node:
         if layout.statistics_size:
             statistics = average(STATISTICS_VECTOR)
         snapshot = Snapshot(round, algorithm.start(parameters), statistics, local)
-        if compression.estimates:
-            names = algorithm.vectors
-            heard = {j: {n: p[n] for n in names} for j, p in sorted(payloads.items())}
+        compressor = compressor_of(compression, algorithm, layout)
+        if compressor is not None and compressor.estimates:
+            heard = {j: compressor.vectors(p) for j, p in sorted(payloads.items())}
             snapshot = replace(snapshot, heard=heard)
         return cls(vertex, algorithm, weights, layout, snapshot, compression)
 

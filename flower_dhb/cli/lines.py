@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from textwrap import fill
+from typing import Any
 
-__all__ = ["aligned", "folded", "terminal_width"]
+__all__ = ["aligned", "folded", "table_of", "terminal_width", "value_text"]
 
 _NUMBER = re.compile(r"[-+]?[\d.,]+(e[-+]?\d+)?( ?%| s)?|never|-|")
 
@@ -43,3 +45,18 @@ def aligned(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
         ).rstrip()
         for line in (titles, *rows)
     ]
+
+
+def table_of(
+    rows: Sequence[Mapping[str, Any]], titles: Mapping[str, str] | None = None
+) -> list[str]:
+    """Rows of values by name as lines. titles: of columns that are not called as their values."""
+    names = [(titles or {}).get(name, name) for name in rows[0]]
+    return aligned(names, [[value_text(value) for value in row.values()] for row in rows])
+
+
+def value_text(value: Any) -> str:
+    """A number in four digits, or whole; `never` if it is infinite; other values as they are."""
+    if isinstance(value, float):
+        return "never" if math.isinf(value) else f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

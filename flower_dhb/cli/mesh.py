@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from flower_dhb.cli.lines import aligned, folded
+from flower_dhb.cli.lines import folded, table_of
 from flower_dhb.cli.mesh_certificates import configure_certificates, renew, revoke
 from flower_dhb.cli.mesh_day_two import DAY_TWO, configure_day_two
 from flower_dhb.cli.mesh_status import configure_status, status
@@ -130,8 +130,7 @@ def _create(arguments: argparse.Namespace) -> int:
     print(f"{len(paths)} devices in {arguments.out}; start one with: flower-dhb peer {paths[0]}")
     if arguments.link is not None:
         rows = cost_rows(*mesh.payload_of(arguments.out, arguments.app, overrides), arguments.link)
-        words = [[f"{v:.4g}" if isinstance(v, float) else str(v) for v in r.values()] for r in rows]
-        print("\n".join(["costs", *aligned(list(rows[0]), words)]))
+        print("\n".join(["costs", *table_of(rows)]))
         print(folded(OF_COSTS))
     if not arguments.insecure_plaintext:
         print(f"keep {arguments.out / 'authority'} off the devices: its key signs certificates")

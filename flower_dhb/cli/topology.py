@@ -18,7 +18,7 @@ from rich.progress import Progress as Bar
 from flower_dhb.algorithms import HeavyBall
 from flower_dhb.algorithms.base import ADAPT_THEN_COMBINE, COMBINE_THEN_ADAPT
 from flower_dhb.cli.costs import OF_COSTS, cost_rows
-from flower_dhb.cli.lines import aligned, folded, terminal_width
+from flower_dhb.cli.lines import folded, table_of, terminal_width, value_text
 from flower_dhb.errors import ConfigError, GraphError
 from flower_dhb.figures.topologies import draw
 from flower_dhb.files import write_durably
@@ -321,22 +321,21 @@ def _print(facts: Mapping[str, Any]) -> None:
                 print(folded(OF_COSTS))
             print()
         elif isinstance(value, Mapping):
-            parts = [f"{k} {_text(v)}" for k, v in value.items()]
+            parts = [f"{k} {value_text(v)}" for k, v in value.items()]
             line = f"{name}: {', '.join(parts)}"
             print(line if len(line) <= width else "\n  ".join([f"{name}:", *parts]))
         elif isinstance(value, list):
             print(folded(f"{name}: {_numbers(value) if value else 'none'}"))
         else:
-            print(folded(f"{name}: {_text(value)}"))
+            print(folded(f"{name}: {value_text(value)}"))
 
 
 def _table(name: str, rows: list[dict[str, Any]]) -> list[str]:
     """A title and aligned lines; what all forms have in common stands in the title."""
     if name == "forms":
-        name = f"{name}, momentum {_text(rows[0]['momentum'])}"
+        name = f"{name}, momentum {value_text(rows[0]['momentum'])}"
         rows = [{k: v for k, v in row.items() if k != "momentum"} for row in rows]
-    titles = [_TITLES.get(key, key) for key in rows[0]]
-    return [name, *aligned(titles, [[_text(v) for v in row.values()] for row in rows])]
+    return [name, *table_of(rows, _TITLES)]
 
 
 # Titles of columns that are narrower than their names.
@@ -359,12 +358,6 @@ def _numbers(values: list[float]) -> str:
     half = _SHOWN // 2
     ends = [" ".join(f"{v:.4f}" for v in part) for part in (values[:half], values[-half:])]
     return " … ".join(ends)
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, float):
-        return "never" if math.isinf(value) else f"{value:.4g}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _finite(value: Any) -> Any:

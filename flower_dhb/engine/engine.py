@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from flower_dhb.engine.guards import Guards, Measured, clipped_matrix
 from flower_dhb.engine.mixer import CHUNK, Mixer
 from flower_dhb.engine.problem import Agents, Problem
 from flower_dhb.engine.publics import Publics, check_compression
-from flower_dhb.engine.reference import Edges, Missing, missing_in, silent_in
+from flower_dhb.engine.reference import Edges, Missing, missing_in
 from flower_dhb.errors import ConfigError, StateError
 from flower_dhb.problems.optimizers import Schedule
 from flower_dhb.topology.directed import DirectedTopology
@@ -178,7 +178,7 @@ class Engine:
         self._numbers = measured(self.algorithm, state, self._trained).measured
         if self._publics:
             whole = self.algorithm.outgoing(self._state(slice(None)), self._trained)
-            mixed = self._publics.publish(k, _arrays(whole), silent_in(self.topology, k))
+            mixed = self._publics.publish(k, _arrays(whole), cast(Topology, topology))
             self._known = {name: self._tensor(rows) for name, rows in mixed.items()}
         found = self._measure(topology, failing)
         refused = self._guards.screen(k, found) if self._guards and found else set()
@@ -243,10 +243,8 @@ class Engine:
             state = self._state(part)
             payload = self.algorithm.outgoing(state, self._trained[:, part])
             if self._publics:
-                mixed = {
-                    name: payload[name] + self.compression.rate * (mixer(rows) - rows)
-                    for name, rows in ((n, r[:, part]) for n, r in self._known.items())
-                }
+                known = {name: rows[:, part] for name, rows in self._known.items()}
+                mixed = self._publics.mix(payload, known, mixer)
             else:
                 mixed = {name: mixer(vector) for name, vector in self._sent(payload, part).items()}
             if self.attackers:  # who lies to others does not lie to itself

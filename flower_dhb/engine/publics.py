@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +14,9 @@ from flower_dhb.agent.compression import Compression, Compressor
 from flower_dhb.algorithms.base import Algorithm
 from flower_dhb.algorithms.measurement import measured
 from flower_dhb.errors import ConfigError
-from flower_dhb.topology.turns import AnyGraph
-from flower_dhb.types import Layout, NDArrays, Payload
+from flower_dhb.topology.graph import Topology
+from flower_dhb.topology.turns import AnyGraph, has_same_edges
+from flower_dhb.types import Layout, NDArrays, Payload, Vector
 
 __all__ = ["Publics", "check_compression"]
 
@@ -43,7 +44,7 @@ def check_compression(
         )
     if not compression.estimates:
         return compression
-    if len({tuple(graph.edges) for graph in topology.graphs if graph.edges}) > 1:
+    if not has_same_edges(topology):
         if compression.select == "all":
             return compression.without_changes
         raise ConfigError(
@@ -81,12 +82,9 @@ def _grows(compression: Compression, algorithm: Algorithm, topology: AnyGraph) -
         z = state.parameters
         state = measured(algorithm, replace(state, round=k - 1), z)
         payload = algorithm.outgoing(state, z)
-        known = publics.publish(k, payload)
-        weights = topology.at(k).mixing_matrix
-        mixed = {
-            name: payload[name] + compression.rate * (weights @ rows - rows)
-            for name, rows in known.items()
-        }
+        graph = cast(Topology, topology.at(k))  # of rules that are relayed, edges go both ways
+        known = publics.publish(k, payload, graph)
+        mixed = publics.mix(payload, known, graph.mixing_matrix.__matmul__)
         state = algorithm.combine(state, z, mixed)
         if not _spread(state.parameters) <= 1e6 * begin:
             return True
@@ -112,29 +110,41 @@ class Publics:
             self.sent = {name: np.array(first[name]) for name in compressor.names}
         self.public: NDArrays = {}
 
-    def publish(
-        self, round: int, payload: Mapping[str, NDArray[Any]], silent: Collection[int] = ()
-    ) -> NDArrays:
+    def publish(self, round: int, payload: Mapping[str, NDArray[Any]], graph: Topology) -> NDArrays:
         """Make the public payloads of a round, and return what of them is mixed, `(n, d)` each.
 
-        silent: agents that have no neighbor in the round, so that they send nothing.
+        graph: of the round; who has no neighbor in it sends nothing.
         """
-        names = self.compressor.names
+        names, silent = self.compressor.names, graph.degrees == 0
         public, mixed, sent = ({n: np.empty_like(payload[n]) for n in names} for _ in range(3))
         for v in range(len(payload[names[0]])):
             own = {name: payload[name][v] for name in names}
             memory = {name: rows[v] for name, rows in self.sent.items()}
-            codes = None if v in silent else self.compressor.encode(own, memory, round, v)
-            found = own if codes is None else self.compressor.decode(codes, memory, round)
+            found: Payload = own
+            if not silent[v]:
+                _, found = self.compressor.publish(own, memory, round, v)
             for target, row in (
                 (public, found),
                 (mixed, self.compressor.mixed(found, round)),
-                (sent, self._kept(own, found, memory, v in silent)),
+                (sent, self._kept(own, found, memory, bool(silent[v]))),
             ):
                 for name in names:
                     target[name][v] = row[name]
         self.public, self.sent = public, sent
         return mixed
+
+    def mix(
+        self,
+        payload: Mapping[str, Vector],
+        known: Mapping[str, Vector],
+        product: Callable[[Vector], Vector],
+    ) -> dict[str, Vector]:
+        """What rules combine: `p_i + c sum_j W[i, j] (h_j - h_i)`, of some columns or of all.
+
+        known: what `publish` returned. product: with the mixing matrix of the round.
+        """
+        rate = self.compressor.rate
+        return {name: payload[name] + rate * (product(rows) - rows) for name, rows in known.items()}
 
     def _kept(self, own: Payload, found: Payload, memory: Payload, silent: bool) -> Payload:
         """The memory of one agent after a round; zeros are the error of one that has made none."""

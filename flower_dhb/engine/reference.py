@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,11 +15,12 @@ from flower_dhb.algorithms.measurement import measured
 from flower_dhb.algorithms.registry import require_rule
 from flower_dhb.engine.publics import Publics, check_compression
 from flower_dhb.errors import ConfigError
+from flower_dhb.topology.graph import Topology
 from flower_dhb.topology.planning import check_rule_on
 from flower_dhb.topology.turns import AnyGraph
 from flower_dhb.types import Layout
 
-__all__ = ["Edges", "Missing", "missing_in", "silent_in", "simulate"]
+__all__ = ["Edges", "Missing", "missing_in", "simulate"]
 
 Edges: TypeAlias = Iterable[tuple[int, int]]
 Missing: TypeAlias = Callable[[int], Edges] | Mapping[int, Edges] | Sequence[Edges]
@@ -99,20 +100,11 @@ def simulate(
         if publics is None:
             mixed = {name: weights @ vector for name, vector in payload.items()}
         else:
-            known = publics.publish(k, payload, silent_in(topology, k))
-            mixed = {
-                name: payload[name] + compression.rate * (weights @ rows - rows)
-                for name, rows in known.items()
-            }
+            known = publics.publish(k, payload, cast(Topology, topology.at(k)))
+            mixed = publics.mix(payload, known, weights.__matmul__)
         state = replace(algorithm.combine(state, trained, mixed), round=k)
         trajectory[k] = state.parameters
     return trajectory
-
-
-def silent_in(topology: AnyGraph, k: int) -> set[int]:
-    """Agents without a neighbor in round k, failing edges aside."""
-    heard = {v for edge in topology.at(k).edges for v in edge}
-    return set(range(topology.n_agents)) - heard
 
 
 def _numbers(start: NDArray[Any]) -> NDArray[Any]:

@@ -11,7 +11,7 @@ from flower_dhb.agent.compression import Compression, Compressor
 from flower_dhb.errors import ConfigError, GraphError
 from flower_dhb.topology.graph import Topology
 from flower_dhb.topology.planning import halving_rounds
-from flower_dhb.topology.turns import AnyGraph, Turns, share_every
+from flower_dhb.topology.turns import AnyGraph, Turns, has_same_edges, share_every
 from flower_dhb.types import Layout
 
 __all__ = ["Cost", "advice", "costs"]
@@ -56,9 +56,8 @@ def costs(topology: AnyGraph, parameters: int, mbit_per_s: float) -> list[Cost]:
         raise ConfigError(f"a payload has at least 1 parameter, got {parameters}")
     found = []
     for schedule, graph in [("as it is", topology), *_schedules(topology)]:
-        alike = len({tuple(g.edges) for g in graph.graphs if g.edges}) == 1
         # Neighbors in turn are sent numbers, not changes: the coarse ones tell them too little.
-        known = ("none", *(_COMPRESSIONS if alike else _OF_NUMBERS))
+        known = ("none", *(_COMPRESSIONS if has_same_edges(graph) else _OF_NUMBERS))
         found += [_cost(schedule, graph, each, parameters, mbit_per_s) for each in known]
     return found
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
@@ -328,12 +328,8 @@ class _Turn:
             ask.rejoin
         )
         for j, (number, frame) in sorted(frames.items()):
-            try:
-                payload = self._decode(j, number, frame, specs, None)
-            except EstimateError:
-                continue  # who has lost its state cannot make anything of a change
-            if payload is not None:
-                newest[j] = (number, payload)
+            with self._refusing(), suppress(EstimateError):  # a change of what is lost says nothing
+                newest[j] = number, self._decode(j, number, frame, specs, None)
         number = max((number for number, _ in newest.values()), default=ask.state_round)
         node = Node.rejoin(
             ask.vertex,
@@ -373,13 +369,10 @@ class _Turn:
         pending = node.pending_round
         if pending == self.instruction.state_round:
             for j, frame in sorted(self.instruction.payloads.items()):
-                try:
-                    payload = self._decode(j, pending, frame, node.vectors, node.known(j))
-                    if payload is None:
-                        continue
-                    node.offer(j, pending, payload)
-                except PayloadError as error:
-                    self._refuse(str(error))
+                with self._refusing():
+                    node.offer(
+                        j, pending, self._decode(j, pending, frame, node.vectors, node.known(j))
+                    )
         node.combine(screen=self.instruction.screen)
         for text in node.screened.values():
             self._refuse(text)
@@ -393,26 +386,27 @@ class _Turn:
         frame: Array,
         specs: tuple[VectorSpec, ...],
         known: Payload | None,
-    ) -> Payload | None:
-        """A neighbor's payload, or None if it is refused. known: its last public one.
+    ) -> Payload:
+        """A neighbor's payload. known: its last public one.
 
-        Raises EstimateError if it is a change of another one.
+        Raises PayloadError if it is not one, EstimateError if it is a change of another one.
         """
         ask = self.instruction
+        if sender not in {**ask.mean_weights, **ask.weights}:
+            raise PayloadError(f"round {number}: {sender} is not a neighbor")
+        data: bytes | bytearray = frame_of(frame)
+        if self.sealing is not None:
+            data = self.sealing.open(frame_of(frame), sender, number)
+        compressor = compressor_of(ask.compression, ask.algorithm, ask.layout)
+        return compressed.decode(data, Header(ask.run, number, sender, specs), compressor, known)
+
+    @contextmanager
+    def _refusing(self) -> Iterator[None]:
+        """A payload that cannot be used is refused, and the others go on."""
         try:
-            if sender not in {**self.instruction.mean_weights, **self.instruction.weights}:
-                raise PayloadError(f"round {number}: {sender} is not a neighbor")
-            data: bytes | bytearray = frame_of(frame)
-            if self.sealing is not None:
-                data = self.sealing.open(frame_of(frame), sender, number)
-            compressor = compressor_of(ask.compression, ask.algorithm, ask.layout)
-            header = Header(ask.run, number, sender, specs)
-            return compressed.decode(data, header, compressor, known)
-        except EstimateError:
-            raise
+            yield
         except PayloadError as error:
             self._refuse(str(error))
-            return None
 
     def _refuse(self, text: str) -> None:
         self.refused.append(text)

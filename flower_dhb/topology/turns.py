@@ -28,6 +28,7 @@ __all__ = [
     "Graphs",
     "Turns",
     "count_agents",
+    "has_same_edges",
     "parse_graph",
     "parse_graphs",
     "share_every",
@@ -358,6 +359,11 @@ def share_every(graph: AnyGraph, rounds: int) -> AnyGraph:
         none = Topology(plan, name=alone, connected=False)
     found = [each for shared in graph.graphs for each in (*[none] * (every - 1), shared)]
     return Turns(found, name=name)
+
+
+def has_same_edges(graph: AnyGraph) -> bool:
+    """Whether all rounds with an exchange have the same edges: each neighbor hears each payload."""
+    return len({tuple(each.edges) for each in graph.graphs if each.edges}) == 1
 
 
 def parse_graph(spec: str, weights: str = "metropolis") -> AnyGraph:

@@ -17,7 +17,7 @@ from flower_dhb.agent import codec
 from flower_dhb.agent.compression import Compression
 from flower_dhb.agent.node import Node
 from flower_dhb.algorithms import method
-from flower_dhb.peer.monitor import LOGGER, Monitor
+from flower_dhb.peer.monitor import Monitor
 from flower_dhb.peer.protocol import events as ev
 from flower_dhb.peer.protocol.messages import Hello, Offer
 from flower_dhb.peer.wire.changes import Change, Known, follow
@@ -25,16 +25,11 @@ from flower_dhb.peer.wire.frames import Assembler, Outgoing, parse
 from flower_dhb.peer.wire.link import Allowance, StreamLink
 from flower_dhb.types import Layout
 
+pytestmark = pytest.mark.usefixtures("quiet_peers")
+
 FORMS = ("int8:whole", "int8", "int4", "topk:0.02", "topk:0.2+int8", "randk:0.05", "lowrank:1")
 ROUNDS, SIDE = 12, 30
 TOPOLOGY = Topology.parse("erdos-renyi:5:0.6:1")
-
-
-@pytest.fixture(autouse=True)
-def quiet():
-    LOGGER.disabled = True
-    yield
-    LOGGER.disabled = False
 
 
 class Agent:

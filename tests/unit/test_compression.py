@@ -284,12 +284,10 @@ def test_headers_that_are_nonsense_are_refused() -> None:
     for key in document:
         for value in (None, [], -1, "x" * 10, 10**30, {}):
             changed = json.dumps({**document, key: value}).encode()
-            prefix = frame._PREFIX.pack(
-                b"DHBc", 1, 0, len(changed), codec.checksum(changed, data[end:])
-            )
+            prefix = codec.head(b"DHBc", 1, changed, [data[end:]], "it")
             if json.loads(changed) != document:
                 with pytest.raises(PayloadError):
-                    frame.decode(prefix + changed + data[end:], header, compressor, node.known(2))
+                    frame.decode(prefix + data[end:], header, compressor, node.known(2))
 
 
 # --- the law ------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from flower_dhb.agent import codec
 from flower_dhb.agent.compression import Compression
 from flower_dhb.agent.node import Node
 from flower_dhb.algorithms import HeavyBall
-from flower_dhb.peer.monitor import LOGGER, Monitor
+from flower_dhb.peer.monitor import Monitor
 from flower_dhb.peer.protocol import events as ev
 from flower_dhb.peer.protocol.messages import Hello, Offer, Release
 from flower_dhb.peer.wire import relay_pb2 as pb
@@ -17,6 +17,8 @@ from flower_dhb.peer.wire.changes import MOST_CHANGES, Change, Held, Known, dige
 from flower_dhb.peer.wire.frames import Assembler, Outgoing, Reason, RefusedError, parse
 from flower_dhb.peer.wire.link import Allowance, StreamLink
 from flower_dhb.types import Layout
+
+pytestmark = pytest.mark.usefixtures("quiet_peers")
 
 FORMS = (
     "bf16",
@@ -30,13 +32,6 @@ FORMS = (
 )
 CHANGES = ("int8", "int4", "topk:0.05", "randk:0.1", "lowrank:2")
 SMALL, LARGE = 40, 400  # sides of the matrix: 6 KiB, and 640 KB, which comes in chunks
-
-
-@pytest.fixture(autouse=True)
-def quiet():
-    LOGGER.disabled = True
-    yield
-    LOGGER.disabled = False
 
 
 class Side:

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from flower_dhb.agent import codec
 from flower_dhb.agent.codec import VectorSpec
-from flower_dhb.peer.monitor import LOGGER
 from flower_dhb.peer.protocol.edge import Stage
 from flower_dhb.peer.protocol.events import Connected, Greeted
 from flower_dhb.peer.protocol.messages import Hello, Release
@@ -28,16 +27,11 @@ from flower_dhb.peer.wire.frames import (
 from flower_dhb.peer.wire.link import Allowance, StreamLink
 from tests.support.agents import Shell, Silent
 
+pytestmark = pytest.mark.usefixtures("quiet_peers")
+
 N = 1000
 SMALL, LARGE = 8, 3 * WHOLE_BYTES // 4  # elements: one travels whole, one in chunks
 rng = np.random.default_rng(3)
-
-
-@pytest.fixture(autouse=True)
-def quiet():
-    LOGGER.disabled = True
-    yield
-    LOGGER.disabled = False
 
 
 class Victim:

@@ -7,7 +7,7 @@ compression, an edge gives to one end what it takes from the other, so the netwo
 by the payloads alone.
 """
 
-from flower_dhb.agent.compression.compressor import PUBLIC, Compressor
+from flower_dhb.agent.compression.compressor import Compressor
 from flower_dhb.agent.compression.spec import NONE, Compression
 
-__all__ = ["NONE", "PUBLIC", "Compression", "Compressor"]
+__all__ = ["NONE", "Compression", "Compressor"]

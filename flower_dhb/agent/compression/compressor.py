@@ -103,10 +103,29 @@ class Compressor:
             vectors[name] = vector
         return vectors
 
+    def publish(
+        self, payload: Payload, memory: Payload, round: int, vertex: int
+    ) -> tuple[dict[str, Bytes] | None, Payload]:
+        """What is sent of a payload, as `encode` says, and the public payload that this is.
+
+        What is in the payload beside the vectors that are compressed stays as it is.
+        """
+        codes = self.encode(payload, memory, round, vertex)
+        if codes is None:
+            return None, payload
+        return codes, {**payload, **self.decode(codes, memory, round)}
+
+    def vectors(self, payload: Payload) -> NDArrays:
+        """The vectors of a payload that are compressed."""
+        return {name: payload[name] for name in self.names}
+
     def remember(self, payload: Payload, public: Payload, memory: Payload) -> NDArrays:
-        """The memory after a round in which `public` was sent for `payload`."""
+        """The memory after a round in which `public` was sent for `payload`.
+
+        Where there are estimates the payload itself is not looked at.
+        """
         if self.estimates:
-            return {name: public[name] for name in self.names}
+            return self.vectors(public)
         errors = {}
         for name in self.names:
             error = payload[name] - public[name]
@@ -123,6 +142,21 @@ class Compressor:
             found[name] = np.zeros_like(public[name])
             found[name][places] = public[name][places]
         return found
+
+    def mixing(
+        self,
+        public: Payload,
+        payloads: Mapping[int, Payload],
+        weights: Mapping[int, float],
+        vertex: int,
+        round: int,
+    ) -> tuple[dict[int, float], dict[int, Payload]]:
+        """Weights and payloads by vertex of what is mixed beside an agent's own payload.
+
+        public: the agent's own. payloads, weights: as they are without compression.
+        """
+        mixed = {j: self.mixed(p, round) for j, p in {PUBLIC: public, **payloads}.items()}
+        return self.weights(weights, vertex), mixed
 
     def weights(self, weights: Mapping[int, float], vertex: int) -> dict[int, float]:
         """Mixing weights `(…, PUBLIC, …)` of `p_i + c sum_j W[i, j] (h_j - h_i)`."""

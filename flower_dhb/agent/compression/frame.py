@@ -9,7 +9,6 @@ same numbers.
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -26,8 +25,6 @@ __all__ = ["Frame", "decode", "digest", "encode", "is_compressed"]
 
 VERSION: Final = 1
 _MAGIC = b"DHBc"
-_PREFIX = struct.Struct("<4sHHIQ")  # magic, version, zero, header length, checksum
-_HEADER_LIMIT_BYTES = 4096
 
 Data = bytes | bytearray | memoryview
 
@@ -71,15 +68,11 @@ def encode(frame: Frame, compressor: Compressor, *, run: str, round: int, vertex
         "known": digest(frame.known, names) if compressor.estimates else "",
         "public": digest(frame.public, names),
     }
-    text = json.dumps(document).encode()
-    if len(text) > _HEADER_LIMIT_BYTES:
-        raise PayloadError(
-            f"header of {len(text)} bytes, at most {_HEADER_LIMIT_BYTES} are carried"
-        )
     parts = [frame.codes[name].data for name in names]
     parts += [np.ascontiguousarray(vector).view(np.uint8).data for vector in rest.values()]
-    prefix = _PREFIX.pack(_MAGIC, VERSION, 0, len(text), codec.checksum(text, *parts))
-    return b"".join([prefix, text, *parts])
+    sender = f"round {round}, agent {vertex}"
+    text = json.dumps(document).encode()
+    return b"".join([codec.head(_MAGIC, VERSION, text, parts, sender), *parts])
 
 
 def length(compressor: Compressor, vectors: tuple[VectorSpec, ...]) -> int:
@@ -92,8 +85,8 @@ def sizes(expect: Header, compressor: Compressor | None) -> range:
     """How long a compressed frame may be; empty if there can be none."""
     if compressor is None:
         return range(0)
-    least = _PREFIX.size + length(compressor, expect.vectors)
-    return range(least + 1, least + _HEADER_LIMIT_BYTES + 1)
+    body, heads = length(compressor, expect.vectors), codec.head_lengths()
+    return range(body + heads.start, body + heads.stop)
 
 
 def check(data: Data, expect: Header, compressor: Compressor | None) -> None:
@@ -186,13 +179,7 @@ def _open(data: Data, expect: Header, compressor: Compressor | None) -> _Opened:
     size = length(compressor, expect.vectors)
     if len(body) != size:
         raise PayloadError(f"{expect.sender}: payload has {len(body)} bytes, expected {size}")
-    *_, claimed = _PREFIX.unpack_from(data)
-    actual = codec.checksum(memoryview(data)[_PREFIX.size :])
-    if claimed != actual:
-        raise PayloadError(
-            f"{expect.sender}: checksum is {actual:016x}, the header says {claimed:016x}; the "
-            "payload was damaged on its way"
-        )
+    codec.check_sum(data, expect)
     return _Opened(expect, compressor, document["known"], document["public"], body)
 
 
@@ -213,19 +200,9 @@ _KINDS: Final[Mapping[str, type]] = {
 
 def _split(data: Data, sender: str) -> tuple[dict[str, Any], int]:
     """The header of a frame and where its codes begin."""
-    if len(data) < _PREFIX.size:
-        raise PayloadError(f"{sender}: {len(data)} bytes are too short for a payload")
-    _, version, zero, size, _ = _PREFIX.unpack_from(data)
-    if version != VERSION or zero:
-        raise PayloadError(
-            f"{sender}: compressed payload of version {version}, expected {VERSION}; all agents "
-            "must run the same version of flower_dhb"
-        )
-    start = _PREFIX.size + size
-    if size > _HEADER_LIMIT_BYTES or start > len(data):
-        raise PayloadError(f"{sender}: header of {size} bytes does not fit its frame")
+    text, start = codec.open_head(data, _MAGIC, VERSION, sender)
     try:
-        document = json.loads(bytes(memoryview(data)[_PREFIX.size : start]))
+        document = json.loads(text)
         if type(document) is not dict:
             raise TypeError(f"it is {type(document).__name__}")
         for name, kind in _KINDS.items():

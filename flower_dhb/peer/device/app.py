@@ -299,13 +299,11 @@ class Agent:
             state = self.algorithm.restart(state)
         state = measured(self.algorithm, replace(state, round=round - 1), state.parameters)
         outgoing = self.algorithm.outgoing(state, state.parameters)
-        payload = {name: outgoing[name] for name in self.algorithm.vectors}
+        payload: Payload = {name: outgoing[name] for name in self.algorithm.vectors}
         short = None
         if self.compressor is not None:
-            codes = self.compressor.encode(payload, snapshot.sent, round, self.vertex)
-            if codes is not None:
-                payload = self.compressor.decode(codes, snapshot.sent, round)
-                short = Frame(codes, payload, snapshot.sent)
+            codes, payload = self.compressor.publish(payload, snapshot.sent, round, self.vertex)
+            short = None if codes is None else Frame(codes, payload, snapshot.sent)
         frame = codec.encode(payload, run=self.run, round=round, vertex=self.vertex)
         return Outcome(frame, self._change_of(short, round))
 

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from flower_dhb.agent import mixing
-from flower_dhb.agent.compression import NONE, PUBLIC, Compression, Compressor
+from flower_dhb.agent.compression import NONE, Compression, Compressor
 from flower_dhb.agent.node import compressor_of
 from flower_dhb.agent.screening import clip_factors, clipped, distance
 from flower_dhb.algorithms import Algorithm, algorithm_from_config
@@ -332,9 +332,7 @@ class Replay:
             factors = clip_factors(away, self.algorithm.clip_radius)
             weights = clipped(weights, vertex, factors)
         if self.compressor is not None:
-            payloads[PUBLIC] = sent
-            payloads = {j: self.compressor.mixed(p, k) for j, p in payloads.items()}
-            weights = self.compressor.weights(weights, vertex)
+            weights, payloads = self.compressor.mixing(sent, payloads, weights, vertex, k)
         state = mixing.combine(self.algorithm, before, trained, vertex, weights, payloads)
         if line.get("left_epoch", 0) > line.get("epoch", 0):
             state = self.algorithm.restart(state)

@@ -93,7 +93,7 @@ class Known:
         """A payload came whole, or was made of changes: the next change will be one of it."""
         if self.compressor.estimates:
             vectors = codec.decode(frame, codec.read_header(frame), verified=True)
-            payload = {name: vectors[name] for name in self.compressor.names}
+            payload = self.compressor.vectors(vectors)
             self.held = Held(digest(payload, self.compressor), payload)
 
     def rebuild(
