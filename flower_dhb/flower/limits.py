@@ -11,7 +11,8 @@ from collections.abc import Collection
 
 from flwr.common import GRPC_MAX_MESSAGE_LENGTH
 
-from flower_dhb.agent.node import Node
+from flower_dhb.agent.compression import NONE, Compression
+from flower_dhb.agent.node import Node, compressor_of
 from flower_dhb.algorithms import Algorithm
 from flower_dhb.errors import ConfigError
 from flower_dhb.flower.records import common_length
@@ -26,12 +27,22 @@ _MOST_BYTES = GRPC_MAX_MESSAGE_LENGTH
 _REST_BYTES = 2**20  # of a context: names, configs, what is small of the app's own state
 
 
-def state_bytes(algorithm: Algorithm, layout: Layout) -> int:
-    """Bytes of an agent's state at its largest, when it has trained and not yet combined."""
+def state_bytes(
+    algorithm: Algorithm, layout: Layout, compression: Compression = NONE, degree: int = 0
+) -> int:
+    """Bytes of an agent's state at its largest, when it has trained and not yet combined.
+
+    degree: number of its neighbors, of which some compressions keep the last payload.
+    """
     vectors = 2 + len(algorithm.memory)  # parameters, trained, and what the rule remembers
+    codes = 0
+    compressor = compressor_of(compression, algorithm, layout)
+    if compressor is not None:
+        codes = compressor.n_bytes
+        vectors += len(algorithm.vectors) * (1 + degree if compressor.estimates else 1)
     statistics = 2 * layout.statistics_size * layout.statistics_dtype.itemsize
     local = sum(e.size * e.dtype.itemsize for e in layout.entries if e.kind == "local")
-    return vectors * layout.size * layout.dtype.itemsize + statistics + local
+    return vectors * layout.size * layout.dtype.itemsize + statistics + local + codes
 
 
 def check_layout(algorithm: Algorithm, layout: Layout) -> None:
@@ -44,15 +55,24 @@ def check_layout(algorithm: Algorithm, layout: Layout) -> None:
         )
 
 
-def check_state(algorithm: Algorithm, layout: Layout, in_context: Collection[int]) -> None:
+def check_state(
+    algorithm: Algorithm,
+    layout: Layout,
+    in_context: Collection[int],
+    compression: Compression = NONE,
+    degree: int = 0,
+) -> None:
     """Raise ConfigError if Flower cannot carry the state of agents that keep it in its context.
 
-    in_context: vertices of a deployment whose nodes have no `state-dir`.
+    in_context: vertices of a deployment whose nodes have no `state-dir`. degree: the largest of
+    theirs.
     """
-    needed = state_bytes(algorithm, layout) + _REST_BYTES
+    needed = state_bytes(algorithm, layout, compression, degree) + _REST_BYTES
     if not in_context or needed <= _MOST_BYTES:
         return
     vectors = ", ".join(("parameters", "trained parameters", *algorithm.memory))
+    if compression.on:
+        vectors += f", what compression '{compression}' remembers"
     raise ConfigError(
         f"{agents_text(in_context)}: an agent's state of {layout.size:,} {layout.dtype} parameters "
         f"takes {needed:,} bytes ({vectors}), and a SuperNode hands its app {_MOST_BYTES:,} at "

@@ -103,7 +103,9 @@ class Opening:
             bind_nodes=self.bind_nodes,
         )
         members.enroll(self.node_timeout_s)
-        check_state(self.algorithm, layout, members.in_context())
+        in_context = members.in_context()
+        degree = max((len(self.topology.neighbors(v)) for v in in_context), default=0)
+        check_state(self.algorithm, layout, in_context, self.compression, degree)
         return Session(
             relay,
             members,

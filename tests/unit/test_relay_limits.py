@@ -18,6 +18,7 @@ from flower_dhb import (
     consensus_mod,
     memory,
 )
+from flower_dhb.agent.compression import Compression
 from flower_dhb.flower import limits, records
 from flower_dhb.flower.limits import check_layout, check_state, memory_warning, state_bytes
 from flower_dhb.types import Entry, Layout
@@ -57,6 +58,27 @@ def test_what_is_counted_is_what_a_node_keeps() -> None:
     kept = sum(len(array.data) for array in arrays.values())
     entry = Entry("w", (D,), np.dtype(np.float64), "parameter")
     assert kept == state_bytes(HeavyBall(), Layout((entry,)))
+
+
+@pytest.mark.parametrize("compression", ["int8", "int8:whole", "topk:0.5"])
+def test_what_a_compression_remembers_is_counted(
+    compression: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Compression.parse(compression)
+    grid = grid_of()
+    ServerlessStrategy(
+        Topology.ring(N), HeavyBall(), compression=made, evaluate_every=0, average=False
+    ).start(grid, start_arrays(D)[0], 2)
+    arrays = grid.contexts[grid.node_of(1)].state["flower_dhb.state"]
+    kept = sum(len(array.data) for array in arrays.values())
+    layout = Layout((Entry("w", (D,), np.dtype(np.float64), "parameter"),))
+    assert kept == state_bytes(HeavyBall(), layout, made, 2)
+    monkeypatch.setattr(limits, "_MOST_BYTES", 2**20 + kept - 1)
+    check_state(HeavyBall(), layout, [0])
+    with pytest.raises(ConfigError, match=f"what compression '{compression}' remembers"):
+        ServerlessStrategy(Topology.ring(N), HeavyBall(), compression=made).start(
+            grid_of(), start_arrays(D)[0], 1
+        )
 
 
 def test_a_state_that_protobuf_cannot_carry_is_refused_where_the_context_keeps_it() -> None:
