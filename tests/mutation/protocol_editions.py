@@ -51,6 +51,14 @@ EDITIONS = (
         ),
     ),
     *_in(
+        "edition.py",
+        (
+            "rounds that are shared are counted by the edition that holds in each",
+            "                shared += self.then(last).shared_rounds(after, last)",
+            "                shared += self.newest.shared_rounds(after, last)",
+        ),
+    ),
+    *_in(
         "patience.py",
         (
             "a pace is that of one round",
@@ -70,8 +78,8 @@ EDITIONS = (
         "edition.py",
         (
             "the first round has the first entry of a period",
-            "return self.turns[(round - 1) % len(self.turns)] if self.turns else self.neighbors",
-            "return self.turns[round % len(self.turns)] if self.turns else self.neighbors",
+            "return turns[(round - 1) % len(turns)]",
+            "return turns[round % len(turns)]",
         ),
         (
             "all neighbors of a period are neighbors",

@@ -278,13 +278,23 @@ AGENT: tuple[Mistake, ...] = _in(
     # absence
     (
         "a few rounds missed are no absence",
-        "if target - self.closed - 1 > self.config.away_rounds:",
-        "if target - self.closed - 1 > 2:",
+        "if missed > self.config.away_rounds:",
+        "if missed > 2:",
     ),
     (
         "many rounds missed are an absence",
-        "if target - self.closed - 1 > self.config.away_rounds:",
+        "if missed > self.config.away_rounds:",
         "if False:",
+    ),
+    (
+        "rounds in which nobody was due are no absence",
+        "missed = self.near.editions.shared_rounds(self.closed, target - 1)",
+        "missed = target - 1 - self.closed",
+    ),
+    (
+        "nor do they make a payload too old to begin from",
+        "since = self.near.editions.shared_rounds(round, target)",
+        "since = target - round",
     ),
     (
         "who finds only finished neighbors was away",
@@ -328,18 +338,18 @@ AGENT: tuple[Mistake, ...] = _in(
     ),
     (
         "payloads of those as far behind are not taken",
-        "if newest is not None and newest[0] - edge.held[newest[0]][0].final >= least:",
-        "if newest is not None:",
+        "if newest and self._is_recent(newest[0] - edge.held[newest[0]][0].final, target):",
+        "if newest:",
     ),
     (
         "those as far behind are not waited for",
-        "elif edge.up and self._comes_from(edge) >= least and not edge.seeking:",
+        "elif edge.up and self._is_recent(self._comes_from(edge), target) and not edge.seeking:",
         "elif edge.up and not edge.seeking:",
     ),
     (
         "those that begin again too are not waited for, whatever round they name",
-        "elif edge.up and self._comes_from(edge) >= least and not edge.seeking:",
-        "elif edge.up and edge.wants >= least:",
+        "elif edge.up and self._is_recent(self._comes_from(edge), target) and not edge.seeking:",
+        "elif edge.up and self._is_recent(edge.wants, target):",
     ),
     (
         "who connects meanwhile is asked too",

@@ -609,9 +609,10 @@ class Watch:
 
     def no_old_state_is_relabeled(self, process: Process, label: int) -> None:
         """A payload does not get the label of a round that is further ahead than an agent may
-        be away: whoever missed more begins again from its neighbors.
+        be away: whoever missed more exchanges begins again from its neighbors.
         """
-        missed = label - process.host.closed - 1
+        editions = process.core.near.editions
+        missed = editions.shared_rounds(process.host.closed, label - 1)
         if missed > self.world.plan.away_rounds:
             raise ViolationError(
                 "fresh or marked",

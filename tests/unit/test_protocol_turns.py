@@ -3,7 +3,7 @@
 import pytest
 
 from flower_dhb.errors import ConfigError
-from flower_dhb.peer.protocol.edition import NEVER_DUE, Edition
+from flower_dhb.peer.protocol.edition import NEVER_DUE, Edition, Editions
 from flower_dhb.peer.protocol.patience import Patience
 from tests.support.protocol import TIMING, End, vertex
 
@@ -81,6 +81,41 @@ def test_a_neighbor_that_has_passed_a_round_that_both_share_is_followed():
     end.do("payload b4 closed=3", "release b 4")  # it has ended round 4, and is in the next
     assert end.do("trained") == ["journal 5 trained as 2"]
     assert end.edge("b").wants == 5
+
+
+@pytest.mark.parametrize(("passed", "seeks"), [(550, False), (600, True)])
+@pytest.mark.parametrize("when", ["before training", "once the model is there"])
+def test_an_absence_is_counted_in_exchanges_and_not_in_rounds(passed, seeks, when):
+    """Every 50th round is shared: who misses one, or ten of them, joins in again as it is."""
+    end = End("b", editions=(turns(*[""] * 49, "b", last=2000),))
+    news = f"up b round={passed} digest=b{passed} closed={passed - 1}"
+    alone_round(end)
+    if when == "before training":
+        end.do("trained", "journaled", news)
+        words = end.do("combined")
+    else:
+        words = end.do(news, "trained")
+    assert ("b: seek" in words) is seeks
+    if not seeks:
+        after = "train 550" if when == "before training" else "journal 550 trained as 2"
+        assert words[-1] == after
+
+
+def test_of_exchanges_few_rounds_ago_a_payload_is_new_enough_to_begin_from():
+    """The neighbor is in round 650 and has nothing newer than its payload of round 600."""
+    end = End("b", editions=(turns(*[""] * 49, "b", last=2000),), connected=False)
+    end.do("up b closed=649")
+    assert end.phase == "rejoining"
+    assert end.do("payload b600 closed=649")[-1] == "rejoin 600: b600@600"
+
+
+def test_rounds_are_shared_by_the_edition_that_holds_in_each():
+    known = Editions([turns("", "b"), turns("b", number=2, begins=5), turns("b", "", number=3)])
+    assert known.shared_rounds(0, 8) == 4  # the third edition holds from the first round on
+    known = Editions([turns("", "b"), turns("b", number=2, begins=5)])
+    assert [known.shared_rounds(a, b) for a, b in ((0, 8), (0, 4), (3, 5), (5, 9), (4, 4))] == [
+        6, 2, 2, 4, 0,
+    ]  # fmt: skip
 
 
 def test_who_jumps_over_a_round_in_which_an_edge_was_due_says_so():

@@ -15,7 +15,7 @@ from flower_dhb.algorithms import Algorithm, algorithm_from_config, check_relaye
 from flower_dhb.errors import ConfigError, unknown
 from flower_dhb.files import read_toml
 from flower_dhb.peer.device.code import digest_of_folder
-from flower_dhb.peer.protocol.edition import Edition
+from flower_dhb.peer.protocol.edition import Edition, in_turn
 from flower_dhb.peer.protocol.settings import Config, Timing
 from flower_dhb.peer.wire.address import parse_address
 from flower_dhb.peer.wire.edition import MeshEdition
@@ -152,9 +152,9 @@ class PeerSettings:
     checkpoint_every: int = 1
     """Rounds from one forced write of the state to the next. Unit: rounds. Allowed: 1 or more."""
     away_rounds: int = 10
-    """A peer that missed more rounds takes its neighbors' average.
+    """A peer that missed more exchanges takes its neighbors' average.
 
-    Unit: rounds. Allowed: 1 or more.
+    Unit: rounds in which a neighbor was due. Allowed: 1 or more.
     """
     start_timeout_s: float = 120.0
     """How long a peer waits for its neighbors before its first round. Allowed: 0 or more."""
@@ -267,7 +267,7 @@ class PeerSettings:
 
     def row(self, round: int) -> Mapping[int, float]:
         """Mixing weights of a round by vertex, its own and those of the neighbors that are due."""
-        return self.turns[(round - 1) % len(self.turns)] if self.turns else self.weights
+        return in_turn(self.turns, round) if self.turns else self.weights
 
     def due(self, round: int) -> tuple[int, ...]:
         """Neighbors that are due in a round, ascending."""

@@ -458,7 +458,8 @@ class Agent:
 
     def _falls_back(self, now: float) -> bool:
         """Whether neighbors are well ahead, so that to rest would be to fall behind further."""
-        ahead = self.near.target(now) - max(self.round, self.closed + 1)
+        here = max(self.round, self.closed + 1)
+        ahead = self.near.editions.shared_rounds(here, self.near.target(now))
         return ahead > max(1, self.config.away_rounds // 2)
 
     def _pace_s(self) -> float:
@@ -549,8 +550,12 @@ class Agent:
     # --- absence ------------------------------------------------------------------------
 
     def _absent(self, target: int) -> bool:
-        """Whether this agent was away for so long that its state is of no use to the others."""
-        if target - self.closed - 1 > self.config.away_rounds:
+        """Whether this agent was away for so long that its state is of no use to the others.
+
+        Only rounds count in which anybody was due: in the others it could have missed nothing.
+        """
+        missed = self.near.editions.shared_rounds(self.closed, target - 1)
+        if missed > self.config.away_rounds:
             return True
         up = self.near.up()  # with whom could it share the rounds that are left?
         over = bool(up) and all(edge.done and edge.wants >= self.rounds for edge in up)
@@ -599,13 +604,12 @@ class Agent:
             self._end_search()
             self._next(now)
             return
-        least = max(self.closed + 1, target - self.config.away_rounds)
         sources, waiting = {}, []
         for j, edge in sorted(self.edges.items()):
             newest = edge.newest()
-            if newest is not None and newest[0] - edge.held[newest[0]][0].final >= least:
+            if newest and self._is_recent(newest[0] - edge.held[newest[0]][0].final, target):
                 sources[j] = newest
-            elif edge.up and self._comes_from(edge) >= least and not edge.seeking:
+            elif edge.up and self._is_recent(self._comes_from(edge), target) and not edge.seeking:
                 if not edge.sought:
                     self._out.append(Send(edge.link, Seek()))
                     edge.sought = True
@@ -638,6 +642,11 @@ class Agent:
         )
         self.phase = Phase.COMBINING
         self._out.append(Rejoin(self._label, near.epoch, sources, self._edition))
+
+    def _is_recent(self, round: int, target: int) -> bool:
+        """Whether a payload of a round is one to begin again from, where others are in `target`."""
+        since = self.near.editions.shared_rounds(round, target)
+        return round > self.closed and since <= self.config.away_rounds
 
     def _end_search(self) -> None:
         self.near.seeking = False

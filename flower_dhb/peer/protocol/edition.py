@@ -14,15 +14,26 @@ apart: neither follows the other before it has missed such a round.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
+from typing import TypeVar
 
 from flower_dhb.errors import ConfigError
 
-__all__ = ["NEVER_DUE", "Edition", "Editions"]
+__all__ = ["NEVER_DUE", "Edition", "Editions", "in_turn"]
+
+T = TypeVar("T")
 
 NEVER_DUE = 2**62  # a round that no run has
+
+
+def in_turn(turns: Sequence[T], round: int) -> T:
+    """The entry of a round among those of a period: round k has entry (k - 1) modulo their number.
+
+    Every table of a mesh that has an entry for each round of a period is read by this.
+    """
+    return turns[(round - 1) % len(turns)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +44,8 @@ class Edition:
     meant. rounds: last round of the run. neighbors: of this agent, ascending; none if it is no
     member any more. members_since: the newest edition up to this one in which the set of members
     changed, 1 if it never did: a rule that conserves a sum over all members begins anew there.
-    turns: which of the neighbors are due in the rounds of a period, round k having the entry
-    (k - 1) modulo their number; none where all are due in every round. Raises ConfigError if these
-    contradict each other.
+    turns: which of the neighbors are due in the rounds of a period (`in_turn`); none where all are
+    due in every round. Raises ConfigError if these contradict each other.
     """
 
     number: int
@@ -79,7 +89,7 @@ class Edition:
 
     def due(self, round: int) -> tuple[int, ...]:
         """The neighbors with whom a round is shared, ascending."""
-        return self.turns[(round - 1) % len(self.turns)] if self.turns else self.neighbors
+        return in_turn(self.turns, round) if self.turns else self.neighbors
 
     def next_due(self, neighbor: int, after: int) -> int:
         """The first round after another in which an edge is due."""
@@ -170,6 +180,18 @@ class Editions:
         A neighbor that lags behind may know none but the older ones.
         """
         return max(e.last_due(neighbor, before) for e in self.known if neighbor in e.neighbors)
+
+    def shared_rounds(self, after: int, until: int) -> int:
+        """How many rounds, after one and up to another, this agent shares with anybody.
+
+        Each by the edition that holds in it.
+        """
+        shared = 0
+        for last in sorted({until, *(e.begins - 1 for e in self.known if e.begins <= until)}):
+            if last > after or last == until:
+                shared += self.then(last).shared_rounds(after, last)
+                after = last
+        return shared
 
     def partners(self, now: Edition) -> set[int]:
         """Neighbors in this edition, or in one that may hold later."""

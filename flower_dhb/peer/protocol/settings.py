@@ -57,11 +57,11 @@ class Config:
     """One agent of a run.
 
     editions: of the mesh, that are known at the start: at least one, and those that the agent's
-    newest record is of. away_rounds: an agent that missed more rounds begins again from its
-    neighbors. early: the rule knows its payload before training. conserves: the rule has memory
-    whose mean over all agents it keeps, so that no agent may lose its share of it alone. origin:
-    the round after which it begins, where the rounds before were held elsewhere; epoch: of its
-    memory then.
+    newest record is of. away_rounds: an agent that missed more exchanges (rounds in which anybody
+    was due) begins again from its neighbors. early: the rule knows its payload before training.
+    conserves: the rule has memory whose mean over all agents it keeps, so that no agent may lose
+    its share of it alone. origin: the round after which it begins, where the rounds before were
+    held elsewhere; epoch: of its memory then.
     """
 
     vertex: int

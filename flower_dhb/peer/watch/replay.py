@@ -32,6 +32,7 @@ from flower_dhb.agent.screening import clip_factors, clipped, distance
 from flower_dhb.algorithms import Algorithm, algorithm_from_config
 from flower_dhb.algorithms.measurement import measured
 from flower_dhb.errors import ConfigError
+from flower_dhb.peer.protocol.edition import in_turn
 from flower_dhb.peer.watch.editions import FORMER, read_editions
 from flower_dhb.peer.watch.ledger import Ledger, read_ledger
 from flower_dhb.peer.watch.recorder import fingerprint
@@ -243,7 +244,7 @@ class Replay:
         edition = self.editions.get(number)
         if edition is None or vertex not in edition.vertices:
             return None
-        key = vertex, number, (k - 1) % len(edition.turns) if edition.turns else 0
+        key = vertex, number, in_turn(range(len(edition.turns)), k) if edition.turns else 0
         if key not in self._rows:
             self._rows[key] = edition.row_at(vertex, k)
         return self._rows[key]

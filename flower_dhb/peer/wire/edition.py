@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from flower_dhb.errors import ConfigError, unknown
+from flower_dhb.peer.protocol.edition import in_turn
 from flower_dhb.peer.wire.address import parse_address
 from flower_dhb.topology.graph import digest_of
 from flower_dhb.topology.rows import connected_parts
@@ -88,8 +89,7 @@ class MeshEdition:
     begins: first round for which it is meant. members_since: the edition in which the set of
     vertices changed last. own_weights: of each vertex. timing, limits: keys of these tables of
     `peer.toml` that hold for all devices, whatever their own file says. turns: the rounds of a
-    period, round k having the entry (k - 1) modulo their number; none where all edges are due in
-    every round.
+    period (`protocol.edition.in_turn`); none where all edges are due in every round.
 
     Raises ConfigError if it is not a mesh: see `of`.
     """
@@ -126,7 +126,7 @@ class MeshEdition:
         """Mixing weights of a vertex in a round."""
         if not self.turns:
             return self.row(vertex)
-        return self.turns[(round - 1) % len(self.turns)].row(vertex)
+        return in_turn(self.turns, round).row(vertex)
 
     def row(self, vertex: int) -> dict[int, float]:
         """Mixing weights of a vertex by vertex, its own among them; the mean over a period."""
