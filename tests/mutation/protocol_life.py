@@ -275,6 +275,27 @@ AGENT: tuple[Mistake, ...] = _in(
         "            self.mixed, self._alone = self._label, False\n",
         "            pass\n",
     ),
+    # a stop
+    (
+        "a stop waits for the other vote of an edge that has one",
+        "            if now >= self._until or not self.near.half_agreed():\n",
+        "            if True:\n",
+    ),
+    (
+        "it does not wait for longer than a connection may take to come back",
+        "            if now >= self._until or not self.near.half_agreed():\n",
+        "            if not self.near.half_agreed():\n",
+    ),
+    (
+        "a second stop ends the wait of the first",
+        "self._until = now if again else now + self.config.timing.reconnect_s",
+        "self._until = now + self.config.timing.reconnect_s",
+    ),
+    (
+        "who stops takes back the edges for which it has not voted",
+        "                self.near.withdraw()\n",
+        "                pass\n",
+    ),
     # absence
     (
         "a few rounds missed are no absence",

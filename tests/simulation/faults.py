@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from flower_dhb.peer.protocol import effects
-from flower_dhb.peer.protocol.events import Payload, Stopped
+from flower_dhb.peer.protocol.events import Payload
 from flower_dhb.peer.protocol.messages import (
     Ack,
     Counted,
@@ -141,7 +141,7 @@ class Faults:
         process = self.world.hosts[vertex].process
         if process is not None:
             self.world.count("stop")
-            process.answer(Stopped())
+            process.stop()
 
     def _pause(self, vertex: int) -> None:
         world, process = self.world, self.world.hosts[vertex].process

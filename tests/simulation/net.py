@@ -38,10 +38,10 @@ class End:
     """One end of a connection, and the pipe from it to the other end.
 
     id: what the core knows as `link`. last: when the last frame in the pipe arrives. cut_at:
-    what would arrive later never does. opened: when this end learns of the connection.
-    taking: the offer that this end has reserved room for. turn: payloads so far, the newest of
-    which may be under way. answer_at: when an answer to the last whole payload is here at the
-    latest.
+    what would arrive later never does. opened: when this end learns of the connection. left_at:
+    when it closed or lost it. taking: the offer that this end has reserved room for. turn: payloads
+    so far, the newest of which may be under way. answer_at: when an answer to the last whole
+    payload is here at the latest.
     """
 
     __slots__ = (
@@ -50,6 +50,7 @@ class End:
         "id",
         "last",
         "latency_s",
+        "left_at",
         "neighbor",
         "open",
         "opened",
@@ -73,7 +74,7 @@ class End:
         self.opened = opened
         self.open = False
         self.last = self.sent_at = self.answer_at = 0.0
-        self.cut_at = NEVER
+        self.cut_at = self.left_at = NEVER
         self.turn = 0
         self.under_way = False
         self.taking: Offer | None = None
@@ -230,7 +231,7 @@ class End:
         """End the connection from here; the other end learns of it behind the last frame."""
         if not self.open:
             return
-        self.open = False
+        self.open, self.left_at = False, self.world.now
         if at_once:
             self.turn += 1
         world = self.world
@@ -255,7 +256,7 @@ class End:
             return
         if not self.open:
             return
-        self.open = False
+        self.open, self.left_at = False, self.world.now
         process.forget(self)
         process.handle(Disconnected(self.neighbor, self.id))
 

@@ -349,6 +349,15 @@ PLANTED = (
         _helps_for_ever,
         first=80,
     ),
+    Planted(
+        "who is stopped takes no edge back",
+        "a stop",
+        "stops",
+        Neighborhood,
+        "withdraw",
+        _nothing,
+        first=5000,
+    ),
     Planted("own payloads are kept for ever", "bounds", "calm", Neighborhood, "tidy", _nothing),
     Planted(
         "who was alone does not say so",

@@ -39,6 +39,7 @@ from flower_dhb.peer.protocol.events import (
     Payload,
     Rejoined,
     Started,
+    Stopped,
     Tick,
     Trained,
     TrainingFailed,
@@ -146,6 +147,7 @@ class Process:
     neighbor said, in this life of both, to have ended. fuse: effects until a crash.
     untried: it has not trained yet. waited:
     neighbors that a deadline was for, with nothing under way on a whole connection to them.
+    stopped_at: when it was told to end, by its own clock.
     storing: editions of the mesh on their way to the disk. edition: of the newest own payload.
     left_out: by neighbor, rounds on a connection in which it was sent nothing.
     """
@@ -177,6 +179,7 @@ class Process:
         "rejoins",
         "resuming",
         "rings",
+        "stopped_at",
         "stores_at",
         "storing",
         "tick_at",
@@ -210,6 +213,7 @@ class Process:
         self.lies = world.plan.liar == host.vertex
         self.notes = 0
         self.untried = True
+        self.stopped_at = NEVER
         self.life = host.lives
         config = host.editions() if len(world.plan.meshes) > 1 else host.config
         self.core = world.make(config, self.clock(), **host.disk.read())
@@ -326,6 +330,8 @@ class Process:
         if world.trace is not None:
             world.trace(self, event, effects, before)
         if self.fuse < 0 and self.fuse_kind is None:
+            if effects and type(effects[-1]) is End:
+                world.watch.ends(self)
             for effect in effects:
                 _DO[type(effect)](self, effect)
         else:
@@ -604,6 +610,12 @@ class Process:
         event = Finished(Payload(digest(value), value))
         self.world.push(self.world.now + self.host.pace.disk_s, self.answer, event, None)
 
+    def stop(self) -> None:
+        """It is told to end."""
+        if not self.paused:
+            self.stopped_at = min(self.stopped_at, self.clock())
+        self.answer(Stopped())
+
     def _end(self, effect: End) -> None:
         self.exit("done" if effect.done else "stopped")
 
@@ -611,6 +623,8 @@ class Process:
         self.exit("failed")
 
     def _count(self, effect: Count) -> None:
+        if effect.name == "in-doubt":
+            self.world.watch.doubts(self, effect.neighbor)
         self.world.count("core: " + effect.name)
 
     def _note(self, effect: Note) -> None:

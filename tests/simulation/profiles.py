@@ -169,6 +169,10 @@ PROFILES |= {
     ),
 }
 
+# Agents that are told to end, at any moment, and come back.
+PROFILES["stops"] = Profile(
+    stops=2.5, crashes=0.2, cuts=0.3, pauses=0.2, turns=0.3, early=0.4, conserves=0.3, lacks=0.1
+)
 # Compressed payloads, of which some can be made nothing of and come again, whole.
 PROFILES["changes"] = Profile(
     lacks=0.3, crashes=1.0, cuts=1.5, pauses=0.3, no_disk=0.1, conserves=0.3, early=0.5

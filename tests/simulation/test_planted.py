@@ -25,6 +25,7 @@ def test_a_planted_mistake_is_found(mistake: Planted) -> None:
 
 def test_every_promise_has_a_mistake_that_breaks_it() -> None:
     assert {mistake.breaks for mistake in PLANTED} == {
+        "a stop",
         "bounds",
         "differences are known",
         "disk first",

@@ -39,7 +39,7 @@ from flower_dhb.peer.protocol.rounds import round_of
 
 from .app import State
 from .field import PRIME
-from .net import End
+from .net import NEVER, End
 
 if TYPE_CHECKING:
     from .process import Host, Process
@@ -67,7 +67,8 @@ class Watch:
     differences: by edge (smaller vertex first), the rounds that count at one end only, and which
     end it is. open: what a neighbor's payload moved at one end (there, from whom, round), as long
     as the other end has not moved back by as much; open_total: their sum, and what is open for
-    ever because a story was lost. flux_total: what neighbors moved, over all agents.
+    ever because a story was lost. flux_total: what neighbors moved, over all agents. left: by agent
+    and neighbor, the round in which the agent stopped, the connection, and the neighbor's life.
     """
 
     def __init__(self, world: World) -> None:
@@ -77,6 +78,7 @@ class Watch:
         self.open: dict[tuple[int, int, int], int] = {}
         self.open_total = 0
         self.flux_total = 0
+        self.left: dict[tuple[int, int], tuple[int, End, int]] = {}
         self.bound_s = _bound_s(world)
 
     def _exempt(self, i: int, j: int, r: int) -> bool:
@@ -559,6 +561,39 @@ class Watch:
             return
         raise ViolationError("nobody waits in vain", text)
 
+    # --- a stop ------------------------------------------------------------------------------
+
+    def ends(self, process: Process) -> None:
+        """An agent ends, perhaps because it was told to: soon, and in doubt for nobody."""
+        core = process.core
+        limit = process.host.config.timing.reconnect_s
+        took = process.clock() - process.stopped_at
+        if took > limit * (1 + 1e-9) and not process.resuming:
+            raise ViolationError(
+                "a stop", f"agent {process.vertex} took {took:.3f} s of {limit:.3f}"
+            )
+        if process.lies or process.host.twin or core.round <= core.closed:
+            return
+        for j, end in process.current.items():
+            other, edge = end.other.process, core.edges[j]
+            back = other.core.edges.get(process.vertex)
+            if back is None or not (end.whole and edge.up and back.up) or other.lies:
+                continue
+            if edge.stage is Stage.BOUND or back.stage is Stage.BOUND:
+                continue  # one of the two does not know itself what it has said before
+            self.world.count("stopped in an open round")
+            self.left[process.vertex, j] = core.round, end, other.life
+
+    def doubts(self, process: Process, j: int) -> None:
+        """A round is in doubt: not since the neighbor was stopped, if its last words have come."""
+        r, end, life = self.left.get((j, process.vertex), (0, None, 0))
+        told = end is not None and end.cut_at == NEVER and end.other.left_at >= end.last
+        if r == process.core.round and told and life == process.life:
+            raise ViolationError(
+                "a stop",
+                f"agent {process.vertex} is in doubt about round {r}, since {j} was stopped in it",
+            )
+
     # --- (7) nothing grows without bound ------------------------------------------------------
 
     def stays_small(self, process: Process, effects: list[Effect]) -> None:
@@ -627,6 +662,7 @@ class Watch:
         if host.twin:
             return
         for j in host.neighbors:
+            self.left.pop((host.vertex, j), None)  # it may take part in that round after all
             pair = (min(host.vertex, j), max(host.vertex, j))
             for r, used in self.differences.get(pair, {}).items():
                 if used != host.vertex:

@@ -310,9 +310,57 @@ def test_who_connects_to_a_finished_agent_is_told():
 def test_an_agent_can_be_stopped_at_any_time(steps, said):
     end = after(*filter(None, steps.split(", ")))
     end.said()
-    assert end.do("stop") == ["b: close: stopping", said]
+    released = ["b: release 1"] if steps == "share" else []
+    assert end.do("stop") == [*released, "b: close: stopping", said]
     for step in ("wait 1", "trained", "up b", "stop"):
         assert end.do(step) == []
+
+
+def test_a_stop_does_not_come_between_two_votes():
+    """This end has voted: the other one's vote, or its word that it has none, is waited for."""
+    end = after("share", "payload b1")
+    end.said()
+    assert (end.do("stop"), end.phase) == ([], "stopping")
+    assert end.agent.next_deadline() == end.now + TIMING.reconnect_s
+    assert end.do("trained", "wait 1") == []
+    assert end.do("ack b a1") == ["b: close: stopping", "end"]
+    end = after("share", "payload b1", "stop")
+    end.said()
+    assert end.do("release b 1") == ["b: close: stopping", "end"]
+    end = after("share", "payload b1", "stop")
+    end.said()
+    assert end.do("down b") == ["end"]
+
+
+def test_a_stop_waits_for_a_payload_whose_sender_has_voted_and_takes_the_edge_back_in_time():
+    """Else the round would be in doubt there, until this agent is started again."""
+    end = after("share", "ack b a1", "stop")
+    end.said()
+    assert end.do("payload b1") == ["b: ack b1", "b: close: stopping", "end"]
+    end = after("share", "ack b a1", "stop", f"wait {TIMING.reconnect_s - 0.1}")
+    end.said()
+    assert end.do("wait 0.1") == ["b: release 1", "b: close: stopping", "end"]
+    end = after("share", "ack b a1", "stop")
+    end.said()
+    assert end.do("stop") == ["b: release 1", "b: close: stopping", "end"]
+
+
+def test_a_stop_takes_no_edge_back_for_which_an_earlier_life_may_have_voted():
+    first = after("share")
+    kind, _, record, mine = first.writes[-1]
+    assert kind == "journal"
+    end = End(record=record, open=mine)
+    end.do("up b round=1 digest=b1", "ack b a1", "stop")
+    assert (end.edge().stage.value, end.edge().acked, end.phase) == ("bound", True, "stopping")
+    end.said()
+    assert end.do(f"wait {TIMING.reconnect_s}") == ["b: close: stopping", "end"]
+
+
+def test_with_no_vote_that_is_half_given_a_stop_is_at_once():
+    end = after("share", neighbors="bc")
+    end.do("payload b1 ack=a1")  # both have voted on the edge to b, and nobody on the one to c
+    end.said()
+    assert end.do("stop") == ["c: release 1", "b: close: stopping", "c: close: stopping", "end"]
 
 
 def test_one_that_is_stopped_while_it_lingers_has_done_its_work():

@@ -42,7 +42,7 @@ from flower_dhb.peer.device.shelf import Shelf
 from flower_dhb.peer.device.validity import Validity
 from flower_dhb.peer.device.work import Task, Work
 from flower_dhb.peer.monitor import Monitor
-from flower_dhb.peer.protocol.agent import Agent
+from flower_dhb.peer.protocol.agent import Agent, Phase
 from flower_dhb.peer.protocol.edition import Edition
 from flower_dhb.peer.protocol.effects import (
     Close,
@@ -361,7 +361,7 @@ class Peer:
             while (task := self._tasks.get()) is not None:
                 if self._parting and _begins_a_round(task):
                     self.deliver(Stopped())
-                elif not self._ended or isinstance(task, Save | Free):
+                elif self._is_still_of_use(task):
                     self._work.do(task)
         finally:
             self._ended = True
@@ -382,6 +382,13 @@ class Peer:
         if self._error is not None:
             raise self._error
         return Result(self._done, self._alone_since, self._removed)
+
+    def _is_still_of_use(self, task: Task) -> bool:
+        """Whether a task is to be done, where an end may have been asked for since."""
+        if isinstance(task, Save | Free):
+            return True
+        stops = self.agent.phase is Phase.STOPPING and isinstance(task, Train)
+        return not (self._ended or stops)
 
     def _say_what_begins(self) -> None:
         """The first line: who this is, where, and from which round on."""

@@ -89,10 +89,11 @@ class Phase(Enum):
     REJOINING = "rejoining"
     FINISHING = "finishing"
     LINGERING = "lingering"
+    STOPPING = "stopping"
     STOPPED = "stopped"
 
 
-_TIMED = frozenset({Phase.CONNECTING, Phase.REJOINING, Phase.LINGERING})
+_TIMED = frozenset({Phase.CONNECTING, Phase.REJOINING, Phase.LINGERING, Phase.STOPPING})
 
 
 class Agent:
@@ -393,8 +394,10 @@ class Agent:
         self.phase, self._until = Phase.CONNECTING, now + self.config.timing.start_s
 
     def _stopped(self, event: Stopped, now: float) -> None:
-        self._stop()
-        self._out.append(End(self.near.final is not None))
+        """Go, but not between two votes: for the second one there is a little time."""
+        again = self.phase is Phase.STOPPING
+        self.phase = Phase.STOPPING
+        self._until = now if again else now + self.config.timing.reconnect_s
 
     def _tick(self, event: Tick, now: float) -> None:
         pass
@@ -431,6 +434,11 @@ class Agent:
         elif self.phase is Phase.FINISHING:
             if not (self._ends or self._is_over()):
                 self._next(now)
+        elif self.phase is Phase.STOPPING:
+            if now >= self._until or not self.near.half_agreed():
+                self.near.withdraw()
+                self._stop()
+                self._out.append(End(self.near.final is not None))
         elif self.phase is Phase.LINGERING:
             if not self._is_over():
                 self._goes_on(now)

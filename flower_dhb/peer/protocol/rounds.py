@@ -442,6 +442,22 @@ class Rounds:
         edge.rounds_missed += 1
         self._send(edge, Release(self.round))
 
+    def half_agreed(self) -> list[Edge]:
+        """Edges of which one end has voted in the open round, as is known, and one has not."""
+        if self.round <= self.closed:
+            return []
+        return [e for e in self.up() if e.stage.open and e.acked != (e.stage is Stage.VOTED)]
+
+    def withdraw(self) -> None:
+        """Give up the edges for which this end has not voted in the open round, and say so.
+
+        The other end may have voted, or may do so yet: the round would be in doubt there. Where
+        this end may have voted before a restart, only the other end can decide.
+        """
+        for edge in self.up() if self.round > self.closed else []:
+            if edge.stage is Stage.IDLE:
+                self._give_up(edge)
+
     def _told_lost(self, edge: Edge) -> None:
         edge.take(Step.TOLD)
         if edge.theirs.round == self.round:

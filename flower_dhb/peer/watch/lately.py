@@ -29,7 +29,7 @@ _LOOKED_AT = 2000  # for that, where most of them are shared with nobody
 # A round that takes longer than all of these stalls. Nothing is known of the first one, in which
 # an app loads its data and compiles.
 _LEAST_STALL_S, _STALLED_ROUNDS, _FIRST_ROUND_S = 30.0, 5.0, 600.0
-_AT_REST = (Phase.JOINING, Phase.FINISHING, Phase.LINGERING, Phase.STOPPED)
+_AT_REST = (Phase.JOINING, Phase.FINISHING, Phase.LINGERING, Phase.STOPPING, Phase.STOPPED)
 
 
 class Lately:

@@ -46,15 +46,15 @@ def wait_of(agent: Agent, now: float, monitor: Monitor) -> Wait:
             if not waited:
                 waited = [e for e in edges.values() if not e.up]
                 what = f"keeps its usual pace after round {agent.closed}, with no neighbor's part,"
-        case Phase.JOINING:
-            waited = list(edges.values())
-            what = f"waits for its first round, {near.editions.next(agent.closed)}, to come near,"
         case Phase.REJOINING:
             waited = [e for e in edges.values() if e.sought]
             what = f"waits for a neighbor's model, since its own of round {agent.closed} is too old"
         case Phase.LINGERING:
             waited = [e for e in edges.values() if not e.done]
             what = "has finished, and stays for neighbors that have not,"
+        case Phase.STOPPING:
+            waited = near.half_agreed()
+            what = f"ends, once it is known which payloads count in round {k},"
         case Phase.TRAINING:
             waited, what = [], f"is in the app, which trains round {k},"
         case Phase.COMBINING:
