@@ -14,7 +14,7 @@ import os
 import shutil
 import struct
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,7 +37,7 @@ if sys.platform != "win32":
 
 __all__ = ["Checkpoint", "Kept", "held", "read_records"]
 
-_VERSION = 1
+_VERSION = 2
 _START, _BOOKS = "start.safetensors", "mailboxes.safetensors"
 _RECORDS, _ATTEMPT, _LOCK = "records.jsonl", "attempt", "lock"
 _ABOUT = "about"
@@ -97,15 +97,17 @@ class Kept:
     """A run as its folder has it.
 
     initial: what the agents began from. round: whose payloads lie in the mailboxes. lines: the
-    finished rounds, that before the first among them. unfinished: the round of the mailboxes, if
-    its evaluation was still to come. attempt: how often the run was taken up again, this time
-    included.
+    finished rounds, that before the first among them. before: rounds without an exchange that were
+    trained with that of the mailboxes, and of which nobody has heard. unfinished: the round of the
+    mailboxes, if its evaluation was still to come. attempt: how often the run was taken up again,
+    this time included.
     """
 
     initial: ArrayRecord
     round: int
     attempt: int
     lines: list[Line]
+    before: list[Line]
     unfinished: Line | None
     about: Mapping[str, Any]
     frames: Mapping[str, Array] = field(repr=False)
@@ -193,6 +195,8 @@ class Checkpoint:
             k = int(about["round"])
             lines = [line for line in _lines(self.folder) if line.record.round <= k]
             current = Line.from_json(about["line"])
+            known = {line.record.round for line in lines}
+            before = [Line.from_json(values) for values in about["before"]]
             attempt = self.folder / _ATTEMPT
             attempts = int(attempt.read_text()) if attempt.exists() else 0
         except (KeyError, TypeError, ValueError) as error:
@@ -203,6 +207,7 @@ class Checkpoint:
             round=k,
             attempt=attempts + 1,
             lines=lines,
+            before=[line for line in before if line.record.round not in known],
             unfinished=None if done else current,
             about=about,
             frames=frames,
@@ -226,14 +231,24 @@ class Checkpoint:
         text = "".join(json.dumps(line.to_json()) + "\n" for line in lines)
         write_durably(self.folder / _RECORDS, text.encode())
 
-    def keep(self, ledger: Ledger, record: RoundRecord, result: ServerlessResult) -> None:
-        """Keep a round that is trained and delivered, before anybody hears of it."""
+    def keep(
+        self,
+        ledger: Ledger,
+        record: RoundRecord,
+        result: ServerlessResult,
+        before: Iterable[RoundRecord] = (),
+    ) -> None:
+        """Keep a round that is trained and delivered, before anybody hears of it.
+
+        before: rounds that were trained with it, of which nobody has heard either.
+        """
         books, frames = ledger.books()
         about = {
             "version": _VERSION,
             "round": record.round,
             "books": books,
             "line": Line.of(record, result).to_json(),
+            "before": [Line.of(one, result).to_json() for one in before],
         }
         with self._telling(result):
             _write(self.folder / _BOOKS, about, frames)

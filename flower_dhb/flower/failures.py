@@ -20,6 +20,7 @@ _HINTS = (
         ("ModuleNotFoundError", "ImportError"),
         "install what is missing where the agents run, or correct the app's imports",
     ),
+    (("in its node config, which has",), "name what the app reads in each node's node config"),
     (("not finite",), "take a smaller learning rate in the app"),
     (("exactly one ArrayRecord",), "let the app's train return one ArrayRecord, and one only"),
     (("MemoryError", "OutOfMemoryError"), "give the agents more memory, or a smaller model"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -50,6 +50,7 @@ from flower_dhb.errors import (
 from flower_dhb.flower.arrays import START_VERTEX, array_record, frame_array, frame_of, named_arrays
 from flower_dhb.flower.calls import evaluate_with
 from flower_dhb.flower.legacy import remedy
+from flower_dhb.flower.local_rounds import LocalLine
 from flower_dhb.flower.noise import gaussian
 from flower_dhb.flower.profile import Spent, started_at
 from flower_dhb.flower.records import (
@@ -68,6 +69,7 @@ from flower_dhb.types import NDArrays, Payload
 __all__ = ["Protect", "Sealing", "pass_on", "take_turn", "unprotected", "vertex_of", "who"]
 
 _PASSED = f"{PROTOCOL}.passed"
+_PARTITION = ("partition-id", "num-partitions")  # by which apps find their part of the data
 
 
 class Sealing(Protocol):
@@ -196,6 +198,9 @@ class _Turn:
     refused: list[str] = field(default_factory=list)
     rejoined: bool = False
     app_s: float = 0.0
+    keeps_before: bool = (
+        False  # whether the state that was found is to be kept beside its successor
+    )
 
     def take(self, message: Message, call_next: ClientAppCallable) -> Answer:
         """Do what the instruction asks; whatever goes wrong ends up in the answer."""
@@ -268,11 +273,15 @@ class _Turn:
                 f"a message of attempt {ask.attempt} at the run came when attempt {attempt} was "
                 "under way; ignored"
             )
+        self.keeps_before = ask.locally is not None
         if attempt < ask.attempt:
-            snapshot = self._taken_up_again(snapshot)
+            before = self.store.load_before(ask.algorithm, ask.layout, ask.compression)
+            snapshot = self._taken_up_again(snapshot, before)
             if snapshot is None:
                 return None
         newest = snapshot.pending.round if snapshot.pending else snapshot.round
+        if ask.locally is not None and newest >= ask.locally.first:
+            self.keeps_before = False  # another process of this agent has come so far, and kept it
         trained = ask.ask == "train" and snapshot.pending is not None
         if ask.round < newest or (trained and ask.round == newest):
             # Held up on its way, or delivered twice. To combine for it would spoil the round
@@ -286,25 +295,33 @@ class _Turn:
             return None
         return snapshot
 
-    def _taken_up_again(self, snapshot: Snapshot) -> Snapshot | None:
+    def _taken_up_again(self, snapshot: Snapshot, before: Snapshot | None) -> Snapshot | None:
         """The state from which the agent goes on with a run whose ServerApp has died.
 
-        A round that it trained, and that nobody has got, is trained again, so the run is what it
-        would have been. An agent that is further than that cannot go back.
+        Rounds that it trained, and of which nobody has got anything, are trained again, so the run
+        is what it would have been. An agent that is further than that cannot go back, but to a
+        state that it has kept. before: that one.
         """
         ask = self.instruction
-        last = ask.round if ask.ask == "evaluate" else max(ask.round - 1, ask.state_round)
-        if snapshot.pending is not None and snapshot.pending.round > last:
-            self._note(f"trains round {snapshot.pending.round} again, since the run goes on there")
-            snapshot = replace(snapshot, pending=None)
-        if snapshot.round > last:
-            self._note(f"state is of round {snapshot.round}, but the run goes on from {last}")
-            return None
-        return snapshot
+        first = ask.round if ask.locally is None else ask.locally.first
+        last = ask.round if ask.ask == "evaluate" else max(first - 1, ask.state_round)
+        for found in (snapshot, before):
+            if found is None or found.round > last:
+                continue
+            if found is before:
+                self.keeps_before = False
+            if found.pending is not None and found.pending.round > last:
+                self._note(f"trains round {found.pending.round} again, since the run goes on there")
+                return replace(found, pending=None)
+            return found
+        self._note(f"state is of round {snapshot.round}, but the run goes on from {last}")
+        return None
 
     def _node(self, snapshot: Snapshot) -> Node:
-        ask = self.instruction
-        return Node(ask.vertex, ask.algorithm, ask.weights, ask.layout, snapshot, ask.compression)
+        ask, weights, pending = self.instruction, self.instruction.weights, snapshot.pending
+        if ask.locally is not None and pending is not None and pending.round >= ask.locally.first:
+            weights = {ask.vertex: 1.0}  # it has come so far before, in a process that has ended
+        return Node(ask.vertex, ask.algorithm, weights, ask.layout, snapshot, ask.compression)
 
     def _start(self, start: Array) -> Node:
         ask = self.instruction
@@ -427,37 +444,24 @@ class _Turn:
         parameters = self._parameters(node) if ask.report else None
         projection = tuple(sketch(node.parameters).tolist()) if ask.measure else ()
         evaluated, evaluation_failure = self._evaluate_first(node, message, call_next)
-
-        def asked(content: RecordDict) -> Message:
-            message.content = content
-            return call_next(message, self.context)
+        config = message.content.get(ask.config_key)
+        node, lines = self._train_locally(node, message, call_next)
 
         if ask.ask in ("train", "evaluate"):
             try:
-                content = self._call_app(node, asked, message.content.get(ask.config_key))
+                content = self._call_app(node, _asked(call_next, message, self.context), config)
                 metrics = self._let_out(content)
                 if ask.ask == "train":
-                    arrays = named_arrays(_only_arrays(content))
-                    bound = partial(self.policy.bounded, draw=gaussian)
-                    node.adapt(ask.round, arrays, bound, sends=ask.sends, whole=ask.whole)
+                    self._adapt(node, ask.round, content, sends=ask.sends)
                     if ask.sends:
                         payload, base = self._payload(node), node.base
             except Exception as error:  # the app's own code: anything may come out of it
-                failure = remedy(error) or failure_text(error)
-                log(ERROR, "agent %s, round %s: %s", ask.vertex, ask.round, failure)
-                if not isinstance(error, FlowerDhbError):
-                    detail = traceback.format_exc()
-                    log(ERROR, "%s", detail)
-                if self.policy.metrics is not None:
-                    failure, detail = _without_words(error), ""
+                failure, detail = self._why(error, ask.round)
         state_round = node.round
+        if ask.ask in ("evaluate", "report") or ask.evaluates is not None:
+            self._keep_model(node)
         try:
-            if ask.ask in ("evaluate", "report") or ask.evaluates is not None:
-                keep_model(self.context, ask.run, node)
-        except OSError as error:
-            self.remarks.append(f"its model cannot be kept: {error}")
-        try:
-            self.store.save(node.snapshot, node.algorithm)
+            self.store.save(node.snapshot, node.algorithm, beside=self.keeps_before)
         except (OSError, RoundError) as error:  # a full disk: what is not kept must not be sent
             failure, payload, state_round = f"state cannot be kept: {error}", None, -1
             log(ERROR, "agent %s, round %s: %s", ask.vertex, ask.round, failure)
@@ -479,10 +483,100 @@ class _Turn:
             evaluation_failure=evaluation_failure,
             epoch=node.epoch,
             policy=str(self.policy),
+            locally=lines,
             remarks=tuple(self.remarks),
             announcement=self._announcement(),
             base=base,
         )
+
+    def _adapt(self, node: Node, round: int, content: RecordDict, *, sends: bool) -> None:
+        """Take what the app has trained, as far as the policy lets it."""
+        arrays = named_arrays(_only_arrays(content))
+        bound = partial(self.policy.bounded, draw=gaussian)
+        whole = sends and self.instruction.whole
+        node.adapt(round, arrays, bound, sends=sends, whole=whole)
+
+    def _train_locally(
+        self, node: Node, message: Message, call_next: ClientAppCallable
+    ) -> tuple[Node, tuple[LocalLine, ...]]:
+        """Train the rounds without an exchange that come before the one that is asked for.
+
+        Each is as if it had been asked for by itself: trained, kept, and combined alone. Those that
+        the agent's state holds already, since a process before this one has died among them, are
+        not trained again.
+        """
+        ask = self.instruction
+        if ask.locally is None:
+            return node, ()
+        found = message.content.get(ask.config_key)
+        config = dict(found.items()) if isinstance(found, ConfigRecord) else {}
+        alone, lines = {ask.vertex: 1.0}, []
+        for k in range(ask.locally.first, ask.round):
+            begin, app_s, line = time.monotonic(), self.app_s, LocalLine(round=k)
+            if k > node.round:
+                of_round = ConfigRecord({**config, "server-round": k})
+                try:
+                    call = _asked(call_next, message, self.context)
+                    content = self._call_app(node, call, of_round)
+                    line = replace(line, metrics=self._let_out(content))
+                    self._adapt(node, k, content, sends=False)
+                    self._keep_on_the_way(node)
+                except Exception as error:  # as above
+                    failure, detail = self._why(error, k)
+                    line = replace(line, failure=failure, detail=detail)
+            if node.pending_round is not None:
+                node = Node(
+                    *(ask.vertex, ask.algorithm, alone, ask.layout, node.snapshot, ask.compression)
+                )
+                node.combine(screen=ask.screen)
+            line = self._look_locally(node, line, message, call_next)
+            spent = time.monotonic() - begin
+            lines.append(replace(line, seconds=spent, app_s=self.app_s - app_s))
+        return node, tuple(lines)
+
+    def _keep_on_the_way(self, node: Node) -> None:
+        """Keep a local round where that outlives this process."""
+        if not self.store.lasts:
+            return
+        with suppress(OSError, RoundError):  # which the last round's state tells
+            self.store.save(node.snapshot, node.algorithm, beside=self.keeps_before)
+            self.keeps_before = False
+
+    def _look_locally(
+        self, node: Node, line: LocalLine, message: Message, call_next: ClientAppCallable
+    ) -> LocalLine:
+        """Evaluate and measure a local round, if that is wanted of it."""
+        locally = self.instruction.locally
+        if locally is None:
+            return line
+        k = line.round
+        if k in locally.measured:
+            line = replace(line, sketch=tuple(sketch(node.parameters).tolist()))
+        if k in locally.evaluated:
+            config = ConfigRecord({**locally.evaluates, "server-round": k})
+            evaluated, failure = self._evaluate(node, message, call_next, config)
+            line = replace(line, evaluated=evaluated, evaluation_failure=failure)
+        if k in (*locally.measured, *locally.evaluated):
+            self._keep_model(node)
+        return line
+
+    def _keep_model(self, node: Node) -> None:
+        try:
+            keep_model(self.context, self.instruction.run, node)
+        except OSError as error:
+            self.remarks.append(f"its model cannot be kept: {error}")
+
+    def _why(self, error: Exception, round: int) -> tuple[str, str]:
+        """What is said of an error of the app's: a line, and its traceback."""
+        known = remedy(error) or _lacks_partition(error, self.context.node_config)
+        failure, detail = known or failure_text(error), ""
+        log(ERROR, "agent %s, round %s: %s", self.instruction.vertex, round, failure)
+        if not isinstance(error, FlowerDhbError):
+            detail = traceback.format_exc()
+            log(ERROR, "%s", detail)
+        if self.policy.metrics is not None:
+            return _without_words(error), ""
+        return failure, detail
 
     def _let_out(self, content: RecordDict) -> RecordDict:
         """The app's metrics, those that may leave the node."""
@@ -502,6 +596,12 @@ class _Turn:
         config = self.instruction.evaluates
         if config is None:
             return RecordDict(), ""
+        return self._evaluate(node, message, call_next, config)
+
+    def _evaluate(
+        self, node: Node, message: Message, call_next: ClientAppCallable, config: ConfigRecord
+    ) -> tuple[RecordDict, str]:
+        """The app's metrics of the model as it is, or why there are none."""
         try:
             content = self._call_app(
                 node,
@@ -510,7 +610,8 @@ class _Turn:
             )
             return self._let_out(content), ""
         except Exception as error:  # the app's own code: anything may come out of it
-            failure = failure_text(error)
+            known = _lacks_partition(error, self.context.node_config)
+            failure = known or failure_text(error)
             self._note(f"evaluation: {failure}")
             if not isinstance(error, FlowerDhbError):
                 log(ERROR, "%s", traceback.format_exc())
@@ -566,6 +667,18 @@ class _Turn:
         return frame_array(frame)
 
 
+def _asked(
+    call_next: ClientAppCallable, message: Message, context: Context
+) -> Callable[[RecordDict], Message]:
+    """What puts a content to the app, in a message's place."""
+
+    def asked(content: RecordDict) -> Message:
+        message.content = content
+        return call_next(message, context)
+
+    return asked
+
+
 def _only_arrays(content: RecordDict) -> ArrayRecord:
     records = records_of(content, ArrayRecord)
     if len(records) != 1:
@@ -597,6 +710,22 @@ def _hidden(context: Context) -> Iterator[None]:
         context.node_config = node_config
     if not isinstance(left, RecordDict):
         raise StateError(f"the app set context.state to {left!r:.100}, expected a RecordDict")
+
+
+def _lacks_partition(error: BaseException, node_config: Mapping[str, object]) -> str:
+    """What to do if an app looked in vain for its part of the data; empty if that was not it.
+
+    A simulated node has both keys, so it is a SuperNode, whose node config somebody has written.
+    """
+    key = error.args[0] if isinstance(error, KeyError) and error.args else None
+    if key not in _PARTITION or key in node_config:
+        return ""
+    has = ", ".join(sorted(node_config)) or "nothing"
+    return (
+        f"the app reads '{key}' in its node config, which has {has}: start the SuperNode with "
+        f"{' and '.join(k for k in _PARTITION if k not in node_config)} beside what it has, as in "
+        "--node-config 'partition-id=3 num-partitions=8'"
+    )
 
 
 def _without_words(error: Exception) -> str:

@@ -22,6 +22,7 @@ from flower_dhb.algorithms import Algorithm, algorithm_from_config
 from flower_dhb.errors import FlowerDhbError, PayloadError, StateError
 from flower_dhb.flower.arrays import record_of
 from flower_dhb.flower.fields import MOST, Fields
+from flower_dhb.flower.local_rounds import LocalLine, LocalRounds
 from flower_dhb.flower.profile import Spent
 from flower_dhb.flower.segment import MOST_ROUNDS, RoundLine, Segment
 from flower_dhb.metrics import SKETCH
@@ -42,13 +43,14 @@ __all__ = [
 ]
 
 PROTOCOL = "flower_dhb"
-PROTOCOL_VERSION = 6
+PROTOCOL_VERSION = 7
 _COMMON = "flower_dhb.common"
 _PAYLOADS, _REJOIN = "flower_dhb.payloads", "flower_dhb.rejoin"
 _START, _LOCAL = "flower_dhb.start", "flower_dhb.local"
 _PAYLOAD, _PARAMETERS = "flower_dhb.payload", "flower_dhb.parameters"
 _EVALUATES, _EVALUATED = "flower_dhb.evaluates", "flower_dhb.evaluated."
 _SEGMENT = "flower_dhb.segment"  # an answer's rounds
+_LOCALLY, _LOCAL_EVALUATES = "flower_dhb.local_rounds", "flower_dhb.local_evaluates"
 _SKETCH = "sketch"  # beside the document: its numbers would be long as text
 
 # Characters of a document that are read at most: an agent's is short, a large model's layout
@@ -104,7 +106,8 @@ class Instruction:
     trains joins it. attempt: how often the run was taken up again, after its ServerApp had died.
     evaluates: with `train`, what the app finds in the config of an evaluation of the combined
     model, which comes before training; None for none; with `segment`, the same of the evaluations
-    in it. segment: the rounds to hold. encryption: whether payloads are sealed for the neighbors.
+    in it. segment: the rounds to hold. locally: with `train`, rounds without an exchange that the
+    agent trains before it. encryption: whether payloads are sealed for the neighbors.
     announcements: of the neighbors, for whom the agent is to seal its payload. announced: the
     `digest_of` its own that the relay has. compression: of payloads. whole: whether the
     payload is to be sent as it is for once, since a neighbor does not hold the one of which it
@@ -132,6 +135,7 @@ class Instruction:
     attempt: int = 0
     evaluates: ConfigRecord | None = None
     segment: Segment | None = None
+    locally: LocalRounds | None = None
     encryption: Encryption = "none"
     announcements: Mapping[int, str] = field(default_factory=dict)
     announced: str = ""
@@ -166,6 +170,8 @@ class Instruction:
         }
         if self.segment is not None:
             document["segment"] = self.segment.to_document()
+        if self.locally is not None:
+            document["locally"] = self.locally.to_document()
         records = _records(document)
         records[_COMMON] = ConfigRecord(
             {"json": _write(self.algorithm, self.layout, self.compression)}
@@ -174,6 +180,8 @@ class Instruction:
             records[self.config_key] = config
         if self.evaluates is not None:
             records[_EVALUATES] = self.evaluates
+        if self.locally is not None:
+            records[_LOCAL_EVALUATES] = self.locally.evaluates
         if self.payloads:
             records[_PAYLOADS] = record_of({str(j): a for j, a in self.payloads.items()})
         if self.rejoin:
@@ -195,15 +203,19 @@ class Instruction:
                 f"unreadable message: payloads of vertices {sorted(rejoin)} to rejoin from, rounds "
                 f"of {sorted(rounds)}"
             )
-        ask, segment = _ask(fields), fields.part("segment")
+        ask, segment, locally = _ask(fields), fields.part("segment"), fields.part("locally")
         if (ask == "segment") != (segment is not None):
             raise PayloadError(
                 f"unreadable message: '{ask}' {'without' if segment is None else 'with'} a segment"
             )
+        configs = records_of(records, ConfigRecord)
+        number = fields.integer("round", 0 if locally is None else 2)
+        if locally is not None and ask != "train":
+            raise PayloadError(f"unreadable message: '{ask}' with local rounds")
         return cls(
             ask=ask,
             run=fields.text("run"),
-            round=fields.integer("round", 0),
+            round=number,
             vertex=fields.integer("vertex", 0),
             state_round=fields.integer("state_round", 0),
             weights=fields.weights("weights"),
@@ -220,8 +232,11 @@ class Instruction:
             screen=fields.flag("screen"),
             epoch=fields.integer("epoch", 0),
             attempt=fields.integer("attempt", 0),
-            evaluates=records_of(records, ConfigRecord).get(_EVALUATES),
+            evaluates=configs.get(_EVALUATES),
             segment=None if segment is None else Segment.of(segment),
+            locally=None
+            if locally is None
+            else LocalRounds.of(locally, number, configs.get(_LOCAL_EVALUATES)),
             encryption=cast(Encryption, fields.choice("encryption", get_args(Encryption))),
             announcements=fields.texts_by_vertex("announcements"),
             announced=fields.text("announced"),
@@ -247,11 +262,11 @@ class Answer:
     evaluation_failure: why there are none. keeps_file: its state lies in a file, which is to go
     when the run is over. epoch: of its memory and of the payload. policy: of whoever runs the
     node, in words; empty if there is none. spent: its time. lines: what it tells of the rounds of
-    a segment. address: where other nodes reach this one, empty if they do not. direct: whether it
-    can hold rounds with its neighbors. remarks: what else the history should tell. announcement:
-    who it is and how payloads are sealed for it, if it has keys of a mesh; an agent that trains
-    says it again only if the relay has another one. base: of which round the payload is a change,
-    -1 if it is of none.
+    a segment. locally: the same of the local rounds before the one that was asked for. address:
+    where other nodes reach this one, empty if they do not. direct: whether it can hold rounds with
+    its neighbors. remarks: what else the history should tell. announcement: who it is and how
+    payloads are sealed for it, if it has keys of a mesh; an agent that trains says it again only if
+    the relay has another one. base: of which round the payload is a change, -1 if it is of none.
     """
 
     ask: Ask
@@ -274,6 +289,7 @@ class Answer:
     policy: str = ""
     spent: Spent | None = None
     lines: tuple[RoundLine, ...] = ()
+    locally: tuple[LocalLine, ...] = ()
     address: str = ""
     direct: bool = False
     remarks: tuple[str, ...] = ()
@@ -313,6 +329,9 @@ class Answer:
             text = json.dumps({"rounds": [line.to_document() for line in self.lines]})
             sketches = np.concatenate([line.sketch for line in self.lines]).astype("<f8")
             records[_SEGMENT] = ConfigRecord({"json": text, _SKETCH: sketches.tobytes()})
+        if self.locally:
+            text = json.dumps({"rounds": [line.to_document() for line in self.locally]})
+            records[_LOCALLY] = ConfigRecord({"json": text})
         if self.payload is not None:
             records[_PAYLOAD] = record_of({"payload": self.payload})
         if self.parameters is not None:
@@ -376,6 +395,7 @@ class Answer:
             policy=fields.text("policy"),
             spent=Spent(*spent) if spent else None,
             lines=_lines(records),
+            locally=_local_lines(records),
             address=fields.text("address"),
             direct=fields.flag("direct"),
             remarks=fields.texts("remarks"),
@@ -447,6 +467,22 @@ def _lines(records: RecordDict) -> tuple[RoundLine, ...]:
     if rounds != sorted(set(rounds)) or begin != len(sketches):
         raise PayloadError("unreadable message: rounds of a segment are doubled or out of order")
     return tuple(lines)
+
+
+def _local_lines(records: RecordDict) -> tuple[LocalLine, ...]:
+    """What an agent tells of its local rounds, each once and in their order."""
+    record = records.get(_LOCALLY)
+    if not isinstance(record, ConfigRecord):
+        return ()
+    fields = Fields.parse(record.get("json"), limit=_LIMIT_INSTRUCTION)
+    lines = tuple(LocalLine.of(document) for document in fields.documents("rounds"))
+    for line in lines:
+        _check_metrics(records_of(line.metrics, MetricRecord))
+        _check_metrics(records_of(line.evaluated, MetricRecord))
+    rounds = [line.round for line in lines]
+    if rounds != sorted(set(rounds)):
+        raise PayloadError("unreadable message: local rounds are doubled or out of order")
+    return lines
 
 
 def _by_vertex(records: RecordDict, key: str) -> dict[int, Array]:

@@ -44,12 +44,16 @@ _POLL_MIN_S, _POLL_MAX_S = 0.005, 0.25
 
 @dataclass(frozen=True)
 class Sent:
-    """A message on its way: to which node, for which vertex, what it asks, in which round."""
+    """A message on its way: to which node, for which vertex, what it asks, in which round.
+
+    turn: the same without the rounds for which there was no message of their own.
+    """
 
     node_id: int
     vertex: int
     ask: str
     round: int
+    turn: int = 0
 
 
 def read_answer(sent: Sent, message: Message) -> Answer:
@@ -174,16 +178,16 @@ class Relay:
         """Wait no longer for nodes that are not among these."""
         self._waiting = {i: sent for i, sent in self._waiting.items() if sent.node_id in node_ids}
 
-    def give_up(self, vertex: int, round: int) -> bool:
+    def give_up(self, vertex: int, turn: int) -> bool:
         """Whether the open message of a vertex is old enough to be taken for lost.
 
         If so, it is not waited for any more. A message is lost when a node restarts under
         the same id, or a reply does not reach the relay. A slow agent's is not, so each
         time the agent is given twice as many rounds, until it answers.
         """
-        sent_in = [sent.round for sent in self._waiting.values() if sent.vertex == vertex]
+        sent_in = [sent.turn for sent in self._waiting.values() if sent.vertex == vertex]
         patience = self._patience.get(vertex, _PATIENCE_ROUNDS)
-        if not sent_in or round - max(sent_in) < patience:
+        if not sent_in or turn - max(sent_in) < patience:
             return False
         least_s = min(_PATIENCE_LIMITS * self._limit_s, _PATIENCE_MOST_S)
         if time.monotonic() - self._sent_at[vertex] < least_s:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from logging import INFO, WARNING
 from typing import Protocol
@@ -15,13 +15,14 @@ from flwr.serverapp import Grid
 
 from flower_dhb.errors import RoundError
 from flower_dhb.flower.checkpoint import Checkpoint, Kept
-from flower_dhb.flower.failures import Failures
+from flower_dhb.flower.failures import Failure, Failures
 from flower_dhb.flower.health import Health
+from flower_dhb.flower.local_rounds import MOST_ROUNDS, profile_of
 from flower_dhb.flower.progress import round_line, tell_round
 from flower_dhb.flower.records import Answer
 from flower_dhb.flower.result import ServerlessResult
 from flower_dhb.flower.round import Round
-from flower_dhb.flower.session import Owed, Session
+from flower_dhb.flower.session import Locally, Owed, Session
 from flower_dhb.metrics import RoundRecord, agents_text, grouped
 
 __all__ = ["EvaluateFn", "OnRound", "Rounds"]
@@ -63,10 +64,14 @@ class Wishes:
     """What a strategy's user wants of a run, as the arguments of ServerlessStrategy say it.
 
     join_evaluation: whether a round's models are evaluated in the next round's messages.
+    join_rounds: whether rounds without an exchange come in one message with the round that ends
+    them. join_local: whether they are evaluated there.
     """
 
     evaluate_every: int
     join_evaluation: bool
+    join_rounds: bool
+    join_local: bool
     measure_consensus: bool
     average: bool
     collect_models: bool
@@ -110,6 +115,7 @@ class Rounds:
             lambda k, vertex: topology.due(vertex, k),
         )
         self._policies: dict[int, str] = {}  # by vertex, as told in the log
+        self._reached = 0  # the newest round that agents have trained
 
     def go(self, rounds: int) -> int:
         """All rounds, or fewer if `on_round` says so. Returns the last."""
@@ -120,32 +126,127 @@ class Rounds:
             first = self._kept.round + 1
             if self._go_on(self._kept, rounds):
                 return self._kept.round
-        for k in range(first, rounds + 1):
+        k = first - 1
+        while k < rounds:
             begin = time.monotonic()
+            first, k = k + 1, self._until(k + 1, rounds)
             run.begin(k)
+            locally = self._locally(first, k)
             run.wait(self._limit)
             replies = run.exchange(
                 steps.configure_train(k, ArrayRecord(), self._configs[0], run.relay.grid),
-                self._limit,
+                self._limit * (k - first + 1),
             )
+            self._reached = k
             self._keep_metrics(k, steps.aggregate_train(k, replies))
+            spent = self._fill_locally(locally)
             if run.owed is not None:
                 ends = self._settle(run.owed, rounds)
             seconds = time.monotonic() - begin
-            self._failures.look(k, run.now.delivered, run.now.failures, seconds)
+            self._look_at(locally, seconds)
             if self._checkpoint is not None:
-                self._checkpoint.keep(run.ledger, run.record, self._result)
+                before = [one.record for one in locally]
+                self._checkpoint.keep(run.ledger, run.record, self._result, before)
+            for one in locally:
+                ends |= self._close(one, rounds)
             last = k == rounds or ends
             if self._wishes.join_evaluation and not last and self._looks_at(k):
-                self._owe(k, time.monotonic() - begin)
+                self._owe(k, time.monotonic() - begin, spent)
                 continue
             self._evaluate(k, last=last)
-            run.took(time.monotonic() - begin)
+            run.took(time.monotonic() - begin, spent)
             ends |= self._close(run.now, rounds)
             if ends:
                 return k
         self._failures.end()
-        return max(rounds, first - 1)
+        return max(rounds, k)
+
+    # --- rounds without an exchange -------------------------------------------------------
+
+    def _until(self, first: int, rounds: int) -> int:
+        """The round that the next message asks for: the first from here with an exchange.
+
+        Or one before it, after whose evaluation somebody waits for a word.
+        """
+        wishes, graphs, k = self._wishes, self._run.topology, first
+        most = min(rounds, first + MOST_ROUNDS - 1) if wishes.join_rounds else first
+        while k < most and not len(graphs.shared(k).edge_weights.ends):
+            if self._looks_at(k) and not (wishes.join_local and self._evaluate_fn is None):
+                break
+            k += 1
+        return k
+
+    def _locally(self, first: int, last: int) -> tuple[Round, ...]:
+        """Have the messages of the round that has begun ask for those before it, too."""
+        run, wishes = self._run, self._wishes
+        run.locally = None
+        if first == last:
+            return ()
+        rounds = tuple(run.new_round(k) for k in range(first, last))
+        looked = [k for k in range(first, last) if wishes.evaluate_every and self._looks_at(k)]
+        run.begin_locally(
+            Locally(
+                rounds=rounds,
+                evaluating={k: self._steps.evaluating(k) for k in looked},
+                measured=tuple(looked) if wishes.measure_consensus else (),
+                config=self._configs[1],
+            )
+        )
+        return rounds
+
+    def _fill_locally(self, rounds: Iterable[Round]) -> list[dict[str, float]]:
+        """The records of local rounds, from what the agents tell of them; what each has taken."""
+        run, spent = self._run, []
+        locally, n, result = run.locally, run.topology.n_agents, self._result
+        if locally is None:
+            return []
+        for now in rounds:
+            k, lines = now.number, {v: found.get(now.number) for v, found in locally.lines.items()}
+            there = {v: line for v, line in sorted(lines.items()) if line is not None}
+            for v in range(n):
+                line = there.get(v)
+                if line is None:
+                    now.note(
+                        v, f"nothing was heard of it; see the events of round {run.now.number}"
+                    )
+                elif line.failure:
+                    now.failed(v, Failure(line.failure, line.detail))
+            now.record.policies |= {v: p for v, p in run.record.policies.items() if v in there}
+            delivered = [v for v, line in there.items() if not line.failure]
+            now.close(delivered, dict.fromkeys(delivered, 0), n)
+            metrics = self._steps.trained(now, locally.answers("train", k))
+            if metrics is not None:
+                result.train_metrics_clientapp[k] = metrics
+            if k in locally.evaluating:
+                self._fill_evaluated(now, locally)
+            now.record.profile = profile_of(there.values())
+            now.record.seconds = sum(now.record.profile.values())
+            spent.append(now.record.profile)
+            now.flush()
+        return spent
+
+    def _fill_evaluated(self, now: Round, locally: Locally) -> None:
+        """What the agents tell of their evaluation of a local round."""
+        answers = locally.answers("evaluate", now.number)
+        evaluating = locally.evaluating[now.number]
+        for vertex in evaluating:
+            if vertex in answers and answers[vertex].failure:
+                now.note(vertex, answers[vertex].failure)
+        evaluated = {v: answer for v, answer in answers.items() if v in evaluating}
+        metrics = self._steps.evaluated(now, evaluated)
+        if metrics is not None:
+            self._result.evaluate_metrics_clientapp[now.number] = metrics
+        self._run.measure(answers, now, distance=now.number in locally.measured)
+
+    def _look_at(self, locally: Iterable[Round], seconds: float) -> None:
+        """End a run that cannot come to anything, with the round that shows it."""
+        run, last = self._run, self._run.now
+        for now in (*locally, last):
+            run.now = now
+            spent = seconds if now is last else 0.0
+            self._failures.look(now.number, now.delivered, now.failures, spent)
+
+    # --- the rest of a round --------------------------------------------------------------
 
     def _go_on(self, kept: Kept, rounds: int) -> bool:
         """Take up a run whose ServerApp has died. Returns whether it is to end at once."""
@@ -156,14 +257,19 @@ class Rounds:
                 self._health.observe(line.record)
                 tell_round(line.record)
         log(INFO, "The run goes on after round %d of %d", kept.round, rounds)
+        self._reached, ends = kept.round, False
+        for line in kept.before:
+            line.give(self._result)
+            self._run.resume(line.record)
+            ends |= self._close(self._run.now, rounds)
         if kept.unfinished is None:
-            return False
+            return ends
         begin = time.monotonic()
         kept.unfinished.give(self._result)
         self._run.resume(kept.unfinished.record)
-        self._evaluate(kept.round, last=kept.round >= rounds)
+        self._evaluate(kept.round, last=kept.round >= rounds or ends)
         self._run.took(time.monotonic() - begin)
-        return self._close(self._run.now, rounds)
+        return self._close(self._run.now, rounds) or ends
 
     def _evaluate(self, k: int, *, last: bool) -> None:
         """Let the agents evaluate a round, and the observer see its average, if they are to."""
@@ -191,10 +297,10 @@ class Rounds:
         every = self._wishes.evaluate_every
         return k % every == 0 if every else self._evaluate_fn is not None
 
-    def _owe(self, k: int, seconds: float) -> None:
+    def _owe(self, k: int, seconds: float, locally: Sequence[Mapping[str, float]]) -> None:
         """Leave a round's evaluation to the messages of the next one."""
         config = ConfigRecord({**self._configs[1], "server-round": k})
-        self._run.took(seconds)
+        self._run.took(seconds, locally)
         self._run.owed = Owed(
             round=self._run.now,
             vertices=self._steps.evaluating(k) if self._wishes.evaluate_every else (),
@@ -317,10 +423,12 @@ class Rounds:
             result.history.append(run.owed.round.record)
         record = run.record
         run.now.flush()
-        if run.now.delivered and not any(r is record for r in result.history):
-            result.history.append(record)
+        for one in (*(() if run.locally is None else run.locally.rounds), run.now):
+            known = any(r is one.record for r in result.history)
+            if one.delivered and not known:
+                result.history.append(one.record)
         result.lacks_arrays(f"the run ended with an error in round {record.round}: {error!r}")
-        last = record.round
+        last = max(record.round, self._reached)
         there = not isinstance(error, RoundError) or any(
             len(r.missing) < run.topology.n_agents for r in result.history
         )

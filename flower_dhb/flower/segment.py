@@ -14,9 +14,10 @@ from flower_dhb.errors import PayloadError
 from flower_dhb.flower.fields import Fields
 from flower_dhb.metrics import Metrics
 
-__all__ = ["MOST_ROUNDS", "RoundLine", "Segment"]
+__all__ = ["AWAY_ROUNDS", "MOST_ROUNDS", "RoundLine", "Segment", "plain_metrics", "read_metrics"]
 
 MOST_ROUNDS = 4096  # of one segment
+AWAY_ROUNDS = 10  # exchanges that an agent may miss, and go on from its own state
 _MOST_SECONDS = 1e6
 _MOST_TEXTS = 64  # events of a round
 
@@ -25,18 +26,20 @@ _MOST_TEXTS = 64  # events of a round
 class Segment:
     """The rounds that an agent is to hold with its neighbors, beside what its instruction says.
 
-    number: of the run's segments, from 1. first, last: its rounds. limit_s: seconds after which an
-    agent ends with the round that it is in. start_s: seconds to wait for the neighbors. wait_s:
-    seconds that a round waits for a neighbor that is alive. neighbors: those that take part, and
-    that can be reached; dials: addresses of those that this agent dials. rows: of graphs that take
-    turns, mixing weights in each round, by vertex; none where those of the instruction hold in all
-    rounds. evaluated: rounds in which
-    its app evaluates. measured: rounds in which it tells the projection of its parameters.
+    number: of the run's segments, from 1. first, last: its rounds. oldest: an agent whose state is
+    of a round before it has missed too many exchanges, and begins again from its neighbors.
+    limit_s: seconds after which an agent ends with the round that it is in. start_s: seconds to
+    wait for the neighbors. wait_s: seconds that a round waits for a neighbor that is alive.
+    neighbors: those that take part, and that can be reached; dials: addresses of those that this
+    agent dials. rows: of graphs that take turns, mixing weights in each round, by vertex; none
+    where those of the instruction hold in all rounds. evaluated: rounds in which its app evaluates.
+    measured: rounds in which it tells the projection of its parameters.
     """
 
     number: int
     first: int
     last: int
+    oldest: int
     limit_s: float
     start_s: float
     wait_s: float
@@ -52,6 +55,7 @@ class Segment:
             "number": self.number,
             "first": self.first,
             "last": self.last,
+            "oldest": self.oldest,
             "limit_s": self.limit_s,
             "start_s": self.start_s,
             "wait_s": self.wait_s,
@@ -85,6 +89,7 @@ class Segment:
             rows=rows,
             first=first,
             last=last,
+            oldest=fields.integer("oldest", 0, first - 1),
             limit_s=fields.number("limit_s", 0.0, _MOST_SECONDS),
             start_s=fields.number("start_s", 0.0, _MOST_SECONDS),
             wait_s=fields.number("wait_s", 0.0, _MOST_SECONDS),
@@ -136,8 +141,8 @@ class RoundLine:
             "train_seconds": self.train_seconds,
             "wait_seconds": self.wait_seconds,
             "events": list(self.events[:_MOST_TEXTS]),
-            "train": _plain(self.train),
-            "evaluate": _plain(self.evaluate),
+            "train": plain_metrics(self.train),
+            "evaluate": plain_metrics(self.evaluate),
             "sketch": len(self.sketch),
         }
 
@@ -155,12 +160,12 @@ class RoundLine:
             train_seconds=fields.number("train_seconds", 0.0, _MOST_SECONDS),
             wait_seconds=fields.number("wait_seconds", 0.0, _MOST_SECONDS),
             events=fields.texts("events"),
-            train=_metrics("train", fields.get("train")),
-            evaluate=_metrics("evaluate", fields.get("evaluate")),
+            train=read_metrics("train", fields.get("train")),
+            evaluate=read_metrics("evaluate", fields.get("evaluate")),
         )
 
 
-def _plain(metrics: Metrics) -> dict[str, Any]:
+def plain_metrics(metrics: Metrics) -> dict[str, Any]:
     """Metrics for JSON, which has no numbers that are not finite: those are texts."""
 
     def plain(value: float) -> float | str:
@@ -172,7 +177,8 @@ def _plain(metrics: Metrics) -> dict[str, Any]:
     }
 
 
-def _metrics(what: str, document: object) -> Metrics:
+def read_metrics(what: str, document: object) -> Metrics:
+    """Inverse of `plain_metrics`. Raises PayloadError for what it cannot be."""
     if type(document) is not dict:
         raise PayloadError(f"unreadable message: '{what}' holds no metrics")
     return {name: _metric(name, value) for name, value in document.items()}

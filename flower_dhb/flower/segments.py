@@ -22,11 +22,11 @@ from flower_dhb.flower.members import Members
 from flower_dhb.flower.records import Answer, Ask
 from flower_dhb.flower.round import Round
 from flower_dhb.flower.rounds import Rounds
-from flower_dhb.flower.segment import RoundLine, Segment
+from flower_dhb.flower.segment import AWAY_ROUNDS, RoundLine, Segment
 from flower_dhb.metrics import Metrics, agents_text
 from flower_dhb.topology.turns import Graphs
 
-__all__ = ["TRANSPORTS", "Edges", "Segments"]
+__all__ = ["TRANSPORTS", "Edges", "Segments", "oldest_state"]
 
 TRANSPORTS = ("relay", "direct")
 
@@ -106,6 +106,19 @@ class Edges:
         return tuple(near), {j: self._members.address(j) for j in dialed}
 
 
+def oldest_state(graphs: Graphs, vertex: int, first: int) -> int:
+    """The oldest round from whose state an agent may enter a segment that begins with `first`.
+
+    What counts is the exchanges that it has missed: in a round without one it misses nothing.
+    """
+    missed = 0
+    for k in range(first - 1, 0, -1):
+        missed += bool(graphs.due(vertex, k))
+        if missed > AWAY_ROUNDS:
+            return k
+    return 0
+
+
 class Segments(Rounds):
     """Goes through a run's rounds in segments of about a minute.
 
@@ -182,6 +195,7 @@ class Segments(Rounds):
                 number=self._number,
                 first=first,
                 last=last,
+                oldest=oldest_state(run.topology, v, first),
                 limit_s=limit_s,
                 start_s=_START_S,
                 wait_s=self._wait_s,
@@ -284,7 +298,7 @@ class Segments(Rounds):
             for line in answer.lines:
                 if first <= line.round <= last:
                     lines.setdefault(line.round, {})[v] = line
-        reached = max(lines, default=first)
+        reached = self._reached = max(lines, default=first)
         paces = [median(line.seconds for line in a.lines) for a in answers.values() if a.lines]
         self._pace_s = max(paces, default=self._pace_s)
         spent = sum(max(line.seconds for line in found.values()) for found in lines.values())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from logging import WARNING
 
@@ -14,6 +14,7 @@ from flwr.common import log
 from flower_dhb.errors import FlowerDhbError, PayloadError
 from flower_dhb.flower.failures import Failure
 from flower_dhb.flower.ledger import Ledger
+from flower_dhb.flower.local_rounds import LocalLine, LocalRounds
 from flower_dhb.flower.members import Members
 from flower_dhb.flower.profile import Profile
 from flower_dhb.flower.records import Answer, Ask, Farewell, Instruction
@@ -27,7 +28,7 @@ from flower_dhb.metrics import (
 )
 from flower_dhb.topology.turns import Graphs
 
-__all__ = ["Owed", "Session"]
+__all__ = ["Locally", "Owed", "Session"]
 
 _FAREWELL_S = 30.0  # deployed nodes ask for messages every three seconds, and start a process
 _LOOK_S = 0.5  # between two looks at who is connected, while nobody can be asked
@@ -50,6 +51,65 @@ class Owed:
 
 
 @dataclass
+class Locally:
+    """Rounds without an exchange, which the agents train before the round of their message.
+
+    evaluating: who evaluates, by round, with `config`. measured: rounds after which all agents tell
+    the projection of their parameters. lines: what has come of them, by vertex.
+    """
+
+    rounds: tuple[Round, ...]
+    evaluating: Mapping[int, Collection[int]]
+    measured: tuple[int, ...]
+    config: ConfigRecord
+    lines: dict[int, dict[int, LocalLine]] = field(default_factory=dict)
+
+    def of(self, vertex: int) -> LocalRounds:
+        """What one agent is told of them."""
+        return LocalRounds(
+            first=self.rounds[0].number,
+            evaluated=tuple(k for k, who in self.evaluating.items() if vertex in who),
+            measured=self.measured,
+            evaluates=self.config,
+        )
+
+    def take(self, answer: Answer) -> None:
+        """Keep what an agent tells of these rounds, and of no others."""
+        numbers = {one.number for one in self.rounds}
+        found = {line.round: line for line in answer.locally if line.round in numbers}
+        self.lines[answer.vertex] = found
+
+    def answers(self, ask: Ask, round: int) -> dict[int, Answer]:
+        """What the agents tell of one of these rounds, as if it had a message of its own."""
+        lines = {v: found[round] for v, found in sorted(self.lines.items()) if round in found}
+        if ask == "train":
+            return {
+                v: Answer(
+                    ask=ask,
+                    vertex=v,
+                    round=round,
+                    state_round=round - 1,
+                    failure=line.failure,
+                    detail=line.detail,
+                    metrics=line.metrics,
+                )
+                for v, line in lines.items()
+            }
+        return {
+            v: Answer(
+                ask=ask,
+                vertex=v,
+                round=round,
+                state_round=round,
+                failure=line.evaluation_failure,
+                metrics=line.evaluated,
+                sketch=line.sketch,
+            )
+            for v, line in lines.items()
+        }
+
+
+@dataclass
 class Session:
     """One run: its relay, its nodes, its books, and the record of the current round."""
 
@@ -63,8 +123,10 @@ class Session:
     wants_parameters: bool = False
     wants_distance: bool = False
     owed: Owed | None = None
+    locally: Locally | None = None
     now: Round = field(init=False)
     _unheard: set[int] = field(default_factory=set)  # were waited for in vain; nobody waits again
+    _without_message: int = 0  # rounds that had no message of their own
 
     def __post_init__(self) -> None:
         """Begin before the first round."""
@@ -81,10 +143,22 @@ class Session:
         self.reports.begin(round)
         self.now, self.relay.profile = self.new_round(round), Profile()
 
-    def took(self, seconds: float) -> None:
-        """The current round took so long."""
-        self.record.seconds = seconds
-        self.record.profile = self.relay.profile.parts(seconds)
+    def begin_locally(self, locally: Locally) -> None:
+        """The messages of the round that has begun ask for these rounds, too."""
+        self.locally = locally
+        self._without_message += len(locally.rounds)
+
+    def took(self, seconds: float, locally: Sequence[Mapping[str, float]] = ()) -> None:
+        """The current round took so long, the local rounds of its message included.
+
+        locally: what each of those took, by `PARTS`, which is told of them and not of this one.
+        """
+        parts = self.relay.profile.parts(seconds)
+        for spent in locally:
+            parts = {name: max(part - spent.get(name, 0.0), 0.0) for name, part in parts.items()}
+            seconds -= sum(spent.values())
+        self.record.seconds = sum(parts.values()) if locally and parts else max(seconds, 0.0)
+        self.record.profile = parts
 
     def resume(self, record: RoundRecord) -> None:
         """Go on with a round that was trained and delivered before this run was taken up."""
@@ -133,7 +207,7 @@ class Session:
             instruction = self._instruction(vertex, ask, round, announced)
             kind = "evaluate" if ask == "evaluate" else "train"
             message = Message(instruction.to_records(config), node, kind, group_id=str(round))
-            self.relay.address(message, Sent(node, vertex, ask, round))
+            self.relay.address(message, Sent(node, vertex, ask, round, self._turn(round)))
             messages.append(message)
         return messages
 
@@ -160,7 +234,8 @@ class Session:
             made = replace(made, ask="segment", segment=segment, evaluates=evaluates)
             content = made.to_records(config)
             message = Message(content, node, MessageType.TRAIN, group_id=str(last), ttl=ttl_s)
-            self.relay.address(message, Sent(node, vertex, "segment", last))
+            sent = Sent(node, vertex, "segment", last, self._turn(last))
+            self.relay.address(message, sent)
             messages.append(message)
         return messages
 
@@ -198,8 +273,14 @@ class Session:
             announcements=announced,
         )
         if ask == "train" and owed is not None and vertex in owed.vertices:
-            return replace(made, evaluates=owed.config)
+            made = replace(made, evaluates=owed.config)
+        if ask == "train" and self.locally is not None:
+            made = replace(made, locally=self.locally.of(vertex))
         return made
+
+    def _turn(self, round: int) -> int:
+        """A round's number among those that have messages of their own."""
+        return round - self._without_message
 
     def _announcements(self) -> dict[int, str]:
         """What neighbors are to seal their payloads with, where they do."""
@@ -210,7 +291,7 @@ class Session:
 
     def _gives_up(self, vertex: int, round: int) -> bool:
         """Whether an open message counts as lost, so that the agent is sent a new one."""
-        if not self.relay.give_up(vertex, round):
+        if not self.relay.give_up(vertex, self._turn(round)):
             return False
         self._doubt(vertex, "its message or its answer seems to be lost; it is asked anew")
         return True
@@ -288,6 +369,8 @@ class Session:
                 self.now.note(sent.vertex, _new_epoch(answer))
             if self._is_current(sent, asks):
                 current[sent.vertex] = answer
+                if self.locally is not None and sent.ask == "train":
+                    self.locally.take(answer)
                 self.relay.profile.told(sent.vertex, answer.spent)
                 if self.owed is not None and sent.ask == "train":
                     self.owed.answers[sent.vertex] = answer.evaluation

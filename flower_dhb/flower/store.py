@@ -12,6 +12,7 @@ died. So a file says in which attempt it was written, and an earlier one never r
 from __future__ import annotations
 
 import json
+import os
 import re
 import secrets
 from collections.abc import Mapping, Sequence
@@ -60,9 +61,16 @@ class NodeKeys(TypedDict, total=False):
     vertex: int
     """The vertex that the node is. Without it `partition-id` says so."""
     partition_id: int
-    """The same, in the word of Flower's own templates. `mesh create` sets it to the vertex."""
+    """The same, in the word of Flower's own templates, by which most apps find their data.
+
+    A SuperNode of such an app names it, with `vertex` or in its place. `mesh create` sets it to the
+    vertex.
+    """
     num_partitions: int
-    """Number of agents. Only apps read it; `mesh create` sets it."""
+    """Number of agents. Only apps read it, and those that do need it at each SuperNode.
+
+    `mesh create` sets it.
+    """
     state_dir: str
     """Directory in which a SuperNode keeps its agent's state, so that a restart keeps it.
 
@@ -99,12 +107,20 @@ class NodeKeys(TypedDict, total=False):
     """
 
 
-_NAME = re.compile(r"run-[0-9a-f]{16,}(\.[0-9]+)?-vertex-([0-9]+)\.(safetensors|secret)")
+_NAME = re.compile(r"run-[0-9a-f]{16,}(\.[0-9]+)?-vertex-([0-9]+)\.(safetensors|before|secret)")
 _ORPHAN_S = 24 * 3600.0  # a run that goes on writes its file in every round
 
 
 class Store(Protocol):
-    """Keeps one agent's snapshot."""
+    """Keeps one agent's snapshot.
+
+    lasts: whether what is saved outlives the message in which it is saved, whatever becomes of
+    that.
+    """
+
+    @property
+    def lasts(self) -> bool:
+        """See above."""
 
     def attempt(self) -> int:
         """In which attempt at the run the stored snapshot was written, 0 if there is none.
@@ -120,10 +136,17 @@ class Store(Protocol):
         Raises StateError if there is one that cannot be used.
         """
 
-    def save(self, snapshot: Snapshot, algorithm: Algorithm) -> None:
+    def load_before(
+        self, algorithm: Algorithm, layout: Layout, compression: Compression = NONE
+    ) -> Snapshot | None:
+        """The snapshot that was kept beside its successors; None if there is none to be used."""
+
+    def save(self, snapshot: Snapshot, algorithm: Algorithm, *, beside: bool = False) -> None:
         """Replace the stored snapshot.
 
-        Raises OSError if it cannot be kept, RoundError if a later attempt has one already.
+        beside: keep the one that is replaced, in place of what was kept before, for a run that is
+        taken up again from there. Raises OSError if the new one cannot be kept, RoundError if a
+        later attempt has one already.
         """
 
     def secret(self) -> bytes:
@@ -166,6 +189,8 @@ class _ContextStore:
         self._run = run
         self._attempt = attempt
 
+    lasts = False  # a context goes back to Flower with the answer
+
     def attempt(self) -> int:
         return self._attempt  # another ServerApp's messages come with another context
 
@@ -190,7 +215,21 @@ class _ContextStore:
             compression=compression,
         )
 
-    def save(self, snapshot: Snapshot, algorithm: Algorithm) -> None:
+    def load_before(
+        self,
+        algorithm: Algorithm,  # noqa: ARG002
+        layout: Layout,  # noqa: ARG002
+        compression: Compression = NONE,  # noqa: ARG002
+    ) -> Snapshot | None:
+        return None  # nor does anybody come back to it
+
+    def save(
+        self,
+        snapshot: Snapshot,
+        algorithm: Algorithm,
+        *,
+        beside: bool = False,  # noqa: ARG002
+    ) -> None:
         document, arrays = snapshot_vectors(snapshot, algorithm, self._run)
         record = ArrayRecord()
         for name, array in arrays.items():
@@ -215,8 +254,11 @@ class _ContextStore:
 
 
 class _FileStore:
+    lasts = True
+
     def __init__(self, folder: Path, run: str, vertex: int, attempt: int) -> None:
         self._path = folder / f"run-{run}-vertex-{vertex}.safetensors"
+        self._before_path = self._path.with_suffix(".before")
         self._secret_path = self._path.with_suffix(".secret")
         self._run = run
         self._vertex = vertex
@@ -225,7 +267,7 @@ class _FileStore:
     def attempt(self) -> int:
         if not self._path.exists():
             return 0
-        document, _ = self._read(())
+        document, _ = self._read(self._path, ())
         try:
             return _count("attempt", document)
         except KeyError as error:
@@ -234,9 +276,21 @@ class _FileStore:
     def load(
         self, algorithm: Algorithm, layout: Layout, compression: Compression = NONE
     ) -> Snapshot | None:
-        if not self._path.exists():
+        return self._load(self._path, algorithm, layout, compression)
+
+    def load_before(
+        self, algorithm: Algorithm, layout: Layout, compression: Compression = NONE
+    ) -> Snapshot | None:
+        with suppress(StateError):
+            return self._load(self._before_path, algorithm, layout, compression)
+        return None
+
+    def _load(
+        self, path: Path, algorithm: Algorithm, layout: Layout, compression: Compression
+    ) -> Snapshot | None:
+        if not path.exists():
             return None
-        document, arrays = self._read(None)
+        document, arrays = self._read(path, None)
         return load_snapshot(
             document,
             arrays,
@@ -246,19 +300,19 @@ class _FileStore:
             compression=compression,
         )
 
-    def _read(self, names: Sequence[str] | None) -> tuple[dict[str, Any], NDArrays]:
-        """The file's document, and some arrays of it, or all."""
+    def _read(self, path: Path, names: Sequence[str] | None) -> tuple[dict[str, Any], NDArrays]:
+        """A file's document, and some arrays of it, or all."""
         try:
-            with safetensors.safe_open(self._path, framework="numpy") as file:
+            with safetensors.safe_open(path, framework="numpy") as file:
                 document = json.loads(file.metadata()["about"])
                 if type(document) is not dict:
                     raise TypeError(f"it holds {type(document).__name__}")
                 wanted = file.keys() if names is None else names
                 return document, {name: file.get_tensor(name) for name in wanted}
         except (OSError, ValueError, TypeError, KeyError, safetensors.SafetensorError) as error:
-            raise StateError(f"{self._path}: damaged state file: {error}") from None
+            raise StateError(f"{path}: damaged state file: {error}") from None
 
-    def save(self, snapshot: Snapshot, algorithm: Algorithm) -> None:
+    def save(self, snapshot: Snapshot, algorithm: Algorithm, *, beside: bool = False) -> None:
         with suppress(StateError):  # a damaged file is replaced
             if self.attempt() > self._attempt:
                 raise RoundError(
@@ -270,9 +324,19 @@ class _FileStore:
         contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
         data = save(contiguous, metadata={"about": json.dumps(document)})
         begins = not self._path.exists()
+        if beside and not begins:
+            self._keep_beside()
         write_durably(self._path, data)
         if begins:
             self._remove_orphans()
+
+    def _keep_beside(self) -> None:
+        """A death on the way loses nothing: until the file is replaced, it is what is kept."""
+        self._before_path.unlink(missing_ok=True)
+        try:
+            os.link(self._path, self._before_path)
+        except OSError:  # not every file system has a second name for a file
+            write_durably(self._before_path, self._path.read_bytes())
 
     def secret(self) -> bytes:
         with suppress(FileNotFoundError):
@@ -285,8 +349,8 @@ class _FileStore:
         return drawn
 
     def discard(self) -> None:
-        self._path.unlink(missing_ok=True)
-        self._secret_path.unlink(missing_ok=True)
+        for path in (self._path, self._before_path, self._secret_path):
+            path.unlink(missing_ok=True)
 
     def _remove_orphans(self) -> None:
         """Remove this agent's files of other runs that nobody has written to for a day.
@@ -298,7 +362,7 @@ class _FileStore:
             now = self._path.stat().st_mtime
             for path in self._path.parent.iterdir():
                 name = _NAME.fullmatch(path.name)
-                own = (self._path, self._secret_path)
+                own = (self._path, self._before_path, self._secret_path)
                 if name is None or int(name[2]) != self._vertex or path in own:
                     continue
                 with suppress(OSError):  # another agent's process may have been faster

@@ -84,7 +84,7 @@ class ServerlessStrategy(Strategy):
         case; 0 for none.
     share_every : int
         Rounds from one exchange to the next. In the rounds between, nothing is sent, and each
-        agent combines what it has trained alone.
+        agent combines what it has trained alone. One message asks for all of them.
     join_evaluation : bool, optional
         Whether the models of a round are evaluated in the message of the next round's
         training, so that a round costs one message and one process start in place of two. A
@@ -129,9 +129,10 @@ evaluate_metrics_aggr_fn
         average, no model and no consensus distance; what asks for them is refused. `"none"`:
         payloads are as they are.
     compression : str
-        Of payloads: `"bf16"`, `"int8"`, `"int4"`, `"topk:0.1"`, `"randk:0.1"`, `"lowrank:2"`,
-        `"topk:0.5+int4"`; `"none"` sends them as they are. The network average moves as
-        without.
+        Of payloads: `"bf16"`, `"int8"`, `"int4"` (each also with `:whole`), `"topk:0.1"`,
+        `"randk:0.1"`, `"lowrank:2"` (each also with `+bf16`, `+int8` or `+int4`), and to each a
+        rate, as in `"topk:0.5+int4@0.5"`; `"none"` sends them as they are. The network average
+        moves as without.
     bind_nodes : bool
         Each vertex belongs to the key with which its SuperNode has logged in to the SuperLink,
         for the whole run: another SuperNode that claims the vertex is refused by name. For
@@ -333,6 +334,9 @@ evaluate_metrics_aggr_fn
                 Wishes(
                     evaluate_every=self.evaluate_every,
                     join_evaluation=self._joins(run),
+                    join_rounds=self._has_own("configure_train", "aggregate_train") is None,
+                    join_local=self.join_evaluation is not False
+                    and self._has_own("configure_evaluate", "aggregate_evaluate") is None,
                     measure_consensus=self.measure_consensus,
                     average=self.average,
                     collect_models=self.collect_models,
@@ -470,17 +474,21 @@ evaluate_metrics_aggr_fn
 
     # --- inside ---------------------------------------------------------------------
 
+    def _has_own(self, *names: str) -> str | None:
+        """The first of some methods that a subclass has its own of, None if it has none."""
+        own = (n for n in names if getattr(type(self), n) is not getattr(ServerlessStrategy, n))
+        return next(own, None)
+
     def _check_direct(self) -> None:
         """Nodes that hold rounds among themselves ask no subclass of this strategy."""
-        for name in (
-            *("configure_train", "aggregate_train"),
-            *("configure_evaluate", "aggregate_evaluate"),
-        ):
-            if getattr(type(self), name) is not getattr(ServerlessStrategy, name):
-                raise ConfigError(
-                    f'transport="direct": {type(self).__name__} has its own {name}, which nobody '
-                    'would call; take transport="relay", or do it in the app'
-                )
+        name = self._has_own(
+            *("configure_train", "aggregate_train"), *("configure_evaluate", "aggregate_evaluate")
+        )
+        if name is not None:
+            raise ConfigError(
+                f'transport="direct": {type(self).__name__} has its own {name}, which nobody '
+                'would call; take transport="relay", or do it in the app'
+            )
 
     @property
     def _opening(self) -> Opening:
@@ -501,8 +509,7 @@ evaluate_metrics_aggr_fn
 
     def _joins(self, run: Session) -> bool:
         """Whether evaluations come with the next round's training: one process start, not two."""
-        ours = (ServerlessStrategy.configure_evaluate, ServerlessStrategy.aggregate_evaluate)
-        if (type(self).configure_evaluate, type(self).aggregate_evaluate) != ours:
+        if self._has_own("configure_evaluate", "aggregate_evaluate") is not None:
             return False  # a subclass words its evaluations itself
         return is_deployed(run.relay.grid) if self.join_evaluation is None else self.join_evaluation
 

@@ -164,8 +164,11 @@ class RunConfig:
     compression: str = "none"
     """Fewer bytes for a payload, at the price of knowing the neighbors less exactly.
 
-    Allowed: `none`, `bf16`, `int8`, `int4`, `topk:SHARE`, `randk:SHARE`, `lowrank:RANK`; to the
-    last three `+bf16`, `+int8` or `+int4` may be added.
+    Changes since the last payload are sent; with `:whole` the numbers themselves. `@RATE`, above 0
+    and up to 1, is how far an agent follows what it knows of its neighbors. Allowed: `none`,
+    `bf16`, `int8`, `int4`, `bf16:whole`, `int8:whole`, `int4:whole`, `topk:SHARE`, `randk:SHARE`,
+    `lowrank:RANK`; after the last three `+bf16`, `+int8` or `+int4` for how their numbers are sent,
+    as in `topk:0.5+int4`; last of all `@RATE`, as in `topk:0.1@0.3`.
     """
     bind_nodes: bool = False
     """Whether a vertex belongs to the key of its SuperNode for the whole run.

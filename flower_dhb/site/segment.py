@@ -23,7 +23,7 @@ from flower_dhb.agent.node import Snapshot
 from flower_dhb.errors import ConfigError, FlowerDhbError, NotNowError, StateError
 from flower_dhb.flower.mod import vertex_of
 from flower_dhb.flower.records import Answer, Instruction, failure_text
-from flower_dhb.flower.segment import RoundLine, Segment
+from flower_dhb.flower.segment import AWAY_ROUNDS, RoundLine, Segment
 from flower_dhb.flower.store import open_store
 from flower_dhb.peer.device.app import Agent, Turn
 from flower_dhb.peer.device.daemon import Peer, digest_of_layout
@@ -41,7 +41,6 @@ from flower_dhb.site.protection import MESH, check_segment, node_keys
 
 __all__ = ["hold_segment"]
 
-_AWAY_ROUNDS = 10  # an agent that is further behind begins again from its neighbors
 _LEAST_S = 30.0  # a neighbor that is alive is waited for at least so long, if a round may take it
 _LINGER_S = 10.0
 _LOCKED_S, _LOOK_S = 600.0, 0.5  # for another process of this vertex to end
@@ -158,7 +157,7 @@ class _Hold:
             if caught.failure:
                 return replace(caught, ask="segment", round=segment.last)
             self.refused, found = caught.refused, caught.state_round
-        joins = found < 0 or segment.first - 1 - found > _AWAY_ROUNDS
+        joins = found < segment.oldest
         configs = {
             "train": dict(message.content.get(ask.config_key, {})),
             "evaluate": dict(ask.evaluates or {}),
@@ -267,7 +266,7 @@ class _Hold:
             tls=tls,
             timing=Timing(ceiling_s=wait_s, least_s=min(wait_s, _LEAST_S)),
             limits=Limits(retry_max_s=1.0),
-            away_rounds=_AWAY_ROUNDS,
+            away_rounds=AWAY_ROUNDS,
             start_timeout_s=segment.start_s,
             linger_s=_LINGER_S,
         )

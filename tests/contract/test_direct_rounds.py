@@ -35,6 +35,7 @@ from flower_dhb.algorithms import DSGD, MoTEF
 from flower_dhb.flower.arrays import named_arrays, start_frame
 from flower_dhb.flower.records import Answer, Instruction
 from flower_dhb.flower.segment import Segment
+from flower_dhb.flower.segments import oldest_state
 from flower_dhb.peer.device.daemon import Peer
 from flower_dhb.peer.device.flwr_adapter import make_context, make_message, take_identity
 from flower_dhb.topology.turns import parse_graph, share_every
@@ -278,6 +279,23 @@ def test_direct_rounds_are_the_peers_rounds(tmp_path) -> None:
         assert np.array_equal(result.models[v]["x"].numpy(), model)
 
 
+@pytest.mark.parametrize(
+    ("graphs", "first", "oldest"),
+    [
+        (Topology.star(3), 12, 1),
+        (Topology.star(3), 11, 0),
+        (share_every(Topology.star(3), 12), 17, 0),  # one exchange, in sixteen rounds
+        (share_every(Topology.star(3), 12), 133, 12),  # eleven: 12, 24, … 132
+        (share_every(Topology.star(3), 12), 132, 0),
+        (parse_graph("matchings:star:3"), 23, 1),  # every other round is a leaf's
+    ],
+    ids=str,
+)
+def test_an_agent_may_miss_ten_exchanges_and_not_ten_rounds(graphs, first, oldest) -> None:
+    vertex = max(v for v in range(1, 3) if graphs.due(v, oldest or 12) or not oldest)
+    assert oldest_state(graphs, vertex, first) == oldest
+
+
 def test_who_is_left_behind_in_a_segment_ends_when_it_hears_of_a_later_one(
     tmp_path, monkeypatch
 ) -> None:
@@ -296,6 +314,7 @@ def test_who_is_left_behind_in_a_segment_ends_when_it_hears_of_a_later_one(
             number=number,
             first=1,
             last=4,
+            oldest=0,
             limit_s=200.0,
             start_s=200.0,
             wait_s=200.0,

@@ -20,6 +20,7 @@ from flower_dhb.flower.arrays import (
     start_frame,
 )
 from flower_dhb.flower.fields import MOST, Fields
+from flower_dhb.flower.local_rounds import LocalLine, LocalRounds
 from flower_dhb.flower.profile import Spent
 from flower_dhb.flower.records import (
     PROTOCOL,
@@ -66,6 +67,12 @@ def test_the_shortest_instruction_and_the_longest_come_back():
     for made in (
         instruction(),
         instruction(ask="report", round=0, vertex=0, state_round=0),
+        instruction(locally=LocalRounds(first=4)),
+        instruction(
+            locally=LocalRounds(
+                first=2, evaluated=(2, 4), measured=(3,), evaluates=ConfigRecord({"batch": 8})
+            )
+        ),
         instruction(
             ask="evaluate",
             payloads={2: FRAMES[2], 10: FRAMES[3]},
@@ -148,6 +155,16 @@ BAD_REQUESTS = {
     "a rejoin round": ({"rejoin_rounds": [[1, -2]]}, "'rejoin_rounds' is -2, expected an integer"),
     "rejoin vertex": ({"rejoin_rounds": [[-1, 2]]}, "'rejoin_rounds' is -1, expected an integer"),
     "rejoin map": ({"rejoin_rounds": {}}, "'rejoin_rounds' is of type dict"),
+    "local rounds": ({"locally": [1]}, "a part of its document is of type list"),
+    "no local round": ({"locally": {}}, "it lacks 'first'"),
+    "a local round": ({"locally": {"first": 5}}, r"'first' is 5, expected .* in \[1, 4\]"),
+    "before round 1": ({"locally": {"first": 0}}, "'first' is 0"),
+    "before all rounds": ({"round": 1, "locally": {"first": 1}}, "'round' is 1"),
+    "evaluated": (
+        {"locally": {"first": 3, "evaluated": [2], "measured": []}},
+        r"'evaluated' is 2, expected an integer in \[3, 4\]",
+    ),
+    "rounds of a report": ({"ask": "report", "locally": {"first": 3}}, "'report' with local rou"),
 }
 
 
@@ -245,6 +262,22 @@ def test_the_shortest_answer_and_the_longest_come_back():
             announcement="who I am",
             epoch=3,
         ),
+        Answer(
+            ask="train",
+            vertex=1,
+            locally=(
+                LocalLine(round=2, failure="f", detail="a trace"),
+                LocalLine(
+                    round=4,
+                    metrics=RecordDict({"m": MetricRecord({"n": 3, "x": float("inf")})}),
+                    evaluated=RecordDict({"": MetricRecord({"list": [1, 2], "none": []})}),
+                    evaluation_failure="e",
+                    seconds=0.5,
+                    app_s=0.25,
+                    sketch=(0.1, -3.0),
+                ),
+            ),
+        ),
     ):
         assert Answer.from_records(made.to_records()) == made
 
@@ -305,6 +338,35 @@ def test_metrics_beyond_what_a_float_can_hold(value, good):
     else:
         with pytest.raises(PayloadError, match="metric 'n' is beyond 64 bits"):
             Answer.from_records(answer.to_records())
+
+
+LINE = LocalLine(round=2).to_document()
+
+
+@pytest.mark.parametrize(
+    ("lines", "text"),
+    [
+        ({}, "'rounds' is of type dict"),
+        ([3], "a part of its document is of type int"),
+        ([LINE, LINE], "local rounds are doubled or out of order"),
+        ([LINE | {"round": 0}], "'round' is 0"),
+        ([LINE | {"failure": 1}], "'failure' is of type int"),
+        ([LINE | {"metrics": [1]}], "'metrics' holds no metrics"),
+        ([LINE | {"metrics": {"m": 3}}], "'metrics' holds no metrics"),
+        ([LINE | {"metrics": {"m": {"n": "x"}}}], "metric 'n' is no number"),
+        ([LINE | {"metrics": {"m": {"n": 2**64}}}], "metric 'n' is no number of 64 bits"),
+        ([LINE | {"evaluated": {"m": {"n": [1, 0.5]}}}], "'evaluated'"),
+        ([LINE | {"seconds": -1.0}], "'seconds' is of type float"),
+        ([LINE | {"sketch": "?"}], "a projection is not of 1024 numbers at most"),
+        ([LINE | {"sketch": "AAAA"}], "a projection is not of 1024 numbers at most"),
+        ([LINE | {"sketch": "A" * 12_000}], "a projection is not of 1024 numbers at most"),
+    ],
+)
+def test_local_rounds_that_no_agent_tells_of(lines, text):
+    records = Answer(ask="train", vertex=0, locally=(LocalLine(round=1),)).to_records()
+    records["flower_dhb.local_rounds"] = ConfigRecord({"json": json.dumps({"rounds": lines})})
+    with pytest.raises(PayloadError, match=f"^unreadable message: .*{text}"):
+        Answer.from_records(records)
 
 
 def test_records_of_one_kind():

@@ -169,9 +169,13 @@ def test_relay_and_agent_of_different_versions(monkeypatch: pytest.MonkeyPatch) 
     def from_the_future(self: object) -> RecordDict:
         content = to_records(self)  # type: ignore[arg-type]
         text = str(content.config_records["flower_dhb"]["json"])
-        content.config_records["flower_dhb"]["json"] = text.replace('"version": 6', '"version": 9')
+        content.config_records["flower_dhb"]["json"] = text.replace(
+            f'"version": {records.PROTOCOL_VERSION}', '"version": 99'
+        )
         return content
 
     monkeypatch.setattr(records.Question, "to_records", from_the_future)
-    with pytest.raises(ConfigError, match="protocol version 9, expected 6"):
+    with pytest.raises(
+        ConfigError, match=f"protocol version 99, expected {records.PROTOCOL_VERSION}"
+    ):
         start(LocalGrid(numpy_app(3, D, mods=[consensus_mod]), 3), Topology.ring(3))
