@@ -321,12 +321,12 @@ def test_a_full_disk_costs_the_round_and_is_told(
 
     save, calls = store._FileStore.save, []
 
-    def full(self, *args) -> None:
+    def full(self, *args, **how) -> None:
         if f"vertex-{VICTIM}." in str(self._path):
             calls.append(1)
             if len(calls) == FAULTY_ROUND:
                 raise OSError(28, "No space left on device")
-        save(self, *args)
+        save(self, *args, **how)
 
     monkeypatch.setattr(store._FileStore, "save", full)
     result = run(HeavyBall(), state_dir_grid(tmp_path))
