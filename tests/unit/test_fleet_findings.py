@@ -258,10 +258,13 @@ def test_a_device_of_which_nobody_could_know_is_no_fault_of_its_own():
 
 
 def test_one_trouble_of_a_device_is_told_once():
-    """Whose disk is full stalls, and takes part in nothing; whoever lies is left alone."""
+    """Whose disk is full stalls, and takes part in nothing; whoever lies is left alone.
+
+    Rounds in which an app fails end as well, and no neighbor has a part in them.
+    """
     fleet = Troubled(9)
     fleet[3].disk, fleet[3].stalled_s, fleet[3].took_part = "full", 99.0, 0
-    fleet[5].failures, fleet[5].took_part = 5, 0
+    fleet[5].failures, fleet[5].took_part, fleet[5].alone_since = 5, 0, 90
     fleet[7].alone_since, fleet[7].took_part = 90, 0
     fleet.end(6, 7).quarantined_until = 140
     kinds = [(f.kind, f.vertices) for f in findings(fleet.status())]

@@ -218,7 +218,8 @@ def _apart(fleet: FleetStatus) -> Iterator[Finding]:
     for v, reply in fleet.replies.items():
         if _is_left_aside(fleet, v) or reply.phase in OVER:
             continue  # that is said of it
-        if reply.HasField("alone_since"):
+        # A device whose app fails has nothing for its neighbors, so they have no part either.
+        if reply.HasField("alone_since") and not reply.failures:
             since = reply.alone_since
             when = f"since round {since}" if since else "from its first round on"
             yield _one(
