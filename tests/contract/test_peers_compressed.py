@@ -32,10 +32,17 @@ CASES = [
     ("dsgd", "topk:0.3+int8"),
     ("dsgd", "randk:0.1"),
     ("early", "int4"),
+    ("early and seldom", "topk:0.1"),
 ]
 RULES = {
     "seldom": {"algorithm": "dsgd", "share_every": 2},
     "tracking": {"algorithm": "dmsgd", "form": "tracking"},
+    "early and seldom": {
+        "algorithm": "dmsgd",
+        "order": "combine-then-adapt",
+        "momentum": 0.1,
+        "share_every": 2,
+    },
     "early": {"algorithm": "dmsgd", "order": "combine-then-adapt"},
 }
 

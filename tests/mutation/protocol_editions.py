@@ -21,9 +21,34 @@ EDITIONS = (
             '                near.greet_anew(edge, "the run goes on", now)\n',
             "                pass\n",
         ),
+        (
+            "a payload of a round in which nobody is due is not written",
+            "return bool(edition.due(label)) or before > 0",
+            "return True",
+        ),
+        (
+            "but while the end of a shared round before it is not on the disk",
+            "return bool(edition.due(label)) or before > 0",
+            "return bool(edition.due(label))",
+        ),
+        (
+            "who joins from an older payload joins in its first round",
+            "            self._label = max(self._label, (near.editions.next(self.closed) or 1) - 1)\n",
+            "            pass\n",
+        ),
+        (
+            "a record names no payload that is not on the disk",
+            "kept = sorted(k for k in near.kept if k != near.unwritten)",
+            "kept = sorted(near.kept)",
+        ),
     ),
     *_in(
         "rounds.py",
+        (
+            "the newest payload that is on the disk stays there",
+            "        needed.add(max((k for k in self.kept if k != self.unwritten), default=0))\n",
+            "",
+        ),
         (
             "an edge that is not due in a round is apart",
             "            if edge.neighbor not in due:\n",

@@ -97,7 +97,7 @@ AGENT: tuple[Mistake, ...] = _in(
     ),
     (
         "an early payload is shared while its round trains",
-        '        if record["open"]["early"]:',
+        "        if self._early:",
         "        if False:",
     ),
     (

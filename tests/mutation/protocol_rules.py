@@ -365,7 +365,7 @@ ROUNDS = _in(
     ),
     (
         "the newest own payload is kept",
-        "        needed.add(max(self.kept, default=0))\n",
+        "        needed.add(max(self.kept))\n",
         "",
     ),
     (

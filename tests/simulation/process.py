@@ -34,6 +34,7 @@ from flower_dhb.peer.protocol.events import (
     Event,
     Finished,
     Heard,
+    Journaled,
     LinkEvent,
     Offered,
     Payload,
@@ -560,7 +561,12 @@ class Process:
         if len(seen) < 100:
             seen.append(payload.digest)
         self.edition = effect.edition
-        self._write(effect.round, effect.record, payload)
+        if effect.lasting:
+            self._write(effect.round, effect.record, payload)
+        else:
+            world = self.world
+            world.count("journal: not written")
+            world.push(world.now, self.answer, Journaled(payload), None)
 
     def _save(self, effect: Save) -> None:
         host = self.host

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from flower_dhb.peer.protocol.agent import Phase
 from flower_dhb.peer.protocol.edge import Stage
+from flower_dhb.peer.protocol.edition import Editions
 from flower_dhb.peer.protocol.effects import (
     Combine,
     Count,
@@ -231,17 +232,31 @@ class Watch:
     # --- (3) nothing leaves before its record is on the disk ----------------------------------
 
     def payload_leaves(self, process: Process, offer: Offer) -> None:
-        """A payload is on its sender's disk, under this round, before it leaves."""
-        if offer.final:
+        """A payload is on its sender's disk, under this round, before it leaves.
+
+        One of a round in which nobody is due counts nowhere. All shared rounds before are there.
+        """
+        written = offer.digest in process.disk.promised.get(offer.round, ())
+        if offer.ack:
+            self.ack_leaves(process, offer.round)
+        if offer.final or written:
             return
-        if offer.digest not in process.disk.promised.get(offer.round, ()):
+        known = process.core.near.editions.known
+        of_then = Editions(e for e in known if e.number <= offer.edition)  # as it was labeled
+        if of_then.then(offer.round).due(offer.round):
             raise ViolationError(
                 "disk first",
                 f"agent {process.vertex} sends its payload of round {offer.round}, which is not on "
                 "its disk",
             )
-        if offer.ack:
-            self.ack_leaves(process, offer.round)
+        writes = process.disk.writes
+        closed = writes[-1].closed if writes else self.world.plan.origin
+        if of_then.shared_rounds(closed, offer.round - 1) > 0:
+            raise ViolationError(
+                "disk first",
+                f"agent {process.vertex} gives its payload of round {offer.round}; its disk "
+                f"says that it has closed {closed}",
+            )
 
     def ack_leaves(self, process: Process, r: int) -> None:
         """The own payload of a round is on the disk before an acknowledgment of it leaves."""

@@ -180,6 +180,7 @@ def own(effect: fx.Effect) -> str:
                 + (f" epoch {effect.epoch}" if effect.epoch else "")
                 + (" early" if effect.early else "")
                 + of_edition(effect.edition)
+                + ("" if effect.lasting else " in memory")
             )
         case fx.Combine():
             by = of_edition(effect.edition)
@@ -241,6 +242,7 @@ class End:
         self.effects: list[fx.Effect] = []
         self.links: dict[str, str] = {}
         self._dials = 0
+        self._mine = ""  # the newest own payload
         self._said: list[str] = []
         self._made = {"timing": timing, "neighbors": neighbors, "me": me, "rounds": rounds}
         self._made |= {"editions": editions, **config}
@@ -327,6 +329,10 @@ class End:
                 if isinstance(effect, fx.Journal | fx.Save):
                     kind = "journal" if isinstance(effect, fx.Journal) else "save"
                     mine = own_name(self.me, effect.round, self.life)
+                    if isinstance(effect, fx.Journal):
+                        self._mine = mine
+                        if not effect.lasting:
+                            return
                     self.writes.append(
                         (kind, effect.round, json.dumps(effect.record), mine * (kind == "journal"))
                     )
@@ -425,8 +431,7 @@ class End:
         self.handle(ev.TrainingFailed(" ".join(why) or "why"))
 
     def _journaled(self) -> None:
-        mine = next(w[3] for w in reversed(self.writes) if w[0] == "journal")
-        self.handle(ev.Journaled(payload(mine)))
+        self.handle(ev.Journaled(payload(self._mine)))
 
     def _screened(self, j: str, round: str) -> None:
         self.handle(ev.Screened(vertex(j), int(round)))

@@ -385,6 +385,21 @@ def test_what_is_sent_in_place_of_a_payload_leads_to_it(text):
 
 
 @pytest.mark.parametrize("text", FORMS)
+def test_in_a_round_in_which_nobody_is_due_nothing_is_compressed(text):
+    """Its payload is there whole, for who begins again; a number of a shared round brings codes."""
+    one, plain = (
+        agent(algorithm=DSGD(), arrays=LONG, compression=Compression.parse(kind))
+        for kind in (text, "none")
+    )
+    known = one.known([0]).get(0)
+    found = one.train(1, sends=False)
+    assert (found.change, one.snapshot().pending.codes, one.change()) == (None, None, None)
+    assert found.frame == plain.train(1, sends=False).frame
+    found = one.relabel(4)
+    assert made_of(found.change, one, known) == found.frame
+
+
+@pytest.mark.parametrize("text", FORMS)
 def test_a_round_gets_another_number_and_all_that_depends_on_it(text):
     """An agent that lags takes the round of its neighbors: the same part of it is mixed there."""
     one, other = (

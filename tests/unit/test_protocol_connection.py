@@ -174,6 +174,17 @@ def test_a_payload_is_cut_off_where_it_stops_or_trickles(steps, after_s):
     assert end.count("cut-off.silent") == (after_s == 8.0)
 
 
+def test_who_was_told_to_keep_the_rest_of_a_payload_is_not_cut_off_for_it():
+    """With long rounds, or few exchanges, nothing follows for longer than `transfer-s`."""
+    end = after("share", "offer b1", "wait 3", "later 5", timing=replace(STRICT, ceiling_s=6.0))
+    assert end.do("heard b", "wait 1")[0] == "b: release 1"
+    assert end.edge().in_vain == 1
+    for _ in range(8):
+        end.do("later 7", "heard b", "wait 0")
+    assert end.count("cut-off.slow-sender") == 0
+    assert end.edge().up
+
+
 def test_a_connection_that_is_cut_may_come_back():
     end = after("share", timing=STRICT)
     end.said()

@@ -1,5 +1,7 @@
 """Edges that take turns: who is due in which round, and ends that are some rounds apart."""
 
+import json
+
 import pytest
 
 from flower_dhb.errors import ConfigError
@@ -67,7 +69,7 @@ def test_a_neighbor_may_be_some_rounds_ahead_and_waits_in_the_round_that_both_sh
     end.do("payload b4 closed=3")
     assert list(end.edge("b").held) == [4]
     for k in (2, 3):
-        assert end.do("trained") == [f"journal {k}"]
+        assert end.do("trained") == [f"journal {k} in memory"]
         assert end.do("journaled")[0] == f"combine {k}: nobody"
         end.do("combined", "saved")
     assert end.do("trained") == ["journal 4"]
@@ -124,6 +126,39 @@ def test_who_jumps_over_a_round_in_which_an_edge_was_due_says_so():
     end.do("payload c3 closed=2", "release c 3", "trained")  # the label is round 4
     assert end.said()[-1] == "journal 4 trained as 1"
     assert "b: release 2" in end.do("journaled")
+
+
+def test_a_payload_of_a_round_in_which_nobody_is_due_is_not_written():
+    """But for the first, where the end of the shared round before is not on the disk yet."""
+    end = End("b", editions=(turns("b", "", "", ""),))
+    end.do("trained", "journaled", "payload b1 +", "ack b a1", "combined")
+    assert end.do("trained") == ["journal 2"]  # `saved` has not come
+    end.do("journaled", "combined", "saved")
+    assert [(kind, k) for kind, k, _, _ in end.writes][-3:] == [
+        ("save", 1), ("journal", 2), ("save", 2),
+    ]  # fmt: skip
+    assert end.do("trained") == ["journal 3 in memory"]
+    assert end.do("journaled")[0] == "combine 3: nobody"
+    end.do("combined")
+    assert json.loads(end.writes[-1][2])["kept"] == [1, 2]
+    end.do("down b")
+    assert end.do("up b")[0] == "b: hello closed=2 counted=1:a1:b1"  # as the disk has it
+
+
+def test_it_is_given_to_who_begins_again():
+    end = End("b", editions=(turns("b", "", "", ""),))
+    end.do("trained", "journaled", "payload b1 +", "ack b a1", "combined", "saved")
+    alone_round(end)
+    end.do("trained", "journaled")
+    assert end.do("seek b") == ["b: payload a3 closed=2 counted=1:a1:b1"]
+
+
+def test_who_joins_from_a_payload_of_some_rounds_ago_joins_in_its_first_round():
+    """Nobody was due since round 4, and edition 2, with this agent, begins in round 8."""
+    end = End("b", editions=(turns("", "", "", "b", number=2, begins=8),), connected=False)
+    end.do("up b round=4 digest=b4 closed=7")
+    assert end.do("payload b4 closed=7")[-1].startswith("rejoin 7")
+    assert end.do("rejoined")[-1] == "train 8"
 
 
 def test_who_shares_a_round_by_another_edition_is_told_that_the_edge_is_not_due():

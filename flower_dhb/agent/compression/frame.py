@@ -21,7 +21,7 @@ from flower_dhb.agent.compression.compressor import Codes, Compressor
 from flower_dhb.errors import EstimateError, PayloadError
 from flower_dhb.types import NDArrays, Payload
 
-__all__ = ["Frame", "decode", "digest", "encode", "is_compressed"]
+__all__ = ["Frame", "decode", "digest", "digests", "encode", "is_compressed"]
 
 VERSION: Final = 1
 _MAGIC = b"DHBc"
@@ -73,6 +73,15 @@ def encode(frame: Frame, compressor: Compressor, *, run: str, round: int, vertex
     sender = f"round {round}, agent {vertex}"
     text = json.dumps(document).encode()
     return b"".join([codec.head(_MAGIC, VERSION, text, parts, sender), *parts])
+
+
+def digests(data: Data) -> tuple[str, str]:
+    """Of which public payload a compressed frame of one's own is a change, and what it stands for.
+
+    The first is empty if it is of none.
+    """
+    document, _ = _split(data, "this agent")
+    return document["known"], document["public"]
 
 
 def length(compressor: Compressor, vectors: tuple[VectorSpec, ...]) -> int:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from flower_dhb.agent import codec
 from flower_dhb.agent.codec import VectorSpec
 from flower_dhb.agent.compression import NONE, Compression
+from flower_dhb.agent.compression import frame as compressed
 from flower_dhb.agent.compression.frame import Frame
 from flower_dhb.agent.node import STATISTICS_VECTOR, Node, Snapshot, compressor_of
 from flower_dhb.agent.policy import Policy
@@ -169,19 +170,25 @@ class Agent:
 
     # --- questions --------------------------------------------------------------------
 
-    def train(self, round: int, epoch: int = 0) -> Outcome:
+    def train(self, round: int, epoch: int = 0, *, sends: bool = True) -> Outcome:
         """Train from the combined parameters; the payload to share is in the outcome.
 
-        epoch: the newest that is known of; the agent joins it before it trains.
+        epoch: the newest that is known of; the agent joins it before it trains. sends: whether any
+        neighbor is due in the round; if none is, nothing is compressed.
         """
-        answer = self._ask("train", round, state_round=self.round, epoch=epoch)
-        if not answer.failure and answer.payload is None:
-            raise StateError(f"round {round}, agent {self.vertex}: the app answered no payload")
+        sends = sends or self.compressor is None
+        answer = self._ask("train", round, state_round=self.round, epoch=epoch, sends=sends)
         outcome = _outcome(answer)
-        if outcome.frame is None or self.compressor is None:
+        if outcome.failure:
             return outcome
-        frame, change = self._shared(self._node_at())
-        return replace(outcome, frame=frame, change=change)
+        if not sends:
+            return replace(outcome, frame=self._whole(self._node_at()))
+        if outcome.frame is None:
+            raise StateError(f"round {round}, agent {self.vertex}: the app answered no payload")
+        if not compressed.is_compressed(outcome.frame):
+            return outcome
+        change = Change.of_frame(outcome.frame, round)
+        return replace(outcome, frame=self._whole(self._node_at()), change=change)
 
     def relabel(self, round: int) -> Outcome:
         """Give the trained round another number before its payload was sent.
@@ -228,9 +235,12 @@ class Agent:
 
     def _shared(self, node: Node) -> tuple[bytes, Change | None]:
         """The payload of a trained round, and what may be sent in its place."""
+        return self._whole(node), self._change_of(node.frame(), node.pending_round or 0)
+
+    def _whole(self, node: Node) -> bytes:
+        """The payload of a trained round, as all devices have it."""
         k = node.pending_round or 0
-        frame = codec.encode(node.payload(), run=self.run, round=k, vertex=self.vertex)
-        return frame, self._change_of(node.frame(), k)
+        return codec.encode(node.payload(), run=self.run, round=k, vertex=self.vertex)
 
     def _change_of(self, short: Frame | None, round: int) -> Change | None:
         if short is None or self.compressor is None:
@@ -286,10 +296,10 @@ class Agent:
         self.round = answer.state_round
         return _outcome(answer)
 
-    def early(self, round: int, epoch: int = 0) -> Outcome:
+    def early(self, round: int, epoch: int = 0, *, sends: bool = True) -> Outcome:
         """The payload of a round before training, where the rule knows it by then.
 
-        epoch: as for `train`.
+        epoch, sends: as for `train`.
         """
         if not self.knows_early:
             return Outcome()
@@ -301,7 +311,7 @@ class Agent:
         outgoing = self.algorithm.outgoing(state, state.parameters)
         payload: Payload = {name: outgoing[name] for name in self.algorithm.vectors}
         short = None
-        if self.compressor is not None:
+        if self.compressor is not None and sends:
             codes, payload = self.compressor.publish(payload, snapshot.sent, round, self.vertex)
             short = None if codes is None else Frame(codes, payload, snapshot.sent)
         frame = codec.encode(payload, run=self.run, round=round, vertex=self.vertex)
@@ -363,6 +373,7 @@ class Agent:
         newest: Mapping[int, tuple[int, Bytes]] | None = None,
         epoch: int = 0,
         measure: bool = False,
+        sends: bool = True,
     ) -> Answer:
         instruction = Instruction(
             ask=ask,
@@ -379,6 +390,7 @@ class Agent:
             local=self._local,
             screen=False,  # the device has done so before the edge could count
             epoch=epoch,
+            sends=sends,
             attempt=self._attempt,
             measure=measure,
             compression=self.compression,

@@ -134,7 +134,7 @@ class Work:
     def _train(self, task: Train) -> None:
         begun = time.monotonic()
         early = self._round if self._app.knows_early else _Round()
-        outcome = self._app.train(task.round, task.epoch)
+        outcome = self._app.train(task.round, task.epoch, sends=task.due)
         if outcome.frame is None:
             self._deliver(TrainingFailed(outcome.failure))
             return
@@ -152,18 +152,25 @@ class Work:
         frame, change = self._shared(task)
         if frame is None:
             raise StateError(f"round {task.round}: there is no payload to write down")
-        self._changes = () if change is None else follow(self._changes, change, len(frame))
-        outgoing = Outgoing.of(frame, self._changes)
+        if change is not None:
+            self._changes = follow(self._changes, change, len(frame))
+        elif self._editions.settings(task.edition).due(task.round):
+            self._changes = ()  # this one goes whole, and changes of it come after it
+        outgoing = Outgoing.of(frame, () if change is None else self._changes)
         self._round = replace(self._round, frame=frame, change=change, outgoing=outgoing)
         self._judge.shares(task.round, frame, self._app.snapshot())
         done = partial(self._deliver, Journaled(Payload(outgoing.checksum, outgoing)))
-        self._disk.put(disk.Payload(task.round, frame, self._contents(), task.record, done))
+        if task.lasting:
+            self._disk.put(disk.Payload(task.round, frame, self._contents(), task.record, done))
+        else:
+            done()
 
     def _shared(self, task: Journal) -> tuple[bytes | None, Change | None]:
         """The payload to share under its label, and what may be sent in its place."""
         if task.early:
             self._round = _Round()
-            early = self._app.early(task.round, task.epoch)
+            due = self._editions.settings(task.edition).due(task.round)
+            early = self._app.early(task.round, task.epoch, sends=bool(due))
             return early.frame, early.change
         frame, change = self._round.frame, self._round.change
         if frame is None or task.round == task.trained_as:

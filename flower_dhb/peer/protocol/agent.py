@@ -20,6 +20,7 @@ from enum import Enum
 from typing import Any
 
 from flower_dhb.peer.protocol.edge import Connection, Edge
+from flower_dhb.peer.protocol.edition import Edition
 from flower_dhb.peer.protocol.effects import (
     Close,
     Combine,
@@ -123,6 +124,7 @@ class Agent:
         self._planned = 0
         self._label = 0
         self._early_shared = False
+        self._early, self._lasting = False, True  # of the newest payload
         self._until = now  # of whatever the phase waits for
         self._rests = False
         self._failures = 0
@@ -318,14 +320,17 @@ class Agent:
 
     def _journaled(self, event: Journaled, now: float) -> None:
         label, near = self._label, self.near
-        record = self._on_disk(Journal, label)
-        number = record["open"]["edition"]
-        about = record["closed"], record["epoch"], number, record["edges"]
-        near.journaled(label, event.payload, *about)
+        if self._lasting:
+            record = self._on_disk(Journal, label)
+            number = record["open"]["edition"]
+            about = record["closed"], record["epoch"], number, record["edges"]
+            near.journaled(label, event.payload, *about)
+        else:
+            near.keep(label, event.payload, near.epoch, self._edition, lasting=False)
         if self.phase is not Phase.JOURNALING:
             return
         near.share(label, now)
-        if record["open"]["early"]:
+        if self._early:
             self._train(now, shared=True)
         else:
             self._failures = 0
@@ -519,7 +524,8 @@ class Agent:
 
     def _train(self, now: float, *, shared: bool) -> None:
         self.phase, self._early_shared = Phase.TRAINING, shared
-        self._out.append(Train(self._planned, self.near.epoch))
+        due = self.near.editions.then(self._planned).due(self._planned)
+        self._out.append(Train(self._planned, self.near.epoch, bool(due)))
 
     def _journal(self, label: int, *, early: bool) -> None:
         self.phase, self._label = Phase.JOURNALING, label
@@ -528,8 +534,20 @@ class Agent:
         record = self._record()
         about = {"round": label, "trained_as": self._planned, "early": early, "edition": number}
         record["open"] = about
-        self._pending.append((Journal, label, record))
-        self._out.append(Journal(label, self._planned, self.near.epoch, early, record, number))
+        self._early, self._lasting = early, self._must_last(edition, label)
+        if self._lasting:
+            self._pending.append((Journal, label, record))
+        fields = (label, self._planned, self.near.epoch, early, record, number, self._lasting)
+        self._out.append(Journal(*fields))
+
+    def _must_last(self, edition: Edition, label: int) -> bool:
+        """Whether a payload must be on the disk: not if nobody is due, and none can count it.
+
+        It is given to those who begin again, so what it says of the rounds before must be there:
+        the end of the last one that was shared.
+        """
+        before = self.near.editions.shared_rounds(self.near.told_closed, label - 1)
+        return bool(edition.due(label)) or before > 0
 
     def _close(self, now: float) -> None:
         used = self.near.close(self._label, now)
@@ -635,6 +653,8 @@ class Agent:
             self._next(now)
             return
         self._label = min(max(ended.values()), rounds)
+        if self._joins:  # their payloads are of before, where no exchange has been due since
+            self._label = max(self._label, (near.editions.next(self.closed) or 1) - 1)
         self._edition = near.editions.then(self._label).number
         if self.config.conserves:
             self._lose_memory(self._label)
@@ -704,7 +724,7 @@ class Agent:
 
     def _record(self) -> dict[str, Any]:
         near = self.near
-        kept = sorted(near.kept)
+        kept = sorted(k for k in near.kept if k != near.unwritten)
         return {
             "open": None,
             "closed": near.closed,

@@ -90,10 +90,14 @@ class Neighbors:
 
 @dataclass(frozen=True, slots=True)
 class Train:
-    """Train a round; `Trained` or `TrainingFailed` answers."""
+    """Train a round; `Trained` or `TrainingFailed` answers.
+
+    due: whether any neighbor is due in it, as far as is known now.
+    """
 
     round: int
     epoch: int
+    due: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +106,7 @@ class Journal:
 
     round: the label that the payload gets. trained_as: the round that it was trained as.
     early: the payload is known before training. edition: of the mesh, which the payload is of.
+    lasting: if not, nothing is written: memory will do for this round, in which nobody is due.
     """
 
     round: int
@@ -110,6 +115,7 @@ class Journal:
     early: bool
     record: Mapping[str, Any]
     edition: int
+    lasting: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -117,6 +117,7 @@ class Rounds:
         self.kept: dict[int, Payload] = {}
         self.epochs: dict[int, int] = {}  # of the kept payloads
         self.numbers: dict[int, int] = {}  # of the editions that they are of
+        self.unwritten = 0  # the newest of them that is not on the disk
         self.broken = False  # a conserved mean was broken, since the epoch began
         self._news: dict[int, list[int]] = {}  # one-sided rounds that nobody was told of
         self._told = Told()
@@ -261,9 +262,18 @@ class Rounds:
         self._told_edges = edges
         self.keep(label, payload, epoch, edition)
 
-    def keep(self, label: int, payload: Payload, epoch: int, edition: int) -> None:
-        """An own payload may be asked for."""
+    def keep(
+        self, label: int, payload: Payload, epoch: int, edition: int, *, lasting: bool = True
+    ) -> None:
+        """An own payload may be asked for. lasting: it is on the disk."""
         self.kept[label], self.epochs[label], self.numbers[label] = payload, epoch, edition
+        if not lasting:
+            self.unwritten = label
+
+    @property
+    def told_closed(self) -> int:
+        """The last round that has ended, as the disk has it."""
+        return self._told.closed
 
     @property
     def is_durable(self) -> bool:
@@ -355,7 +365,7 @@ class Rounds:
         if self._together and not edge.patience.known:
             late = self._starts_until + limit_s
             until = max(until, min(late, self._shared_at + timing.ceiling_s))
-        if edge.receiving_since is not None and edge.shares == self.round:
+        if self._is_arriving(edge):
             until = max(until, self._arrives_until(edge))
         if not edge.up:
             back = max(edge.down_since, self._shared_at) if bound else edge.down_since
@@ -366,6 +376,9 @@ class Rounds:
                 again = max(again, edge.opened_at + timing.hello_s)
             until = min(until, again)
         return until
+
+    def _is_arriving(self, edge: Edge) -> bool:
+        return edge.receiving_since is not None and edge.shares == self.round
 
     def _patience_s(self, edge: Edge) -> float:
         """How long a neighbor is waited for after the rounds since the edge was due last."""
@@ -437,7 +450,9 @@ class Rounds:
         elif edge.stage is Stage.DOUBT:
             edge.doubt(self.round)
             self.out.append(Count("in-doubt", edge.neighbor))
-        edge.in_vain += edge.receiving_since is not None and edge.shares == self.round
+        if self._is_arriving(edge):
+            edge.in_vain += 1
+            edge.receiving_since = None  # told so, the neighbor keeps the rest of it
         edge.patience.missed()
         edge.rounds_missed += 1
         self._send(edge, Release(self.round))
@@ -482,7 +497,8 @@ class Rounds:
         if len(self.kept) < 2:
             return
         needed = {e.counted.round for e in self.edges.values() if not e.settled}
-        needed.add(max(self.kept, default=0))
+        needed.add(max(self.kept))
+        needed.add(max((k for k in self.kept if k != self.unwritten), default=0))
         for r in [r for r in self.kept if r not in needed]:
             del self.kept[r], self.epochs[r], self.numbers[r]
             self.out.append(Free(r))

@@ -45,8 +45,13 @@ class Change:
     ) -> Change:
         """What is sent of a round's payload."""
         data = compressed.encode(frame, compressor, run=run, round=round, vertex=vertex)
-        base = digest(frame.known, compressor) if compressor.estimates else 0
-        return cls(round, data, base, digest(frame.public, compressor))
+        return cls.of_frame(data, round)
+
+    @classmethod
+    def of_frame(cls, data: bytes, round: int) -> Change:
+        """A round's own payload that is compressed already."""
+        known, public = compressed.digests(data)
+        return cls(round, data, int(known, 16) if known else 0, int(public, 16))
 
 
 def digest(payload: Payload, compressor: Compressor) -> int:
