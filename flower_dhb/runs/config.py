@@ -190,7 +190,7 @@ class RunConfig:
         every = get_integer(values, "share-every", 1, least=1)
         topology = _topology(values, every)
         algorithm = _algorithm(values, folder)
-        compression = Compression.parse(get_text(values, "compression", "none"))
+        compression = _compression(values)
         try:
             check_relayed(algorithm)
             check_rule_on(algorithm, topology)
@@ -319,6 +319,16 @@ def _topology(values: Values, every: int) -> Graphs:
         return cast(Graphs, share_every(graph, every))
     except GraphError as error:
         raise GraphError(f"run config: {error}") from None
+
+
+def _compression(values: Values) -> Compression:
+    try:
+        return Compression.parse(get_text(values, "compression", "none"))
+    except ConfigError as error:
+        said = str(error)
+        raise ConfigError(
+            said if said.startswith("run config") else f"run config: {said}"
+        ) from None
 
 
 def _settings_of_all() -> set[str]:

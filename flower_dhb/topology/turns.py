@@ -388,7 +388,8 @@ def parse_graphs(spec: str, weights: str = "metropolis") -> Graphs:
 
     Raises GraphError for graphs with one-way links, too.
     """
-    graph = parse_graph(spec, weights) if str(spec).partition(":")[0] in TURNS else None
+    kind = str(spec).partition(":")[0]
+    graph = parse_graph(spec, weights) if kind in TURNS or _meant(kind) else None
     if graph is None or isinstance(graph, Topology):
         return Topology.parse(spec, weights)
     if isinstance(graph, DirectedTopology) or graph.directed:
@@ -418,9 +419,10 @@ def count_agents(spec: str) -> int:
 
 
 def _meant(kind: str) -> bool:
-    """Whether a word that is unknown is nearest to a sequence's, and to no single graph's."""
+    """Whether a word that is unknown is nearer to a sequence's than to any single graph's."""
     single = (*FORMS, "directed-ring", "directed-exponential")
-    return bool(get_close_matches(kind, TURNS)) and not get_close_matches(kind, single)
+    near = get_close_matches(kind, (*single, *TURNS), n=1)
+    return bool(near) and near[0] in TURNS
 
 
 def _one_peer(spec: str, rest: str, weights: str) -> Turns:
