@@ -4,6 +4,7 @@ For each rule and graph the learning rate is the one of the grid with which the 
 is soonest at 95 % without compression, on validation data and one seed; a compression takes the
 same. Cells are kept, so a study may be run in parts. Usage:
 python -m benchmarks.compression [--rounds 300] [--seeds 3] [--out runs/compression]
+                                 [--graph SPEC ...] [--rule NAME ...]
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import itertools
 import json
 import os
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,16 @@ from flower_dhb.compare.training import TEST, VALIDATION
 from flower_dhb.engine.engine import Engine
 from flower_dhb.errors import ConfigError
 from flower_dhb.files import write_durably
-from flower_dhb.topology.turns import parse_graph
+from flower_dhb.topology.turns import parse_graph, share_every
 
 TARGET, EVERY = 0.95, 2
 GRID = (0.05, 0.1, 0.2, 0.4)
 VIEWS = ("average", "mean", "worst")
 RULES = ("dmsgd", "safeguarded", "dmsgd-gt")
 BESIDE = ("motef", "dsgd", "dsgt")  # with estimates: MoTEF, CHOCO-SGD and, nearly, BEER
-GRAPHS = ("ring:16", "torus:4x4", "exponential:16", "one-peer:16", "base:16:1")
+# "ring:16 every 5": only each fifth round has an exchange.
+GRAPHS = ("ring:16", "torus:4x4", "exponential:16", "one-peer:16", "base:16:1", "base:16:3")
+SELDOM = ("ring:16 every 5", "exponential:16 every 5")
 COMPRESSIONS = (
     "none",
     "bf16",
@@ -52,7 +55,8 @@ COMPRESSIONS = (
 def run(rule: str, graph: str, compression: str, rate: float, seed: int, part: str, rounds: int):
     """Rounds and bytes at which each view is at the target for the first time."""
     task = make_task("digits-mlp")
-    topology = parse_graph(graph)
+    spec, _, every = graph.partition(" every ")
+    topology = share_every(parse_graph(spec), int(every or 1))
     problem = task.problem(topology.n_agents, "classes:2", seed)
     engine = Engine(problem, topology, method(rule), learning_rate=rate, compression=compression)
     found: dict[str, tuple[int, int]] = {}
@@ -95,9 +99,11 @@ def kept(out: Path, name: str, make: Any) -> Any:
     return json.loads(path.read_text())
 
 
-def cells(seeds: int, rounds: int, out: Path) -> Iterator[dict[str, Any]]:
-    """One row for each rule, graph and compression: medians over seeds."""
-    for graph, rule in itertools.product(GRAPHS, (*RULES, *BESIDE)):
+def cells(
+    wanted: Iterable[tuple[str, str]], seeds: int, rounds: int, out: Path
+) -> Iterator[dict[str, Any]]:
+    """One row for each graph, rule and compression: medians over seeds."""
+    for graph, rule in wanted:
         for compression in COMPRESSIONS:
             if rule in BESIDE and compression not in ("none", "topk:0.1", "topk:0.01"):
                 continue
@@ -131,6 +137,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=300)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--graph", action="append", help="only these graphs")
+    parser.add_argument("--rule", action="append", help="only these rules")
     parser.add_argument("--out", type=Path, default=Path("runs/compression"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -139,7 +147,9 @@ def main() -> None:
     names += [f"{what} {view}" for view in VIEWS for what in ("rounds", "MB")]
     names += ["mean at the end", "refused"]
     rows = []
-    for row in cells(arguments.seeds, arguments.rounds, arguments.out):
+    rules = arguments.rule or (*RULES, *BESIDE)
+    wanted = itertools.product(arguments.graph or (*GRAPHS, *SELDOM), rules)
+    for row in cells(wanted, arguments.seeds, arguments.rounds, arguments.out):
         rows.append(row)
         print(*(f"{row.get(name, '-')}"[:40] for name in names), sep="  ", flush=True)
     with (arguments.out / "compression.csv").open("w", newline="") as file:
