@@ -1,13 +1,15 @@
 """Rules beside each other where agents train for many local steps between exchanges.
 
 python -m benchmarks.local_steps run FOLDER        all runs; goes on where it was stopped
-python -m benchmarks.local_steps table FOLDER      what is there, as one Markdown table
+python -m benchmarks.local_steps run FOLDER --part 1/2     every second of them, for two processes
+python -m benchmarks.local_steps table FOLDER      what is there, as Markdown tables
 python -m benchmarks.local_steps graphs FOLDER     the same for every graph, as Markdown tables
 python -m benchmarks.local_steps cells FOLDER      every setting by itself, as CSV
 
 Digits, an MLP of 2,410 parameters, 16 agents, batch 32. Graphs: ring, 4×4 torus, exponential.
 Data: IID, two classes an agent, Dirichlet 0.1. 1, 10 and 50 local steps; SGD, momentum 0.9 and
-AdamW, whose state begins anew in each round. Three seeds. Every rule has its default settings,
+AdamW, whose state begins anew in each round (so that of one step, momentum is SGD and is left
+out). Three seeds. Every rule has its default settings,
 without screening: nobody lies here. `sgp` is left out, which on these graphs is `dsgd`.
 
 The learning rate is tuned for each rule, optimizer, number of steps and kind of split, on the
@@ -372,7 +374,9 @@ def settings() -> Iterator[tuple[int, str, str, str]]:
         for how in SPLITS:
             for spec in GRAPHS:
                 for words in LADDERS:
-                    yield steps, how, words, spec
+                    # Of one step, momentum that begins anew is SGD.
+                    if steps > 1 or words != "momentum:0.9":
+                        yield steps, how, words, spec
 
 
 def rules(study: Study, spec: str) -> list[str]:
@@ -391,8 +395,12 @@ def rules(study: Study, spec: str) -> list[str]:
     return found
 
 
-def run_all(folder: Path) -> None:
-    """Do all runs that are not there yet."""
+def run_all(folder: Path, part: int = 1, parts: int = 1) -> None:
+    """Do all runs that are not there yet, or one part of them.
+
+    What is tuned together, the graphs, stays together. All parts may share the folder: a line
+    is appended in one piece.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "runs.jsonl"
     if path.exists() and not path.read_bytes().endswith(b"\n"):
@@ -401,7 +409,10 @@ def run_all(folder: Path) -> None:
     study = Study.open(folder)
     torch.set_num_threads(1)
     print(f"{len(study.found)} lines are there", flush=True)
+    together = sorted({setting[:3] for setting in settings()}, key=str)
     for steps, how, words, spec in settings():
+        if together.index((steps, how, words)) % parts != part - 1:
+            continue
         began, before = time.process_time(), len(study.found)
         for name in rules(study, spec):
             rate = study.tuned(name, how, steps, words)
@@ -423,14 +434,15 @@ Cell = tuple[int, str, str, str, str]
 def cells(study: Study) -> dict[Cell, dict[str, Any]]:
     """Tests by steps, split, optimizer, graph and rule."""
     found: dict[Cell, dict[str, Any]] = {}
+    wanted = set(settings())
     names = {json.dumps(method(name).to_config(), sort_keys=True): name for name in METHODS}
     for value in study.found.values():
         runs = value["runs"]
         config = {k: v for k, v in runs["rule"].items() if k != "screening"}
         name = names.get(json.dumps(config, sort_keys=True))
-        if runs["part"] == "test" and name is not None:
-            key = (runs["steps"], runs["split"], runs["optimizer"], runs["graph"], name)
-            found[key] = value
+        setting = (runs["steps"], runs["split"], runs["optimizer"], runs["graph"])
+        if runs["part"] == "test" and name is not None and setting in wanted:
+            found[(*setting, name)] = value
     return found
 
 
@@ -457,23 +469,29 @@ def columns_of(study: Study) -> list[tuple[int, str]]:
 
 
 def table(study: Study) -> None:
-    """One row for each optimizer and rule; then who is first in each column."""
+    """For each number of steps one row an optimizer and rule; then who is first in each column."""
     found, columns = cells(study), columns_of(study)
-    heads = [f"{s} step{'s' * (s > 1)}, {WORDS[how]}" for s, how in columns]
-    print("| optimizer | rule | " + " | ".join(heads) + " |")
-    print("|---|---|" + "---|" * len(columns))
     ranked: dict[tuple[int, str, str], list[tuple[list[float], str]]] = {}
-    for words in LADDERS:
-        for name in _rows(found, words):
-            row = []
-            for steps, how in columns:
-                keys = [(steps, how, words, spec, name) for spec in GRAPHS]
-                values = [found[key] for key in keys if key in found]
-                row.append(f"{words_of(values, 0.95)} ({words_of(values, 0.9)})" if values else "")
-                if values and method(name).graph != COMPLETE:
-                    place = [pooled(values, kind, t) for t in (0.95, 0.9) for kind in KINDS[::-1]]
-                    ranked.setdefault((steps, how, words), []).append((place, name))
-            print(f"| {words} | {name} | " + " | ".join(row) + " |")
+    for steps in sorted({steps for steps, _ in columns}):
+        splits = [how for s, how in columns if s == steps]
+        print(f"\n{steps} local step{'s' * (steps > 1)}:\n")
+        print("| optimizer | rule | " + " | ".join(WORDS[how] for how in splits) + " |")
+        print("|---|---|" + "---|" * len(splits))
+        for words in LADDERS:
+            for name in _rows(found, steps, words):
+                row = []
+                for how in splits:
+                    keys = [(steps, how, words, spec, name) for spec in GRAPHS]
+                    values = [found[key] for key in keys if key in found]
+                    row.append(
+                        f"{words_of(values, 0.95)} ({words_of(values, 0.9)})" if values else ""
+                    )
+                    if values and method(name).graph != COMPLETE:
+                        place = [
+                            pooled(values, kind, t) for t in (0.95, 0.9) for kind in KINDS[::-1]
+                        ]
+                        ranked.setdefault((steps, how, words), []).append((place, name))
+                print(f"| {words} | {name} | " + " | ".join(row) + " |")
     print()
     for (steps, how, words), places in sorted(ranked.items()):
         first = [f"{name} {_number(place[0])}" for place, name in sorted(places)[:5]]
@@ -527,9 +545,9 @@ def write_cells(study: Study) -> None:
         )
 
 
-def _rows(found: dict[Cell, Any], words: str) -> list[str]:
+def _rows(found: dict[Cell, Any], steps: int, words: str) -> list[str]:
     """Rules of which something is there with an optimizer: of the centralized ones first."""
-    there = {key[-1] for key in found if key[2] == words}
+    there = {key[-1] for key in found if (key[0], key[2]) == (steps, words)}
     return sorted(there, key=lambda name: (method(name).graph != COMPLETE, [*METHODS].index(name)))
 
 
@@ -542,9 +560,11 @@ def main() -> None:
     show = {"table": table, "graphs": graphs, "cells": write_cells}
     parser.add_argument("what", choices=["run", *show])
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--part", default="1/1", metavar="K/N")
     arguments = parser.parse_args()
     if arguments.what == "run":
-        run_all(arguments.folder)
+        part, parts = (int(number) for number in arguments.part.split("/"))
+        run_all(arguments.folder, part, parts)
     else:
         show[arguments.what](Study.open(arguments.folder))
 
