@@ -8,6 +8,9 @@ open files, passes signals on and ends as the fork ends. The fork runs the insta
 `ps` it has the environment and the command line that it would have had, so it is found, stopped
 and killed as any other process; the script is not found. It loads our own package by itself, as
 what an app is made of comes from its bundle.
+
+The environment's `python` is such a script, too, for the module with which `flower-dhb supernode`
+looks at an app; all else it hands to Python.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import gc
 import importlib
 import json
 import os
+import runpy
 import selectors
 import signal
 import socket
@@ -35,8 +39,10 @@ _ROOT = Path(__file__).resolve().parents[2]
 _VARIABLE = "FLOWER_PROGRAMS"
 _NAMES = (
     *("flwr", "flower-superlink", "flower-supernode", "flower-superexec"),
-    *("flwr-serverapp", "flwr-clientapp", "flwr-simulation"),
+    *("flwr-serverapp", "flwr-clientapp", "flwr-simulation", "flower-dhb"),
 )
+# What Python is asked for that is a fork as well.
+_MODULE = "flower_dhb.site.gate"
 # What they load.
 _LOADED = (
     *("flwr.superlink.cli", "flwr.supernode.cli", "flwr.supercore.cli", "flwr.cli.app"),
@@ -53,7 +59,7 @@ server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 try:
     server.connect("\\0" + os.environ["{variable}"])
 except (KeyError, OSError):
-    os.execv("{program}", ["{program}", *sys.argv[1:]])
+    os.execv("{program}", ["{shown}", *sys.argv[1:]])
 words = ["{script}", *sys.argv[1:]]
 request = {{"words": words, "environment": dict(os.environ), "directory": os.getcwd()}}
 fields = open("/proc/self/stat").read().rpartition(")")[2].split()
@@ -72,6 +78,14 @@ if code < 0:
         signal.signal(-code, signal.SIG_DFL)
     os.kill(os.getpid(), -code)
 os._exit(code)
+"""
+
+# By the name that `exec -a` gives it, Python finds the environment.
+_PYTHON = """#!/bin/bash
+case " $* " in
+  *" -m {module} "*) exec "{ask}" "$@" ;;
+esac
+exec -a "{shown}" "{program}" "$@"
 """
 
 
@@ -140,11 +154,23 @@ def _make_environment(folder: Path) -> None:
         if path.name not in _NAMES:
             other.symlink_to(path)
             continue
-        python = os.path.realpath(here / "python")
-        text = _SCRIPT.format(python=python, variable=_VARIABLE, program=path, script=other)
-        other.write_text(text, encoding="utf-8")
-        other.chmod(0o755)
+        _write(other, _script(here, program=path, shown=path, script=other))
         (folder / "bin" / f"{path.name}.installed").symlink_to(path)
+    python, program = folder / "bin" / "python", here / "python"
+    ask = folder / "bin" / "python.fork"
+    python.unlink()
+    text = _PYTHON.format(module=_MODULE, ask=ask, shown=python, program=program)
+    _write(python, text)
+    _write(ask, _script(here, program=program, shown=python, script=python))
+
+
+def _script(here: Path, **names: object) -> str:
+    return _SCRIPT.format(python=os.path.realpath(here / "python"), variable=_VARIABLE, **names)
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+    path.chmod(0o755)
 
 
 # --- the process that forks -----------------------------------------------------------------------
@@ -250,7 +276,8 @@ def _appear(words: Sequence[str], environment: dict[str, str]) -> None:
     """Have /proc show other words and another environment than those of the start."""
     fields = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     first, middle, start, end = (int(field) for field in fields[45:49])
-    shown = [sys.executable, *words], [f"{key}={value}" for key, value in environment.items()]
+    python = [] if words[0] == sys.executable else [sys.executable]
+    shown = [*python, *words], [f"{key}={value}" for key, value in environment.items()]
     with open("/proc/self/mem", "r+b", 0) as memory:
         for (here, there), texts in zip(((first, middle), (start, end)), shown, strict=True):
             data = b"".join(os.fsencode(text) + b"\0" for text in texts)
@@ -275,15 +302,8 @@ def _main(_: str, name: str, modules: Sequence[str]) -> None:
     import numpy as np
 
     np.random.seed()  # a state that no other fork has
-    program = words[0]
-    sys.argv[:] = words
-    sys.path[0] = str(Path(program).parent)
-    if Path(program).name == "flwr":  # it reads the environment when it is loaded
-        for module in [name for name in sys.modules if name.startswith("flwr.cli")]:
-            del sys.modules[module]
-    code = compile(Path(f"{program}.installed").read_text(encoding="utf-8"), program, "exec")
     try:
-        exec(code, {"__name__": "__main__", "__file__": program})  # noqa: S102
+        _run(words)
         status: object = None
     except SystemExit as end:
         status = end.code
@@ -292,6 +312,23 @@ def _main(_: str, name: str, modules: Sequence[str]) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status if isinstance(status, int) else int(status is not None))
+
+
+def _run(words: list[str]) -> None:
+    """What Python would run with these words, or the program of this name."""
+    if words[0] == sys.executable:
+        sys.argv[:] = words[words.index("-m") + 1 :]
+        del sys.path[0]  # as it was started with -P
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+        return
+    program = words[0]
+    sys.argv[:] = words
+    sys.path[0] = str(Path(program).parent)
+    if Path(program).name == "flwr":  # it reads the environment when it is loaded
+        for module in [name for name in sys.modules if name.startswith("flwr.cli")]:
+            del sys.modules[module]
+    code = compile(Path(f"{program}.installed").read_text(encoding="utf-8"), program, "exec")
+    exec(code, {"__name__": "__main__", "__file__": program})  # noqa: S102
 
 
 if __name__ == "__main__":
