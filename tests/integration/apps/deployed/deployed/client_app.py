@@ -1,7 +1,8 @@
 """Each agent moves towards its own number, or learns clusters; it starts fast, without torch.
 
 What a test wants to go wrong is a file in the folder `trouble`: `slow-2` for vertex 2, with the
-seconds that each training takes. If that is more than a minute, a file `trains-2` appears then.
+seconds that each training takes. A file `busy-2` appears then; if it is more than a minute, a
+file `trains-2` does.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ def train(message: Message, context: Context) -> Message:
     """One step."""
     vertex = int(context.node_config["vertex"])
     seconds = trouble(context, f"slow-{vertex}")
-    if seconds > 60.0:
-        (Path(str(context.run_config["trouble"])) / f"trains-{vertex}").touch()
+    for name, least in (("busy", 0.0), ("trains", 60.0)):
+        if seconds > least:
+            (Path(str(context.run_config["trouble"])) / f"{name}-{vertex}").touch()
     time.sleep(seconds)
     (x,) = message.content["arrays"].to_numpy_ndarrays()
     z = clusters.step(x, vertex) if learns_clusters(context) else x + 0.1 * (vertex - x)
