@@ -84,6 +84,7 @@ def run(bits_s: float, compression: str, algorithm: str, hidden: str) -> tuple[F
     settings: dict[str, int | str | float] = {
         "algorithm": algorithm,
         "rounds": ROUNDS,
+        "round-timeout-s": 3600.0,  # a payload of 4 MB takes 320 s at 100 kbit/s
         "evaluate-every": 1,
         "hidden": hidden,
         "split": "dirichlet:0.1",

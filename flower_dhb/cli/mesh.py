@@ -95,6 +95,7 @@ def execute(arguments: argparse.Namespace) -> int:
 
 def _create(arguments: argparse.Namespace) -> int:
     from flower_dhb.cli.costs import OF_COSTS, cost_rows
+    from flower_dhb.engine.traffic import exchange_s
     from flower_dhb.peer.mesh import create as mesh
     from flower_dhb.runs.config import said_of_rounds
 
@@ -129,9 +130,19 @@ def _create(arguments: argparse.Namespace) -> int:
         print(f"{about_rounds}; --rounds says it for this mesh")
     print(f"{len(paths)} devices in {arguments.out}; start one with: flower-dhb peer {paths[0]}")
     if arguments.link is not None:
-        rows = cost_rows(*mesh.payload_of(arguments.out, arguments.app, overrides), arguments.link)
+        config, size = mesh.payload_of(arguments.out, arguments.app, overrides)
+        rows = cost_rows(config.topology, size, arguments.link)
         print("\n".join(["costs", *table_of(rows)]))
         print(folded(OF_COSTS))
+        needs = exchange_s(config.topology, str(config.compression), size, arguments.link)
+        if needs > (limit := mesh.ceiling_s(config)):
+            print(
+                folded(
+                    f"on such a link no edge would count: what a device sends in a round takes "
+                    f"{needs:,.0f} s, and round-timeout-s gives a round {limit:,.0f} s. Compress, "
+                    f"or create the mesh with --run-config round-timeout-s={2 * needs:.0f}"
+                )
+            )
     if not arguments.insecure_plaintext:
         print(f"keep {arguments.out / 'authority'} off the devices: its key signs certificates")
     return 0

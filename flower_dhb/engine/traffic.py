@@ -14,7 +14,7 @@ from flower_dhb.topology.planning import halving_rounds
 from flower_dhb.topology.turns import AnyGraph, Turns, has_same_edges, share_every
 from flower_dhb.types import Layout
 
-__all__ = ["Cost", "advice", "costs"]
+__all__ = ["Cost", "advice", "costs", "exchange_s"]
 
 # Those with which 'dmsgd' needs as many rounds; the default rule needs more with the last two
 # (docs/benchmarks.md).
@@ -78,11 +78,7 @@ def advice(found: list[Cost]) -> list[Cost]:
 def _cost(
     schedule: str, graph: AnyGraph, compression: str, parameters: int, mbit_per_s: float
 ) -> Cost:
-    payload = 4 * parameters
-    if compression != "none":
-        layout = Layout.of({"parameters": np.broadcast_to(np.float32(0.0), parameters)})
-        meant = Compression.parse(compression)  # as many bytes for numbers as for their changes
-        payload = Compressor.of(meant, ("parameters",), layout).n_bytes
+    payload = _payload_bytes(compression, parameters)
     sent = Counter(end for each in graph.graphs for edge in each.edges for end in edge)
     n_bytes = payload * max(sent.values(), default=0) / len(graph.graphs)
     second = graph.second_eigenvalue
@@ -90,6 +86,26 @@ def _cost(
     rounds = max(1.0, halving_rounds(second)) if second > 0.0 else float(len(graph.graphs))
     seconds = 8e-6 * n_bytes / mbit_per_s
     return Cost(schedule, compression, n_bytes, seconds, rounds)
+
+
+def _payload_bytes(compression: str, parameters: int) -> int:
+    if compression == "none":
+        return 4 * parameters
+    layout = Layout.of({"parameters": np.broadcast_to(np.float32(0.0), parameters)})
+    meant = Compression.parse(compression)  # as many bytes for numbers as for their changes
+    return Compressor.of(meant, ("parameters",), layout).n_bytes
+
+
+def exchange_s(topology: AnyGraph, compression: str, parameters: int, mbit_per_s: float) -> float:
+    """Seconds for which the busiest agent's link sends in a round in which it has most neighbors.
+
+    Arguments as those of `costs`; compression: `none` or the words of one.
+    """
+    most = max(
+        max(Counter(e for edge in g.edges for e in edge).values(), default=0)
+        for g in topology.graphs
+    )
+    return 8e-6 * most * _payload_bytes(compression, parameters) / mbit_per_s
 
 
 def _schedules(topology: AnyGraph) -> list[tuple[str, Turns]]:

@@ -723,3 +723,28 @@ def test_an_apps_number_of_rounds_is_taken_where_nothing_else_says_it_and_said(
     printed = capsys.readouterr().out
     assert (said in printed) if said else ("num-server-rounds" not in printed)
     assert PeerSettings.load(out / "vertex-0" / "peer.toml").rounds == rounds
+
+
+@pytest.mark.parametrize(
+    ("words", "limit"),
+    [
+        ([], "takes 640 s, and round-timeout-s gives a round 300 s"),
+        (
+            ["--share-every", "4", "--run-config", "algorithm=dsgd"],
+            "takes 640 s, and round-timeout-s gives a round 300 s",
+        ),
+        (["--compression", "int8"], None),
+        (["--run-config", "round-timeout-s=1280"], None),
+        (["--run-config", "round-timeout-s=0"], None),  # an hour
+    ],
+)
+def test_a_link_too_slow_for_a_round_is_said(tmp_path, capsys, words, limit):
+    create = ["mesh", "create", "--app", str(APP), "--out", str(tmp_path / "mesh")]
+    pairs = ("topology=ring:3", "size=10000", "dtype=float32", "round-timeout-s=300")
+    about = [word for pair in pairs for word in ("--run-config", pair)]
+    assert main([*create, *about, "--insecure-plaintext", "--link", "0.001", *words]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert ("no edge would count" in said) == (limit is not None)
+    if limit is not None:
+        assert limit in said
+        assert "--run-config round-timeout-s=1280" in said

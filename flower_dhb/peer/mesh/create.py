@@ -36,7 +36,6 @@ from flower_dhb.peer.wire.edition import MeshEdge, MeshEdition, MeshTurn, MeshVe
 from flower_dhb.peer.wire.identity import OPERATOR
 from flower_dhb.runs.config import RunConfig, known_keys
 from flower_dhb.topology.graph import Topology
-from flower_dhb.topology.turns import AnyGraph
 from flower_dhb.types import Layout, NDArrays
 
 __all__ = [
@@ -226,11 +225,16 @@ def create_mesh(plan: MeshPlan) -> list[Path]:
     return paths
 
 
-def payload_of(out: Path, app: Path, overrides: Mapping[str, Any]) -> tuple[AnyGraph, int]:
-    """The graph of a mesh that has been written, and the numbers of one payload in it."""
+def payload_of(out: Path, app: Path, overrides: Mapping[str, Any]) -> tuple[RunConfig, int]:
+    """The run config of a mesh that has been written, and the numbers of one payload in it."""
     config = RunConfig.of(run_config_of(app, overrides), str(app))
     arrays, _ = read_start(out / START)
-    return config.topology, len(config.algorithm.vectors) * Layout.of(arrays).size
+    return config, len(config.algorithm.vectors) * Layout.of(arrays).size
+
+
+def ceiling_s(config: RunConfig) -> float:
+    """Seconds after which a device gives up whom it has not heard in a round."""
+    return config.round_timeout_s or 3600.0
 
 
 def _check_keys(plan: MeshPlan, defaults: Mapping[str, Any]) -> None:
@@ -345,7 +349,7 @@ def _common(
         "state-dir": "state",
         "algorithm": config.algorithm.to_config(),
         **({} if config.compression == "none" else {"compression": config.compression}),
-        "timing": {"ceiling-s": config.round_timeout_s or 3600.0},
+        "timing": {"ceiling-s": ceiling_s(config)},
         "run-config": dict(values),
         **app["tables"],
     }
