@@ -126,6 +126,11 @@ def train_messages(grid: LocalGrid) -> list[int]:
 TRACKING = HeavyBall(momentum=0.3, form="tracking")
 
 
+def named(value: Any) -> str:
+    """A rule by its name, options by theirs: what a function prints as differs in each process."""
+    return " ".join(value) or "usual" if isinstance(value, dict) else str(value.name)
+
+
 @pytest.mark.parametrize(
     ("rule", "options"),
     [
@@ -142,7 +147,7 @@ TRACKING = HeavyBall(momentum=0.3, form="tracking")
             {"train_metrics_aggr_fn": lambda m, key: MetricRecord({"n": len(m), "k": len(key)})},
         ),
     ],
-    ids=str,
+    ids=named,
 )
 def test_one_message_for_each_exchange_and_the_same_run_to_the_bit(
     rule: Algorithm, options: dict[str, Any]
