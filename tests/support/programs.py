@@ -10,8 +10,7 @@ and killed as any other process; the script is not found. It loads our own packa
 what an app is made of comes from its bundle.
 
 The environment's `python` is such a script, too, for the module with which `flower-dhb supernode`
-looks at an app; all else it hands to Python. SuperNodes look for messages twice a second: a run of
-a few short rounds would else mostly wait for them.
+looks at an app; all else it hands to Python.
 """
 
 from __future__ import annotations
@@ -29,12 +28,10 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 __all__ = ["Programs", "quick"]
 
@@ -52,7 +49,6 @@ _LOADED = (
     *("flwr.clientapp", "flwr.serverapp", "typer", "rich.console", "rich.table", "tomli_w"),
     *("numpy", "safetensors.numpy", "networkx", "scipy.sparse.linalg", "cryptography.x509"),
 )
-_LOOK_S = 0.5  # how long a SuperNode that found no message waits
 _LONGEST = 1 << 17
 _END_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux
 _ROOM = "x" * (1 << 15)  # for the words and the environment of a fork
@@ -290,20 +286,10 @@ def _appear(words: Sequence[str], environment: dict[str, str]) -> None:
             memory.write(data.ljust(there - here, b"\0"))
 
 
-def _look_often() -> None:
-    """Have a SuperNode that found no message look again soon; it would wait for three seconds."""
-    from flwr.supernode import start_client_internal as node
-
-    kept = dict(vars(time))
-    kept["sleep"] = lambda seconds: time.sleep(min(seconds, _LOOK_S))
-    vars(node)["time"] = SimpleNamespace(**kept)
-
-
 def _main(_: str, name: str, modules: Sequence[str]) -> None:
     path = list(sys.path)
     for module in modules:
         importlib.import_module(module)
-    _look_often()
     assert "flower_dhb" not in sys.modules
     sys.path[:] = path
     gc.collect()
