@@ -50,7 +50,7 @@ class Owed:
     answers: dict[int, Answer] = field(default_factory=dict)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Locally:
     """Rounds without an exchange, which the agents train before the round of their message.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -421,8 +421,13 @@ def count_agents(spec: str) -> int:
 def _meant(kind: str) -> bool:
     """Whether a word that is unknown is nearer to a sequence's than to any single graph's."""
     single = (*FORMS, "directed-ring", "directed-exponential")
-    near = get_close_matches(kind, (*single, *TURNS), n=1)
-    return bool(near) and near[0] in TURNS
+    return _likeness(kind, TURNS) > _likeness(kind, single)
+
+
+def _likeness(word: str, known: Iterable[str]) -> float:
+    """How near the nearest of some words is, 0 if none is near enough to be meant."""
+    near = get_close_matches(word, known, n=1)
+    return SequenceMatcher(None, near[0], word).ratio() if near else 0.0
 
 
 def _one_peer(spec: str, rest: str, weights: str) -> Turns:

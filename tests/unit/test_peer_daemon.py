@@ -446,7 +446,7 @@ def test_what_goes_wrong_in_any_thread_ends_the_run(settings):
         peer = Peer(settings)
         Neighbor(peer)
 
-        def wrong(*_, where=where):
+        def wrong(*_, where=where, **__):
             raise ZeroDivisionError(where)
 
         if where == "agent":
@@ -465,7 +465,7 @@ def test_a_peer_whose_app_fails_for_good_says_who_it_is(settings, monkeypatch):
     monkeypatch.setattr("flower_dhb.peer.protocol.agent._UNKNOWN_PACE_S", 0.0)
     peer = Peer(dataclasses.replace(settings, rounds=20))
     Neighbor(peer)
-    peer.app.train = lambda *_: Outcome(failure="no battery")
+    peer.app.train = lambda *_, **__: Outcome(failure="no battery")
     running = Running(peer)
     running.end()
     assert isinstance(running.error, RoundError)

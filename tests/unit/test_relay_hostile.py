@@ -143,7 +143,7 @@ def wrong_record(content: RecordDict) -> RecordDict:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (answers(lambda d: d.update(version=2)), "protocol version 2, expected 6"),
+        (answers(lambda d: d.update(version=2)), "protocol version 2, expected 7"),
         (answers(lambda d: d.update(epoch=1)), "it is in epoch 1, expected 0 at most"),
         (no_json, "unreadable message: Expecting value"),
         (answers(lambda d: d.update(vertex="3")), "'vertex' is of type str, expected an integer"),
