@@ -55,6 +55,13 @@ def quiet_flower() -> Iterator[None]:
 
 
 @pytest.fixture
+def unforced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process dies here, and no machine: what was written is there, forced to the disk or not."""
+    for name in ("fsync", "fdatasync"):
+        monkeypatch.setattr(os, name, lambda _handle: None)
+
+
+@pytest.fixture
 def quiet_peers() -> Iterator[None]:
     """What peers log of thousands of frames would take longer than the frames."""
     from flower_dhb.peer.monitor import LOGGER

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
 from flower_dhb.agent.compression import Compression, Compressor
 from flower_dhb.errors import ConfigError, GraphError
+from flower_dhb.topology.directed import DirectedTopology
 from flower_dhb.topology.graph import Topology
 from flower_dhb.topology.planning import halving_rounds
 from flower_dhb.topology.turns import AnyGraph, Turns, has_same_edges, share_every
@@ -79,13 +81,18 @@ def _cost(
     schedule: str, graph: AnyGraph, compression: str, parameters: int, mbit_per_s: float
 ) -> Cost:
     payload = _payload_bytes(compression, parameters)
-    sent = Counter(end for each in graph.graphs for edge in each.edges for end in edge)
-    n_bytes = payload * max(sent.values(), default=0) / len(graph.graphs)
+    n_bytes = payload * _most_edges(graph.graphs) / len(graph.graphs)
     second = graph.second_eigenvalue
     # Where a period leaves no disagreement, nothing is known of the rounds in between.
     rounds = max(1.0, halving_rounds(second)) if second > 0.0 else float(len(graph.graphs))
     seconds = 8e-6 * n_bytes / mbit_per_s
     return Cost(schedule, compression, n_bytes, seconds, rounds)
+
+
+def _most_edges(graphs: Iterable[Topology | DirectedTopology]) -> int:
+    """Edges of the agent that has most of them, in some rounds together."""
+    ends = Counter(end for each in graphs for edge in each.edges for end in edge)
+    return max(ends.values(), default=0)
 
 
 def _payload_bytes(compression: str, parameters: int) -> int:
@@ -101,10 +108,7 @@ def exchange_s(topology: AnyGraph, compression: str, parameters: int, mbit_per_s
 
     Arguments as those of `costs`; compression: `none` or the words of one.
     """
-    most = max(
-        max(Counter(e for edge in g.edges for e in edge).values(), default=0)
-        for g in topology.graphs
-    )
+    most = max(_most_edges([each]) for each in topology.graphs)
     return 8e-6 * most * _payload_bytes(compression, parameters) / mbit_per_s
 
 

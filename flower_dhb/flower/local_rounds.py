@@ -18,13 +18,10 @@ from flwr.app import ConfigRecord, MetricRecord, RecordDict
 from flower_dhb.errors import PayloadError
 from flower_dhb.flower.fields import Fields
 from flower_dhb.flower.profile import PARTS
-from flower_dhb.flower.segment import plain_metrics, read_metrics
+from flower_dhb.flower.segment import MOST_ROUNDS, MOST_SECONDS, plain_metrics, read_metrics
 from flower_dhb.metrics import SKETCH
 
-__all__ = ["MOST_ROUNDS", "LocalLine", "LocalRounds", "profile_of"]
-
-MOST_ROUNDS = 4096  # of one message
-_MOST_SECONDS = 1e6
+__all__ = ["LocalLine", "LocalRounds", "profile_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,8 +87,8 @@ class LocalLine:
             "metrics": _document(self.metrics),
             "evaluated": _document(self.evaluated),
             "evaluation_failure": self.evaluation_failure,
-            "seconds": min(max(self.seconds, 0.0), _MOST_SECONDS),
-            "app_s": min(max(self.app_s, 0.0), _MOST_SECONDS),
+            "seconds": min(max(self.seconds, 0.0), MOST_SECONDS),
+            "app_s": min(max(self.app_s, 0.0), MOST_SECONDS),
             "sketch": base64.b64encode(np.array(self.sketch, "<f8").tobytes()).decode(),
         }
 
@@ -106,8 +103,8 @@ class LocalLine:
             metrics=_records("metrics", fields),
             evaluated=_records("evaluated", fields),
             evaluation_failure=fields.text("evaluation_failure"),
-            seconds=fields.number("seconds", 0.0, _MOST_SECONDS),
-            app_s=fields.number("app_s", 0.0, _MOST_SECONDS),
+            seconds=fields.number("seconds", 0.0, MOST_SECONDS),
+            app_s=fields.number("app_s", 0.0, MOST_SECONDS),
             sketch=_sketch(fields.text("sketch")),
         )
 

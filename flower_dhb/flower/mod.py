@@ -198,9 +198,7 @@ class _Turn:
     refused: list[str] = field(default_factory=list)
     rejoined: bool = False
     app_s: float = 0.0
-    keeps_before: bool = (
-        False  # whether the state that was found is to be kept beside its successor
-    )
+    keeps_before: bool = False  # the state that was found is to be kept beside its successor
 
     def take(self, message: Message, call_next: ClientAppCallable) -> Answer:
         """Do what the instruction asks; whatever goes wrong ends up in the answer."""
@@ -318,9 +316,10 @@ class _Turn:
         return None
 
     def _node(self, snapshot: Snapshot) -> Node:
+        """The agent; alone if it has trained a local round, now or in a process that has ended."""
         ask, weights, pending = self.instruction, self.instruction.weights, snapshot.pending
         if ask.locally is not None and pending is not None and pending.round >= ask.locally.first:
-            weights = {ask.vertex: 1.0}  # it has come so far before, in a process that has ended
+            weights = {ask.vertex: 1.0}
         return Node(ask.vertex, ask.algorithm, weights, ask.layout, snapshot, ask.compression)
 
     def _start(self, start: Array) -> Node:
@@ -510,7 +509,7 @@ class _Turn:
             return node, ()
         found = message.content.get(ask.config_key)
         config = dict(found.items()) if isinstance(found, ConfigRecord) else {}
-        alone, lines = {ask.vertex: 1.0}, []
+        lines = []
         for k in range(ask.locally.first, ask.round):
             begin, app_s, line = time.monotonic(), self.app_s, LocalLine(round=k)
             if k > node.round:
@@ -525,9 +524,7 @@ class _Turn:
                     failure, detail = self._why(error, k)
                     line = replace(line, failure=failure, detail=detail)
             if node.pending_round is not None:
-                node = Node(
-                    *(ask.vertex, ask.algorithm, alone, ask.layout, node.snapshot, ask.compression)
-                )
+                node = self._node(node.snapshot)
                 node.combine(screen=ask.screen)
             line = self._look_locally(node, line, message, call_next)
             spent = time.monotonic() - begin

@@ -17,11 +17,12 @@ from flower_dhb.errors import RoundError
 from flower_dhb.flower.checkpoint import Checkpoint, Kept
 from flower_dhb.flower.failures import Failure, Failures
 from flower_dhb.flower.health import Health
-from flower_dhb.flower.local_rounds import MOST_ROUNDS, profile_of
+from flower_dhb.flower.local_rounds import profile_of
 from flower_dhb.flower.progress import round_line, tell_round
 from flower_dhb.flower.records import Answer
 from flower_dhb.flower.result import ServerlessResult
 from flower_dhb.flower.round import Round
+from flower_dhb.flower.segment import MOST_ROUNDS
 from flower_dhb.flower.session import Locally, Owed, Session
 from flower_dhb.metrics import RoundRecord, agents_text, grouped
 

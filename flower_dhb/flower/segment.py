@@ -14,11 +14,19 @@ from flower_dhb.errors import PayloadError
 from flower_dhb.flower.fields import Fields
 from flower_dhb.metrics import Metrics
 
-__all__ = ["AWAY_ROUNDS", "MOST_ROUNDS", "RoundLine", "Segment", "plain_metrics", "read_metrics"]
+__all__ = [
+    "AWAY_ROUNDS",
+    "MOST_ROUNDS",
+    "MOST_SECONDS",
+    "RoundLine",
+    "Segment",
+    "plain_metrics",
+    "read_metrics",
+]
 
-MOST_ROUNDS = 4096  # of one segment
+MOST_ROUNDS = 4096  # of one message
 AWAY_ROUNDS = 10  # exchanges that an agent may miss, and go on from its own state
-_MOST_SECONDS = 1e6
+MOST_SECONDS = 1e6  # that an agent tells of
 _MOST_TEXTS = 64  # events of a round
 
 
@@ -90,9 +98,9 @@ class Segment:
             first=first,
             last=last,
             oldest=fields.integer("oldest", 0, first - 1),
-            limit_s=fields.number("limit_s", 0.0, _MOST_SECONDS),
-            start_s=fields.number("start_s", 0.0, _MOST_SECONDS),
-            wait_s=fields.number("wait_s", 0.0, _MOST_SECONDS),
+            limit_s=fields.number("limit_s", 0.0, MOST_SECONDS),
+            start_s=fields.number("start_s", 0.0, MOST_SECONDS),
+            wait_s=fields.number("wait_s", 0.0, MOST_SECONDS),
             neighbors=tuple(sorted(set(neighbors))),
             dials=dials,
             evaluated=fields.integers("evaluated", first, last, MOST_ROUNDS),
@@ -156,9 +164,9 @@ class RoundLine:
             rejoined=fields.flag("rejoined"),
             missing=fields.vertices("missing"),
             n_bytes=fields.integer("bytes", 0),
-            seconds=fields.number("seconds", 0.0, _MOST_SECONDS),
-            train_seconds=fields.number("train_seconds", 0.0, _MOST_SECONDS),
-            wait_seconds=fields.number("wait_seconds", 0.0, _MOST_SECONDS),
+            seconds=fields.number("seconds", 0.0, MOST_SECONDS),
+            train_seconds=fields.number("train_seconds", 0.0, MOST_SECONDS),
+            wait_seconds=fields.number("wait_seconds", 0.0, MOST_SECONDS),
             events=fields.texts("events"),
             train=read_metrics("train", fields.get("train")),
             evaluate=read_metrics("evaluate", fields.get("evaluate")),

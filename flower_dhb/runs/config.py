@@ -322,13 +322,11 @@ def _topology(values: Values, every: int) -> Graphs:
 
 
 def _compression(values: Values) -> Compression:
+    text = get_text(values, "compression", "none")
     try:
-        return Compression.parse(get_text(values, "compression", "none"))
+        return Compression.parse(text)
     except ConfigError as error:
-        said = str(error)
-        raise ConfigError(
-            said if said.startswith("run config") else f"run config: {said}"
-        ) from None
+        raise ConfigError(f"run config: {error}") from None
 
 
 def _settings_of_all() -> set[str]:

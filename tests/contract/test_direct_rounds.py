@@ -15,6 +15,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord
 from safetensors.numpy import load_file
 from support.apps import flat, numpy_app, start_arrays
+from support.dying import Killed
 from support.grid import LocalGrid, TogetherGrid
 from support.peer_app.quadratics import app
 from support.peers import Mesh
@@ -228,9 +229,6 @@ def test_what_cannot_hold_direct_rounds_is_refused_by_name(tmp_path) -> None:
 
 def test_a_serverapp_that_dies_in_a_direct_run_is_followed_by_another(tmp_path) -> None:
     """The agents' last models are those of the undisturbed run: they have lost nothing."""
-
-    class Killed(BaseException):
-        pass
 
     def die(record) -> None:
         if record.round == 4:  # the last one of the first segment

@@ -15,6 +15,7 @@ from flwr.app import Message, RecordDict
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from support.apps import flat, numpy_app, quadratic, quadratic_step, start_arrays
+from support.dying import Killed
 from support.grid import LocalGrid
 from support.meshes import write_keys
 
@@ -241,9 +242,6 @@ def test_sealed_payloads_are_for_all_that_may_need_them_and_give_the_same_number
 
 
 def test_a_run_whose_serverapp_has_died_goes_on_in_the_turn_that_it_was_in(tmp_path: Path) -> None:
-    class Killed(BaseException):
-        pass
-
     def die(record: RoundRecord) -> None:
         if record.round == 4:
             raise Killed

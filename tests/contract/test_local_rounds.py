@@ -6,7 +6,6 @@ has its own messages: both must have the same models, metrics and history, to th
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import pytest
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from support.apps import flat, numpy_app, quadratic, quadratic_step, start_arrays
+from support.dying import DyingGrid, Killed
 from support.grid import LocalGrid
 
 from flower_dhb import (
@@ -33,12 +33,7 @@ from flower_dhb.metrics import RoundRecord
 N, D, ROUNDS, EVERY = 5, 6, 11, 4
 STAR = Topology.star(N)
 
-
-@pytest.fixture(autouse=True)
-def _unforced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process dies here, and no machine."""
-    for name in ("fsync", "fdatasync"):
-        monkeypatch.setattr(os, name, lambda _handle: None)
+pytestmark = pytest.mark.usefixtures("unforced")
 
 
 class RoundByRound(ServerlessStrategy):
@@ -259,33 +254,10 @@ def test_on_round_ends_the_run_with_the_rounds_that_are_trained() -> None:
     assert set(strategy.result.models) == set(range(N))  # of the round that they have reached
 
 
-class Killed(BaseException):
-    """What a SIGKILL is to the code that it hits: nothing after it is done."""
-
-
-class DyingGrid(LocalGrid):
-    """A grid whose ServerApp dies at its n-th call, or an agent while it trains a round."""
-
-    def __init__(self, folder: Path, dies_at: int | None = None) -> None:
-        self.calls, self._dies_at = 0, dies_at
-        where = {"state-dir": str(folder)}
-        super().__init__(app(), N, node_config=lambda i: {"partition-id": i, **where})
-
-    def push_messages(self, messages: Any) -> Any:
-        messages = list(messages)
-        return self._perhaps_the_last(lambda: super(DyingGrid, self).push_messages(messages))
-
-    def pull_messages(self, message_ids: Any) -> Any:
-        ids = list(message_ids)
-        return self._perhaps_the_last(lambda: super(DyingGrid, self).pull_messages(ids))
-
-    def _perhaps_the_last(self, call: Any) -> Any:
-        self.calls += 1
-        odd = self.calls % 2 == 1
-        answer = None if odd and self.calls == self._dies_at else call()
-        if self.calls == self._dies_at:
-            raise Killed
-        return answer
+def dying_grid(folder: Path, dies_at: int | None = None) -> DyingGrid:
+    """Of agents that keep their state in a folder."""
+    where = {"state-dir": str(folder)}
+    return DyingGrid(app(), N, node_config=lambda i: {"partition-id": i, **where}, dies_at=dies_at)
 
 
 @pytest.mark.parametrize(
@@ -301,7 +273,7 @@ def test_a_serverapp_that_dies_anywhere_changes_no_bit(
     tmp_path: Path, options: dict[str, Any]
 ) -> None:
     rule = HeavyBall(momentum=0.3, form="tracking")
-    whole = DyingGrid(tmp_path / "whole")
+    whole = dying_grid(tmp_path / "whole")
     _, expected, _ = run(rule=rule, grid=whole, **options)
     heard: list[int] = []
     last = whole.calls - 2  # then the agents remove their files: there is no way back from here
@@ -310,9 +282,9 @@ def test_a_serverapp_that_dies_anywhere_changes_no_bit(
         kept = {"checkpoint": here / "run", "on_round": lambda r: heard.append(r.round)}
         heard.clear()
         with pytest.raises(Killed):
-            run(rule=rule, grid=DyingGrid(here / "agents", n), **kept, **options)
+            run(rule=rule, grid=dying_grid(here / "agents", n), **kept, **options)
         goes_on = (here / "run" / "mailboxes.safetensors").exists()
-        _, result, _ = run(rule=rule, grid=DyingGrid(here / "agents"), **kept, **options)
+        _, result, _ = run(rule=rule, grid=dying_grid(here / "agents"), **kept, **options)
         same(result, expected)
         assert heard == list(range(1, ROUNDS + 1))  # of each round once
         if goes_on:  # otherwise files of a run that was never heard of again are left for a day
@@ -323,7 +295,7 @@ def test_a_serverapp_that_dies_anywhere_changes_no_bit(
 def test_a_serverapp_that_dies_while_it_tells_of_the_rounds_tells_each_once(
     tmp_path: Path, at: int
 ) -> None:
-    _, expected, _ = run(grid=DyingGrid(tmp_path / "whole"))
+    _, expected, _ = run(grid=dying_grid(tmp_path / "whole"))
     heard = []
 
     def die(record: RoundRecord) -> None:
@@ -333,8 +305,8 @@ def test_a_serverapp_that_dies_while_it_tells_of_the_rounds_tells_each_once(
 
     made = {"checkpoint": tmp_path / "run", "on_round": die}
     with pytest.raises(Killed):
-        run(grid=DyingGrid(tmp_path / "agents"), **made)
-    _, result, _ = run(grid=DyingGrid(tmp_path / "agents"), **made)
+        run(grid=dying_grid(tmp_path / "agents"), **made)
+    _, result, _ = run(grid=dying_grid(tmp_path / "agents"), **made)
     same(result, expected)
     assert heard == list(range(1, ROUNDS + 1))
 

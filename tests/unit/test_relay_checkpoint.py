@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ import pytest
 from flwr.app import Message, MetricRecord
 from safetensors.numpy import load_file
 from support.apps import flat, numpy_app, start_arrays
+from support.dying import DyingGrid, Killed
 from support.grid import LocalGrid
 from support.meshes import write_keys
 
@@ -39,24 +39,11 @@ from flower_dhb.peer.mesh.certificates import Authority
 N, D, ROUNDS = 3, 4, 3
 GRAPH = Topology.star(N)
 
-
-@pytest.fixture(autouse=True)
-def _unforced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process dies here, and no machine: what was written is there, forced to the disk or not."""
-    for name in ("fsync", "fdatasync"):
-        monkeypatch.setattr(os, name, lambda _handle: None)
+pytestmark = pytest.mark.usefixtures("unforced")
 
 
-class Killed(BaseException):
-    """What a SIGKILL is to the code that it hits: nothing after it is done."""
-
-
-class DyingGrid(LocalGrid):
-    """A grid whose ServerApp dies at its n-th call.
-
-    At an odd call it dies before the messages leave, at an even one when the agents have done
-    what they were asked, and before it hears of it. In between, nothing else happens.
-    """
+class Grid(DyingGrid):
+    """One whose ServerApp lives on, once the run is over."""
 
     def __init__(
         self,
@@ -68,8 +55,12 @@ class DyingGrid(LocalGrid):
         configs = configs or [{}] * N
         app = numpy_app(N, D, mods=[consensus_mod, self._train])
         self.meanwhile = lambda: None  # happens while an agent trains
-        self.calls, self._over, self._dies_at = 0, False, dies_at
-        super().__init__(app, N, node_config=lambda i: {"partition-id": i, **where, **configs[i]})
+        self._over = False
+
+        def node_config(i: int) -> dict[str, Any]:
+            return {"partition-id": i, **where, **configs[i]}
+
+        super().__init__(app, N, node_config=node_config, dies_at=dies_at)
 
     def _train(self, message: Message, context: Any, call_next: Any) -> Message:
         reply = call_next(message, context)
@@ -80,21 +71,10 @@ class DyingGrid(LocalGrid):
         messages = list(messages)
         if any('"finish"' in str(m.content["flower_dhb"]["json"]) for m in messages):
             self._over = True  # the agents remove their files: there is no way back from here
-        return self._perhaps_the_last(lambda: super(DyingGrid, self).push_messages(messages))
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        ids = list(message_ids)
-        return self._perhaps_the_last(lambda: super(DyingGrid, self).pull_messages(ids))
+        return super().push_messages(messages)
 
     def _perhaps_the_last(self, call: Any) -> Any:
-        if self._over:
-            return call()
-        self.calls += 1
-        odd = self.calls % 2 == 1
-        answer = None if odd and self.calls == self._dies_at else call()
-        if self.calls == self._dies_at:
-            raise Killed
-        return answer
+        return call() if self._over else super()._perhaps_the_last(call)
 
 
 def strategy(folder: Path | None, rule: Any = None, **options: Any) -> ServerlessStrategy:
@@ -137,18 +117,18 @@ def _plain(metrics: Any) -> dict[int, dict[str, Any]]:
 def test_a_death_at_any_call_changes_no_bit(tmp_path: Path) -> None:
     """Of a rule that has a memory, and conserves a sum over agents."""
     rule = HeavyBall(form="tracking")
-    counting = DyingGrid(tmp_path / "counted")
+    counting = Grid(tmp_path / "counted")
     plain = start(strategy(None, rule), counting)
     rounds_kept = []
     for n in range(1, counting.calls + 1):
         here = tmp_path / str(n)
         with pytest.raises(Killed):
-            start(strategy(here / "run", rule), DyingGrid(here / "agents", n))
+            start(strategy(here / "run", rule), Grid(here / "agents", n))
         kept = Checkpoint(here / "run").read()
         rounds_kept.append(0 if kept is None else kept.round)
         # Another process of the app may draw other initial arrays; the run has its own.
         first = 0.0 if kept is None else 3.0
-        result = start(strategy(here / "run", rule), DyingGrid(here / "agents"), first=first)
+        result = start(strategy(here / "run", rule), Grid(here / "agents"), first=first)
         same(result, plain)
         assert not (here / "run").exists()
     # Enrolling takes two calls, and each round two, and two more where it is evaluated.
@@ -157,13 +137,13 @@ def test_a_death_at_any_call_changes_no_bit(tmp_path: Path) -> None:
 
 def test_a_death_at_any_call_where_evaluations_come_with_the_next_round(tmp_path: Path) -> None:
     options = {"join_evaluation": True, "evaluate_every": 1}
-    counting = DyingGrid(tmp_path / "counted")
+    counting = Grid(tmp_path / "counted")
     plain = start(strategy(None, **options), counting)
     for n in range(1, counting.calls + 1):
         here = tmp_path / str(n)
         with pytest.raises(Killed):
-            start(strategy(here / "run", **options), DyingGrid(here / "agents", n))
-        same(start(strategy(here / "run", **options), DyingGrid(here / "agents")), plain)
+            start(strategy(here / "run", **options), Grid(here / "agents", n))
+        same(start(strategy(here / "run", **options), Grid(here / "agents")), plain)
 
 
 def test_a_death_at_any_call_where_payloads_are_sealed(tmp_path: Path) -> None:
@@ -173,7 +153,7 @@ def test_a_death_at_any_call_where_payloads_are_sealed(tmp_path: Path) -> None:
     def live(here: Path, dies_at: int | None = None) -> tuple[DyingGrid, Any]:
         files = [here / f"model-{v}.safetensors" for v in range(N)]
         configs = [{"mesh": str(homes[v]), "model-file": str(files[v])} for v in range(N)]
-        grid = DyingGrid(here / "agents", dies_at, configs)
+        grid = Grid(here / "agents", dies_at, configs)
         settings = {"encryption": "neighbors", "collect_models": False}
         made = strategy(here / "run", HeavyBall(form="tracking"), **settings)
         result = made.start(grid, start_arrays(D)[0], ROUNDS)
@@ -191,11 +171,11 @@ def test_a_death_at_any_call_where_payloads_are_sealed(tmp_path: Path) -> None:
 
 
 def test_it_may_die_again_and_again(tmp_path: Path) -> None:
-    plain = start(strategy(None), DyingGrid(None))
+    plain = start(strategy(None), Grid(None))
     for deaths in itertools.count():
         try:
             # Before the second exchange of each life, so that each takes the run a step further.
-            result = start(strategy(tmp_path / "run"), DyingGrid(tmp_path / "agents", 5))
+            result = start(strategy(tmp_path / "run"), Grid(tmp_path / "agents", 5))
         except Killed:
             assert deaths < 20
             continue
@@ -206,11 +186,11 @@ def test_it_may_die_again_and_again(tmp_path: Path) -> None:
 
 def test_agents_without_files_begin_again_from_their_neighbors(tmp_path: Path) -> None:
     with pytest.raises(Killed):
-        start(strategy(tmp_path, DSGD()), DyingGrid(None, 9), rounds=25)
+        start(strategy(tmp_path, DSGD()), Grid(None, 9), rounds=25)
     kept = Checkpoint(tmp_path).read()
     assert kept is not None
-    result = start(strategy(tmp_path, DSGD()), DyingGrid(None), rounds=25)
-    plain = start(strategy(None, DSGD()), DyingGrid(None), rounds=25)
+    result = start(strategy(tmp_path, DSGD()), Grid(None), rounds=25)
+    plain = start(strategy(None, DSGD()), Grid(None), rounds=25)
     again = [record.round for record in result.history if record.rejoined]
     assert again in ([kept.round], [kept.round + 1])
     assert [record.round for record in result.history] == list(range(1, 26))
@@ -223,10 +203,10 @@ def test_agents_without_files_begin_again_from_their_neighbors(tmp_path: Path) -
 
 def test_one_agent_of_many_has_lost_its_file(tmp_path: Path) -> None:
     with pytest.raises(Killed):
-        start(strategy(tmp_path / "run"), DyingGrid(tmp_path / "agents", 8))
+        start(strategy(tmp_path / "run"), Grid(tmp_path / "agents", 8))
     (file,) = (tmp_path / "agents").glob("*-vertex-2.safetensors")
     file.unlink()
-    result = start(strategy(tmp_path / "run"), DyingGrid(tmp_path / "agents"))
+    result = start(strategy(tmp_path / "run"), Grid(tmp_path / "agents"))
     assert [v for record in result.history for v in record.rejoined] == [2]
     assert all(record.missing == [] for record in result.history)
 
@@ -243,7 +223,7 @@ def test_what_is_still_done_for_a_dead_serverapp_is_not_kept(tmp_path: Path) -> 
     def look(record: RoundRecord) -> None:
         files[record.round] = file_of(1).read_bytes()
 
-    first = DyingGrid(agents, 6)
+    first = Grid(agents, 6)
     with pytest.raises(Killed):
         start(strategy(run, on_round=look), first)
     message = next(m for v, m in reversed(first.messages) if v == 1)
@@ -251,7 +231,7 @@ def test_what_is_still_done_for_a_dead_serverapp_is_not_kept(tmp_path: Path) -> 
     def another_takes_over() -> None:
         first.meanwhile = lambda: None
         with pytest.raises(Killed):
-            start(strategy(run), DyingGrid(agents, 6))
+            start(strategy(run), Grid(agents, 6))
         files[2] = file_of(1).read_bytes()
 
     # The first one's process has read the state before the second one's agent writes it.
@@ -264,20 +244,20 @@ def test_what_is_still_done_for_a_dead_serverapp_is_not_kept(tmp_path: Path) -> 
     answer = str(first._execute(message).content["flower_dhb"]["json"])
     assert "a message of attempt 0 at the run came when attempt 1 was under way" in answer
     assert file_of(1).read_bytes() == files[2]
-    same(start(strategy(run), DyingGrid(agents)), start(strategy(None), DyingGrid(None)))
+    same(start(strategy(run), Grid(agents)), start(strategy(None), Grid(None)))
 
 
 def test_a_living_serverapp_is_not_joined(tmp_path: Path) -> None:
     def another(record: RoundRecord) -> None:
         with pytest.raises(NotNowError, match="another process goes on with this run"):
-            start(strategy(tmp_path), DyingGrid(None))
+            start(strategy(tmp_path), Grid(None))
 
-    start(strategy(tmp_path, on_round=another), DyingGrid(None))
+    start(strategy(tmp_path, on_round=another), Grid(None))
 
 
 def test_another_graph_rule_or_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Killed):
-        start(strategy(tmp_path), DyingGrid(None, 8))
+        start(strategy(tmp_path), Grid(None, 8))
     other = ServerlessStrategy(Topology.ring(N), checkpoint=tmp_path)
     for made, what in (
         (other, "has topology"),
@@ -285,7 +265,7 @@ def test_another_graph_rule_or_model_is_refused(tmp_path: Path) -> None:
         (strategy(tmp_path, statistics=[1]), "divides its model"),
     ):
         with pytest.raises(ConfigError, match=what):
-            start(made, DyingGrid(None))
+            start(made, Grid(None))
     with pytest.raises(ConfigError, match="checkpoint must be the path of a folder, got 3"):
         ServerlessStrategy(GRAPH, checkpoint=3)  # type: ignore[arg-type]
 
@@ -302,25 +282,25 @@ def test_another_graph_rule_or_model_is_refused(tmp_path: Path) -> None:
 )
 def test_a_damaged_checkpoint_is_refused(name: str, spoil: Any, tmp_path: Path) -> None:
     with pytest.raises(Killed):
-        start(strategy(tmp_path), DyingGrid(None, 8))
+        start(strategy(tmp_path), Grid(None, 8))
     path = tmp_path / name
     changed = spoil(path.read_bytes())
     assert changed != path.read_bytes()
     path.write_bytes(changed)
     with pytest.raises(StateError, match="damaged"):
-        start(strategy(tmp_path), DyingGrid(None))
+        start(strategy(tmp_path), Grid(None))
     assert path.read_bytes() == changed  # nothing is thrown away
 
 
 def test_a_line_that_was_being_written_is_written_again(tmp_path: Path) -> None:
     with pytest.raises(Killed):
-        start(strategy(tmp_path / "run"), DyingGrid(tmp_path / "agents", 8))
+        start(strategy(tmp_path / "run"), Grid(tmp_path / "agents", 8))
     path = tmp_path / "run" / "records.jsonl"
     whole = path.read_bytes()
     path.write_bytes(whole[:-20])
     short = len(read_records(tmp_path / "run"))
     assert short == len(whole.splitlines()) - 2  # one of them is that before the first round
-    result = start(strategy(tmp_path / "run"), DyingGrid(tmp_path / "agents"))
+    result = start(strategy(tmp_path / "run"), Grid(tmp_path / "agents"))
     assert len(result.history) >= ROUNDS - 1
 
 
@@ -330,7 +310,7 @@ def test_a_folder_that_takes_nothing_more_ends_no_run(tmp_path: Path) -> None:
             shutil.rmtree(tmp_path / "run")
             (tmp_path / "run").write_text("a disk that is away")
 
-    result = start(strategy(tmp_path / "run", on_round=lose), DyingGrid(None))
+    result = start(strategy(tmp_path / "run", on_round=lose), Grid(None))
     assert len(result.history) == ROUNDS
     (text,) = [w for w in result.warnings if "its checkpoint cannot be written" in w]
     assert str(tmp_path / "run") in text

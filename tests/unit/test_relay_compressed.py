@@ -10,6 +10,7 @@ import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from numpy.typing import NDArray
 from support.apps import flat, numpy_app, quadratic, quadratic_step, start_arrays
+from support.dying import Killed
 from support.grid import LocalGrid
 from support.meshes import write_keys
 
@@ -207,9 +208,6 @@ DSGD_RULE = method("dsgd")
 def test_a_run_that_is_taken_up_again_goes_on_as_it_would_have(
     compression: str, tmp_path: Path
 ) -> None:
-    class Killed(BaseException):
-        pass
-
     def config(folder: str):
         where = tmp_path / folder
         where.mkdir()
@@ -233,9 +231,6 @@ def test_a_run_that_is_taken_up_again_goes_on_as_it_would_have(
 
 
 def test_a_run_is_not_taken_up_again_with_another_compression(tmp_path: Path) -> None:
-    class Killed(BaseException):
-        pass
-
     def dies(_record) -> None:
         raise Killed
 

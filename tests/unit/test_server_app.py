@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from flwr.app import Context, RecordDict
 from safetensors.numpy import load_file
+from support.dying import Killed
 from support.grid import LocalGrid
 
 from clients.client_app import app as client_app
@@ -54,10 +55,6 @@ def test_a_run_leaves_everything_that_is_promised(tmp_path):
 def test_the_average_model_is_observed_only_if_asked_for(tmp_path):
     rows = history(run(tmp_path, **{"observe-average": True}))
     assert all(0.0 < row["accuracy_average_model"] <= 1.0 for row in rows)
-
-
-class Killed(BaseException):
-    """What a SIGKILL is to the code that it hits: nothing after it is done."""
 
 
 def killed_in_round(k):
