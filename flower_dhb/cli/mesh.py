@@ -11,7 +11,14 @@ from flower_dhb.cli.mesh_day_two import DAY_TWO, configure_day_two
 from flower_dhb.cli.mesh_status import configure_status, status
 from flower_dhb.cli.mesh_up import configure_up, up
 from flower_dhb.cli.mesh_visits import VISITS, configure_visits
-from flower_dhb.cli.values import AUTHORITY_DAYS, DEVICE_DAYS, check_days, nested, pairs
+from flower_dhb.cli.values import (
+    AUTHORITY_DAYS,
+    DEVICE_DAYS,
+    check_days,
+    nested,
+    pairs,
+    read_settings,
+)
 
 __all__ = ["configure", "execute"]
 
@@ -31,7 +38,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     create.add_argument("--hosts", type=Path, help="TOML file of devices; else all on this machine")
     create.add_argument("--rounds", type=int, help="number of rounds")
     create.add_argument(
-        "--run-config", action="append", default=[], metavar="KEY=VALUE", help="TOML value; repeat"
+        "--run-config",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE|FILE",
+        help="as for flwr run: settings, or a TOML file of settings",
     )
     create.add_argument(
         "--set",
@@ -101,7 +112,7 @@ def _create(arguments: argparse.Namespace) -> int:
 
     check_days(arguments.days)
     check_days(arguments.authority_days, "--authority-days")
-    overrides = pairs(arguments.run_config, "--run-config")
+    overrides = read_settings(arguments.run_config)
     for key in ("topology", "weights", "share-every", "compression", "rounds"):
         value = getattr(arguments, key.replace("-", "_"))
         if value is not None:

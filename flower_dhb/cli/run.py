@@ -16,9 +16,10 @@ from typing import IO
 
 from rich.console import Console
 
-from flower_dhb.cli.run_app import AppFolder, read_settings
+from flower_dhb.cli.run_app import AppFolder
 from flower_dhb.cli.run_log import Line, Round, RunLog, without_colors
 from flower_dhb.cli.run_view import Live, Plain, View, print_profile, print_table
+from flower_dhb.cli.values import read_settings
 from flower_dhb.errors import RoundError
 from flower_dhb.extras import installed, needs_extra
 from flower_dhb.flower.progress import VARIABLE, Progress

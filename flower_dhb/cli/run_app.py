@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import os
-import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from flower_dhb.errors import ConfigError, GraphError, unknown
-from flower_dhb.runs.config import RunConfig
+from flower_dhb.runs.config import RunConfig, flat
 from flower_dhb.runs.resuming import KEY, config_of, folder_to_resume
 from flower_dhb.topology.graph import Topology
 from flower_dhb.topology.turns import Turns, count_agents
 
-__all__ = ["AppFolder", "read_settings"]
+__all__ = ["AppFolder"]
 
-_PAIR = re.compile(r"""(\S+?)=('[^']*'|"[^"]*"|\S+)""")  # as Flower reads them
 _NEEDED = (
     ("project", "name"),
     ("project", "version"),
@@ -57,8 +55,8 @@ class AppFolder:
             raise ConfigError(f"{path} is not a Flower App: its pyproject.toml lacks {lacks}")
         app = document["tool"]["flwr"]["app"]
         try:
-            config = _flat(app.get("config", {}))
-        except ValueError as error:
+            config = flat(app.get("config", {}))
+        except ConfigError as error:
             raise ConfigError(
                 f"{path / 'pyproject.toml'}: [tool.flwr.app.config]: {error}"
             ) from None
@@ -146,36 +144,6 @@ class AppFolder:
         return (node for node in nodes if isinstance(node, ast.Call))
 
 
-def read_settings(settings: Sequence[str]) -> dict[str, Any]:
-    """All `--run-config` values as one flat mapping; later ones win.
-
-    Each is pairs KEY=VALUE with TOML values, or the name of a TOML file. Raises ConfigError.
-    """
-    values: dict[str, Any] = {}
-    for setting in settings:
-        try:
-            values |= _flat(tomllib.loads(_toml(setting)))
-        except (OSError, ValueError) as error:
-            why = error.strerror if isinstance(error, OSError) else error
-            raise ConfigError(f"--run-config {setting!r}: {why}") from None
-    return values
-
-
-def _toml(setting: str) -> str:
-    if setting.endswith(".toml"):
-        return Path(setting).expanduser().read_text(encoding="utf-8")
-    if left := _PAIR.sub("", setting).strip():
-        raise ValueError(f"{left!r} is neither KEY=VALUE nor a .toml file")
-    for key, value in _PAIR.findall(setting):
-        try:
-            tomllib.loads(f"{key} = {value}")
-        except tomllib.TOMLDecodeError:
-            raise ValueError(
-                f"{value} is no TOML value; a text needs quotes: '{key}=\"…\"'"
-            ) from None
-    return "\n".join(f"{key} = {value}" for key, value in _PAIR.findall(setting))
-
-
 def _document(path: Path) -> dict[str, Any]:
     file = path / "pyproject.toml"
     if not path.is_dir():
@@ -196,19 +164,6 @@ def _has(document: Mapping[str, Any], keys: Sequence[str]) -> bool:
             return False
         value = value[key]
     return isinstance(value, str) and bool(value)
-
-
-def _flat(nested: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """A nested run config with dots in its keys, as Flower hands it to apps."""
-    flat: dict[str, Any] = {}
-    for key, value in nested.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{above}{key}.")
-        elif isinstance(value, bool | int | float | str):
-            flat[f"{above}{key}"] = value
-        else:
-            raise ValueError(f"'{above}{key}' must be a text, a number or a boolean, got {value!r}")
-    return flat
 
 
 def _nodes(document: Mapping[str, Any]) -> int | None:

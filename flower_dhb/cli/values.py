@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from flower_dhb.errors import ConfigError
 
-__all__ = ["AUTHORITY_DAYS", "DEVICE_DAYS", "check_days", "nested", "pairs"]
+__all__ = ["AUTHORITY_DAYS", "DEVICE_DAYS", "check_days", "nested", "pairs", "read_settings"]
+
+_PAIR = re.compile(r"""(\S+?)=('[^']*'|"[^"]*"|\S+)""")  # as Flower reads them
 
 # As in peer/mesh/certificates, which is not loaded for the sake of a help text; a test compares.
 AUTHORITY_DAYS, DEVICE_DAYS = 7300, 825
@@ -40,3 +45,35 @@ def nested(flat: dict[str, Any]) -> dict[str, Any]:
         table, _, name = key.rpartition(".")
         (found.setdefault(table, {}) if table else found)[name] = value
     return found
+
+
+def read_settings(settings: Sequence[str]) -> dict[str, Any]:
+    """All `--run-config` values as one flat mapping; later ones win.
+
+    Each is pairs KEY=VALUE with TOML values, or the name of a TOML file. Raises ConfigError.
+    """
+    from flower_dhb.runs.config import flat
+
+    values: dict[str, Any] = {}
+    for setting in settings:
+        try:
+            values |= flat(tomllib.loads(_toml(setting)))
+        except (OSError, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) else error
+            raise ConfigError(f"--run-config {setting!r}: {why}") from None
+    return values
+
+
+def _toml(setting: str) -> str:
+    if setting.endswith(".toml"):
+        return Path(setting).expanduser().read_text(encoding="utf-8")
+    if left := _PAIR.sub("", setting).strip():
+        raise ValueError(f"{left!r} is neither KEY=VALUE nor a .toml file")
+    for key, value in _PAIR.findall(setting):
+        try:
+            tomllib.loads(f"{key} = {value}")
+        except tomllib.TOMLDecodeError:
+            raise ValueError(
+                f"{value} is no TOML value; a text needs quotes: '{key}=\"…\"'"
+            ) from None
+    return "\n".join(f"{key} = {value}" for key, value in _PAIR.findall(setting))

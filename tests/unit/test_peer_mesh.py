@@ -411,6 +411,29 @@ def test_a_run_config_key_that_nothing_reads_is_refused(tmp_path, key, text):
         create_mesh(plan(tmp_path / "m", overrides={key: 1}))
 
 
+def test_run_config_is_said_as_to_flwr_run(tmp_path, capsys):
+    """Several settings in one text, and files of settings; later ones win."""
+    preset = tmp_path / "preset.toml"
+    preset.write_text("rounds = 9\nmomentum = 0.5\n")
+    create = ["mesh", "create", "--app", str(APP), "--out", str(tmp_path / "m")]
+    create += ["--insecure-plaintext", "--run-config", str(preset), "--run-config"]
+    assert main([*create, 'topology="path:2" rounds=7']) == 0
+    found = PeerSettings.load(tmp_path / "m" / "vertex-1" / "peer.toml")
+    assert (found.rounds, found.algorithm.momentum) == (7, 0.5)
+    capsys.readouterr()
+    assert main([*create, "topology=path:2"]) == 2
+    assert "path:2 is no TOML value; a text needs quotes" in capsys.readouterr().err
+
+
+def test_a_value_that_no_app_can_be_given_is_refused_with_the_file(tmp_path):
+    app = shutil.copytree(APP, tmp_path / "app")
+    project = (app / "pyproject.toml").read_text()
+    project = project.replace("[tool.flwr.app.config]\n", "[tool.flwr.app.config]\nx.y = [1]\n")
+    (app / "pyproject.toml").write_text(project)
+    with pytest.raises(ConfigError, match=r"pyproject.toml: .*'x.y' must be a text, a number or"):
+        create_mesh(plan(tmp_path / "m", app=app))
+
+
 def test_all_keys_of_the_rules_are_known(tmp_path):
     """Also those that the app's own pyproject.toml does not name."""
     keys = {"momentum-mixing": 0.25, "evaluate-every": 2, "algorithm": "dmsgd"}
@@ -730,7 +753,7 @@ def test_an_apps_number_of_rounds_is_taken_where_nothing_else_says_it_and_said(
     [
         ([], "takes 640 s, and round-timeout-s gives a round 300 s"),
         (
-            ["--share-every", "4", "--run-config", "algorithm=dsgd"],
+            ["--share-every", "4", "--run-config", 'algorithm="dsgd"'],
             "takes 640 s, and round-timeout-s gives a round 300 s",
         ),
         (["--compression", "int8"], None),
@@ -740,9 +763,11 @@ def test_an_apps_number_of_rounds_is_taken_where_nothing_else_says_it_and_said(
 )
 def test_a_link_too_slow_for_a_round_is_said(tmp_path, capsys, words, limit):
     create = ["mesh", "create", "--app", str(APP), "--out", str(tmp_path / "mesh")]
-    pairs = ("topology=ring:3", "size=10000", "dtype=float32", "round-timeout-s=300")
-    about = [word for pair in pairs for word in ("--run-config", pair)]
-    assert main([*create, *about, "--insecure-plaintext", "--link", "0.001", *words]) == 0
+    about = 'topology="ring:3" size=10000 dtype="float32" round-timeout-s=300'
+    assert (
+        main([*create, "--run-config", about, "--insecure-plaintext", "--link", "0.001", *words])
+        == 0
+    )
     said = " ".join(capsys.readouterr().out.split())
     assert ("no edge would count" in said) == (limit is not None)
     if limit is not None:

@@ -8,7 +8,8 @@ import pytest
 from clients.compared import task
 from clients.settings import Settings
 from flower_dhb import ConfigError, RunConfig
-from flower_dhb.cli.run_app import AppFolder, read_settings
+from flower_dhb.cli.run_app import AppFolder
+from flower_dhb.cli.values import read_settings
 from flower_dhb.compare.presets import settings_of_preset
 from flower_dhb.compare.tasks import make_task
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from support.flower_app import write_app
 
-from flower_dhb.cli.run_app import AppFolder, read_settings
+from flower_dhb.cli.run_app import AppFolder
+from flower_dhb.cli.values import read_settings
 from flower_dhb.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]

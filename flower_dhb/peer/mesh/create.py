@@ -34,7 +34,7 @@ from flower_dhb.peer.watch.editions import edition_name
 from flower_dhb.peer.wire.address import parse_address
 from flower_dhb.peer.wire.edition import MeshEdge, MeshEdition, MeshTurn, MeshVertex
 from flower_dhb.peer.wire.identity import OPERATOR
-from flower_dhb.runs.config import RunConfig, known_keys
+from flower_dhb.runs.config import RunConfig, flat, known_keys
 from flower_dhb.topology.graph import Topology
 from flower_dhb.types import Layout, NDArrays
 
@@ -172,7 +172,7 @@ def dialing_ends(
 def create_mesh(plan: MeshPlan) -> list[Path]:
     """Write the mesh. Returns each device's `peer.toml`, by vertex. Raises ConfigError."""
     document = _app_document(plan.app)
-    defaults = _flat(document.get("config", {}))
+    defaults = document["config"]
     _check_keys(plan, defaults)
     values = {**defaults, **plan.overrides}
     config = RunConfig.of(values, str(plan.app))
@@ -326,7 +326,7 @@ class AppKeys(TypedDict, total=False):
 
 def run_config_of(app: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """An app's run config, with what the operator says instead."""
-    return {**_flat(_app_document(app).get("config", {})), **overrides}
+    return {**_app_document(app)["config"], **overrides}
 
 
 def _issue(authority: Authority, home: Path, vertex: int, days: int) -> None:
@@ -409,21 +409,14 @@ def _app_document(app: Path) -> dict[str, Any]:
             raise KeyError("clientapp")
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{path}: is not a Flower App's: {error}") from None
+    try:
+        document["config"] = flat(document.get("config", {}))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: [tool.flwr.app.config]: {error}") from None
     own = tool.get("flower-dhb", {})
     document["start"] = own.get("start")
     document["tables"] = {k: own[k] for k in ("train-config", "evaluate-config") if k in own}
     return document
-
-
-def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as Flower hands them to apps: one level, keys joined by dots."""
-    flat: dict[str, Any] = {}
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def _start_arrays(plan: MeshPlan, values: Mapping[str, Any], default: str | None) -> NDArrays:
