@@ -8,10 +8,12 @@ import pytest
 from clients.compared import task
 from clients.settings import Settings
 from flower_dhb import ConfigError, RunConfig
+from flower_dhb.cli import main
 from flower_dhb.cli.run_app import AppFolder
 from flower_dhb.cli.values import read_settings
 from flower_dhb.compare.presets import settings_of_preset
 from flower_dhb.compare.tasks import make_task
+from flower_dhb.peer.device.settings import PeerSettings
 
 ROOT = Path(__file__).parents[2]
 PRESETS = {path.stem: path for path in sorted((ROOT / "presets").glob("*.toml"))}
@@ -50,6 +52,16 @@ def test_a_preset_is_what_its_name_says(name, app):
     assert handed["data-dir"] == str(Path.home() / "data")
     config = RunConfig.of({**app.config, **values})
     assert (config.rounds, config.evaluate_every) == (2000, 50)
+
+
+def test_a_mesh_takes_a_preset(tmp_path, capsys):
+    out = tmp_path / "mesh"
+    create = ["mesh", "create", "--app", str(ROOT), "--out", str(out), "--insecure-plaintext"]
+    assert main([*create, "--run-config", str(PRESETS["ring-5-classes"])]) == 0
+    assert "5 devices" in capsys.readouterr().out
+    devices = [PeerSettings.load(home / "peer.toml") for home in out.glob("vertex-*")]
+    assert {d.run_config["split"] for d in devices} == {"classes:2"}
+    assert {d.rounds for d in devices} == {2000}
 
 
 @pytest.mark.parametrize("rule", APART)
