@@ -38,7 +38,8 @@ demo-deployment: install
 	@$(BIN)/python -m deploy.demo
 
 # Fast tests share the cores. Runs of Flower mostly wait, for each other and for programs to
-# start, so they go three at a time. Peers that must keep short deadlines have less beside them.
+# start, so they go three at a time. Peers that must keep short deadlines have less beside them;
+# tests that keep the processors busy (the group `busy`) never run beside each other.
 # In both the longest come first.
 GROUPS := --dist loadgroup --no-loadscope-reorder
 FAST := $(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile

@@ -44,6 +44,7 @@ def average_is_exact(mesh, but=()):
     return last
 
 
+@pytest.mark.xdist_group("busy")
 def test_twenty_devices_and_all_that_befalls_them(tmp_path):
     # Nothing is to be missing because this machine is busy.
     peer = {"record": "payloads", "timing": {"least-s": 10.0}}

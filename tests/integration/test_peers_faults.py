@@ -33,6 +33,7 @@ def spread(mesh):
     return float(np.abs(x - x.mean(axis=0)).max())
 
 
+@pytest.mark.xdist_group("busy")
 def test_kill_two_of_eight(tmp_path):
     """kill -9 at two moments, restarted later: nothing of a finished round is lost."""
     rng = np.random.default_rng(1)
@@ -196,6 +197,7 @@ def test_app_that_fails_costs_its_rounds_and_nobody_elses(tmp_path):
 # --- cut links: network namespaces where they are allowed, proxies everywhere ----------
 
 
+@pytest.mark.xdist_group("busy")
 @pytest.mark.parametrize("how", CUTS)
 def test_network_split_in_two_and_joined_again(how, tmp_path):
     """Both halves train on for 20 rounds, then agree again."""
@@ -263,6 +265,7 @@ def undisturbed():
     return found
 
 
+@pytest.mark.xdist_group("busy")
 @pytest.mark.timeout(300)
 def test_digits_lose_no_accuracy_to_two_that_are_killed(tmp_path):
     """Ring of 8, two classes per agent; 2 of 8 die by kill -9 and come back later."""

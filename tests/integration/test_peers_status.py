@@ -75,6 +75,7 @@ def in_a_terminal(out, columns, lines):
     return status, text.decode().replace("\r\n", "\n").rstrip("\n").split("\n")
 
 
+@pytest.mark.xdist_group("busy")
 def test_a_mesh_in_which_much_goes_wrong(tmp_path):
     """Each fault is told of its own device, in words that say what to do, and of no other."""
     trouble, shift, other_app = tmp_path / "trouble", tmp_path / "shift", tmp_path / "app"
