@@ -25,7 +25,7 @@ help:
 	@echo "make test-families  apps of JAX, Keras, Lightning and others (installs them)"
 	@echo "make test-small   a bare environment with the extra peer, and two peers in it: sizes"
 	@echo "make simulate N=1000000  the peers' protocol under so many simulated events (SEED=, JOBS=)"
-	@echo "make check        lint, types, security scan, fast tests"
+	@echo "make check        lint, types, security scan, quick tests"
 	@echo "make docs         the documentation as a site that opens from the disk: build/docs"
 	@echo "make reference    write docs/reference.md, the page of all keys, from the code"
 	@echo "make pictures     draw the pictures of the docs, those of the demo from its kept rounds"
@@ -42,7 +42,9 @@ demo-deployment: install
 # tests that keep the processors busy (the group `busy`) never run beside each other.
 # In both the longest come first.
 GROUPS := --dist loadgroup --no-loadscope-reorder
-FAST := $(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile
+XDIST := -n auto --dist loadfile
+QUICK := $(BIN)/python -m pytest -m "not slow and not thorough" $(XDIST)
+FAST := $(BIN)/python -m pytest -m "not slow" $(XDIST)
 SLOW := $(BIN)/python -m pytest -m "slow and not alone" -n 3 $(GROUPS)
 ALONE := $(BIN)/python -m pytest -m "slow and alone" -n 2 $(GROUPS)
 # A machine that stalls for seconds breaks a deadline, and no code is at fault. The slow
@@ -66,7 +68,7 @@ simulate: install
 	@$(BIN)/python -m tests.simulation --events $(N) --seed $(SEED) --jobs $(JOBS)
 
 check: lint
-	@$(FAST)
+	@$(QUICK)
 
 lint: install
 	@$(BIN)/ruff check .

@@ -23,6 +23,8 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     if collection_path.suffix != ".py" or " or " in wanted:
         return None
     text = collection_path.read_text(encoding="utf-8")
+    if "not thorough" in wanted and re.search(r"^pytestmark = [^\]]*mark\.thorough", text, re.M):
+        return True
     marks = [m for m in ("slow", "alone") if re.search(rf"(?<!not ){m}\b", wanted)]
     return True if any(f"mark.{mark}" not in text for mark in marks) else None
 

@@ -42,6 +42,8 @@ from flower_dhb.peer.device.flwr_adapter import make_context, make_message, take
 from flower_dhb.topology.turns import parse_graph, share_every
 from flower_dhb.types import Layout
 
+pytestmark = pytest.mark.thorough
+
 N, D, ROUNDS, RATE = 5, 5, 7, 0.05
 IRREGULAR = Topology.from_edges([(0, 1), (1, 2), (2, 3), (3, 0), (0, 4)])
 # MoTEF has another first round than the later ones.

@@ -22,6 +22,8 @@ from flower_dhb import (
     simulate,
 )
 
+pytestmark = pytest.mark.thorough
+
 N, D, ROUNDS, RATE = 7, 5, 8, 0.05
 IRREGULAR = Topology.from_edges([(0, 1), (1, 2), (2, 3), (3, 0), (0, 4), (4, 5), (0, 6), (2, 6)])
 

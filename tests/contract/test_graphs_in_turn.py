@@ -37,6 +37,8 @@ from flower_dhb.peer.mesh.certificates import Authority
 from flower_dhb.topology.turns import Graphs, parse_graphs, share_every
 from flower_dhb.types import Layout
 
+pytestmark = pytest.mark.thorough
+
 N, D, ROUNDS, RATE = 7, 5, 9, 0.05
 IRREGULAR = [(0, 1), (1, 2), (2, 3), (3, 0), (0, 4), (4, 5), (0, 6), (2, 6)]
 GENTLE = HeavyBall(momentum=0.3)  # more goes on for too long between two exchanges

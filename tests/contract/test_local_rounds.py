@@ -33,7 +33,7 @@ from flower_dhb.metrics import RoundRecord
 N, D, ROUNDS, EVERY = 5, 6, 11, 4
 STAR = Topology.star(N)
 
-pytestmark = pytest.mark.usefixtures("unforced")
+pytestmark = [pytest.mark.thorough, pytest.mark.usefixtures("unforced")]
 
 
 class RoundByRound(ServerlessStrategy):

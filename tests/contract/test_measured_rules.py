@@ -50,6 +50,7 @@ def pull(x: np.ndarray, _round: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("width", [1, 2, 10**6])
+@pytest.mark.thorough
 def test_a_rule_with_norms_gives_the_same_numbers_in_every_runtime(width, monkeypatch):
     """However the vectors are cut into blocks: a norm is the whole vector's."""
     monkeypatch.setattr(mixing, "BLOCK", width)

@@ -19,6 +19,8 @@ from tests.support.events import Events
 from tests.support.peer_app import quadratics
 from tests.support.peers import Mesh
 
+pytestmark = pytest.mark.thorough
+
 EDGES = [(0, 1), (0, 2), (0, 3), (1, 2)]  # degrees 1 to 3
 ROUNDS, SIZE, RATE = 5, 600, 0.2
 CASES = [

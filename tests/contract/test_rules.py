@@ -282,6 +282,7 @@ def test_exact_rules_reach_the_optimum_on_different_data(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if not method(n).exact])
+@pytest.mark.thorough
 def test_other_rules_keep_a_bias(name: str) -> None:
     rule, problem = method(name), quadratic()
     x = simulate(rule, graph_of(rule), problem.start, problem.local_step(0.02), 3000)

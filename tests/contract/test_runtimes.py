@@ -12,6 +12,8 @@ from flower_dhb.algorithms import method, relayed_methods
 from flower_dhb.engine.engine import Engine
 from flower_dhb.engine.problem import Analytic
 
+pytestmark = pytest.mark.thorough
+
 N, D, ROUNDS, RATE = 7, 5, 8, 0.05
 IRREGULAR = Topology.from_edges([(0, 1), (1, 2), (2, 3), (3, 0), (0, 4), (4, 5), (0, 6), (2, 6)])
 NEIGHBOR = [n for n in relayed_methods() if type(method(n)).__module__.startswith("flower_dhb.")]

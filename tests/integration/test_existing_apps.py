@@ -101,6 +101,7 @@ def assert_same(one: ArrayRecord, other: ArrayRecord) -> None:
 
 
 @pytest.mark.parametrize("family", family_params(TRAINED))
+@pytest.mark.thorough
 def test_an_app_ends_as_it_did(
     family: Family, short_run: Callable[[Family], Outcome], tmp_path: Path
 ) -> None:
@@ -129,6 +130,7 @@ def test_an_app_ends_as_it_did(
 
 
 @pytest.mark.parametrize("family", family_params(SHARED))
+@pytest.mark.thorough
 def test_training_goes_on_from_the_final_model(
     family: Family, short_run: Callable[[Family], Outcome]
 ) -> None:
@@ -166,6 +168,7 @@ OWN_MARGIN = {"pytorch_digits": 0.04}
 
 
 @pytest.mark.parametrize("family", family_params(TRAINED, slow=LONG))
+@pytest.mark.thorough
 def test_an_app_is_as_accurate_as_under_fedavg(family: Family, tmp_path: Path) -> None:
     ours = run(family, tmp_path, ROUNDS, evaluate_every=ROUNDS)
     theirs = run_as_written(family, tmp_path, ROUNDS, evaluate_every=ROUNDS)

@@ -13,6 +13,8 @@ from flower_dhb.engine.problem import Analytic
 from flower_dhb.errors import ConfigError
 from flower_dhb.types import Layout
 
+pytestmark = pytest.mark.thorough
+
 GRAPH = Topology.parse("random-regular:16:4:1")
 LIAR = 15
 HONEST = list(range(15))

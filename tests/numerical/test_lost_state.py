@@ -16,6 +16,8 @@ from flower_dhb.algorithms import METHODS, method
 from flower_dhb.engine.reference import simulate
 from flower_dhb.flower import relay
 
+pytestmark = pytest.mark.thorough
+
 N, D = 5, 3
 RING = Topology.ring(N)
 IRREGULAR = Topology.from_edges([(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 4), (3, 4)])

@@ -225,6 +225,7 @@ def prediction_and_run(name: str, graph: Topology) -> tuple[float, Matrix]:
 
 @pytest.mark.parametrize("graph", GRAPHS, ids=lambda g: g.name)
 @pytest.mark.parametrize("name", LAWS)
+@pytest.mark.thorough
 def test_observed_rate_is_the_spectral_radius(name: str, graph: Topology) -> None:
     predicted, x = prediction_and_run(name, graph)
     assert predicted < 1.0
@@ -263,6 +264,7 @@ def test_fixed_point_bias_has_its_formula(name: str, graph: Topology) -> None:
 
 @pytest.mark.parametrize("graph", GRAPHS, ids=lambda g: g.name)
 @pytest.mark.parametrize("name", LAWS)
+@pytest.mark.thorough
 def test_planner_predicts_what_is_observed(name: str, graph: Topology) -> None:
     """With one curvature for all agents the planner's modes are the whole truth."""
     problem = Quadratic.random(graph.n_agents, SIZE, condition=4.0, seed=2)

@@ -268,6 +268,7 @@ def test_stable_on_every_graph_where_gradient_descent_is(u, momentum, correction
     assert radius(2.0 * (1.0 + momentum) + 0.01, momentum, u, correction) > 1.0
 
 
+@pytest.mark.thorough
 def test_different_data_leave_about_half_of_the_bias_of_d_psgd():
     """At rest `(I - W) x = (W - b / (1 + b) (I + W) / 2) s`, with b = 0.9."""
     targets = np.random.default_rng(4).normal(size=(N, 2))

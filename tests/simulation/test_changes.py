@@ -25,7 +25,7 @@ from flower_dhb.peer.wire.frames import Assembler, Outgoing, parse
 from flower_dhb.peer.wire.link import Allowance, StreamLink
 from flower_dhb.types import Layout
 
-pytestmark = pytest.mark.usefixtures("quiet_peers")
+pytestmark = [pytest.mark.thorough, pytest.mark.usefixtures("quiet_peers")]
 
 FORMS = ("int8:whole", "int8", "int4", "topk:0.02", "topk:0.2+int8", "randk:0.05", "lowrank:1")
 ROUNDS, SIDE = 12, 30

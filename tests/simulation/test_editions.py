@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from functools import cache
 
+import pytest
+
 from flower_dhb.peer.protocol.edition import Editions
 
 from .campaign import run_one
@@ -35,6 +37,7 @@ def test_everything_that_can_change_has_changed() -> None:
     assert kinds == {"weights", "add edge", "drop edge", "join", "leave", "more", "fewer"}
 
 
+@pytest.mark.thorough
 def test_all_edges_count_in_all_rounds_but_for_a_few_as_new_neighbors_come_into_step() -> None:
     """Neighbors are in step; those that become neighbors may be a few rounds apart."""
     due = counted = 0

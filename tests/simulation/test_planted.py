@@ -5,6 +5,8 @@ import pytest
 from .campaign import run_one
 from .planted import PLANTED, Planted, planted
 
+pytestmark = pytest.mark.thorough
+
 _LIMIT = 400  # schedules; most mistakes show in the first one tried
 
 

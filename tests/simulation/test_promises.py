@@ -5,6 +5,8 @@ import pytest
 from .campaign import run_seeds
 from .profiles import PROFILES
 
+pytestmark = pytest.mark.thorough
+
 _EACH = 10
 _LARGE = {"dense": 1, "sprint": 3}
 

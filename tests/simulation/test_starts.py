@@ -10,6 +10,8 @@ from .starts import Starts
 from .watch import Watch
 from .world import World
 
+pytestmark = pytest.mark.thorough
+
 MINUTES = (0.0, 0.0, 106.0, 132.0, 140.0)
 SOON_S = 15.0
 

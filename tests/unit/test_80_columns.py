@@ -59,6 +59,7 @@ def too_wide(text):
 
 
 @pytest.mark.parametrize("words", PRINTED, ids=lambda words: " ".join(words.split()[:3]))
+@pytest.mark.thorough
 def test_what_a_command_prints(words, places, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     main([word.format(**places) for word in words.split()])

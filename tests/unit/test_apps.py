@@ -16,6 +16,8 @@ from support.grid import LocalGrid
 from flower_dhb.peer.device.settings import PeerSettings
 from flower_dhb.peer.mesh.create import MeshPlan, create_mesh, local_hosts
 
+pytestmark = pytest.mark.thorough
+
 APPS = Path(__file__).resolve().parents[2] / "apps"
 NAMES = sorted(path.name for path in APPS.iterdir())
 WORST = {"dhb-numpy": 0.9, "dhb-pytorch": 0.85, "dhb-sklearn": 0.85}

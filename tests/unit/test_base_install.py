@@ -19,6 +19,8 @@ import flower_dhb
 from flower_dhb.extras import EXTRAS
 from tests.support.base_install import Refusing
 
+pytestmark = pytest.mark.thorough
+
 ROOT = Path(flower_dhb.__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 APP = ROOT / "tests" / "support" / "peer_app"

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from flower_dhb.engine.batched import Batched, LocalModel, Looped, cross_entropy
 from flower_dhb.errors import ConfigError
 
+pytestmark = pytest.mark.thorough
+
 AGENTS, SAMPLES, STEP = 3, 5, 0.1
 
 

@@ -214,6 +214,7 @@ def test_certificates_that_nobody_could_use_are_refused(capsys, words):
     assert "--days must be at least 1, got 0" in capsys.readouterr().err
 
 
+@pytest.mark.thorough
 def test_whoever_stops_reading_gets_no_traceback():
     program = (
         "from flower_dhb import cli\nfrom flower_dhb.cli import run\n"
@@ -230,6 +231,7 @@ def test_whoever_stops_reading_gets_no_traceback():
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.thorough
 def test_a_command_that_is_stopped_cleans_up_and_says_so(number):
     program = (
         "import time\nfrom flower_dhb import cli\nfrom flower_dhb.cli import run\n"

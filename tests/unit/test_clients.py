@@ -332,6 +332,7 @@ def test_what_ships_with_scikit_learn_is_divided_once_and_for_all(workload):
     ("workload", "optimizer", "rate", "least"),
     [("cancer", "sgd", 0.1, 0.95), ("text", "adamw", 0.02, 0.6)],
 )
+@pytest.mark.thorough
 def test_the_first_model_of_a_workload_learns(workload, optimizer, rate, least):
     """One agent with half of the data; chance is 0.63 and 0.125."""
     changes = {"workload": workload, "model": "auto", "split": "iid", "topology": "complete:2"}

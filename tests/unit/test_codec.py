@@ -276,6 +276,7 @@ JSON = st.recursive(
 
 @FUZZ
 @given(st.sampled_from(["run", "round", "vertex", "vectors"]), JSON)
+@pytest.mark.thorough
 def test_a_header_with_an_arbitrary_value_is_refused_unless_it_is_the_right_one(key, value):
     document = HEADER | {key: value}
     if document == HEADER and type(value) is type(HEADER[key]):
@@ -287,6 +288,7 @@ def test_a_header_with_an_arbitrary_value_is_refused_unless_it_is_the_right_one(
 
 @FUZZ
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), max_size=30))
+@pytest.mark.thorough
 def test_every_finite_vector_survives(values):
     payload = {"v": np.array(values, np.float32)}
     expect = Header.of(payload, **WHERE)

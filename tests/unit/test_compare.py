@@ -36,6 +36,8 @@ from flower_dhb.problems.digits import load_digits
 from flower_dhb.problems.logistic import LogisticRegression
 from flower_dhb.problems.quadratic import Quadratic
 
+pytestmark = pytest.mark.thorough
+
 SMALL = {
     "problem": "digits-logistic",
     "topologies": ("ring:4",),

@@ -55,6 +55,7 @@ def test_figure_2_of_a_paper(
     assert all(r"\pm" in row for row in rows)
 
 
+@pytest.mark.thorough
 def test_a_model_of_ones_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -324,6 +324,7 @@ def comparison(**changes: object) -> Comparison:
     return Comparison(**(settings | changes))  # type: ignore[arg-type]
 
 
+@pytest.mark.thorough
 def test_a_comparison_tunes_on_validation_data_and_reports_test_data(tmp_path: Path) -> None:
     setting = comparison()
     seen: list[tuple[int, int]] = []

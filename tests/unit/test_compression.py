@@ -396,6 +396,7 @@ def test_nodes_keep_the_sum_with_lost_edges_too(
 
 @pytest.mark.parametrize("rule", ["dmsgd", "dmsgd-gt", "safeguarded"])
 @pytest.mark.parametrize("text", ["bf16", "int8", "int4", "topk:0.5", "randk:0.5"])
+@pytest.mark.thorough
 def test_nodes_simulation_and_engine_agree(rule: str, text: str) -> None:
     """As long as rounding differs by less than decides what is drawn: a few rounds in float64."""
     topology = Topology.parse("erdos-renyi:6:0.6:1")

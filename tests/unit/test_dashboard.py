@@ -23,6 +23,8 @@ from flower_dhb.peer.wire import relay_pb2 as pb
 from tests.support.dashboards import serving
 from tests.support.peers import APP
 
+pytestmark = pytest.mark.thorough
+
 NAN = float("nan")
 
 

@@ -42,6 +42,7 @@ def test_it_is_kept_without_outputs(path):
             assert (cell["outputs"], cell["execution_count"]) == ([], None)
 
 
+@pytest.mark.thorough
 def test_the_notebook_of_two_rules(monkeypatch, capsys):
     matplotlib = pytest.importorskip("matplotlib")
     matplotlib.use("agg")

@@ -14,7 +14,10 @@ pytest.importorskip("fcntl")  # the pipes to the browser need it
 
 from tests.support.browser import CHROMIUM, Browser
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+pytestmark = [
+    pytest.mark.thorough,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed"),
+]
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "ring.html"
 # β, ω and the step size.

@@ -10,6 +10,8 @@ import pytest
 
 import flower_dhb
 
+pytestmark = pytest.mark.thorough
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

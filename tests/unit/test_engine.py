@@ -29,6 +29,8 @@ from flower_dhb.topology.graph import Topology
 from flower_dhb.topology.planning import check_rule_on
 from flower_dhb.topology.turns import Turns, share_every
 
+pytestmark = pytest.mark.thorough
+
 GRAPH = Topology.from_edges([(0, 1), (0, 2), (0, 3), (1, 2), (3, 4), (4, 5)])
 RATE, STEPS, BATCH, SEED = 0.1, 2, 16, 7
 

@@ -70,6 +70,7 @@ def test_commands_of_peers_without_grpc(without, words, capsys):
     )
 
 
+@pytest.mark.thorough
 def test_commands_without_matplotlib(without, capsys, tmp_path):
     without("matplotlib", "flower_dhb.figures.comparisons")
     assert main(["topology", "show", "path:3", "--picture", str(tmp_path / "g.png")]) == 2

@@ -12,6 +12,8 @@ from flower_dhb.figures.splits import count_classes, draw_split
 from flower_dhb.figures.topologies import draw
 from flower_dhb.problems.splits import split
 
+pytestmark = pytest.mark.thorough
+
 FORMS = [
     *("ring:16", "complete:8", "star:9", "path:2", "path:9", "path:12", "torus:4x4", "torus:2x3"),
     *("torus:3x5", "bipartite:4x6", "bipartite:1x1", "hypercube:1", "hypercube:3", "hypercube:4"),

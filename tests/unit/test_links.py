@@ -10,6 +10,8 @@ from flower_dhb.topology import links
 from flower_dhb.topology.fastest import fastest_weights
 from flower_dhb.topology.links import suggest_links
 
+pytestmark = pytest.mark.thorough
+
 
 def gap_with(topology, edges, weights="metropolis"):
     return Topology.from_edges([*topology.edges, *edges], weights).spectral_gap

@@ -16,6 +16,8 @@ from flower_dhb.runs.loggers import (
 )
 from tests.support.waiting import wait_for
 
+pytestmark = pytest.mark.thorough
+
 
 def record(k, accuracy=0.5):
     return RoundRecord(

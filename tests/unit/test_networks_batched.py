@@ -16,6 +16,8 @@ from flower_dhb.engine.engine import Engine
 from flower_dhb.engine.supervised import Supervised
 from flower_dhb.errors import ConfigError
 
+pytestmark = pytest.mark.thorough
+
 AGENTS = 3
 
 

@@ -40,6 +40,8 @@ from tests.support.events import Events
 from tests.support.peers import Mesh
 from tests.support.waiting import wait_for
 
+pytestmark = pytest.mark.thorough
+
 SIZE, ROUNDS = 4, 4
 PATIENT = Timing(ceiling_s=60.0, least_s=60.0, reconnect_s=60.0, resume_s=60.0)
 

@@ -27,7 +27,7 @@ from flower_dhb.peer.wire.frames import (
 from flower_dhb.peer.wire.link import Allowance, StreamLink
 from tests.support.agents import Shell, Silent
 
-pytestmark = pytest.mark.usefixtures("quiet_peers")
+pytestmark = [pytest.mark.thorough, pytest.mark.usefixtures("quiet_peers")]
 
 N = 1000
 SMALL, LARGE = 8, 3 * WHOLE_BYTES // 4  # elements: one travels whole, one in chunks

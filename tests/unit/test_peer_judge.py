@@ -147,6 +147,7 @@ class Liar:
 
 
 @pytest.mark.parametrize("early", [True, False])
+@pytest.mark.thorough
 def test_a_lie_is_refused_and_released_and_the_next_round_counts(early, tmp_path):
     mesh = Mesh(tmp_path / "m", n=2, plaintext=True, topology="path:2", rounds=2, size=4)
     patient = Timing(ceiling_s=60.0, least_s=60.0, reconnect_s=60.0, resume_s=60.0)

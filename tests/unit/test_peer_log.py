@@ -201,6 +201,7 @@ HOSTILE = ["\n", "\r\n", "\x1b[2J", "\u2028", "\u202e", "\x00", "\ud800", "😀"
 
 
 @pytest.mark.parametrize("form", ["json", "text"])
+@pytest.mark.thorough
 def test_an_hour_of_any_flood_costs_less_than_a_megabyte(form):
     """Every event of every neighbor, ever new texts, long and of any characters."""
     monitor = Monitor(0)

@@ -126,6 +126,7 @@ def test_all_kinds_of_arrays_are_written_as_safetensors_reads_them(tmp_path, mon
 # --- the current model --------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_at_the_end_the_current_model_is_the_model(over):
     for one in over:
         found = current_model(one.state_dir, print)
@@ -257,6 +258,7 @@ def test_what_is_no_start_is_refused_where_it_enters(state, tmp_path):
 # --- releases -----------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_a_state_of_the_release_before_goes_on(tmp_path):
     """Devices are upgraded one by one, each with the state that it has."""
     with Events() as heard:

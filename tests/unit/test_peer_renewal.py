@@ -161,6 +161,7 @@ def test_the_list_forgets_what_has_ended_by_itself(mesh, at):
     assert (mesh.out / "authority" / "issued.pem").read_bytes() == b""
 
 
+@pytest.mark.thorough
 def test_another_authority_in_three_steps_and_no_device_lost(mesh):
     old = Authority.load(mesh.out / "authority")
     publish(mesh.out, EDITION, {"x": 1}, timeout_s=0.1)
@@ -308,6 +309,7 @@ def test_an_authority_that_has_ended_is_replaced_at_once(mesh, at):
     assert fingerprint(new.certificate) != fingerprint(old.certificate)
 
 
+@pytest.mark.thorough
 def test_the_commands_say_what_was_done_and_what_is_to_be_done(mesh, capsys):
     def call(*words):
         status = cli.main(["mesh", *map(str, words)])

@@ -38,6 +38,8 @@ from tests.support.events import Events
 from tests.support.peer_app.quadratics import local_step, target
 from tests.support.peers import Mesh
 
+pytestmark = pytest.mark.thorough
+
 SIZE, RATE = 4, 0.25
 START = np.random.default_rng([0, 7]).standard_normal(SIZE)
 

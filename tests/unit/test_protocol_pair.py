@@ -1,9 +1,12 @@
 """Two ends of one edge: whatever happens, it counts for both or for none, or both know better."""
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.pair import Pair, pair
+
+pytestmark = pytest.mark.thorough
 
 SHARE_A, SHARE_B = ("app a", "disk a"), ("app b", "disk b")
 

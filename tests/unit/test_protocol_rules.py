@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("file", sorted({mistake.file for mistake in MISTAKES}))
+@pytest.mark.thorough
 def test_each_mistake_changes_one_place_and_is_python(file):
     source = (ROOT / CORE / file).read_text(encoding="utf-8")
     for mistake in (mistake for mistake in MISTAKES if mistake.file == file):

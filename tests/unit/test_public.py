@@ -97,6 +97,7 @@ RunConfig.of({}), Topology.ring(5), HeavyBall(), DSGD()
         *("topology show", "topology suggest"),
     ],
 )
+@pytest.mark.thorough
 def test_importing_loads_no_heavy_library(program):
     found = subprocess.run(
         [sys.executable, "-c", f"{program}\nimport sys; print(*sys.modules)"],

@@ -21,6 +21,8 @@ from flower_dhb.cli import main
 from flower_dhb.runs.config import AUTO
 from tests.reference import sections
 
+pytestmark = pytest.mark.thorough
+
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RUN_CONFIG = (ROOT / "docs" / "run-config.md").read_text(encoding="utf-8")

@@ -39,7 +39,7 @@ from flower_dhb.peer.mesh.certificates import Authority
 N, D, ROUNDS = 3, 4, 3
 GRAPH = Topology.star(N)
 
-pytestmark = pytest.mark.usefixtures("unforced")
+pytestmark = [pytest.mark.thorough, pytest.mark.usefixtures("unforced")]
 
 
 class Grid(DyingGrid):

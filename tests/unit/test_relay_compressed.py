@@ -21,6 +21,8 @@ from flower_dhb.algorithms import Algorithm, method
 from flower_dhb.peer.mesh.certificates import Authority
 from flower_dhb.types import Layout
 
+pytestmark = pytest.mark.thorough
+
 N, D, ROUNDS, RATE = 6, 40, 6, 0.02
 GRAPH = Topology.from_edges([(0, 1), (0, 2), (0, 3), (3, 4), (4, 5), (5, 0)])
 VICTIM = 3

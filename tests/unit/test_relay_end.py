@@ -15,6 +15,8 @@ from support.grid import LocalGrid
 from flower_dhb import DSGD, ConfigError, RoundError, ServerlessStrategy, Topology, consensus_mod
 from flower_dhb.flower.failures import Failure, Failures
 
+pytestmark = pytest.mark.thorough
+
 N, D = 6, 4
 GRAPH = Topology.from_edges([(0, 1), (0, 2), (0, 3), (3, 4), (4, 5)])
 

@@ -19,6 +19,8 @@ from support.grid import LocalGrid
 from flower_dhb import HeavyBall, ServerlessStrategy, Topology, consensus_mod, decentralize
 from flower_dhb.flower.relay import is_deployed
 
+pytestmark = pytest.mark.thorough
+
 N, D, ROUNDS = 6, 4, 5
 GRAPH = Topology.from_edges([(0, 1), (0, 2), (0, 3), (3, 4), (4, 5)])
 

@@ -14,6 +14,8 @@ from support.grid import LocalGrid
 
 from flower_dhb import DSGD, Algorithm, HeavyBall, ServerlessStrategy, Topology, consensus_mod
 
+pytestmark = pytest.mark.thorough
+
 N, D, ROUNDS, RATE = 6, 4, 8, 0.05
 GRAPH = Topology.from_edges([(0, 1), (0, 2), (0, 3), (3, 4), (4, 5), (5, 0)])
 VICTIM = 3

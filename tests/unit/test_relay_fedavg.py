@@ -150,6 +150,7 @@ def test_no_rounds_give_the_initial_arrays_and_their_evaluation() -> None:
 @pytest.mark.parametrize(
     ("fraction", "least", "count"), [(0.5, None, 3), (0.6, None, 3), (0.1, None, 2), (0.1, 4, 4)]
 )
+@pytest.mark.thorough
 def test_a_fraction_evaluates_as_many_as_under_fedavg(fraction, least, count) -> None:
     grid = grid_of()
     result = start(

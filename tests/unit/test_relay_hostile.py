@@ -27,6 +27,8 @@ from flower_dhb import (
 from flower_dhb.flower.records import Answer, Instruction, Question, read_request
 from flower_dhb.metrics import RoundRecord
 
+pytestmark = pytest.mark.thorough
+
 N, D = 5, 4
 GRAPH = Topology.from_edges([(0, 1), (1, 2), (2, 3), (3, 0), (0, 4)])
 VICTIM = 3

@@ -25,6 +25,8 @@ from flower_dhb import (
 )
 from flower_dhb.flower import members, relay
 
+pytestmark = pytest.mark.thorough
+
 N, D, ROUNDS, RATE = 6, 4, 9, 0.05
 GRAPH = Topology.from_edges([(0, 1), (0, 2), (0, 3), (3, 4), (4, 5), (5, 0)])
 VICTIM, OTHER = 3, 5

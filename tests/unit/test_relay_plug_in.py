@@ -17,6 +17,8 @@ from support.torch_app import initial_arrays, make_app
 
 from flower_dhb import HeavyBall, ServerlessStrategy, Topology, consensus_mod, decentralize
 
+pytestmark = pytest.mark.thorough
+
 N, ROUNDS = 5, 30
 GRAPH = Topology.from_edges([(0, 1), (1, 2), (2, 3), (3, 0), (0, 4)])
 

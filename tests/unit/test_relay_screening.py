@@ -33,6 +33,7 @@ def run(rule, mods):
 @pytest.mark.parametrize(
     "rule", [HeavyBall(momentum=0.5), HeavyBall(form="tracking", momentum=0.3)], ids=["plain", "gt"]
 )
+@pytest.mark.thorough
 def test_an_agent_that_lies_takes_nobody_with_it_and_is_named(rule):
     result, models = run(rule, [consensus_mod, liar])
     honest = [v for v in range(N) if v != LIAR]
@@ -60,6 +61,7 @@ def test_without_screening_all_are_lost():
     assert min(np.abs(model).max() for model in models.values()) > 1e20
 
 
+@pytest.mark.thorough
 def test_nobody_is_screened_where_all_are_honest():
     runs = [run(HeavyBall(momentum=0.5, screening=s), [consensus_mod])[1] for s in ("on", "off")]
     for v in range(N):

@@ -27,6 +27,8 @@ from flower_dhb.agent.envelope import is_sealed, read_envelope
 from flower_dhb.flower.arrays import frame_array
 from flower_dhb.peer.mesh.certificates import Authority
 
+pytestmark = pytest.mark.thorough
+
 N, D = 5, 4
 GRAPH = Topology.from_edges([(0, 1), (0, 2), (0, 3), (3, 4)])  # a star and a tail
 PAYLOADS, PAYLOAD = "flower_dhb.payloads", "flower_dhb.payload"

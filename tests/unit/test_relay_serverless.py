@@ -55,6 +55,7 @@ def test_a_message_holds_its_agents_row_and_no_other_weights() -> None:
         assert document["weights"] == [[j, row[j]] for j in np.flatnonzero(row)]
 
 
+@pytest.mark.thorough
 def test_one_average_is_formed_at_the_end_and_one_at_each_evaluation_that_is_watched(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

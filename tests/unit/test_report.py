@@ -27,6 +27,8 @@ from flower_dhb.pages.thinning import blocks, kept
 from flower_dhb.pages.verdict import verdict
 from flower_dhb.pages.words import duration, ranges
 
+pytestmark = pytest.mark.thorough
+
 LIBRARY = "globalThis.vegaEmbed = null;"
 EVIL = "</script><img src=x onerror=alert(1)>'\"&\x00\ud800"
 NAN = float("nan")

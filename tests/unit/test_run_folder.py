@@ -164,6 +164,7 @@ def test_bad_names_are_refused(tmp_path, name):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.thorough
 def test_finish_saves_models_that_safetensors_reads(tmp_path):
     folder = open_folder(tmp_path)
     folder.append(record())

@@ -14,6 +14,8 @@ from clients.client_app import app as client_app
 from flower_dhb import DSGD, ConfigError, ServerlessStrategy
 from strategies import server_app
 
+pytestmark = pytest.mark.thorough
+
 
 def run(tmp_path, node=None, **values):
     """Run the whole app on 16 agents in this process; returns its folder."""

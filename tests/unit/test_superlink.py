@@ -185,6 +185,7 @@ def test_a_port_that_somebody_takes_meanwhile_is_tried_no_second_time(taken):
         assert first != second == link.environment["FLWR_LOCAL_SUPERLINK_HTTP_API_PORT"]
 
 
+@pytest.mark.thorough
 def test_a_superlink_that_never_comes_up_says_why(taken):
     with (
         pytest.raises(RoundError, match=r"exit status 1.*is: \[Errno 98\] address already in use"),

@@ -78,6 +78,7 @@ def test_every_agent_starts_with_the_modules_own_values() -> None:
 
 
 @pytest.mark.parametrize("backend", ["batched", "loop"])
+@pytest.mark.thorough
 def test_local_steps_are_sgd_on_the_agents_own_batches(backend: str) -> None:
     torch.manual_seed(0)
     module = nn.Linear(8, 3)

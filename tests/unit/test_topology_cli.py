@@ -15,6 +15,8 @@ from flower_dhb.topology.fastest import fastest_weights
 from flower_dhb.topology.graph import Topology
 from flower_dhb.topology.planning import best_rate, diameter, halving_rounds, rate
 
+pytestmark = pytest.mark.thorough
+
 
 def facts(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, object]:
     assert main(["topology", *words, "--json"]) == 0

@@ -41,6 +41,7 @@ def task(**changes: object) -> TorchTask:
     return TorchTask(**(values | changes))  # type: ignore[arg-type]
 
 
+@pytest.mark.thorough
 def test_ten_lines_compare_methods_on_a_model_of_ones_own(tmp_path: Path) -> None:
     setting = Comparison(
         problem=task(targets=(0.6,)),

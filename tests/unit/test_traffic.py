@@ -52,6 +52,7 @@ def test_a_link_has_a_rate(rate: float) -> None:
         costs(Topology.ring(4), 10, rate)
 
 
+@pytest.mark.thorough
 def test_topology_show_says_it_in_80_columns(capsys, monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     assert main(["topology", "show", "erdos-renyi:20:0.3:1", "--link", "0.1"]) == 0

@@ -18,6 +18,8 @@ from flower_dhb.errors import ConfigError, StateError
 from flower_dhb.problems.optimizers import OPTIMIZERS, LocalOptimizer, Schedule
 from flower_dhb.problems.splits import batches
 
+pytestmark = pytest.mark.thorough
+
 AGENTS, STEPS, RATE = 3, 7, 0.05
 WORDS = [
     *OPTIMIZERS,
