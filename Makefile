@@ -42,7 +42,7 @@ demo-deployment: install
 # tests that keep the processors busy (the group `busy`) never run beside each other.
 # In both the longest come first.
 GROUPS := --dist loadgroup --no-loadscope-reorder
-XDIST := -n auto --dist loadfile
+XDIST := -n auto --dist loadfile --no-loadscope-reorder
 QUICK := $(BIN)/python -m pytest -m "not slow and not thorough" $(XDIST)
 FAST := $(BIN)/python -m pytest -m "not slow" $(XDIST)
 SLOW := $(BIN)/python -m pytest -m "slow and not alone" -n 3 $(GROUPS)

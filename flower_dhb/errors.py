@@ -18,6 +18,7 @@ __all__ = [
     "PayloadError",
     "RoundError",
     "StateError",
+    "lacking",
     "unknown",
 ]
 
@@ -64,3 +65,19 @@ def unknown(what: str, name: object, known: Iterable[str]) -> str:
     close = get_close_matches(str(name), names, n=1)
     hint = f", did you mean '{close[0]}'?" if close else "."
     return f"unknown {what} '{name}'{hint} Known: {', '.join(names)}"
+
+
+def lacking(error: BaseException) -> str | None:
+    """What the system has no more of, with the remedy; None if the error is of another kind."""
+    limits = "ulimit -v, MemoryMax"
+    if isinstance(error, MemoryError):
+        what = str(error) or "an allocation failed"
+        return (
+            f"memory ran out ({what}): give this process more ({limits}), or take a smaller model"
+        )
+    if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+        return (
+            "the system gives this process no more threads: raise the limit of their number "
+            f"(ulimit -u, TasksMax), or that of its memory ({limits})"
+        )
+    return None

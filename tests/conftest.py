@@ -31,11 +31,12 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow tests that may take longest begin first, so that none is left over at the end."""
+    """Tests that may take longest begin first, so that none is left over at the end."""
+    long = {item.path for item in items if item.get_closest_marker("thorough")}
 
-    def limit_s(item: pytest.Item) -> float:
+    def limit_s(item: pytest.Item) -> tuple[float, bool]:
         mark = item.get_closest_marker("timeout") if item.get_closest_marker("slow") else None
-        return float(mark.args[0]) if mark else 0.0
+        return float(mark.args[0]) if mark else 0.0, item.path in long
 
     items.sort(key=limit_s, reverse=True)
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from flower_dhb import __version__
-from flower_dhb.errors import ConfigError, FlowerDhbError
+from flower_dhb.errors import ConfigError, FlowerDhbError, lacking
 from flower_dhb.extras import EXTRAS
 
 __all__ = ["main"]
@@ -77,6 +77,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except (FlowerDhbError, OSError, ModuleNotFoundError, KeyboardInterrupt) as error:
         return _fail(parsed.command, _words(error), status=int(status_of(error)))
+    except (MemoryError, RuntimeError) as error:
+        if lacking(error) is None:
+            raise
+        return _fail(parsed.command, lacking(error), status=int(status_of(error)))
     return status
 
 

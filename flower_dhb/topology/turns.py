@@ -96,8 +96,8 @@ class Turns:
         if n & (n - 1):
             raise GraphError(
                 f"one-peer:{n}: as pairs that talk both ways it needs a power of 2 agents, such as "
-                f"{1 << n.bit_length() - 1} or {1 << n.bit_length()}; for {n} take "
-                f"matchings:exponential:{n}, or directed-one-peer:{n} with 'sgp'"
+                f"{1 << n.bit_length() - 1} or {1 << n.bit_length()}; for {n} take base:{n}:1, "
+                "which averages exactly with one neighbor a round, too"
             )
         hops = [2**k for k in range(n.bit_length() - 1)]
         rounds = [[(i, i ^ hop) for i in range(n) if i < i ^ hop] for hop in hops]

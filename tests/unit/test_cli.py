@@ -8,12 +8,16 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from flower_dhb import __version__, cli
 from flower_dhb.cli import run
 from flower_dhb.errors import ConfigError, GraphError, RoundError
+
+PEER_APP = Path(__file__).parents[1] / "support" / "peer_app"
 
 
 def test_no_command_prints_the_help_and_is_wrong_usage(capsys):
@@ -255,3 +259,49 @@ def test_a_peer_looks_for_garbage_once_its_modules_are_loaded(tmp_path, capsys):
     assert cli.main(["peer", str(tmp_path / "peer.toml")]) != 0
     assert "peer.toml" in capsys.readouterr().err
     assert gc.isenabled()
+
+
+_SMALL = """
+import resource, sys
+from pathlib import Path
+import flower_dhb.peer.device.daemon
+from flower_dhb.cli import main
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + int(sys.argv[1]),) * 2)
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.thorough
+@pytest.mark.skipif(sys.platform != "linux", reason="of Linux")
+def test_a_peer_that_gets_no_memory_for_a_thread_says_so_and_may_be_started_again(tmp_path):
+    create = ["mesh", "create", "--app", str(PEER_APP), "--out", str(tmp_path / "mesh")]
+    assert cli.main([*create, "--topology", "path:2", "--insecure-plaintext"]) == 0
+    peer = ["peer", str(tmp_path / "mesh" / "vertex-0" / "peer.toml"), "--log", "json"]
+    found = subprocess.run(
+        [sys.executable, "-c", _SMALL, str(4 * 2**20), *peer],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert found.returncode == 75, found.stderr
+    assert "flower-dhb peer: the system gives this process no more threads: raise" in found.stderr
+    assert "Traceback" not in found.stderr
+
+
+def test_an_array_for_which_there_is_no_memory_is_told_with_its_size(monkeypatch, capsys):
+    monkeypatch.setattr(run, "execute", lambda _: np.empty(2**57))
+    assert cli.main(["run"]) == 1
+    said = capsys.readouterr().err
+    assert "flower-dhb run: memory ran out (Unable to allocate 1.00 EiB" in said
+    assert said.count("\n") == 1
+
+
+def test_other_errors_of_python_keep_their_traceback(monkeypatch):
+    def execute(_):
+        raise RuntimeError("can't happen")
+
+    monkeypatch.setattr(run, "execute", execute)
+    with pytest.raises(RuntimeError, match="can't happen"):
+        cli.main(["run"])

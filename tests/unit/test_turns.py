@@ -250,7 +250,10 @@ def test_files_of_rounds(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("one-peer:12", "power of 2 agents, such as 8 or 16; for 12 take matchings:exponential:12"),
+        (
+            "one-peer:12",
+            "power of 2 agents, such as 8 or 16; for 12 take base:12:1, which averages",
+        ),
         ("one-peer:x", "not of the form one-peer:N"),
         ("one-peer:1", "at least 2"),
         ("base:8", "not of the form base:N:K"),

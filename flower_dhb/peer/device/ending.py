@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-from flower_dhb.errors import ConfigError, DamageError, NotNowError, RoundError
+from flower_dhb.errors import ConfigError, DamageError, NotNowError, RoundError, lacking
 
 __all__ = ["FINAL", "Ending", "ending_of"]
 
@@ -38,6 +38,8 @@ def ending_of(error: BaseException) -> Ending:
         case RoundError():
             return Ending.FAILING
         case NotNowError() | OSError():
+            return Ending.AGAIN
+        case _ if lacking(error) is not None:
             return Ending.AGAIN
         case _:
             return Ending.UNFORESEEN
