@@ -26,17 +26,20 @@ def digest_of_code(directory: Path) -> str:
     """
     root = directory.resolve()
     digest = xxhash.xxh3_64()
-    folder_of = cache(os.path.realpath)  # a process has thousands of modules in few folders
+
+    @cache  # a process has thousands of modules in few folders
+    def is_of_app(folder: str) -> bool:
+        path = Path(os.path.realpath(folder))
+        return path.is_relative_to(root) and "site-packages" not in path.parts
+
     for name, module in sorted(sys.modules.items()):
         file = getattr(module, "__file__", None)
         if not isinstance(file, str) or name.partition(".")[0] == "flower_dhb":
             continue
-        folder, last = os.path.split(file)
-        path = Path(folder_of(folder), last)
-        if not path.is_relative_to(root) or "site-packages" in path.parts:
+        if not is_of_app(os.path.dirname(file)):
             continue
         try:
-            source = path.read_bytes()
+            source = Path(file).read_bytes()
         except OSError:  # a module of an archive, or one that is gone
             continue
         digest.update(f"{name}\0".encode() + source.replace(b"\r\n", b"\n") + b"\0")
