@@ -17,6 +17,7 @@ from flwr.clientapp import ClientApp
 from support.apps import flat, numpy_app, quadratic, quadratic_step, start_arrays
 from support.dying import DyingGrid, Killed
 from support.grid import LocalGrid
+from support.meshes import write_keys
 
 from flower_dhb import (
     Algorithm,
@@ -29,6 +30,7 @@ from flower_dhb import (
 )
 from flower_dhb.algorithms import DSGD
 from flower_dhb.metrics import RoundRecord
+from flower_dhb.peer.mesh.certificates import Authority
 
 N, D, ROUNDS, EVERY = 5, 6, 11, 4
 STAR = Topology.star(N)
@@ -178,6 +180,23 @@ def test_who_waits_for_a_round_has_it_in_messages_of_its_own(
     _, expected, _ = run(RoundByRound, **options)
     assert train_messages(grid) == messages
     same(result, expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"compression": "topk:0.5"}], ids=named)
+def test_sealed_payloads_are_those_of_the_same_run(tmp_path: Path, options: dict[str, Any]) -> None:
+    homes = write_keys(Authority.create("m1", 30), tmp_path, N)
+
+    def states(kind: type[ServerlessStrategy], encryption: str) -> list[dict[str, Any]]:
+        node = {i: {"partition-id": i, "mesh": str(homes[i])} for i in range(N)}
+        grid = LocalGrid(app(), N, node_config=node.__getitem__)
+        hidden = {"encryption": encryption, "collect_models": False, "average": False}
+        _, result, _ = run(kind, TRACKING, grid=grid, **hidden, **options)
+        assert not any(record.missing for record in result.history)
+        kept = [grid.contexts[grid.node_of(v)].state["flower_dhb.state"] for v in range(N)]
+        return [{name: array.data for name, array in each.items()} for each in kept]
+
+    sealed = states(ServerlessStrategy, "neighbors")
+    assert sealed == states(ServerlessStrategy, "none") == states(RoundByRound, "neighbors")
 
 
 def test_an_app_that_fails_in_a_round_costs_that_round_and_no_other() -> None:

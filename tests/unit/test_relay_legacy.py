@@ -51,16 +51,17 @@ def app_of(asked: list | None = None, mods: list | None = None, **options: bool)
     return ClientApp(client_fn, mods=mods)
 
 
-def run(app: ClientApp, rounds: int = ROUNDS):
-    strategy = ServerlessStrategy(GRAPH, DSGD(), collect_models=True)
+def run(app: ClientApp, rounds: int = ROUNDS, every: int = 1):
+    strategy = ServerlessStrategy(GRAPH, DSGD(), collect_models=True, share_every=every)
     config = ConfigRecord({"lr": 0.5})
     return strategy.start(LocalGrid(app, N), start_arrays(D)[0], rounds, train_config=config)
 
 
-def test_a_client_fn_gives_the_numbers_and_metrics_of_the_newer_form() -> None:
+@pytest.mark.parametrize("every", [1, 3])
+def test_a_client_fn_gives_the_numbers_and_metrics_of_the_newer_form(every: int) -> None:
     asked: list[dict[str, object]] = []
-    old = run(decentralize(app_of(asked)))
-    new = run(numpy_app(N, D, rate=RATE, mods=[consensus_mod]))
+    old = run(decentralize(app_of(asked)), every=every)
+    new = run(numpy_app(N, D, rate=RATE, mods=[consensus_mod]), every=every)
     assert all(r.missing == [] and r.events == [] for r in old.history)
     for vertex in range(N):
         assert list(old.models[vertex]) == list(new.models[vertex])
