@@ -7,7 +7,7 @@ import os
 import re
 import secrets
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -15,6 +15,7 @@ from typing import IO, Any
 from flower_dhb.errors import ConfigError
 
 __all__ = [
+    "flat",
     "make_folder",
     "read_toml",
     "remedy_of",
@@ -115,6 +116,24 @@ def read_toml(path: Path, remedy: str) -> dict[str, Any]:
         raise ConfigError(f"{path}: {error.strerror}; {remedy}") from None
     except ValueError as error:  # neither UTF-8 nor TOML
         raise ConfigError(f"{path}: not readable as TOML: {error}; {remedy}") from None
+
+
+def flat(config: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """A nested run config with dots in its keys, as Flower hands it to apps.
+
+    Raises ConfigError for a value that is neither text nor number nor boolean.
+    """
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{above}{key}.")
+        elif isinstance(value, bool | int | float | str):
+            found[f"{above}{key}"] = value
+        else:
+            raise ConfigError(
+                f"'{above}{key}' must be a text, a number or a boolean, got {value!r}"
+            )
+    return found
 
 
 def sync(file: IO[Any]) -> None:

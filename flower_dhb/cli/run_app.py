@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from flower_dhb.errors import ConfigError, GraphError, unknown
-from flower_dhb.runs.config import RunConfig, flat
+from flower_dhb.files import flat
+from flower_dhb.runs.config import RunConfig
 from flower_dhb.runs.resuming import KEY, config_of, folder_to_resume
 from flower_dhb.topology.graph import Topology
 from flower_dhb.topology.turns import Turns, count_agents

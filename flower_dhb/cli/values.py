@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flower_dhb.errors import ConfigError
+from flower_dhb.files import flat
 
 __all__ = ["AUTHORITY_DAYS", "DEVICE_DAYS", "check_days", "nested", "pairs", "read_settings"]
 
@@ -52,8 +53,6 @@ def read_settings(settings: Sequence[str]) -> dict[str, Any]:
 
     Each is pairs KEY=VALUE with TOML values, or the name of a TOML file. Raises ConfigError.
     """
-    from flower_dhb.runs.config import flat
-
     values: dict[str, Any] = {}
     for setting in settings:
         try:

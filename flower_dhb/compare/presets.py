@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from flower_dhb.algorithms import ALGORITHMS, settings_of
 from flower_dhb.compare.tasks import Task, check_task
 from flower_dhb.errors import ConfigError
+from flower_dhb.files import flat, read_toml
 from flower_dhb.references import imported
 
 __all__ = ["read_preset", "settings_of_preset"]
@@ -23,12 +23,10 @@ def read_preset(path: Path) -> dict[str, Any]:
     The app is that of the nearest `pyproject.toml` above the preset, if there is one.
     Raises ConfigError that names the file if it is none.
     """
-    values = _read(path)
-    nested = [key for key, value in values.items() if isinstance(value, dict)]
-    if nested:
-        raise ConfigError(f"preset '{path}': '{nested[0]}' is a table; a run config has none")
-    document = _app_of(path)[1]
+    values = _flat(path, read_toml(path, "a preset is a TOML file of settings"))
+    folder, document = _app_of(path)
     defaults = document.get("tool", {}).get("flwr", {}).get("app", {}).get("config", {})
+    defaults = _flat(folder / "pyproject.toml", defaults)
     for key in values:
         if defaults and key not in defaults:
             raise ConfigError(f"preset '{path}': the app's run config has no key '{key}'")
@@ -67,6 +65,13 @@ def settings_of_preset(path: Path, problem: str | None = None) -> dict[str, Any]
     return found
 
 
+def _flat(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return flat(values)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
 def _problem(path: Path, values: Mapping[str, Any]) -> str | Task:
     root, document = _app_of(path)
     reference = document.get("tool", {}).get("flower-dhb", {}).get("problem")
@@ -97,17 +102,8 @@ def _app_of(path: Path) -> tuple[Path, dict[str, Any]]:
     """Folder and `pyproject.toml` of the app that a preset belongs to."""
     for folder in path.resolve().parents:
         if (folder / "pyproject.toml").is_file():
-            return folder, _read(folder / "pyproject.toml")
+            return folder, read_toml(folder / "pyproject.toml", "it is the app's of a preset")
     return path.resolve().parent, {}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"preset '{path}': no such file") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"preset '{path}': not a readable TOML file: {error}") from None
 
 
 def _text(path: Path, values: Mapping[str, Any], key: str, default: str) -> str:

@@ -17,6 +17,7 @@ from flower_dhb.compare.training import Scores, Training
 from flower_dhb.engine.attacks import Attack
 from flower_dhb.engine.engine import Engine, random_failures
 from flower_dhb.errors import ConfigError
+from flower_dhb.metrics import agents_text
 from flower_dhb.topology.turns import AnyGraph
 
 __all__ = ["Curves", "Run", "attack_of", "execute"]
@@ -158,7 +159,7 @@ def _gone(engine: Engine, limit: float) -> str:
     if not engine.finite:
         bad = ~torch.isfinite(engine.parameters[engine.honest]).all(dim=1).cpu().numpy()
         agents = [agent for agent, is_bad in zip(engine.honest, bad, strict=True) if is_bad]
-        return f"parameters of {_agents(agents)} are NaN or infinite"
+        return f"parameters of {agents_text(agents)} are NaN or infinite"
     if _length(engine) > limit:
         return f"parameters have grown beyond {limit:.0e}"
     return ""
@@ -167,13 +168,6 @@ def _gone(engine: Engine, limit: float) -> str:
 def _length(engine: Engine) -> float:
     """Norm of the longest honest agent's parameters."""
     return float(engine.parameters[engine.honest].double().norm(dim=1).max())
-
-
-def _agents(vertices: list[int]) -> str:
-    if len(vertices) == 1:
-        return f"agent {vertices[0]}"
-    shown = ", ".join(str(v) for v in vertices[:4])
-    return f"agents {shown}" + (f" and {len(vertices) - 4} more" if len(vertices) > 4 else "")
 
 
 def attack_of(kind: str, count: int, since: int, n_agents: int, seed: int = 0) -> Attack | None:

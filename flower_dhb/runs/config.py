@@ -26,7 +26,6 @@ from flower_dhb.types import Encryption
 __all__ = [
     "RuleKeys",
     "RunConfig",
-    "flat",
     "get_choice",
     "get_flag",
     "get_integer",
@@ -294,24 +293,6 @@ def get_flag(values: Values, key: str, default: bool) -> bool:
     if not isinstance(value, bool):
         raise ConfigError(f"run config: '{key}' must be true or false, got {value!r}")
     return value
-
-
-def flat(config: Values, above: str = "") -> dict[str, Any]:
-    """A nested run config with dots in its keys, as Flower hands it to apps.
-
-    Raises ConfigError for a value that is neither text nor number nor boolean.
-    """
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{above}{key}.")
-        elif isinstance(value, bool | int | float | str):
-            found[f"{above}{key}"] = value
-        else:
-            raise ConfigError(
-                f"'{above}{key}' must be a text, a number or a boolean, got {value!r}"
-            )
-    return found
 
 
 def get_text(values: Values, key: str, default: str) -> str:

@@ -381,7 +381,10 @@ def test_command_writes_tables_numbers_and_pictures(
         (["--search", "momentun"], "say which values of 'momentun' to try"),
         (["--formats", "gif"], "'gif' is none of pdf, svg, png"),
         (["--topology", "one-peer:12"], "needs a power of 2 agents"),
-        (["--preset", "nowhere.toml"], "preset 'nowhere.toml': no such file"),
+        (
+            ["--preset", "nowhere.toml"],
+            "nowhere.toml: No such file or directory; a preset is a",
+        ),
         (["--problem", "nowhere:make"], "there is no module 'nowhere'"),
         (["--problem", "json:laods"], "module 'json' has no 'laods'"),
         (["--problem", "json:loads"], "cannot be made without arguments"),

@@ -231,8 +231,9 @@ def test_presets_are_run_configs(project, tmp_path: Path) -> None:
     for text, message in (
         ("rounds = 3\n", "the app's run config has no key 'rounds'"),
         ("split = 3\n", "'split' must be a text, got 3"),
-        ("[split]\n", "'split' is a table"),
-        ("split =\n", "not a readable TOML file"),
+        ("[split]\nby = 1\n", "the app's run config has no key 'split.by'"),
+        ("split = [1]\n", "'split' must be a text, a number or a boolean, got "),
+        ("split =\n", "not readable as TOML: .*; a preset is a TOML file of settings"),
     ):
         preset.write_text(text)
         with pytest.raises(ConfigError, match=message):

@@ -23,7 +23,7 @@ from safetensors.numpy import save
 from flower_dhb.agent.compression import Compression
 from flower_dhb.agent.node import compressor_of
 from flower_dhb.errors import ConfigError, unknown
-from flower_dhb.files import read_toml, write_durably
+from flower_dhb.files import flat, read_toml, write_durably
 from flower_dhb.peer.device.model import read_start
 from flower_dhb.peer.device.settings import check_loopback
 from flower_dhb.peer.mesh.certificates import AUTHORITY_DAYS, DEVICE_DAYS, Authority
@@ -34,7 +34,7 @@ from flower_dhb.peer.watch.editions import edition_name
 from flower_dhb.peer.wire.address import parse_address
 from flower_dhb.peer.wire.edition import MeshEdge, MeshEdition, MeshTurn, MeshVertex
 from flower_dhb.peer.wire.identity import OPERATOR
-from flower_dhb.runs.config import RunConfig, flat, known_keys
+from flower_dhb.runs.config import RunConfig, known_keys
 from flower_dhb.topology.graph import Topology
 from flower_dhb.types import Layout, NDArrays
 
