@@ -410,8 +410,18 @@ ROUNDS = _in(
     ),
     (
         "no label is after the last round",
-        "return min(max([self.closed + 1, *ahead]), self.rounds)",
-        "return max([self.closed + 1, *ahead])",
+        "return min(last, self.rounds)",
+        "return last",
+    ),
+    (
+        "of two rounds that neighbors are in, who comes from further behind takes the earlier",
+        "if last - 1 in ahead and last - 1 > self.closed + 1:",
+        "if False:",
+    ),
+    (
+        "who is in step with some goes on in the later one: else two groups would never meet",
+        "if last - 1 in ahead and last - 1 > self.closed + 1:",
+        "if last - 1 in [self.closed + 1, *ahead]:",
     ),
     (
         "nobody is followed further than its pace allows",

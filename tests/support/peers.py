@@ -28,8 +28,8 @@ from tests.support.forks import AVAILABLE, Fork
 
 ROOT = Path(__file__).resolve().parents[2]
 APP = Path(__file__).resolve().parent / "peer_app"
-# What the app at the root imports.
-DIGITS = ("sklearn.datasets", "torch.func")
+# What the app at the root imports, and PyTorch when it first makes an optimizer.
+DIGITS = ("sklearn.datasets", "torch.func", "torch._dynamo")
 COMMAND = "from flower_dhb.cli import main; raise SystemExit(main())"
 
 # Of peers of which nothing is to be missing because this machine is busy.

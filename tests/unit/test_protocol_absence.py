@@ -90,13 +90,21 @@ def test_who_was_away_takes_the_newest_of_each_neighbor_and_goes_on_with_them():
     end = away()
     assert end.said()[-2:] == ["b: seek", "c: seek"]
     assert end.do("payload c30 closed=29") == []
-    assert end.do("payload b31 closed=30") == ["rejoin 31: b31@31 c30@30"]
+    assert end.do("payload b32 closed=31") == ["rejoin 32: b32@32 c30@30"]
     assert end.phase == "combining"
-    assert end.noted("rejoined") == [{"round": 31, "missed": 30, "neighbors": [1, 2]}]
-    assert end.do("rejoined") == ["b: release 31", "c: release 31", "save 31", "train 32"]
-    assert (end.agent.closed, end.agent.mixed) == (31, 31)
+    assert end.noted("rejoined") == [{"round": 32, "missed": 31, "neighbors": [1, 2]}]
+    assert end.do("rejoined") == ["b: release 32", "c: release 32", "save 32", "train 33"]
+    assert (end.agent.closed, end.agent.mixed) == (32, 32)
     assert end.counts["rejoined", ""] == 1
     assert [sorted(edge.held) for edge in end.agent.edges.values()] == [[], []]
+
+
+def test_who_begins_again_leads_nobody_past_the_round_that_it_is_about_to_begin():
+    """c has yet to begin round 31, and b waits there for it."""
+    end = away()
+    end.do("payload c30 closed=29")
+    assert end.do("payload b31 closed=30") == ["rejoin 30: b31@31 c30@30"]
+    assert end.do("rejoined")[-2:] == ["save 30", "train 31"]
 
 
 def test_all_who_are_ahead_are_waited_for_and_once_one_is_here_not_for_long():

@@ -125,6 +125,23 @@ def test_who_is_behind_is_not_in_question():
     assert end.count("not-followed", "b") == end.count("not-followed", "c") == 0
 
 
+def test_who_catches_up_takes_the_earlier_of_two_rounds_that_neighbors_are_in():
+    """From the later one it would lead away from the earlier who is about to begin it."""
+    end = in_step(neighbors="bcd")
+    end.do("payload b15 closed=14", "payload c14 closed=13")
+    assert target(end) == 14
+    end = in_step(neighbors="bcd")
+    end.do("payload b15 closed=14", "payload c13 closed=12")
+    assert target(end) == 15
+
+
+def test_who_is_in_step_with_some_follows_those_that_are_one_round_ahead():
+    """Two groups that are a round apart would else never share one."""
+    end = in_step(neighbors="bcd")
+    end.do("payload b12 closed=11", "up c round=11 digest=c11 closed=10")
+    assert target(end) == 12
+
+
 def test_a_label_is_never_after_the_last_round():
     end = in_step(rounds=4, neighbors="b")
     end.agent.edges[1].wants = 7000

@@ -552,6 +552,10 @@ class Rounds:
 
         Who becomes a neighbor later may be some rounds ahead by then, as it is further away in
         the graph of today: it is followed only where no neighbor of today is there.
+
+        Of two rounds that neighbors are in, who comes from further behind takes the earlier: from
+        the later it would lead those away that are about to begin the earlier, and all would lose
+        them who wait for them there.
         """
         due = [e for e in self.due() if e.up]
         ahead = [
@@ -559,7 +563,10 @@ class Rounds:
             for e in due or self.up()
             if self._has_passed(e) and not e.seeking and self._follows(e, now)
         ]
-        return min(max([self.closed + 1, *ahead]), self.rounds)
+        last = max([self.closed + 1, *ahead])
+        if last - 1 in ahead and last - 1 > self.closed + 1:
+            last -= 1
+        return min(last, self.rounds)
 
     def _has_passed(self, edge: Edge) -> bool:
         """Whether a neighbor is past the next round that both share, as it waits in that one."""
