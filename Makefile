@@ -49,7 +49,7 @@ SLOW := $(BIN)/python -m pytest -m "slow and not alone" -n 3 $(GROUPS)
 ALONE := $(BIN)/python -m pytest -m "slow and alone" -n 2 $(GROUPS)
 # A machine that stalls for seconds breaks a deadline, and no code is at fault. The slow
 # tests that have failed are tried once more, with nothing beside it; both outcomes stay in sight.
-AGAIN := $(BIN)/python -m pytest --last-failed --last-failed-no-failures none
+AGAIN := $(BIN)/python -m pytest --last-failed --last-failed-no-failures none -n 1 $(GROUPS)
 
 test: install
 	@$(FAST)
