@@ -395,13 +395,13 @@ AGENT: tuple[Mistake, ...] = _in(
     ),
     (
         "who takes a final model is in the last round",
-        "min(newest - (newest - 1 in ended.values()), rounds)",
-        "newest - (newest - 1 in ended.values()) + 1",
+        "min(last - (last - 1 in ended.values()), rounds)",
+        "last - (last - 1 in ended.values()) + 1",
     ),
     (
         "who begins again is ahead of no neighbor that has yet to begin the newest round",
-        "min(newest - (newest - 1 in ended.values()), rounds)",
-        "min(newest, rounds)",
+        "min(last - (last - 1 in ended.values()), rounds)",
+        "min(last, rounds)",
     ),
     (
         "who begins again says which round it has ended",

@@ -148,7 +148,8 @@ class Process:
     neighbor said, in this life of both, to have ended. fuse: effects until a crash.
     untried: it has not trained yet. waited:
     neighbors that a deadline was for, with nothing under way on a whole connection to them.
-    stopped_at: when it was told to end, by its own clock.
+    stopped_at: when it was told to end, by its own clock. failed_in: the last round in which its
+    app failed.
     storing: editions of the mesh on their way to the disk. edition: of the newest own payload.
     left_out: by neighbor, rounds on a connection in which it was sent nothing.
     """
@@ -164,6 +165,7 @@ class Process:
         "disk",
         "edition",
         "ends",
+        "failed_in",
         "fuse",
         "fuse_kind",
         "host",
@@ -215,6 +217,7 @@ class Process:
         self.notes = 0
         self.untried = True
         self.stopped_at = NEVER
+        self.failed_in = 0
         self.life = host.lives
         config = host.editions() if len(world.plan.meshes) > 1 else host.config
         self.core = world.make(config, self.clock(), **host.disk.read())
@@ -629,6 +632,8 @@ class Process:
         self.exit("failed")
 
     def _count(self, effect: Count) -> None:
+        if effect.name == "app-failed":
+            self.failed_in = self.core.round
         if effect.name == "in-doubt":
             self.world.watch.doubts(self, effect.neighbor)
         self.world.count("core: " + effect.name)

@@ -600,10 +600,14 @@ class Watch:
             self.left[process.vertex, j] = core.round, end, other.life
 
     def doubts(self, process: Process, j: int) -> None:
-        """A round is in doubt: not since the neighbor was stopped, if its last words have come."""
+        """A round is in doubt: not since the neighbor was stopped, if its last words have come.
+
+        Whoever has voted, and whose own app fails then, is in doubt for that.
+        """
         r, end, life = self.left.get((j, process.vertex), (0, None, 0))
         told = end is not None and end.cut_at == NEVER and end.other.left_at >= end.last
-        if r == process.core.round and told and life == process.life:
+        failed = process.failed_in == r
+        if r == process.core.round and told and life == process.life and not failed:
             raise ViolationError(
                 "a stop",
                 f"agent {process.vertex} is in doubt about round {r}, since {j} was stopped in it",

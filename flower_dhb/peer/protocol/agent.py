@@ -654,8 +654,8 @@ class Agent:
             return
         # Where a neighbor has yet to begin the newest round, the next is that one: who were a
         # round ahead of it would lead it away from all that wait for it there.
-        newest = max(ended.values())
-        self._label = min(newest - (newest - 1 in ended.values()), rounds)
+        last = max(ended.values())
+        self._label = min(last - (last - 1 in ended.values()), rounds)
         if self._joins:  # their payloads are of before, where no exchange has been due since
             self._label = max(self._label, (near.editions.next(self.closed) or 1) - 1)
         self._edition = near.editions.then(self._label).number
