@@ -118,20 +118,20 @@ def read_toml(path: Path, remedy: str) -> dict[str, Any]:
         raise ConfigError(f"{path}: not readable as TOML: {error}; {remedy}") from None
 
 
-def flat(config: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+def flat(config: Mapping[str, Any], where: object, above: str = "") -> dict[str, Any]:
     """A nested run config with dots in its keys, as Flower hands it to apps.
 
-    Raises ConfigError for a value that is neither text nor number nor boolean.
+    Raises ConfigError, which says where, for a value that is neither text nor number nor boolean.
     """
     found: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping):
-            found |= flat(value, f"{above}{key}.")
+            found |= flat(value, where, f"{above}{key}.")
         elif isinstance(value, bool | int | float | str):
             found[f"{above}{key}"] = value
         else:
             raise ConfigError(
-                f"'{above}{key}' must be a text, a number or a boolean, got {value!r}"
+                f"{where}: '{above}{key}' must be a text, a number or a boolean, got {value!r}"
             )
     return found
 

@@ -55,12 +55,7 @@ class AppFolder:
         if lacks:
             raise ConfigError(f"{path} is not a Flower App: its pyproject.toml lacks {lacks}")
         app = document["tool"]["flwr"]["app"]
-        try:
-            config = flat(app.get("config", {}))
-        except ConfigError as error:
-            raise ConfigError(
-                f"{path / 'pyproject.toml'}: [tool.flwr.app.config]: {error}"
-            ) from None
+        config = flat(app.get("config", {}), f"{path / 'pyproject.toml'}: [tool.flwr.app.config]")
         modules = [
             _module(path, kind, app["components"][kind]) for kind in ("serverapp", "clientapp")
         ]

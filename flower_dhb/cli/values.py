@@ -55,11 +55,13 @@ def read_settings(settings: Sequence[str]) -> dict[str, Any]:
     """
     values: dict[str, Any] = {}
     for setting in settings:
+        where = f"--run-config {setting!r}"
         try:
-            values |= flat(tomllib.loads(_toml(setting)))
+            document = tomllib.loads(_toml(setting))
         except (OSError, ValueError) as error:
             why = error.strerror if isinstance(error, OSError) else error
-            raise ConfigError(f"--run-config {setting!r}: {why}") from None
+            raise ConfigError(f"{where}: {why}") from None
+        values |= flat(document, where)
     return values
 
 

@@ -23,10 +23,10 @@ def read_preset(path: Path) -> dict[str, Any]:
     The app is that of the nearest `pyproject.toml` above the preset, if there is one.
     Raises ConfigError that names the file if it is none.
     """
-    values = _flat(path, read_toml(path, "a preset is a TOML file of settings"))
+    values = flat(read_toml(path, "a preset is a TOML file of settings"), path)
     folder, document = _app_of(path)
     defaults = document.get("tool", {}).get("flwr", {}).get("app", {}).get("config", {})
-    defaults = _flat(folder / "pyproject.toml", defaults)
+    defaults = flat(defaults, folder / "pyproject.toml")
     for key in values:
         if defaults and key not in defaults:
             raise ConfigError(f"preset '{path}': the app's run config has no key '{key}'")
@@ -63,13 +63,6 @@ def settings_of_preset(path: Path, problem: str | None = None) -> dict[str, Any]
             raise ConfigError(f"preset '{path}': 'learning-rate' must be a number, got {rate!r}")
         found["grid"] = [float(rate)]
     return found
-
-
-def _flat(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
-    try:
-        return flat(values)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
 
 
 def _problem(path: Path, values: Mapping[str, Any]) -> str | Task:

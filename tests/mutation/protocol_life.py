@@ -395,13 +395,13 @@ AGENT: tuple[Mistake, ...] = _in(
     ),
     (
         "who takes a final model is in the last round",
-        "min(last - (last - 1 in ended.values()), rounds)",
-        "last - (last - 1 in ended.values()) + 1",
+        "min(where_to_join(ended.values()), rounds)",
+        "where_to_join(ended.values()) + 1",
     ),
     (
         "who begins again is ahead of no neighbor that has yet to begin the newest round",
-        "min(last - (last - 1 in ended.values()), rounds)",
-        "min(last, rounds)",
+        "min(where_to_join(ended.values()), rounds)",
+        "min(max(ended.values()), rounds)",
     ),
     (
         "who begins again says which round it has ended",

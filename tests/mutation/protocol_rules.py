@@ -410,18 +410,18 @@ ROUNDS = _in(
     ),
     (
         "no label is after the last round",
-        "return min(last, self.rounds)",
-        "return last",
+        "return min(where_to_join(ahead) if ahead else self.closed + 1, self.rounds)",
+        "return where_to_join(ahead) if ahead else self.closed + 1",
     ),
     (
         "of two rounds that neighbors are in, who comes from further behind takes the earlier",
-        "if last - 1 in ahead and last - 1 > self.closed + 1:",
-        "if False:",
+        "return newest - (newest - 1 in rounds)",
+        "return newest",
     ),
     (
         "who is in step with some goes on in the later one: else two groups would never meet",
-        "if last - 1 in ahead and last - 1 > self.closed + 1:",
-        "if last - 1 in [self.closed + 1, *ahead]:",
+        "return min(where_to_join(ahead) if ahead else self.closed + 1, self.rounds)",
+        "return min(where_to_join([self.closed + 1, *ahead]), self.rounds)",
     ),
     (
         "nobody is followed further than its pace allows",

@@ -273,7 +273,7 @@ sys.exit(main(sys.argv[2:]))
 
 
 @pytest.mark.thorough
-@pytest.mark.skipif(sys.platform != "linux", reason="of Linux")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_peer_that_gets_no_memory_for_a_thread_says_so_and_may_be_started_again(tmp_path):
     create = ["mesh", "create", "--app", str(PEER_APP), "--out", str(tmp_path / "mesh")]
     assert cli.main([*create, "--topology", "path:2", "--insecure-plaintext"]) == 0

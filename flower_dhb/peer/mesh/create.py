@@ -409,10 +409,7 @@ def _app_document(app: Path) -> dict[str, Any]:
             raise KeyError("clientapp")
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{path}: is not a Flower App's: {error}") from None
-    try:
-        document["config"] = flat(document.get("config", {}))
-    except ConfigError as error:
-        raise ConfigError(f"{path}: [tool.flwr.app.config]: {error}") from None
+    document["config"] = flat(document.get("config", {}), f"{path}: [tool.flwr.app.config]")
     own = tool.get("flower-dhb", {})
     document["start"] = own.get("start")
     document["tables"] = {k: own[k] for k in ("train-config", "evaluate-config") if k in own}

@@ -67,7 +67,7 @@ from flower_dhb.peer.protocol.events import (
 )
 from flower_dhb.peer.protocol.messages import Goodbye, Seek
 from flower_dhb.peer.protocol.neighborhood import Neighborhood
-from flower_dhb.peer.protocol.rounds import EPOCH_BITS, epoch_of, part_of, round_of
+from flower_dhb.peer.protocol.rounds import EPOCH_BITS, epoch_of, part_of, round_of, where_to_join
 from flower_dhb.peer.protocol.settings import Config
 
 __all__ = ["Agent", "Phase"]
@@ -652,10 +652,7 @@ class Agent:
                 near.cut(edge, "no-payload", now)
             self._next(now)
             return
-        # Where a neighbor has yet to begin the newest round, the next is that one: who were a
-        # round ahead of it would lead it away from all that wait for it there.
-        last = max(ended.values())
-        self._label = min(last - (last - 1 in ended.values()), rounds)
+        self._label = min(where_to_join(ended.values()), rounds)
         if self._joins:  # their payloads are of before, where no exchange has been due since
             self._label = max(self._label, (near.editions.next(self.closed) or 1) - 1)
         self._edition = near.editions.then(self._label).number

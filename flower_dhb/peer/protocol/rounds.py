@@ -17,7 +17,7 @@ different stories.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,7 +49,7 @@ from flower_dhb.peer.protocol.messages import (
 from flower_dhb.peer.protocol.patience import Patience
 from flower_dhb.peer.protocol.settings import Config
 
-__all__ = ["EPOCH_BITS", "Rounds", "Told", "epoch_of", "part_of", "round_of"]
+__all__ = ["EPOCH_BITS", "Rounds", "Told", "epoch_of", "part_of", "round_of", "where_to_join"]
 
 # A neighbor is followed if it is ahead by no more rounds than this, and this many more in
 # each usual time of one of its rounds since the last that it and we used together.
@@ -74,6 +74,16 @@ def round_of(epoch: int) -> int:
 def epoch_of(edition: Edition) -> int:
     """The epoch that all members enter with an edition, unless one of them opens another."""
     return (edition.members_since - 1) << _PART_BITS
+
+
+def where_to_join(rounds: Collection[int]) -> int:
+    """The newest of the rounds that neighbors are in, or the one before it if some are in that.
+
+    From the newest an agent would lead away those that are about to begin the one before, and all
+    that wait for them there would lose them.
+    """
+    newest = max(rounds)
+    return newest - (newest - 1 in rounds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -553,9 +563,7 @@ class Rounds:
         Who becomes a neighbor later may be some rounds ahead by then, as it is further away in
         the graph of today: it is followed only where no neighbor of today is there.
 
-        Of two rounds that neighbors are in, who comes from further behind takes the earlier: from
-        the later it would lead those away that are about to begin the earlier, and all would lose
-        them who wait for them there.
+        Who is not a single round behind takes the earlier of two rounds that neighbors are in.
         """
         due = [e for e in self.due() if e.up]
         ahead = [
@@ -563,10 +571,7 @@ class Rounds:
             for e in due or self.up()
             if self._has_passed(e) and not e.seeking and self._follows(e, now)
         ]
-        last = max([self.closed + 1, *ahead])
-        if last - 1 in ahead and last - 1 > self.closed + 1:
-            last -= 1
-        return min(last, self.rounds)
+        return min(where_to_join(ahead) if ahead else self.closed + 1, self.rounds)
 
     def _has_passed(self, edge: Edge) -> bool:
         """Whether a neighbor is past the next round that both share, as it waits in that one."""
